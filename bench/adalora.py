@@ -39,7 +39,7 @@ from rankwise.methods.lora import TrainableLoRA
 from rankwise.methods.trainable import Trainable
 from rankwise.objectives.causal_lm import token_loss
 from rankwise.rows.encoded.batches import Arrange, Batch, Batches, portion
-from rankwise.rows.encoded.flat import flat
+from rankwise.rows.encoded.packing import flat
 from rankwise.rows.sources import open_source
 from rankwise.rows.text.encode import Encoder
 from rankwise.runs.manifest import machine, versions

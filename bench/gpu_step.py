@@ -23,7 +23,7 @@ from stacks import CASES, USUAL, StepBatches, lora_trainer, peft_settings
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rankwise.rows.encoded.batches import Batch, collate
-from rankwise.rows.encoded.flat import flat
+from rankwise.rows.encoded.packing import flat
 
 CASE, LENGTH, VOCABULARY, HEAD = CASES[USUAL], 512, 32000, 64
 Act = Callable[[], float]

@@ -5,18 +5,16 @@
     python bench/hostile_serving.py soak [--seconds 600]        R42
     python bench/hostile_serving.py stops [--count 10]          R43
     python bench/hostile_serving.py damaged                     R44
-    python bench/hostile_serving.py schema [--count 10000]      R45, by schemathesis over /openapi.json
     … several of them, one after the other; [--json] [--out TITLE]
 
 Each starts `rankwise serve` over random adapters on a tiny model, in float32, and asks it from this process, on the
-cores that both share. schemathesis is looked for on PYTHONPATH; without it `schema` says so and ends with 0.
+cores that both share.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.util
 import json
 import random
 import re
@@ -26,9 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,55 +161,12 @@ def _served_with(made: Made, file: Path, kind: str) -> dict[str, Any]:
     return {"served": serves, "exit code": code, "named": "own" in error, "error": error[:160]}
 
 
-def with_names(document: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The served schema, with models and messages that exist, so that requests come as far as the model."""
-    schemas = document["components"]["schemas"]
-    message = {"type": "object", "required": ["role", "content"], "additionalProperties": False, "properties": {
-        "role": {"enum": ["system", "user", "assistant", "tool", "user"]}, "content": {"type": "string"},
-    }}  # fmt: skip
-    schemas["ChatBody"]["properties"]["messages"] |= {"items": message, "maxItems": 3}
-    for body in ("ChatBody", "CompletionBody"):
-        schemas[body]["properties"]["model"] = {"enum": [*names, "no-such-model"]}
-        schemas[body]["properties"].pop("logit_bias", None)
-        for name in ("max_tokens", "max_completion_tokens"):
-            schemas[body]["properties"].get(name, {}).update({"type": "integer", "minimum": 1, "maximum": 6})
-            schemas[body]["properties"].get(name, {}).pop("anyOf", None)
-    return document
-
-
-def schema(made: Made, chosen: Any) -> dict[str, Any]:
-    if importlib.util.find_spec("schemathesis") is None:
-        print(
-            "schemathesis is not installed: pip install --target FOLDER schemathesis, and PYTHONPATH=FOLDER",
-            file=sys.stderr,
-        )
-        raise SystemExit(0)
-    with serving(made, "--max-new-tokens", "4", "--waiting", "1000") as server:
-        document = made.folder / "openapi.json"
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/openapi.json", timeout=30) as answer:
-            document.write_text(json.dumps(with_names(json.load(answer), made.names)))
-        words = ["run", str(document), "--url", f"http://127.0.0.1:{server.port}", "--checks", "not_a_server_error",
-                 "--max-examples", str(chosen.count // 10), "--no-color", "--suppress-health-check", "all"]  # fmt: skip
-        command = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=made.folder)
-        counts = server.metrics()
-        alive = server.process.poll() is None
-    log = (made.folder / "serve.log").read_text()
-    report = done.stdout.splitlines()
-    return {
-        "exit code": done.returncode, "report": report[-30:], "tracebacks in the log": log.count("Traceback"),
-        "answers": counts["rankwise_requests_total"], "failed": counts["rankwise_failed_total"], "alive": alive,
-        "log": log[-2000:],
-    }  # fmt: skip
-
-
 KINDS = {
     "overload": overload,
     "disconnects": disconnects,
     "soak": soak,
     "stops": stops,
     "damaged": damaged,
-    "schema": schema,
 }
 USUAL = {
     "overload": (60, 0),
@@ -221,7 +174,6 @@ USUAL = {
     "soak": (600, 0),
     "stops": (0, 10),
     "damaged": (0, 5),
-    "schema": (0, 10_000),
 }
 
 

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from telling import parser_of, tell
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rankwise.base.tensor_files import INDEX, header_of, writing
+from rankwise.base.tensor_files import INDEX, header_of, open_writer
 from rankwise.runs.manifest import peak_rss
 from rankwise.system.files import write_json
 
@@ -114,7 +114,7 @@ def make_base(folder: Path, layers: int) -> list[int]:
     for number, entries in enumerate(shards):
         file = folder / f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         header = header_of(((name, "BF16", shape) for name, shape in entries), {"format": "pt"})
-        with writing(file, header) as writer:
+        with open_writer(file, header) as writer:
             for name, shape in entries:
                 left = torch.Size(shape).numel()
                 while left:

@@ -38,7 +38,7 @@ from rankwise.forward.activation_memory import saved_bytes
 from rankwise.forward.fused import FusedLoss
 from rankwise.forward.reference import random_documents
 from rankwise.rows.encoded.batches import Batch
-from rankwise.rows.encoded.flat import flat
+from rankwise.rows.encoded.packing import flat
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.manifest import peak_rss
 from rankwise.runs.records import silent

@@ -3,7 +3,7 @@
     python docs/make_configuration.py            # write docs/configuration.md
     python docs/make_configuration.py --check    # exit 1 if the page is out of date
 
-The description of a setting is the docstring below its field.
+The description of a setting is the docstring below its field, and its flag is a mark of its type.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from rankwise.config.base import Config, descriptions_of
+from rankwise.config.base import Config, Flag, configs_in, descriptions_of
 from rankwise.config.data import DataConfig, Reading
 from rankwise.config.experiment import Experiment
 from rankwise.config.generation import GenerationConfig
@@ -32,7 +32,7 @@ OPENING = """\
 Every setting of a run has a dotted name, such as `training.epochs`. There are three ways to give it:
 
 - in a YAML file: `rankwise train my-first.yaml`
-- on the command line: `--set training.epochs=3`; common settings also have flags of their own (`--epochs 3`)
+- on the command line: `--set training.epochs=3`; common settings also have flags, named at their end (`--epochs 3`)
 - from Python: `rankwise.Experiment(training={"epochs": 3}, …)`
 
 A value on the command line overrides the file, and the file overrides a recipe. An unknown name is an error.
@@ -52,7 +52,7 @@ def sections(prefix: str, config: type[Config], heading: str, listed: type[Confi
     made = [section(heading, prefix, config, listed)]
     for name, field in config.model_fields.items():
         inside = f"{prefix}.{name}" if prefix else name
-        options = classes_in(field.annotation)
+        options = configs_in(field.annotation)
         for option in options:
             reads_rows = issubclass(option, Reading) and option is not DataConfig
             first = options[0] if option is not options[0] else DataConfig if reads_rows else None
@@ -60,13 +60,6 @@ def sections(prefix: str, config: type[Config], heading: str, listed: type[Confi
             many = "[]" if get_origin(field.annotation) is tuple else ""
             made += sections(inside + many, option, f"{inside}{method}", first)
     return made
-
-
-def classes_in(annotation: Any) -> list[type[Config]]:
-    """The config classes that a type is made of."""
-    if isinstance(annotation, type) and issubclass(annotation, Config):
-        return [annotation]
-    return [option for argument in get_args(annotation) for option in classes_in(argument)]
 
 
 def section(heading: str, prefix: str, config: type[Config], listed: type[Config] | None = None) -> str:
@@ -82,8 +75,10 @@ def section(heading: str, prefix: str, config: type[Config], listed: type[Config
     for name, field in config.model_fields.items():
         if name not in repeated:
             dotted = f"{prefix}.{name}" if prefix else name
+            flags = " ".join(f"`{mark.name}`" for mark in field.metadata if isinstance(mark, Flag))
             lines.append(
                 f"- **`{dotted}`** ({_type(field.annotation, field.metadata)}{_default(field)}): {descriptions[name]}"
+                + (f" On the command line: {flags}." if flags else "")
             )
     if repeated:
         names = ", ".join(f"`{name}`" for name in repeated)
@@ -93,7 +88,7 @@ def section(heading: str, prefix: str, config: type[Config], listed: type[Config
 
 def _type(annotation: Any, metadata: list[Any]) -> str:
     """A type in words, with its bounds."""
-    if classes_in(annotation):
+    if configs_in(annotation):
         return "list of settings, see below" if get_origin(annotation) is tuple else "settings, see below"
     if get_origin(annotation) is Annotated:
         inner, *more = get_args(annotation)

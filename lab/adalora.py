@@ -124,7 +124,7 @@ def run(cell: Cell, model: LoadedModel, folder: Path, number: int) -> dict[str, 
     """Rank 8 with the eager backend, as it was begun; one backend for all methods that stand beside each other."""
     name = f"{cell.task}-{cell.method}-{cell.rank}-{number}"
     experiment = Experiment(
-        model=model.spec, run=name, adapter=cell.adapter(),
+        model=model.config, run=name, adapter=cell.adapter(),
         data={"path": str(folder / f"{cell.task}-trained.jsonl"), "max_length": LONGEST,
               "validation": str(folder / f"{cell.task}-measured.jsonl")},
         training={"steps": STEPS[cell.task], "batch_size": BATCH, "learning_rate": cell.rate, "seed": cell.seed,

@@ -7,13 +7,10 @@ from typing import Any
 
 from rankwise.commands.advise import advise
 from rankwise.config.experiment import Experiment
-from rankwise.evaluation.advised_rows import Side
 from rankwise.objectives.registry import decided, objective_of
 from rankwise.rows.preparing import prepare
 from rankwise.runs.records import silent
-from rankwise.training.advice import margin_of
-from rankwise.training.advising import Advising, Design
-from rankwise.training.short_runs import short_run
+from rankwise.training.advising import ADVISING, Side, margin_of
 
 STEPS, BATCH, LABELLED_BATCH = 100, 8, 16
 SIDES = ("base", "untrained", "adapter", "unrelated")
@@ -41,17 +38,13 @@ def whole_run(model: str, trained: Path, measured: Path) -> dict[str, Any]:
     prepared = prepare(experiment.data, objective.writing(loaded), silent)
     rows = len(prepared.trained)
     config = experiment.training.resolved(rows, loaded.width, experiment.auto_rate)
-    classifies = objective.targets is not None
-    design = Design(
-        STEPS, STEPS, 0, rows, len(prepared.measured), rows if classifies else 0, experiment.training.batch_size, 4
-    )
-    advising = Advising(experiment, config, loaded, objective, prepared, design)
-    measures = advising.rows()
-    base, untrained = measures.base(), measures.untrained().side
-    with short_run(advising.short(STEPS, rows), silent, lambda: None) as made:
-        each = (base, untrained, measures.adapter(), measures.unrelated())
+    advising = objective.among(ADVISING)(experiment, config, loaded, objective, prepared)
+    advising.rows, base = list(prepared.measured_rows), advising.base()
+    untrained = advising.untrained().side
+    with advising.short(STEPS, prepared, silent) as made:
+        each = (base, untrained, advising.adapter(), advising.unrelated())
     sides = {name: vars(side) for name, side in zip(SIDES, each, strict=True) if side is not None}
-    return {"classifies": classifies, "sides": sides, "step_seconds": made.seconds}
+    return {"classifies": objective.targets is not None, "sides": sides, "step_seconds": made.seconds}
 
 
 def verdict_of_run(full: dict[str, Any], control: dict[str, Any] | None) -> tuple[str, list[float | None]]:

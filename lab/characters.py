@@ -17,10 +17,9 @@ from rankwise.base.loading import load_tokenizer
 from rankwise.base.sources import find
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
+from rankwise.planning.rows import conversations_of
 from rankwise.planning.tokens import TokenCounter
-from rankwise.planning.training_rows import conversations_of
-from rankwise.rows.encoding import Encoding, EncodingFacts
-from rankwise.rows.preparation import prepared_of
+from rankwise.rows.preparation import Encoding, EncodingFacts, prepared_of
 from rankwise.rows.report.report import Tally
 from rankwise.rows.sample import sample_rows
 from rankwise.rows.text.chat_template import ChatTemplate

@@ -39,7 +39,13 @@ class Cells:
         until: float | None,
     ) -> None:  # fmt: skip
         self.tasks = {task.name: task for task in tasks}
-        self._model, self._file, self._text, self._announce, self._until = model.spec.name, file, text, callback, until
+        self._model, self._file, self._text, self._announce, self._until = (
+            model.config.name,
+            file,
+            text,
+            callback,
+            until,
+        )
         self._held: Held | None = None
         self._fixed = [FORMAT, MARKS, model.facts.fingerprint, model.facts.device, text.sha256]
         self._files = {task.name: task.files for task in tasks}

@@ -130,7 +130,7 @@ def claims(
     text = text_for(loaded, blocks=plan.blocks, length=BLOCK_LENGTH)
     work = _Work(plan, Cells(tasks, loaded, folder / "cells.jsonl", text, callback, until), callback)
     total = sum(parameter.numel() for parameter in loaded.module.parameters())
-    peaks = Peaks(folder / "peaks.json", tasks[0], loaded.spec.name, loaded.facts, callback)
+    peaks = Peaks(folder / "peaks.json", tasks[0], loaded.config.name, loaded.facts, callback)
     facts = {"text": text.about, "processor": processor_name(), "device": loaded.facts.device, "dtype": "float32",
              "tasks": {task.name: f"{plan.rows[task.name]} rows, once, {task.batch} a step" for task in tasks},
              "versions": versions()}  # fmt: skip

@@ -38,7 +38,7 @@ def intruders(weight: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
 def intruders_of(adapters: AdapterSet) -> dict[str, tuple[Tensor, Tensor]]:
     """Those of each adapted linear layer, by its path, also where it has none."""
     return {
-        path: intruders(weight_of(adapters.host(path)), adapter.delta())
+        path: intruders(weight_of(adapters.base_layer(path)), adapter.delta())
         for path, adapter in adapters.adapters("default").items()
     }
 

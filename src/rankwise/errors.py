@@ -181,7 +181,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f' Did you mean "{near[0]}"?' if near else ""
 
 
-def together(problems: list[str], limit: int = 20) -> str:
+def joined_problems(problems: list[str], limit: int = 20) -> str:
     """Join the problems of many rows, one per line, and one for the same problem of more than `SAME` rows. After
     `limit` lines, only the number of the others is given."""
     alike: dict[str, list[str]] = {}

@@ -105,7 +105,7 @@ def test_scores_masks_and_weights_are_the_reference_s_at_every_step(interval, ga
     for adapter in adapters.adapters().values():
         adapter.double()
     bare = Net().double()
-    bare.load_state_dict({name.replace(".host", ""): value for name, value in net.state_dict().items()
+    bare.load_state_dict({name.replace(".base_layer", ""): value for name, value in net.state_dict().items()
                           if "adapters" not in name})  # fmt: skip
     plain = Plain(bare, adapters, spec.scale, gamma)
     trainable = TrainableAdaLoRA(adapters, spec, STEPS)

@@ -116,7 +116,7 @@ def factors_of_one_expert_change_it_alone(name: str, leaf: str) -> None:
     assert apart(changed[own], base[own]) > 0.01
     A, B = factors[f"{path}.{leaf}"]
     delta = adapters.adapters()[f"{path}.{leaf}"].scale * B[expert] @ A[expert]
-    host = module.host
+    host = module.base_layer
     getattr(host, leaf)[expert] += delta.T if name == "gpt-oss" else delta
     assert apart(changed, host(x, chosen, shares)) <= SAME, "by hand"
 
@@ -156,14 +156,14 @@ def test_experts_without_tokens_get_no_gradient_and_frozen_weights_none(name: st
         for factor in adapters.adapters()[f"{path}.{leaf}"].parameters():
             assert factor.grad is not None and not factor.grad[1].any()
             assert factor.grad[0].any() and factor.grad[2].any()
-        assert getattr(module.host, leaf).grad is None
+        assert getattr(module.base_layer, leaf).grad is None
     assert x.grad is not None and x.grad.any()
 
 
 @pytest.mark.parametrize("name", MIXTURES)
 def test_nothing_as_large_as_the_weights_is_kept_for_the_backward_pass(name: str) -> None:
     module: Any = adapted(name).model.get_submodule("model.layers.0.mlp.experts")
-    weights = {weight.untyped_storage().data_ptr() for weight in module.host.parameters()}
+    weights = {weight.untyped_storage().data_ptr() for weight in module.base_layer.parameters()}
     kept: list[int] = []
 
     def keep(value: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ def test_nothing_as_large_as_the_weights_is_kept_for_the_backward_pass(name: str
     x = torch.randn(4, SIZES["hidden_size"], requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         module(x, torch.tensor([[2, 0]] * 4), torch.rand(4, 2))
-    assert kept and max(kept) < min(weight.nbytes for weight in module.host.parameters() if weight.dim() == 3)
+    assert kept and max(kept) < min(weight.nbytes for weight in module.base_layer.parameters() if weight.dim() == 3)
 
 
 @pytest.mark.parametrize("name", MIXTURES)

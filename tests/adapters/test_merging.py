@@ -66,7 +66,7 @@ def test_weights_are_rounded_once_to_what_they_were(dtype: torch.dtype) -> None:
     adapters = inject(model, LoraConfig(rank=3))
     unsettle(adapters)
     path, adapter = next(iter(adapters.adapters().items()))
-    wanted = (adapters.host(path).weight.double() + adapter.delta().double()).to(dtype)
+    wanted = (adapters.base_layer(path).weight.double() + adapter.delta().double()).to(dtype)
     found = merge(adapters).get_submodule(path).weight
     assert found.dtype == dtype
     torch.testing.assert_close(found, wanted, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-7)

@@ -16,7 +16,7 @@ from kit.vision_models import images, save_folder, tiny
 from rankwise.adapters.formats.peft import CONFIG, WEIGHTS, lay_peft, write_peft
 from rankwise.adapters.targets import choose, notes_about
 from rankwise.config.adapters import LoraConfig
-from rankwise.config.old_names import new_names
+from rankwise.config.expressions import new_names
 from rankwise.errors import AdapterError, TargetError
 from rankwise.methods.inject import inject
 

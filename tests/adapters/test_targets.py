@@ -129,7 +129,7 @@ def test_a_second_adapter_sees_hosts_and_not_the_first_adapter() -> None:
     adapters = inject(model, LoraConfig(rank=2))
     add_adapter(adapters, LoraConfig(rank=2), name="second")
     assert set(adapters.adapters("second")) == set(adapters.adapters("default"))
-    assert not any("host" in path or "adapters" in path for path in adapters.layers)
+    assert not any("base_layer" in path or "adapters" in path for path in adapters.layers)
 
 
 def test_a_table_that_is_the_output_head_too_is_known() -> None:

@@ -100,7 +100,7 @@ def assert_alike(found: Tensor, expected: Tensor) -> None:
 def test_a_model_without_linear_layers_gets_adapters_on_its_convolutions_by_default_and_says_so(family: str) -> None:
     adapters = adapted(family, LoraConfig(rank=2))
     chosen = list(adapters.layers)
-    assert chosen and all(isinstance(adapters.host(path), nn.Conv2d) for path in chosen)
+    assert chosen and all(isinstance(adapters.base_layer(path), nn.Conv2d) for path in chosen)
     adapters.remove()
     assert chosen == list(adapted(family, LoraConfig(rank=2, targets="all-conv")).layers)
     with pytest.raises(

@@ -5,15 +5,46 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from kit.damaged_configs import BROKE, DAMAGES
 from rankwise.base.inspection import inspect_folder
 from rankwise.cli.main import app
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError, ModelError
+
+
+def _deep(file: Path) -> None:
+    file.write_bytes(b'{"model_type": "llama", "x": ' + b"[" * 900 + b"]" * 900 + b"}")
+
+
+def _pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def _one_key_head_less(file: Path) -> None:
+    """Than there are heads, which divides them by nothing."""
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"num_key_value_heads": config["num_attention_heads"] - 1}))
+
+
+def _changed(name: str, value: Any) -> Callable[[Path], object]:
+    return lambda file: file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+
+
+BROKE: dict[str, Callable[[Path], object]] = {
+    "a thousand million layers": _changed("num_hidden_layers", 10**9), "labels": _changed("num_labels", 10**8),
+    "model_type is a list": _changed("model_type", ["llama"]), "nested 900 deep": _deep, "a pipe": _pipe,
+    "no positions": _changed("max_position_embeddings", 0), "fewer": _changed("max_position_embeddings", -5),
+    "architectures is [5]": _changed("architectures", [5]), "architectures is a number": _changed("architectures", 5),
+    "a thousand million wide": _changed("hidden_size", 10**9), "key heads that divide nothing": _one_key_head_less,
+}  # fmt: skip
+"""What hung, filled the memory, ended in a traceback or was taken before there were bounds."""
 
 
 @pytest.fixture
@@ -24,17 +55,17 @@ def model(tiny_folder, tmp_path):
 
 @pytest.mark.parametrize("name", BROKE)
 def test_what_once_hung_or_filled_the_memory_is_refused_before_anything_is_built(name, model):
-    DAMAGES[name](model / "config.json")
+    BROKE[name](model / "config.json")
     with pytest.raises(ModelError) as caught:
         inspect_folder(model)
     assert "config.json" in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize("command", ["plan", "train"])
-@pytest.mark.parametrize("name", [*BROKE[:3], "hidden_size is 0", "hidden_size is 1000000000"])
-def test_a_command_says_so_and_ends_with_two(command, name, model, monkeypatch):
+@pytest.mark.parametrize("damage", [*[*BROKE.values()][:3], _changed("hidden_size", 0), _changed("hidden_size", 10**9)])
+def test_a_command_says_so_and_ends_with_two(command, damage, model, monkeypatch):
     monkeypatch.chdir(model.parent)
-    DAMAGES[name](model / "config.json")
+    damage(model / "config.json")
     words = [command, "--model", "model", "--data", "rows.jsonl", *(["--steps", "1"] if command == "train" else [])]
     result = CliRunner().invoke(app, [*words, "--quiet"] if command == "train" else words)
     assert (result.exit_code, type(result.exception)) == (2, SystemExit), result.output

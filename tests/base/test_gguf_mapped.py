@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from kit.families import BY_NAME, BYTE_LEVEL, TEXT, hub_of
 from kit.gguf_models import KINDS, adapter_in, layers_of, model_in
 from rankwise.base.gguf import mapped as gguf_mapped
 from rankwise.base.gguf.conversion import converted
@@ -28,7 +26,6 @@ from rankwise.kernels.quantized.tensor import QuantizedTensor, stored_bytes
 from rankwise.methods.inject import inject
 from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.planning.stored_weights import packed_bytes, rest_bytes
-from rankwise.planning.tokens import TokenCounter
 from rankwise.runs.records import StatusMessage, silent
 
 IDS = torch.arange(80).reshape(2, 40) + 5
@@ -101,55 +98,6 @@ def test_each_architecture_is_loaded_whole_and_computes_what_the_converted_folde
     assert (logits(ours) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
     packed = {name for name, one in ours.named_parameters() if isinstance(one.data, QuantizedTensor)}
     assert packed == {name for name, one in theirs.named_parameters() if one.ndim == 2 and "wpe" not in name}
-
-
-def vocabulary_file(file: Path, architecture: str, family: str, pieces: str) -> Path:
-    """A GGUF file of a tokenizer and a chat template, without a tensor."""
-    hub = hub_of(BY_NAME[family], pieces)
-    parts, template = json.loads(hub.backend_tokenizer.to_str()), hub.chat_template
-    special = {one["id"]: one["content"] for one in parts["added_tokens"]}
-    words = {number: token for token, number in parts["model"]["vocab"].items()} | special
-    merges = [" ".join(pair) for pair in parts["model"]["merges"]]
-    places = {merge.replace(" ", ""): -float(place) for place, merge in reversed([*enumerate(merges)])}
-    writer = gguf.GGUFWriter(file, architecture)
-    for setting in ("embedding_length", "block_count", "context_length", "attention.head_count", "feed_forward_length"):
-        writer.add_uint32(f"{architecture}.{setting}", 8)
-    tokens = [words[number] for number in sorted(words)]
-    writer.add_tokenizer_model("gpt2" if pieces in BYTE_LEVEL else "llama")
-    writer.add_tokenizer_pre({"qwen": "qwen2", "llama3": "llama-bpe"}.get(pieces, "default"))
-    writer.add_token_list(tokens)
-    writer.add_token_types([3 if number in special else 1 for number in sorted(words)])
-    if pieces in BYTE_LEVEL:
-        writer.add_token_merges(merges)
-    else:
-        writer.add_token_scores([places.get(token, -1e9) for token in tokens])
-    writer.add_eos_token_id(hub.eos_token_id)
-    writer.add_chat_template(template)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    return file
-
-
-@pytest.mark.parametrize(
-    ("architecture", "family", "pieces"),
-    [("qwen2", "chatml", "qwen"), ("llama", "llama3", "llama3"), ("gpt2", "chatml", "gpt2"),
-     ("llama", "vicuna", "first"), ("phi3", "phi3", "prepend"), ("gemma2", "gemma", "bare")],
-)  # fmt: skip
-def test_a_plan_counts_tokens_as_a_training_does(architecture, family, pieces, tmp_path):
-    file = vocabulary_file(tmp_path / "model.gguf", architecture, family, pieces)
-    theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name)
-    texts = [
-        *TEXT,
-        "Wie groß, 12345?\r\n\r\n  And \t 日本 I'M don't",
-        "".join(f"{one}a\n b" for one in theirs.all_special_tokens if one != "<mask>"),
-    ]
-    ours = TokenCounter(file)
-    assert ours.exact and ours.count(texts) == [
-        len(one) for one in theirs.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
-    ]
-    assert (ours.template, ours.special("eos_token")) == (theirs.chat_template, theirs.eos_token)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "q4_0", "q5_0", "q5_1", "q8_0"])

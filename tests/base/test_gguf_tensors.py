@@ -17,7 +17,6 @@ from rankwise.base.gguf import conversion
 from rankwise.base.gguf.conversion import converted
 from rankwise.base.gguf.files import GgufTensor, write_gguf
 from rankwise.errors import ModelError, ResourceError
-from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.runs.records import StatusMessage, WarningMessage, silent
 from rankwise.system.files import published
 
@@ -96,20 +95,6 @@ def renamed(file, old, new):
     file.write_bytes(content.replace(old.encode(), new.encode()))
 
 
-def with_entry(file, name, *, sizes=None, kind=None, offset=None):
-    """The header's line of a tensor changed; what is not given stays."""
-    content = bytearray(file.read_bytes())
-    at = content.index(struct.pack("<Q", len(name)) + name.encode()) + 8 + len(name)
-    count = struct.unpack_from("<I", content, at)[0]
-    if sizes is not None:
-        struct.pack_into(f"<{count}Q", content, at + 4, *sizes)
-    if kind is not None:
-        struct.pack_into("<I", content, at + 4 + 8 * count, kind)
-    if offset is not None:
-        struct.pack_into("<Q", content, at + 8 + 8 * count, offset)
-    file.write_bytes(content)
-
-
 def refusal(file):
     """Nothing was begun."""
     heard = []
@@ -140,37 +125,6 @@ def test_a_missing_tensor_is_named_also_where_the_file_was_converted_before(writ
         converted(file, silent)
 
 
-def test_a_tensor_that_is_there_twice_is_named(write):
-    file = write()
-    renamed(file, "blk.1.attn_q.weight", Q)
-    assert f"tensor '{Q}' occurs twice" in refusal(file)
-
-
-@pytest.mark.parametrize("offset", [0, 32])
-def test_tensors_that_overlap_are_named(write, offset):
-    file = write()
-    with_entry(file, Q, offset=offset)
-    said = refusal(file)
-    assert "overlap from byte " in said and f"'{Q}'" in said and "'token_embd.weight'" in said
-
-
-@pytest.mark.parametrize("offset", [10**6, 2**64 - 64])
-def test_a_tensor_out_of_the_file_is_named(write, offset):
-    file = write()
-    with_entry(file, Q, offset=offset)
-    assert f"tensor '{Q}' ends at byte " in refusal(file)
-
-
-def test_a_file_that_was_cut_is_refused_with_the_tensor(write):
-    file = write()
-    file.write_bytes(file.read_bytes()[:-1])
-    last = max(read_gguf_header(file).offsets.items(), key=lambda item: item[1])[0]
-    assert (
-        f"tensor '{last}' ends at byte {file.stat().st_size + 1:,}, but the file ends at {file.stat().st_size:,}."
-        in (refusal(file))
-    )
-
-
 def test_a_tensor_of_another_shape_is_named(write):
     file = write(more={Q: np.zeros((16, 64), np.float32)})
     assert f'tensor "{Q}" has the shape (16, 64), but the model needs (32, 32).' in refusal(file)
@@ -181,27 +135,6 @@ def test_all_that_is_wrong_is_told_at_once(write):
     said = refusal(file)
     assert "2 tensors are missing: 'blk.1.ffn_up.weight', 'output_norm.weight'." in said
     assert "the shape (16, 64)" in said
-
-
-def test_a_format_that_is_unknown_or_does_not_divide_a_row_is_named(write):
-    for kind, told in (
-        (99, "is stored in an unknown format (99)"),
-        (12, "rows of 32 numbers, and its format stores 256"),
-    ):
-        file = write()
-        with_entry(file, Q, kind=kind)
-        assert f"tensor '{Q}' " in refusal(file) and told in refusal(file)
-
-
-@pytest.mark.parametrize("alignment", [0, 3, 2**31])
-def test_an_alignment_that_is_none_is_refused(write, alignment):
-    file = write(family="llama")
-    content = file.read_bytes()
-    key = b"general.alignment"
-    entry = struct.pack("<Q", len(key)) + key + struct.pack("<II", 4, alignment)
-    count = struct.unpack_from("<Q", content, 16)[0]
-    file.write_bytes(content[:16] + struct.pack("<Q", count + 1) + entry + content[24:])
-    assert '"general.alignment" is ' in refusal(file)
 
 
 def test_what_is_computed_from_settings_may_be_left_over_and_is_warned_of(write):
@@ -234,21 +167,6 @@ def test_whatever_the_converter_raises_names_the_file(write, monkeypatch, error)
     with pytest.raises(ModelError) as caught:
         converted(file, silent)
     assert str(caught.value).startswith(f"{file} cannot be used: ") and "\n" not in str(caught.value)
-
-
-def test_files_with_random_damage_are_converted_or_refused(write):
-    file: Path = write()
-    content, generator = file.read_bytes(), np.random.default_rng(0)
-    header = read_gguf_header(file).begin
-    for _ in range(40):
-        damaged = bytearray(content)
-        for place in generator.integers(4, header, 3):
-            damaged[place] = generator.integers(256)
-        file.write_bytes(damaged)
-        try:
-            converted(file, silent)
-        except ModelError as error:
-            assert str(file) in str(error)
 
 
 @pytest.mark.parametrize(("room", "side"), [(700, 32), (9000, 32), (600, 8), (900, 8)])

@@ -28,7 +28,7 @@ from rankwise.kernels.quantized.tensor import is_quantized, stored_bytes, unpack
 from rankwise.methods.inject import inject
 from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import portion
-from rankwise.rows.encoded.flat import flat
+from rankwise.rows.encoded.packing import flat
 from rankwise.system.cache import cache_folder
 
 IDS = torch.arange(40).reshape(2, 20)

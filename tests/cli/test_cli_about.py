@@ -11,14 +11,10 @@ from collections import Counter
 import pytest
 from huggingface_hub import constants
 from typer.main import get_command
-from typer.testing import CliRunner
 
+from kit.command import printed, rankwise
 from rankwise import __version__
 from rankwise.cli.main import app
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +26,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def test_a_starter_that_was_not_fetched_is_listed_as_such():
-    listed = json.loads(rankwise("models", "--json").stdout)["models"]
+    listed = printed("models")["models"]
     starter = next(model for model in listed if model["name"] == "smollm2-135m")
     assert (starter["kind"], starter["cached"], starter["bytes"]) == ("starter", False, 0)
     line = next(line for line in rankwise("models").stdout.splitlines() if line.startswith("smollm2-135m"))
@@ -41,13 +37,8 @@ def test_a_converted_model_in_the_cache_is_listed_with_its_size(tmp_path):
     folder = tmp_path / "cache" / "models" / "gguf-0123456789abcdef"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"x" * 1234)
-    listed = json.loads(rankwise("models", "--json").stdout)["models"]
+    listed = printed("models")["models"]
     assert {"cached": True, "bytes": 1234, "kind": "converted GGUF"}.items() <= listed[-1].items()
-
-
-def test_listing_models_fetches_and_writes_nothing(tmp_path):
-    assert rankwise("models").exit_code == 0
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_pulling_a_folder_says_where_it_lies_and_how_large_it_is(tiny_folder):
@@ -74,18 +65,6 @@ def test_doctor_gives_a_name_a_value_a_verdict_and_a_remark_for_each_check():
     assert values["model hub"] == "not reachable"
 
 
-def test_doctor_in_words_has_one_line_for_each_check():
-    checks = json.loads(rankwise("doctor", "--json").stdout)["checks"]
-    lines = rankwise("doctor").stdout.splitlines()
-    assert len(lines) == len(checks)
-    assert all(check["name"] in line for check, line in zip(checks, lines, strict=True))
-
-
-def test_doctor_leaves_nothing_behind(tmp_path):
-    rankwise("doctor")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_doctor_says_problem_and_exits_with_one_where_the_cache_cannot_be(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "file" / "cache"))
@@ -96,10 +75,6 @@ def test_doctor_says_problem_and_exits_with_one_where_the_cache_cannot_be(tmp_pa
     assert check["verdict"] == "problem" and not diagnosis["able"]
 
 
-def test_version_is_the_package_version():
-    assert rankwise("--version").stdout == f"{__version__}\n"
-
-
 def test_python_dash_m_rankwise_is_the_same_command_and_loads_no_torch_for_its_version():
     shown = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "rankwise", "--version"], capture_output=True, text=True
@@ -107,15 +82,6 @@ def test_python_dash_m_rankwise_is_the_same_command_and_loads_no_torch_for_its_v
     assert (shown.returncode, shown.stdout) == (0, f"{__version__}\n")
     imported = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
     assert "rankwise.cli.main" in imported and not imported & {"torch", "transformers"}
-
-
-@pytest.mark.parametrize(
-    "command",
-    [[], ["train"], ["generate"], ["chat"], ["models"], ["models", "pull"], ["doctor"], ["report"], ["compare"]],
-)
-def test_every_command_explains_itself(command):
-    result = rankwise(*command, "--help")
-    assert result.exit_code == 0 and "Usage:" in result.stdout
 
 
 @pytest.mark.parametrize("command", [["train"], ["plan"], ["advise"], ["sweep"], ["queue", "add"]])

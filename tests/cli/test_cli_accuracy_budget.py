@@ -9,11 +9,10 @@ from random import Random
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
+from kit.command import rankwise
 from kit.library import COMMON, Library
 from rankwise.base.loading import load
-from rankwise.cli.main import app
 from rankwise.commands import train
 from rankwise.config.models import ModelConfig
 from rankwise.config.tasks import task_named
@@ -28,10 +27,6 @@ LOOSE = ("--rank", "4", "--held-out", "4", "--anchor", "0.001", "--set", "traini
 WORDS = ["fox", "dog", "town", "land", "river", "glass", "radio", "brown", "lazy"]
 
 
-def rankwise(*arguments: str) -> Result:
-    return CliRunner().invoke(app, arguments)
-
-
 def trained(name: str, *more: str) -> dict[str, Any]:
     result = rankwise("train", *COMMON, "--run", name, *LOOSE, *more, "--json")
     assert result.exit_code == 0, result.output
@@ -43,11 +38,11 @@ def write_task(name: str, rows: list[dict[str, Any]]) -> None:
     Path(f"{name}.yaml").write_text(TASK.replace("FILE", f"{name}.jsonl"))
 
 
-@pytest.fixture
-def home(library: Library, tmp_path: Path):
+@pytest.fixture(scope="module")
+def home(library: Library, tmp_path_factory: pytest.TempPathFactory):
     """With a task that the base answers without a mistake, because its choices were made by the base, and in which
     training changes many of them, because the base hardly preferred one."""
-    with contextlib.chdir(library.lay_out(tmp_path / "home")):
+    with contextlib.chdir(library.lay_out(tmp_path_factory.mktemp("budget") / "home")):
         draw = Random(0)
         rows = [
             {"q": f"What is {' '.join(draw.sample(WORDS, 3))}?", "choices": draw.sample(WORDS, 2), "gold": 0}

@@ -12,11 +12,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from typer.testing import CliRunner
 
 import rankwise as library
 from conftest import tiny_model
-from rankwise.cli.main import app
+from kit.command import done, printed, rankwise
 from rankwise.config.generation import GenerationConfig
 
 PROMPT = "What is land 1?"
@@ -24,16 +23,6 @@ THEIRS = (
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
-
-
-def rankwise(*words, typed=None):
-    return CliRunner().invoke(app, [str(word) for word in words], input=typed)
-
-
-def told(*words):
-    result = rankwise(*words, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +44,7 @@ def prepared(tmp_path_factory, tiny_folder):
         for name, some in (("rows", rows[:6]), ("others", rows[6:])):
             Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
         words = ("--steps", 20, "--batch-size", 2, "--rank", 2, "--learning-rate", 0.02)
-        trained = rankwise("train", "--model", tiny_folder, "--data", "rows.jsonl", "--run", "mine", *words)
-        assert trained.exit_code == 0, trained.output
+        done("train", "--model", tiny_folder, "--data", "rows.jsonl", "--run", "mine", *words)
         shutil.copytree("runs/mine/adapter", "ours")
     return folder
 
@@ -83,18 +71,18 @@ def with_peft(base, folder, template=None):
 def test_an_adapter_of_peft_answers_as_with_peft_by_the_template_that_lies_beside_it(home, tiny_folder):
     wanted, _ = with_peft(tiny_folder, home / "theirs")
     words = ("generate", "theirs", "--prompt", PROMPT, "--max-new-tokens", 8)
-    answer = told(*words)["answer"]
+    answer = printed(*words)["answer"]
     assert answer.strip() == wanted != ""
     assert library.generate("theirs", PROMPT, GenerationConfig(max_new_tokens=8)).adapted.text == answer
-    assert told(*words, "--base")["base_answer"] != answer
+    assert printed(*words, "--base")["base_answer"] != answer
     (home / "theirs" / "chat_template.jinja").unlink()
     by_base, _ = with_peft(tiny_folder, home / "theirs", AutoTokenizer.from_pretrained(tiny_folder).chat_template)
-    assert told(*words)["answer"].strip() == by_base != wanted
+    assert printed(*words)["answer"].strip() == by_base != wanted
 
 
 def test_a_runs_own_adapter_folder_answers_as_the_run(home):
     words = ("--prompt", PROMPT, "--max-new-tokens", 8, "--both")
-    of_run, of_folder = (told("generate", name, *words) for name in ("mine", "ours"))
+    of_run, of_folder = (printed("generate", name, *words) for name in ("mine", "ours"))
     for key in ("answer", "base_answer"):
         assert of_run[key] == of_folder[key]
     spoken = rankwise("chat", "ours", "--max-new-tokens", 8, "--json", typed=f"{PROMPT}\n/quit\n")
@@ -110,7 +98,7 @@ def test_an_export_copies_no_file_that_a_link_in_the_folder_leads_out_to(home):
 
 def test_an_adapter_folder_is_evaluated_as_its_run_is(home):
     words = ("--data", "others.jsonl", "--no-forgetting")
-    of_run, of_folder = (told("evaluate", name, *words) for name in ("mine", "ours"))
+    of_run, of_folder = (printed("evaluate", name, *words) for name in ("mine", "ours"))
     assert of_run["metrics"] == of_folder["metrics"] and of_run["n"] == of_folder["n"] == 6
     assert sorted(path.name for path in (home / "ours").iterdir()) == sorted(
         path.name for path in (home / "runs" / "mine" / "adapter").iterdir()
@@ -119,7 +107,7 @@ def test_an_adapter_folder_is_evaluated_as_its_run_is(home):
 
 def test_the_strength_of_an_adapter_folder_is_that_of_its_run(home):
     words = ("--data", "others.jsonl", "--blocks", 2)
-    of_run, of_folder = (told("strength", name, *words) for name in ("mine", "ours"))
+    of_run, of_folder = (printed("strength", name, *words) for name in ("mine", "ours"))
     assert of_run["points"] == of_folder["points"]
     assert not (home / "ours" / "strength.json").exists()
     shown = rankwise("strength", "theirs", *words)
@@ -130,8 +118,7 @@ def test_the_strength_of_an_adapter_folder_is_that_of_its_run(home):
 
 @pytest.mark.parametrize("format", ["peft", "portable", "merged"])
 def test_an_adapter_of_peft_is_exported_and_stays_what_it_was(home, tiny_folder, format):
-    result = rankwise("export", "theirs", "--to", "out", "--format", format)
-    assert result.exit_code == 0, result.output
+    done("export", "theirs", "--to", "out", "--format", format)
     ids = torch.arange(48).reshape(2, 24)
     base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).eval()
     if format == "merged":

@@ -11,19 +11,14 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
-from rankwise.cli.main import app
+from kit.command import done, rankwise
 
 HEADS = {"attn_q": 4, "attn_k": 2}
 SIZES = {
     "embedding_length": 32, "block_count": 2, "attention.head_count": 4, "attention.head_count_kv": 2,
     "context_length": 256, "feed_forward_length": 48,
 }  # fmt: skip
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def write_gguf(folder: Path, file: Path) -> None:
@@ -60,20 +55,8 @@ def trained(tiny_folder, tmp_path, monkeypatch, request):
     write_gguf(tiny_folder, tmp_path / "tiny.gguf")
     rows = [{"prompt": f"What is land {n}?", "completion": f"It is town {n}."} for n in range(4)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = (
-        "--data",
-        "rows.jsonl",
-        "--steps",
-        4,
-        "--batch-size",
-        2,
-        "--learning-rate",
-        0.02,
-        "--quantize",
-        request.param,
-    )
-    result = rankwise("train", "--model", "tiny.gguf", "--quantize", request.param, "--run", "mine", *words)
-    assert result.exit_code == 0, result.output
+    words = ("--data", "rows.jsonl", "--steps", 4, "--batch-size", 2, "--learning-rate", 0.02)
+    result = done("train", "--model", "tiny.gguf", "--quantize", request.param, "--run", "mine", *words)
     return result
 
 
@@ -111,6 +94,5 @@ def test_training_and_the_card_say_what_to_do_where_the_converted_copy_is_gone(t
     words = ("generate", "runs/mine/adapter", "--prompt", "What is land 1?", "--max-new-tokens", 4, "--json")
     gone = rankwise(*words)
     assert gone.exit_code == 2 and "which was not found" in gone.stderr and "--base-model" in gone.stderr
-    again = rankwise(*words, "--base-model", "tiny.gguf")
-    assert again.exit_code == 0, again.output
+    again = done(*words, "--base-model", "tiny.gguf")
     assert json.loads(again.stdout)["answer"] == json.loads(rankwise("generate", "mine", *words[2:]).stdout)["answer"]

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
+from kit.command import done, rankwise
 from kit.library import COMMON, Library
-from rankwise.cli.main import app
 from rankwise.training import anchor as anchoring
 from rankwise.training.trainer import Trainer
 
@@ -26,13 +26,8 @@ OTHER = " ".join(
 )
 
 
-def rankwise(*arguments: str) -> Result:
-    return CliRunner().invoke(app, arguments)
-
-
 def trained(name: str, *more: str) -> Result:
-    result = rankwise("train", *COMMON, "--run", name, *ANCHOR, *more)
-    assert result.exit_code == 0, result.output
+    result = done("train", *COMMON, "--run", name, *ANCHOR, *more)
     return result
 
 
@@ -64,11 +59,9 @@ def home(library: Library, tmp_path: Path):
 
 
 @pytest.mark.usefixtures("home")
-@pytest.mark.parametrize("text", [(), ("--set", "training.anchor.text=null", "--set", "training.anchor.code=true")])
-def test_a_run_that_was_stopped_ends_with_the_same_bytes(
-    monkeypatch: pytest.MonkeyPatch, text: tuple[str, ...]
-) -> None:
-    """With a budget, whose weight must go on where it was; on a text that is given, or on the base's own and code."""
+def test_a_run_that_was_stopped_ends_with_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a budget, whose weight must go on where it was, on the base's own text and code."""
+    text = ("--set", "training.anchor.text=null", "--set", "training.anchor.code=true")
     options = ("--forget-at-most", "0.5", "--set", "training.checkpoint_steps=7", "--backend", "eager", *text)
     trained("whole", *options)
     with monkeypatch.context() as patched:
@@ -105,8 +98,7 @@ def test_a_run_with_code_goes_on_where_what_was_read_of_the_library_is_the_same(
 @pytest.mark.usefixtures("home")
 def test_an_anchored_run_forgets_less_and_says_how_far_it_is() -> None:
     trained("held", "--anchor", "300", "--set", "training.anchor.text=null")
-    plain = rankwise("train", *COMMON, "--run", "free", "--rank", "4", "--held-out", "4")
-    assert plain.exit_code == 0
+    done("train", *COMMON, "--run", "free", "--rank", "4", "--held-out", "4")
     apart = [row["divergence"] for row in rows_of("held", "step")]
     assert len(apart) == 40 and apart[0] == 0.0 and max(apart) > 0
     assert all("divergence" not in row for row in rows_of("free", "step"))
@@ -114,8 +106,7 @@ def test_an_anchored_run_forgets_less_and_says_how_far_it_is() -> None:
     assert manifest["anchor"]["text"] == "text that the base model wrote itself: 64 blocks of 16 tokens"
     forgotten = {}
     for name in ("held", "free"):
-        result = rankwise("evaluate", name, "--blocks", "4", "--json")
-        assert result.exit_code == 0, result.output
+        result = done("evaluate", name, "--blocks", "4", "--json")
         forgotten[name] = json.loads(result.stdout)["forgetting"]["kl"]
     assert forgotten["held"] < 0.5 * forgotten["free"]
 
@@ -174,8 +165,7 @@ def test_forgetting_of_a_run_with_code_is_not_measured_on_like_text_in_silence()
         ("evaluate", "coded", (), True), ("strength", "coded", (), True), ("evaluate", "given", (), False),
         ("evaluate", "coded", ("--text", "elsewhere.txt"), False),
     ):  # fmt: skip
-        result = rankwise(command, run, "--blocks", "2", *text)
-        assert result.exit_code == 0, result.output
+        result = done(command, run, "--blocks", "2", *text)
         assert ("which is like it" in " ".join(result.output.split())) == warned, (command, run, text)
     (held,) = [
         line for line in Path("runs/coded/adapter/README.md").read_text().splitlines() if "held to its base" in line

@@ -7,32 +7,18 @@ import json
 
 import pytest
 from transformers import AutoTokenizer
-from typer.testing import CliRunner
 
-from rankwise.cli.main import app
+from kit.command import done, printed, rankwise
 
 QUESTION = "What is the capital of land 3?"
 SHORT = ("--max-new-tokens", "12")
-
-
-def rankwise(*words, typed=None):
-    return CliRunner().invoke(app, [str(word) for word in words], input=typed)
-
-
-def objects(*words, typed=None):
-    """The one object that a command printed with --json."""
-    result = rankwise(*words, "--json", typed=typed)
-    assert result.exit_code == 0, result.output
-    assert result.stdout.count("\n") == 1
-    return json.loads(result.stdout)
 
 
 def train(model, run, rows):
     with open(f"{run}.jsonl", "w") as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows))
     words = ("--rank", 4, "--learning-rate", 0.05, "--steps", 25, "--batch-size", 4)
-    result = rankwise("train", "--model", model, "--data", f"{run}.jsonl", "--run", run, *words)
-    assert result.exit_code == 0, result.output
+    done("train", "--model", model, "--data", f"{run}.jsonl", "--run", run, *words)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +40,7 @@ def home(tmp_path_factory, tiny_folder):
 
 @pytest.fixture(scope="module")
 def both(home):
-    return objects("generate", "plain", "--prompt", QUESTION, "--both", *SHORT)
+    return printed("generate", "plain", "--prompt", QUESTION, "--both", *SHORT)
 
 
 def test_json_of_both_has_an_answer_a_count_a_reason_and_a_time_for_each_side(both):
@@ -65,13 +51,9 @@ def test_json_of_both_has_an_answer_a_count_a_reason_and_a_time_for_each_side(bo
     assert 0 < both["base_answer_tokens"] <= 12 and 0 < both["answer_tokens"] <= 12
 
 
-def test_the_adapter_changes_the_answer(both):
-    assert both["answer"] != both["base_answer"]
-
-
 @pytest.mark.parametrize(("flags", "side"), [((), "answer"), (("--base",), "base_answer")])
 def test_one_side_alone_says_what_it_says_beside_the_other(both, flags, side):
-    alone = objects("generate", "plain", "--prompt", QUESTION, *flags, *SHORT)
+    alone = printed("generate", "plain", "--prompt", QUESTION, *flags, *SHORT)
     assert set(alone) == {"prompt", *(f"{side}{fact}" for fact in ("", "_tokens", "_stopped", "_seconds"))}
     assert alone[side] == both[side]
 
@@ -88,21 +70,12 @@ def test_both_shows_the_two_answers_by_name(both):
 
 
 def test_a_dash_reads_the_prompt_from_stdin(both):
-    assert objects("generate", "plain", "--prompt", "-", *SHORT, typed=QUESTION)["answer"] == both["answer"]
-
-
-def test_a_run_can_be_named_by_its_folder(both):
-    assert objects("generate", "runs/plain", "--prompt", QUESTION, *SHORT)["answer"] == both["answer"]
-
-
-def test_a_system_message_is_heard(both):
-    other = objects("generate", "plain", "--prompt", QUESTION, "--base", "--system", "the dog jumps lazy", *SHORT)
-    assert other["base_answer"] != both["base_answer"]
+    assert printed("generate", "plain", "--prompt", "-", *SHORT, typed=QUESTION)["answer"] == both["answer"]
 
 
 def test_the_system_message_of_training_is_used_unless_another_is_given(home):
     def of_base(*flags):
-        return objects("generate", "polite", "--prompt", QUESTION, "--base", *flags, *SHORT)["base_answer"]
+        return printed("generate", "polite", "--prompt", QUESTION, "--base", *flags, *SHORT)["base_answer"]
 
     assert of_base() == of_base("--system", "Be brief.")
     assert of_base() != of_base("--system", "")
@@ -110,7 +83,7 @@ def test_the_system_message_of_training_is_used_unless_another_is_given(home):
 
 def test_drawing_follows_the_seed(home):
     def drawn(seed):
-        return objects(
+        return printed(
             "generate", "plain", "--prompt", QUESTION, "--base", "--temperature", 1.5, "--seed", seed, *SHORT
         )  # fmt: skip
 
@@ -118,7 +91,7 @@ def test_drawing_follows_the_seed(home):
 
 
 def test_chat_answers_its_first_line_as_generate_does(both):
-    talk = objects("chat", "plain", "--both", *SHORT, typed=f"{QUESTION}\n")
+    talk = printed("chat", "plain", "--both", *SHORT, typed=f"{QUESTION}\n")
     assert set(talk) == {"run", "turns"} and talk["run"] == "plain"
     expected = {"user": QUESTION, "adapted": both["answer"], "base": both["base_answer"]}
     stopped = {"adapted_stopped": both["answer_stopped"], "base_stopped": both["base_answer_stopped"]}
@@ -133,22 +106,16 @@ def test_chat_speaks_each_answer_on_its_own_line_and_names_the_sides_when_there_
 
 
 def test_chat_remembers_new_forgets_and_quit_ends(both):
-    remembered = objects("chat", "plain", "--base", *SHORT, typed=f"{QUESTION}\n\n{QUESTION}\n/quit\n{QUESTION}\n")
+    remembered = printed("chat", "plain", "--base", *SHORT, typed=f"{QUESTION}\n\n{QUESTION}\n/quit\n{QUESTION}\n")
     first, second = remembered["turns"]
     assert first["base"] == both["base_answer"] != second["base"]
-    forgotten = objects("chat", "plain", "--base", *SHORT, typed=f"{QUESTION}\n/new\n{QUESTION}\n")
+    forgotten = printed("chat", "plain", "--base", *SHORT, typed=f"{QUESTION}\n/new\n{QUESTION}\n")
     assert forgotten["turns"][-1]["base"] == both["base_answer"]
-
-
-def test_new_keeps_the_system_message(home):
-    talk = objects("chat", "polite", "--base", *SHORT, typed=f"hello\n/new\n{QUESTION}\n")
-    alone = objects("generate", "polite", "--base", "--prompt", QUESTION, *SHORT)
-    assert talk["turns"][-1]["base"] == alone["base_answer"]
 
 
 def test_system_sets_shows_and_clears_the_message_and_the_conversation_goes_on(both):
     def of_base(*flags):
-        return objects("generate", "plain", "--prompt", QUESTION, "--base", *flags, *SHORT)["base_answer"]
+        return printed("generate", "plain", "--prompt", QUESTION, "--base", *flags, *SHORT)["base_answer"]
 
     lines = ["/system", "/system the dog jumps lazy", "/system", QUESTION, "/new", "/system none", "/system", QUESTION]
     result = rankwise("chat", "plain", "--base", "--json", *SHORT, typed="\n".join([*lines, "/system none", QUESTION]))
@@ -160,16 +127,9 @@ def test_system_sets_shows_and_clears_the_message_and_the_conversation_goes_on(b
 
 
 def test_a_new_system_message_takes_the_place_of_the_one_of_training(home):
-    talk = objects("chat", "polite", "--base", *SHORT, typed=f"/system the dog jumps\n{QUESTION}\n/new\n{QUESTION}\n")
-    alone = objects("generate", "polite", "--base", "--prompt", QUESTION, "--system", "the dog jumps", *SHORT)
+    talk = printed("chat", "polite", "--base", *SHORT, typed=f"/system the dog jumps\n{QUESTION}\n/new\n{QUESTION}\n")
+    alone = printed("generate", "polite", "--base", "--prompt", QUESTION, "--system", "the dog jumps", *SHORT)
     assert [turn["base"] for turn in talk["turns"]] == [alone["base_answer"]] * 2
-
-
-def test_several_lines_through_a_pipe_are_one_message(home):
-    prompt = f"{QUESTION}\n\n  /new"
-    talk = objects("chat", "plain", "--base", *SHORT, typed=f'"""\n{prompt}\n"""\n')
-    alone = objects("generate", "plain", "--base", "--prompt", prompt, *SHORT)
-    assert [(turn["user"], turn["base"]) for turn in talk["turns"]] == [(prompt, alone["base_answer"])]
 
 
 def test_what_a_person_is_told_is_not_among_the_answers(both):
@@ -178,19 +138,13 @@ def test_what_a_person_is_told_is_not_among_the_answers(both):
     assert "/system" in result.stderr and 'Did you mean "/system"?' in result.stderr
 
 
-def test_a_message_that_is_never_closed_is_an_error(home):
-    result = rankwise("chat", "plain", *SHORT, typed='"""\nhello\n')
-    assert result.exit_code == 2 and "is not closed" in result.stderr and result.stdout == ""
-
-
 def test_an_answer_that_repeats_itself_is_cut_short_and_said(home, monkeypatch):
     from rankwise.inference import decoding
 
     # a random model rarely loops for long before its context ends, so here sixteen tokens are a loop
     monkeypatch.setattr(decoding, "repeats", lambda ids: True)
-    monkeypatch.setattr(decoding, "loop_at", lambda ids: 16 if len(ids) >= 16 else None)
     told, long = "[stopped: the answer repeats itself]", ("--max-new-tokens", 40, "--system", "x")
-    found = objects("generate", "plain", "--base", "--prompt", QUESTION, *long)
+    found = printed("generate", "plain", "--base", "--prompt", QUESTION, *long)
     assert (found["base_answer_stopped"], found["base_answer_tokens"]) == ("repetition", 16)
     for words in (("generate", "--prompt", QUESTION), ("chat",)):
         result = rankwise(words[0], "plain", "--base", *words[1:], *long, typed=QUESTION)
@@ -198,15 +152,14 @@ def test_an_answer_that_repeats_itself_is_cut_short_and_said(home, monkeypatch):
         off = rankwise(words[0], "plain", "--base", *words[1:], *long, "--no-repetition-check", typed=QUESTION)
         assert off.stdout.startswith(found["base_answer"]) and len(off.stdout) > len(result.stdout)
         assert off.stderr == ""
-    talk = objects("chat", "plain", "--base", *long, typed=QUESTION)
+    talk = printed("chat", "plain", "--base", *long, typed=QUESTION)
     assert talk["turns"][0]["base_stopped"] == "repetition"
     both = rankwise("generate", "plain", "--both", "--prompt", QUESTION, *long)
     assert f"base: {told}" in both.stderr
 
 
 def test_a_conversation_that_has_grown_too_long_says_so_and_goes_on_after_new(home):
-    result = rankwise("chat", "plain", "--json", *SHORT, typed=f"{'dog ' * 300}\n/new\n{QUESTION}\n")
-    assert result.exit_code == 0
+    result = done("chat", "plain", "--json", *SHORT, typed=f"{'dog ' * 300}\n/new\n{QUESTION}\n")
     assert "context" in result.stderr and "/new" in result.stderr and "Traceback" not in result.stderr
     assert [turn["user"] for turn in json.loads(result.stdout)["turns"]] == [QUESTION]
 
@@ -223,13 +176,8 @@ def test_a_line_that_only_one_side_has_room_for_does_not_break_the_conversation(
     lines = ("x" * number for number in range(300))
     line = next(x for x in lines if max(length(both["answer"], x), length(both["base_answer"], x)) > room)
     assert min(length(both["answer"], line), length(both["base_answer"], line)) <= room, "the answers are alike"
-    result = rankwise("chat", "plain", "--both", "--json", *SHORT, typed=f"{QUESTION}\n{line}\n")
-    assert result.exit_code == 0, repr(result.exception)
+    result = done("chat", "plain", "--both", "--json", *SHORT, typed=f"{QUESTION}\n{line}\n")
     assert json.loads(result.stdout)["turns"][0]["base"] == both["base_answer"]
-
-
-def test_chat_with_nothing_said_is_a_conversation_of_no_turns(home):
-    assert objects("chat", "plain", typed="") == {"run": "plain", "turns": []}
 
 
 @pytest.mark.parametrize("verb", ["generate", "chat"])
@@ -255,20 +203,5 @@ def test_a_run_cannot_say_whose_code_to_trust_nor_on_which_device(home):
         asked = load_tuned("plain", force_result=True)
     finally:
         file.write_text(before)
-    assert asked.model.spec.trust_code is None
-    assert asked.model.spec.device == "auto"
-
-
-def test_a_run_finds_its_base_beside_it_from_any_folder(tiny_folder, tmp_path, monkeypatch):
-    import shutil
-    from pathlib import Path
-
-    work = tmp_path / "sp ace"
-    shutil.copytree(tiny_folder, work / "model")
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(work)
-    Path("r.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
-    trained = rankwise("train", "--model", "./model", "--data", "r.jsonl", "--run", "r", "--steps", 1)
-    assert trained.exit_code == 0, trained.output
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert objects("generate", work / "runs" / "r", "--prompt", "a", *SHORT)["prompt"] == "a"
+    assert asked.model.config.trust_code is None
+    assert asked.model.config.device == "auto"

@@ -11,10 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
+from kit.command import printed, rankwise
 from rankwise.base.starters import STARTERS, _folder
-from rankwise.cli.main import app
 from rankwise.commands.cache import seconds_of
 from rankwise.errors import ConfigError
 from rankwise.system.cache import SOURCE, source_of
@@ -32,17 +31,6 @@ OURS = {
 }  # fmt: skip
 NOT_OURS = ["models/my-own/model.safetensors", "models/notes.txt", "encoded/thesis/a.txt", "letters/a.txt", "photo.png"]
 LONG_AGO = time.time() - 40 * 86_400
-
-
-def rankwise(*words, typed=None):
-    return CliRunner().invoke(app, [str(word) for word in words], input=typed)
-
-
-def objects(*words):
-    result = rankwise(*words, "--json")
-    assert result.exit_code == 0, result.output
-    assert result.stdout.count("\n") == 1
-    return json.loads(result.stdout)
 
 
 @pytest.fixture
@@ -74,13 +62,13 @@ def kept(root):
 
 def test_an_empty_cache_is_nothing_and_is_not_made(tmp_path, monkeypatch):
     monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "none"))
-    assert objects("cache") == {"folder": str(tmp_path / "none"), "bytes": 0, "entries": []}
-    assert objects("cache", "clean") == {"bytes": 0, "removed": [], "in_use": []}
+    assert printed("cache") == {"folder": str(tmp_path / "none"), "bytes": 0, "entries": []}
+    assert printed("cache", "clean") == {"bytes": 0, "removed": [], "in_use": []}
     assert not (tmp_path / "none").exists()
 
 
 def test_every_byte_is_told_by_kind_and_models_by_the_file_they_came_from(cache):
-    found = objects("cache")
+    found = printed("cache")
     assert found["bytes"] == sum((cache / name).stat().st_size for name in files(cache))
     entries = {kind: [one for one in found["entries"] if one["kind"] == kind] for kind in [*OURS, "other"]}
     assert {kind: len(each) for kind, each in entries.items()} == {
@@ -97,8 +85,8 @@ def test_every_byte_is_told_by_kind_and_models_by_the_file_they_came_from(cache)
 
 
 def test_cleaning_frees_what_it_says_and_leaves_what_is_not_ours(cache):
-    size = sum(one["bytes"] for one in objects("cache")["entries"] if one["kind"] != "other")
-    cleaned = objects("cache", "clean", "--yes")
+    size = sum(one["bytes"] for one in printed("cache")["entries"] if one["kind"] != "other")
+    cleaned = printed("cache", "clean", "--yes")
     assert cleaned["bytes"] == size and len(cleaned["removed"]) == 7 + len(MODELS) and cleaned["in_use"] == []
     assert kept(cache) == sorted(files(cache)) == sorted(NOT_OURS)
     assert not list(cache.rglob("*.folder")), "the name of a model that is gone"
@@ -107,14 +95,14 @@ def test_cleaning_frees_what_it_says_and_leaves_what_is_not_ours(cache):
 @pytest.mark.parametrize("kind", OURS)
 def test_one_kind_alone_can_be_cleaned(cache, kind):
     before = files(cache)
-    objects("cache", "clean", "--kind", kind, "--yes")
+    printed("cache", "clean", "--kind", kind, "--yes")
     assert before - files(cache) == set(OURS[kind])
 
 
 def test_only_what_is_older_than_asked_goes(cache):
     os.utime(cache / "encoded" / ROWS)
-    assert objects("cache", "clean", "--older-than", "41d", "--yes")["removed"] == []
-    objects("cache", "clean", "--kind", "rows", "--kind", "scores", "--older-than", "30d", "--yes")
+    assert printed("cache", "clean", "--older-than", "41d", "--yes")["removed"] == []
+    printed("cache", "clean", "--kind", "rows", "--kind", "scores", "--older-than", "30d", "--yes")
     assert (cache / "encoded" / ROWS).is_dir() and not (cache / "scores" / SCORES).exists()
     assert (cache / "models" / MODEL).is_dir()
 
@@ -151,12 +139,12 @@ def test_what_a_living_process_has_open_or_mapped_stays(cache, how):
         [sys.executable, "-c", program, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as it:
         assert it.stdout is not None and it.stdout.readline() == b"ready\n"
-        cleaned = objects("cache", "clean", "--yes")
+        cleaned = printed("cache", "clean", "--yes")
         [stays] = cleaned["in_use"]
         assert stays["path"] == str(cache / "models" / MODEL) and str(it.pid) in stays["why"]
         assert file.is_file() and not (cache / "models" / OTHER_MODEL).exists()
         it.communicate(b"\n")
-    assert objects("cache", "clean", "--yes")["removed"] == [str(cache / "models" / MODEL)]
+    assert printed("cache", "clean", "--yes")["removed"] == [str(cache / "models" / MODEL)]
 
 
 def test_what_a_living_process_is_writing_stays(cache):
@@ -164,7 +152,7 @@ def test_what_a_living_process_is_writing_stays(cache):
     unfinished.mkdir()
     fresh = cache / "compiled" / "ab" / "new.so"
     fresh.write_bytes(b"x")
-    stays = {one["path"]: one["why"] for one in objects("cache", "clean", "--yes")["in_use"]}
+    stays = {one["path"]: one["why"] for one in printed("cache", "clean", "--yes")["in_use"]}
     assert set(stays) == {str(unfinished), str(cache / "compiled")}
     assert unfinished.is_dir() and fresh.is_file()
 
@@ -176,8 +164,8 @@ def test_nothing_outside_the_folder_is_touched(cache, tmp_path):
     (cache / "encoded" / ("12" * 32)).symlink_to(outside / MODEL)
     (cache / "scores" / f"{'34' * 32}.json").symlink_to(outside / MODEL / SOURCE)
     before = files(outside)
-    assert not any(one["path"].startswith(str(outside)) for one in objects("cache")["entries"])
-    cleaned = objects("cache", "clean", "--yes")
+    assert not any(one["path"].startswith(str(outside)) for one in printed("cache")["entries"])
+    cleaned = printed("cache", "clean", "--yes")
     assert files(outside) == before and (cache / "models").is_symlink()
     assert not any("models" in path for path in cleaned["removed"])
 
@@ -185,7 +173,7 @@ def test_nothing_outside_the_folder_is_touched(cache, tmp_path):
 def test_the_folder_itself_may_be_a_link(cache, tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(cache)
     monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "link"))
-    assert len(objects("cache", "clean", "--yes")["removed"]) == 7 + len(MODELS)
+    assert len(printed("cache", "clean", "--yes")["removed"]) == 7 + len(MODELS)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"file": 3}', "\\xff"])
@@ -195,6 +183,6 @@ def test_a_source_that_cannot_be_read_is_unknown(cache, content):
 
 
 def test_a_converted_model_says_what_it_was_made_of_in_the_list_of_models_too(cache):
-    listed = json.loads(rankwise("models", "--json").stdout)["models"]
+    listed = printed("models")["models"]
     [model] = [one for one in listed if one["name"].endswith(MODEL)]
     assert model["about"] == "my.Q4_K_M.gguf"

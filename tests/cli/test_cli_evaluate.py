@@ -6,9 +6,8 @@ import contextlib
 import json
 
 import pytest
-from typer.testing import CliRunner
 
-from rankwise.cli.main import app
+from kit.command import done, rankwise
 from rankwise.commands.evaluate import asked_of
 from rankwise.evaluation.subject import open_subject
 from rankwise.runs.records import silent
@@ -18,13 +17,8 @@ ROWS = [{"prompt": f"What is land {n}?", "completion": f"It is town {n % 3}."} f
 OTHERS = [{"prompt": f"What is land {n}?", "completion": f"It is town {n % 3}."} for n in range(20, 32)]
 
 
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
 def found(*words):
-    result = rankwise(*words, "--json")
-    assert result.exit_code == 0, result.output
+    result = done(*words, "--json")
     assert result.stdout.count("\n") == 1
     return json.loads(result.stdout)
 
@@ -37,22 +31,8 @@ def home(tmp_path_factory, tiny_folder):
         (folder / "others.jsonl").write_text("".join(json.dumps(row) + "\n" for row in OTHERS))
         words = ("--model", tiny_folder, "--data", "rows.jsonl", "--steps", 30, "--learning-rate", 0.02)
         for run, more in (("measured", ("--held-out", 4)), ("all", ())):
-            result = rankwise("train", *words, "--run", run, *more)
-            assert result.exit_code == 0, result.output
+            done("train", *words, "--run", run, *more)
         yield folder
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [(("measured", "--text", "t.txt", "--no-forgetting"), "needs two models to compare"),
-     (("measured", "--text", "t.txt", "--no-base"), "needs two models to compare"),
-     (("no/such-model", "--text", "t.txt"), "needs two models to compare"),  # before a model is looked for
-     (("measured", "--task", "lm-eval:piqa", "--data", "rows.jsonl"), "has its own data"),
-     (("measured", "--task", "rows.jsonl", "--data", "others.jsonl"), "are both files of rows")],
-)  # fmt: skip
-def test_an_option_without_effect_is_refused(home, words, said):
-    result = rankwise("evaluate", *words)
-    assert result.exit_code == 2 and said in " ".join(result.output.split())
 
 
 def test_a_run_is_held_against_its_base_on_what_it_held_out(home):
@@ -103,8 +83,7 @@ def columns(home, tiny_folder):
         (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
     texts = ("--prompt", "Extract: {text}", "--completion", "{fields}")
     words = ("--model", tiny_folder, "--data", "own.jsonl", "--run", "extract", "--steps", 2, *texts)
-    result = rankwise("train", *words)
-    assert result.exit_code == 0, result.output
+    done("train", *words)
 
 
 @pytest.mark.usefixtures("columns")
@@ -194,10 +173,6 @@ def test_an_evaluation_that_is_replaced_by_one_of_other_items_is_named(home):
     assert "is replaced; it contained 12 other items of others.jsonl" in " ".join(told.output.split())
 
 
-def test_held_out_rows_are_drawn(home):
-    assert found("evaluate", "measured", "--no-forgetting", "--rows", 2)["n"] == 2
-
-
 @pytest.mark.parametrize("words", [("--task", "rows.jsonl"), ("--data", "rows.jsonl"), ("--task", "learned.yaml")])
 def test_the_rows_that_a_run_was_trained_on_say_nothing(home, words):
     (home / "learned.yaml").write_text("task: lands\ndata: rows.jsonl\nscore: exact\n")
@@ -220,9 +195,8 @@ def test_rows_to_measure_with_that_are_those_of_training_are_told_or_refused(hom
 
 
 def test_a_run_is_asked_with_its_own_system_message(home, tiny_folder):
-    result = rankwise("train", "--model", tiny_folder, "--data", "rows.jsonl", "--steps", 1, "--run", "spoken",
+    done("train", "--model", tiny_folder, "--data", "rows.jsonl", "--steps", 1, "--run", "spoken",
                       "--set", "data.system=quick fox", "--set", "data.validation=others.jsonl")  # fmt: skip
-    assert result.exit_code == 0, result.output
     (home / "asked.yaml").write_text("task: asked\ndata: others.jsonl\nscore: exact\nmax_new_tokens: 4\n")
     found("evaluate", "spoken", "--task", "asked.yaml", "--no-forgetting")
     stored = json.loads((home / "runs/spoken/evaluations/asked.json").read_text())
@@ -232,14 +206,12 @@ def test_a_run_is_asked_with_its_own_system_message(home, tiny_folder):
     assert all("system\nquick fox" in subject.model.tokenizer.decode(item.given) for item in task.requests.requests)
 
 
-def test_a_file_of_rows_is_a_task(home, tiny_folder):
-    assert found("evaluate", tiny_folder, "--task", "rows.jsonl", "--rows", 5)["n"] == 5
-    assert found("evaluate", tiny_folder, "--data", "rows.jsonl")["n"] == len(ROWS)
-
-
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
+        (("measured", "--text", "t.txt", "--no-forgetting"), "needs two models to compare"),
+        (("no/such-model", "--text", "t.txt"), "needs two models to compare"),  # before a model is looked for
+        (("measured", "--task", "lm-eval:piqa", "--data", "rows.jsonl"), "has its own data"),
         (("all",), "has no validation rows"),
         (("measured", "--task", "nothing"), "there is no task"),
         (("measured", "--against", "x"), "its own base"),
@@ -251,8 +223,7 @@ def test_a_file_of_rows_is_a_task(home, tiny_folder):
 def test_mistakes_are_told_and_exit_with_two(home, words, problem):
     result = rankwise("evaluate", *words)
     assert result.exit_code == 2, result.output
-    assert problem in result.output
-    assert "Traceback" not in result.output
+    assert problem in " ".join(result.output.split()) and "Traceback" not in result.output
 
 
 @pytest.mark.parametrize("out", ["rows.jsonl", "runs", "rows.jsonl/x.json", "", "rows.jsonl/deep/x.json"])

@@ -13,13 +13,12 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from typer.testing import CliRunner
 
 from conftest import tiny_model
+from kit.command import done, rankwise
 from rankwise.adapters.formats.peft import read_peft, rewrite, write_peft
 from rankwise.adapters.formats.peft_reader import WEIGHTS, read_weights
 from rankwise.adapters.weights import AdapterWeights, Factors, check_same
-from rankwise.cli.main import app
 from rankwise.commands.export import FORMATS
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import AdapterError
@@ -29,29 +28,20 @@ from rankwise.methods.inject import inject
 IDS = torch.arange(48).reshape(2, 24) % 96
 
 
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
 @pytest.fixture
 def home(library, tmp_path, monkeypatch):
     monkeypatch.chdir(library.lay_out(tmp_path / "home", "lora", "adalora"))
     return tmp_path / "home"
 
 
-@pytest.mark.parametrize("format", ["peft", "portable"])
-@pytest.mark.parametrize("run", ["lora", "adalora"])
+@pytest.mark.parametrize(("run", "format"), [("lora", "peft"), ("adalora", "portable")])
 def test_an_export_is_the_same_adapter_to_us_and_to_peft(home, tiny_folder, run, format):
     result = rankwise("export", run, "--to", "out/new", "--format", format, "--json")
     assert result.exit_code == 0 and result.stderr == "" and result.stdout.count("\n") == 1, result.output
     told = json.loads(result.stdout)
     file = home / "out" / "new" / "adapter_model.safetensors"
-    assert {
-        "run": f"runs/{run}",
-        "to": "out/new",
-        "format": format,
-        "bytes": file.stat().st_size,
-    }.items() <= told.items()
+    facts = {"run": f"runs/{run}", "to": "out/new", "format": format, "bytes": file.stat().st_size}
+    assert facts.items() <= told.items()
     ranks = {tensor.shape[0] for key, tensor in load_file(file).items() if "lora_A" in key}
     assert max(ranks) == told["rank"] and (format == "peft" or len(ranks) == 1)
 
@@ -110,8 +100,7 @@ def test_no_base_model_is_needed(home):
     assert rankwise("export", "adalora", *words).exit_code == 0
 
 
-@pytest.mark.parametrize("rslora", [False, True])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize(("architecture", "rslora"), [("llama", False), ("gpt2", True)])
 def test_files_of_any_lora_are_made_portable(architecture, rslora, tmp_path):
     leaves = ("q_proj", "down_proj", "embed_tokens") if architecture == "llama" else ("c_attn", "mlp.c_proj", "wte")
     spec = LoraConfig(rank=3, alpha=7, targets=leaves, rank_pattern={leaves[0]: 5}, alpha_pattern={leaves[1]: 0.3})
@@ -186,8 +175,7 @@ def test_a_peft_adalora_is_rewritten_as_lora_without_its_model(home):
     save_file(tensors | values, file.parent / WEIGHTS)
     stored = read_weights(file.parent)
     for format in ("peft", "portable"):
-        result = rankwise("export", "lora", "--to", f"out-{format}", "--format", format, "--force-result")
-        assert result.exit_code == 0, result.output
+        done("export", "lora", "--to", f"out-{format}", "--format", format, "--force-result")
         written = read_weights(home / f"out-{format}")
         assert written.settings["peft_type"] == "LORA" and written.settings["lora_alpha"] == written.settings["r"]
         check_same(written, stored, home)
@@ -217,24 +205,21 @@ def half(tmp_path_factory, tiny_folder):
     with contextlib.chdir(folder):
         (folder / "rows.jsonl").write_text('{"prompt": "What is it?", "completion": "It is a town."}\n' * 4)
         words = ("train", "--model", "base", "--data", "rows.jsonl", "--steps", 30, "--batch-size", 2, "--run", "half")
-        result = rankwise(*words, "--rank", 4, "--learning-rate", 0.01)
-        assert result.exit_code == 0, result.output
+        done(*words, "--rank", 4, "--learning-rate", 0.01)
     return folder
 
 
 @pytest.mark.parametrize(
     ("run", "dtype"),
-    [*(("lora", dtype) for dtype in (None, "float32", "bfloat16", "float16")), ("adalora", None), ("half", None),
-     ("half", "float32")],
-)  # fmt: skip
+    [("lora", "bfloat16"), ("lora", "float16"), ("adalora", None), ("half", None)],
+)
 def test_a_merged_model_is_the_trained_one_with_no_adapter(home, half, tiny_folder, monkeypatch, run, dtype):
     base = half / "base" if run == "half" else tiny_folder
     if run == "half":
         shutil.copytree(half, home / "half")
         monkeypatch.chdir(home / "half")
     words = () if dtype is None else ("--dtype", dtype)
-    result = rankwise("export", run, "--to", "out/whole", "--format", "merged", *words, "--json")
-    assert result.exit_code == 0, result.output
+    result = done("export", run, "--to", "out/whole", "--format", "merged", *words, "--json")
     told = json.loads(result.stdout)
     assert told.keys() == {
         "run", "to", "format", "strength", "bytes", "dtype", "logits_difference", "logits_change", "rounding", "files",
@@ -262,8 +247,7 @@ def test_a_merged_model_is_the_trained_one_with_no_adapter(home, half, tiny_fold
     assert settings == own | {"eos_token_id": settings["eos_token_id"]}
     tokenizer = AutoTokenizer.from_pretrained(whole)
     assert tokenizer.eos_token_id in [settings["eos_token_id"]] or tokenizer.eos_token_id in settings["eos_token_id"]
-    again = rankwise("train", "--model", whole, "--data", "rows.jsonl", "--steps", 1, "--run", "again")
-    assert again.exit_code == 0, again.output
+    done("train", "--model", whole, "--data", "rows.jsonl", "--steps", 1, "--run", "again")
 
 
 def test_a_weight_that_is_not_on_the_disk_as_it_was_merged_leaves_nothing(home, monkeypatch):
@@ -314,8 +298,7 @@ def test_a_place_that_no_system_has_is_told(home):
 
 @pytest.mark.parametrize("format", ["peft", "portable", "merged", "ollama"])
 def test_an_export_ends_by_saying_how_it_is_loaded(home, format):
-    result = rankwise("export", "lora", "--to", "out", "--format", format)
-    assert result.exit_code == 0, result.output
+    result = done("export", "lora", "--to", "out", "--format", format)
     last = result.stdout.splitlines()[-1]
     call = {
         "peft": "PeftModel", "portable": "vllm serve", "merged": 'AutoModelForCausalLM.from_pretrained("out")',

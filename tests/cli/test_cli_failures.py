@@ -83,11 +83,8 @@ def test_a_command_ends_with_the_sentence_and_the_code(as_json, capsys):
     with pytest.raises(SystemExit) as ended, report_failures(as_json):
         raise OSError(errno.EIO, os.strerror(errno.EIO), "/disk/file")
     out, err = capsys.readouterr()
-    assert (
-        ended.value.code == 4
-        and err.startswith("rankwise: /disk/file cannot be read or written")
-        and err.count("\n") == 1
-    )
+    assert ended.value.code == 4 and err.count("\n") == 1
+    assert err.startswith("rankwise: /disk/file cannot be read or written")
     assert not as_json or json.loads(out)["kind"] == "ResourceError"
 
 
@@ -154,7 +151,7 @@ def test_a_folder_that_is_none_is_one_sentence(what, tmp_path, monkeypatch):
 WORDS = ["train", "--model", "nowhere", "--data", "rows.jsonl", "--steps", "2"]
 
 
-@pytest.mark.parametrize("milliseconds", [0, 100, 400])
+@pytest.mark.parametrize("milliseconds", [0, 300])
 def test_ctrl_c_from_the_first_line_on_is_no_traceback(milliseconds, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 50)
     words = [sys.executable, "-c", BEGUN, *WORDS]

@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from typer.testing import CliRunner
 
 import rankwise as package
+from kit.command import done, printed, rankwise
 from kit.processes import ended
 from rankwise.base.precision import choose_precision
 from rankwise.cli.main import app
-from rankwise.errors import ConfigError, RunError
-from rankwise.methods.full import FullFineTuning
+from rankwise.errors import ConfigError
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.records import StepRecord
 
@@ -35,16 +35,6 @@ WORDS = (
     "--learning-rate", 0.01, "--method", "full",
 )  # fmt: skip
 QUESTION = ("--prompt", "What is the capital of land 3?", "--max-new-tokens", 12)
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def done(*words):
-    result = rankwise(*words)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def refused(*words):
@@ -112,11 +102,8 @@ def test_the_form_and_the_number_format_are_told_before(home):
     assert "using the eager backend: the fused kernels need frozen weights" in said
     assert "float32 on cpu" in said and "trainable parameters in 20 weights" in said
     manifest = json.loads((home / "runs" / "whole" / "manifest.json").read_text())
-    assert (manifest["backend"], manifest["base_model"]["dtype"], manifest["status"]) == (
-        "eager",
-        "float32",
-        "finished",
-    )
+    found = (manifest["backend"], manifest["base_model"]["dtype"], manifest["status"])
+    assert found == ("eager", "float32", "finished")
 
 
 def test_a_finished_run_is_these_files_and_no_leftovers(home):
@@ -153,7 +140,7 @@ def test_what_training_hands_over_is_what_was_written(home):
         assert torch.equal(logits(trained.model.module), logits(theirs("base")))
     assert torch.equal(logits(trained.model.module), logits(theirs("runs/handed/model")))
     # what it is called is what it has become: nobody takes it for the base
-    assert trained.model.spec.name == "runs/handed/model"
+    assert trained.model.config.name == "runs/handed/model"
     assert trained.model.facts.fingerprint != trained.manifest.base_model.fingerprint
     with pytest.raises(ConfigError, match="the experiment names another one"):
         package.train(asked_for.model_copy(update={"run": "more"}), model=trained.model)
@@ -172,20 +159,11 @@ def test_a_model_that_is_given_stays_as_it_is(home):
     assert not torch.equal(logits(trained.model.module), logits(model.module))
 
 
-def test_both_sides_of_a_run_can_be_asked_one_after_the_other(home):
-    asked = package.load_tuned("whole")
-    assert isinstance(asked.trainable, FullFineTuning)
-    own, base = logits(theirs("runs/whole/model")), logits(theirs("base"))
-    for side in (False, True, True, False):
-        with asked.base(side):
-            assert torch.equal(logits(asked.model.module), base if side else own)
-
-
 def test_base_and_both_are_what_each_side_says_alone(home):
-    both = json.loads(done("generate", "whole", *QUESTION, "--both", "--json").stdout)
+    both = printed("generate", "whole", *QUESTION, "--both")
     assert both["answer"] != both["base_answer"]
-    assert json.loads(done("generate", "whole", *QUESTION, "--json").stdout)["answer"] == both["answer"]
-    of_base = json.loads(done("generate", "whole", *QUESTION, "--base", "--json").stdout)["base_answer"]
+    assert printed("generate", "whole", *QUESTION)["answer"] == both["answer"]
+    of_base = printed("generate", "whole", *QUESTION, "--base")["base_answer"]
     assert of_base == both["base_answer"]
     talk = CliRunner().invoke(app, ["chat", "whole", "--both", "--json", "--max-new-tokens", "12"], input=QUESTION[1])
     turn = json.loads(talk.stdout)["turns"][0]
@@ -212,7 +190,7 @@ def test_a_base_that_is_another_is_refused_and_named(home):
 
 
 def test_inspect_says_that_there_are_no_ranks(home):
-    told = json.loads(done("inspect", "whole", "--json").stdout)
+    told = printed("inspect", "whole")
     size = sum(weight.numel() for weight in theirs("base").parameters())
     assert (told["ranks"], told["history"], told["parameters"]) == ({}, [], size)
     assert told["bytes"] == (home / "runs" / "whole" / "model" / "model.safetensors").stat().st_size
@@ -221,34 +199,13 @@ def test_inspect_says_that_there_are_no_ranks(home):
 
 
 def test_an_export_is_the_model_in_the_number_format_that_was_asked_for(home):
-    told = json.loads(done("export", "whole", "--to", "same", "--format", "merged", "--json").stdout)
+    told = printed("export", "whole", "--to", "same", "--format", "merged")
     assert (told["dtype"], told["logits_difference"], told["logits_change"]) == ("float32", 0.0, None)
     own, same = weights(home / "runs" / "whole" / "model"), weights(home / "same")
     assert own.keys() == same.keys() and all(torch.equal(own[name], same[name]) for name in own)
     done("export", "whole", "--to", "half", "--format", "merged", "--dtype", "bfloat16")
     half = weights(home / "half")
     assert all(torch.equal(own[name].to(torch.bfloat16), half[name]) for name in own)
-
-
-@pytest.mark.parametrize("format", ["peft", "portable"])
-def test_no_adapter_is_exported_where_there_is_none(home, format):
-    message = refused("export", "whole", "--to", "out", "--format", format)
-    assert "has no adapter" in message and "--format merged" in message and not (home / "out").exists()
-
-
-def test_a_finished_run_is_not_begun_again(home):
-    before = weights(home / "runs" / "whole" / "model")
-    assert "is finished" in refused(*WORDS, "--run", "whole", "--restart")
-    assert all(torch.equal(value, before[name]) for name, value in weights(home / "runs" / "whole" / "model").items())
-
-
-def test_the_rate_is_lower_than_an_adapter_s_where_none_is_given(home):
-    words = ("train", "--model", "base", "--data", "rows.jsonl", "--steps", 1)
-    rates = []
-    for method in ("full", "lora"):
-        done(*words, "--run", f"rate-{method}", "--method", method)
-        rates.append(json.loads((home / "runs" / f"rate-{method}" / "manifest.json").read_text())["learning_rate"])
-    assert rates[0] == pytest.approx(rates[1] / 20)
 
 
 def test_a_run_that_is_stopped_when_its_model_is_written_does_not_keep_it(home, monkeypatch):
@@ -349,14 +306,3 @@ def test_a_recipe_s_settings_of_an_adapter_are_left_out():
         experiment = package.Experiment(**given, adapter=spec)
         assert experiment.adapter == package.FullConfig() and experiment.training.epochs == 3
     assert package.Experiment(**given).adapter.rank == 8
-
-
-def test_an_adapter_s_run_is_asked_as_before(home):
-    asked = package.load_tuned("lora")
-    with asked.base():
-        base = logits(asked.model.module)
-    assert not torch.equal(logits(asked.model.module), base)
-    file = home / "base" / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(RunError, match="--force-base to apply the adapter anyway"):
-        package.load_tuned("lora")

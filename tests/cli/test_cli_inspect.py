@@ -10,25 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import AdaLoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from conftest import tiny_model
+from kit.command import done, rankwise
 from kit.sampling import draws
 from rankwise.adapters.formats.peft import WEIGHTS, write_peft
-from rankwise.cli.main import app
 from rankwise.config.adapters import LoraConfig
 from rankwise.methods.inject import inject
 from rankwise.reporting.markup import lines_of
 from rankwise.reporting.training import rank_map
 
 
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
 def facts(*words):
-    result = rankwise("inspect", *words, "--json")
-    assert result.exit_code == 0, result.output
+    result = done("inspect", *words, "--json")
     assert result.stdout.count("\n") == 1
     return json.loads(result.stdout)
 
@@ -64,8 +58,7 @@ def test_an_adalora_has_the_ranks_of_its_last_decision_and_those_before(home):
 
 def test_ranks_that_were_only_silenced_count_as_taken_away(home, tiny_folder):
     words = ("--model", tiny_folder, "--data", "rows.jsonl", "--steps", 30, "--batch-size", 2, "--run", "silenced")
-    result = rankwise("train", *words, "--method", "adalora", "--budget", 3, "--set", "adapter.shrink=false")
-    assert result.exit_code == 0, result.output
+    done("train", *words, "--method", "adalora", "--budget", 3, "--set", "adapter.shrink=false")
     assert facts("silenced")["total_rank"] == 42
 
 
@@ -191,17 +184,9 @@ def test_the_parts_of_a_fused_layer_are_shown_apart(hub_tokenizer, tmp_path, mon
     hub_tokenizer.save_pretrained("base")
     (tmp_path / "rows.jsonl").write_text('{"prompt": "What?", "completion": "It."}\n' * 2)
     words = ("--model", "./base", "--data", "rows.jsonl", "--steps", 20, "--targets", "c_attn", "--run", "fused")
-    result = rankwise("train", *words, "--method", "adalora", "--budget", 2)
-    assert result.exit_code == 0, result.output
+    done("train", *words, "--method", "adalora", "--budget", 2)
     found = facts("fused")
     assert list(found["ranks"]) == [f"transformer.h.{n}.attn.c_attn.{part}" for n in (0, 1) for part in "qkv"]
     stored = facts(tmp_path / "runs" / "fused" / "adapter")
     assert stored["total_rank"] == found["total_rank"] == 12
     assert rankwise("inspect", "fused").stdout.splitlines()[0].split() == ["layer", "q", "k", "v", "total"]
-
-
-def test_an_error_shows_what_would_steer_a_terminal(home):
-    file = home / "runs" / "lora" / "adapter" / WEIGHTS
-    save_file(load_file(file) | {"base_model.model.\x1b[31mq.lora_A.weight": torch.zeros(4, 2)}, file)
-    result = rankwise("inspect", "lora", "--force-result")
-    assert result.exit_code == 2 and "\x1b" not in result.stderr and r"\x1b[31mq" in result.stderr

@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForImageClassification
-from typer.testing import CliRunner
 
 from conftest import tiny_model
+from kit.command import done, rankwise
 from kit.vision_models import FAMILIES, LABELS, TIMM, save_folder
 from rankwise.adapters.formats.peft import write_peft
 from rankwise.adapters.set import AdapterSet
 from rankwise.base.heads import head_modules
-from rankwise.cli.main import app
 from rankwise.commands.inspect_model import means_model
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import TargetError
@@ -26,13 +25,8 @@ from rankwise.methods.inject import add_adapter, inject
 from rankwise.planning.reading import catalogue
 
 
-def rankwise(*words: object):
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
 def facts(*words: object) -> dict:
-    result = rankwise("inspect", *words, "--json")
-    assert result.exit_code == 0, result.output
+    result = done("inspect", *words, "--json")
     assert result.stdout.count("\n") == 1
     return json.loads(result.stdout)
 
@@ -99,8 +93,7 @@ def test_convolutions_are_told_with_their_kernels_and_why_some_are_left_out(tmp_
     assert (stem["inputs"], stem["outputs"], stem["kernel"], stem["remark"]) == (3, 8, [4, 4], "reads the image")
     assert (inner["inputs"], inner["outputs"], inner["kernel"], inner["remark"]) == (8, 16, [2, 2], "")
     assert depthwise["count"] == 2 and "convolve in groups" in depthwise["problem"]
-    result = rankwise("inspect", folder)
-    assert result.exit_code == 0
+    result = done("inspect", folder)
     text = result.stdout
     assert "8 -> 16, 2 x 2" in text and re.search("dwconv +cannot be adapted", text) and "that reads the image" in text
     assert text.endswith("By default this model's adapters have the targets all-linear.\n")

@@ -9,26 +9,22 @@ import json
 import os
 import shutil
 import struct
+from itertools import cycle, islice
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
 import rankwise as package
-from rankwise.cli.main import app
+from kit.command import rankwise
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ResultError
 from rankwise.system.files import sha256_of
 
 ROWS = [{"prompt": f"What is the capital of land {n}?", "completion": f"It is town {n}."} for n in range(8)]
 WEIGHTS, CONFIG = "adapter/adapter_model.safetensors", "adapter/adapter_config.json"
-
-
-def rankwise(*words, typed=None):
-    return CliRunner().invoke(app, [str(word) for word in words], input=typed)
 
 
 @pytest.fixture
@@ -121,17 +117,19 @@ CALLS = {
 
 @pytest.mark.parametrize("name", TAMPERING)
 def test_every_reader_refuses_what_training_did_not_write(home, name):
+    """Readers take turns: each is given several kinds of tampering, and each kind several readers."""
     tamper, how, file = TAMPERING[name]
     tamper(home / "runs" / "short")
     before = sorted(home.rglob("*"))
-    for words in READERS.values():
+    at = list(TAMPERING).index(name)
+    for words in islice(cycle(READERS.values()), at, at + 3):
         result = rankwise(*words, typed="hi\n")
         assert result.exit_code == 2 and result.stdout == "", (words, result.output)
         (line,) = result.stderr.splitlines()
         assert f"runs/short/{file}" in line or file in line, line
         assert {"changed": "was changed", "missing": "is missing", "added": "was added"}[how] in line
         assert "--force-result" in line
-    for call in CALLS.values():
+    for call in islice(cycle(CALLS.values()), at, at + 2):
         with pytest.raises(ResultError, match="--force-result"):
             call(False)
     assert sorted(home.rglob("*")) == before

@@ -79,7 +79,7 @@ def home(library: Library, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield
 
 
-@pytest.mark.parametrize("rows", ["unknown.jsonl", "labelled.csv", "broken.jsonl", "pairs.jsonl", "none.jsonl"])
+@pytest.mark.parametrize("rows", ["unknown.jsonl", "labelled.csv", "pairs.jsonl"])
 @pytest.mark.parametrize(
     "words",
     ["evaluate lora --data ROWS", "evaluate lora --task ROWS", "evaluate tiny-llama --task ROWS",

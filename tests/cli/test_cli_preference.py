@@ -7,18 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
 
-from rankwise.cli.main import app
+from kit.command import done, printed, rankwise
 from rankwise.config.experiment import Planned
 from rankwise.forward.plan import plan
 
 TURNS = [{"role": "user", "content": "What is blue?"}]
-
-
-def rankwise(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def pair(number: int) -> dict[str, Any]:
@@ -37,9 +31,7 @@ TRAIN = ("train", "--model", "base", "--objective", "preference", "--steps", 4, 
 
 
 def test_a_training_says_how_many_pairs_it_orders_right(home):
-    result = rankwise(*TRAIN, "--data", "pairs.jsonl", "--held-out", 4, "--run", "a", "--json")
-    assert result.exit_code == 0, result.output
-    summary = json.loads(result.stdout)
+    summary = printed(*TRAIN, "--data", "pairs.jsonl", "--held-out", 4, "--run", "a")
     preference = summary["preference"]
     assert preference["pairs"] == 4 and preference["accuracy_before"] == 0.5
     assert preference["accuracy_after"]["low"] <= preference["accuracy_after"]["value"] <= 1
@@ -51,13 +43,11 @@ def test_a_training_says_how_many_pairs_it_orders_right(home):
 
 def test_a_loss_and_its_weight_are_flags_and_what_is_trained_chats(home):
     words = ("--data", "pairs.jsonl", "--held-out", 4, "--run", "a")
-    result = rankwise(*TRAIN, *words, "--preference-loss", "orpo", "--beta", 0.5)
-    assert result.exit_code == 0, result.output
+    result = done(*TRAIN, *words, "--preference-loss", "orpo", "--beta", 0.5)
     assert "preference accuracy" in result.stdout and "nats per pair" in result.stdout
     settings = json.loads(Path("runs/a/config.json").read_text())
     assert settings["preference"] == {"loss": "orpo", "beta": 0.5}
-    answered = rankwise("generate", "a", "--prompt", "What is land 1?", "--max-new-tokens", 4)
-    assert answered.exit_code == 0, answered.output
+    done("generate", "a", "--prompt", "What is land 1?", "--max-new-tokens", 4)
 
 
 def test_bad_pairs_are_refused_together_with_their_lines(home):
@@ -115,16 +105,10 @@ def test_a_plan_counts_both_conversations_of_a_pair(home):
     words = ("--model", "base", "--data", "pairs.jsonl", "--objective", "preference")
     result = rankwise("plan", *words)
     assert result.exit_code == 0 and "12 pairs" in result.stdout, result.output
-    counted = json.loads(rankwise("data", "check", "pairs.jsonl", "--model", "base", "--json").stdout)
+    counted = printed("data", "check", "pairs.jsonl", "--model", "base")
     settings = {"model": {"name": "base"}, "data": {"path": "pairs.jsonl"}, "objective": "preference"}
     made = plan(Planned(**settings))
     assert made.rows is not None and made.rows.documents.likely == counted["used"] == 12
     assert made.rows.tokens.likely == pytest.approx(counted["tokens"], rel=0.01)
     plain = plan(Planned(**settings, preference={"loss": "orpo"}))
     assert plain.duration is None or plain.duration.total.likely < made.duration.total.likely, "no reference is read"
-
-
-def test_strengths_are_refused_for_what_was_trained_on_pairs(home):
-    assert rankwise(*TRAIN, "--data", "pairs.jsonl", "--held-out", 4, "--run", "a").exit_code == 0
-    result = rankwise("strength", "a")
-    assert result.exit_code == 2 and "was trained on preference pairs" in result.stderr

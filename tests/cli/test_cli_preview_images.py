@@ -107,13 +107,6 @@ def test_long_and_foreign_labels_fit_into_a_tile(folder, tmp_path):
     assert Image.open(tmp_path / "contact_sheet.png").size == (6 * 168 + 8, 188 + 8)
 
 
-def test_a_model_of_texts_is_refused(folder, tiny_folder):
-    refused = CliRunner().invoke(app, ["data", "check", str(folder), "--model", str(tiny_folder)])
-    assert refused.exit_code == 2
-    assert "holds images, and the model" in refused.output
-    assert "reads texts. Choose a vision model with --model" in refused.output
-
-
 def test_so_is_a_model_that_does_not_read_what_is_to_be_shown(folder, tiny_folder, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": "b"}\n{"text": "c", "label": "d"}\n')
     vision = save_folder("vit", tmp_path / "vision")

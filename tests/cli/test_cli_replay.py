@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.torch import load_file
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from kit.classifiers import encoder_folder, labelled, write_rows
+from kit.command import done, printed, rankwise
 from kit.library import COMMON, Library, rows
 from rankwise.base.loading import load
-from rankwise.cli.main import app
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
@@ -31,13 +31,8 @@ from rankwise.training.trainer import Trainer
 OTHERS = ("--rank", "4", "--held-out", "4", "--replay", "0.25", "--replay-data", "others.jsonl")
 
 
-def rankwise(*arguments: str) -> Result:
-    return CliRunner().invoke(app, arguments)
-
-
 def trained(name: str, *more: str) -> Result:
-    result = rankwise("train", *COMMON, "--run", name, *more)
-    assert result.exit_code == 0, result.output
+    result = done("train", *COMMON, "--run", name, *more)
     return result
 
 
@@ -182,15 +177,14 @@ def test_the_plan_has_the_rows_and_the_steps_of_the_training() -> None:
     words = ("--model", "tiny-llama", "--data", "rows.jsonl", "--batch-size", "2", "--epochs", "3", "--rank", "4",
              "--set", "model.dtype=float32", "--set", "data.held_out=4")  # fmt: skip
     plain, mixed = (
-        json.loads(rankwise("plan", *words, *more, "--json").stdout)
-        for more in ((), ("--replay", "0.5", "--replay-data", "others.jsonl"))
+        printed("plan", *words, *more) for more in ((), ("--replay", "0.5", "--replay-data", "others.jsonl"))
     )
     assert (plain["replay_rows"], mixed["replay_rows"]) == (0, 8)
     assert (plain["steps"], mixed["steps"]) == (12, 24)
     _, prepared = prepared_with(0.5, "others.jsonl", held_out=4)
     assert prepared.rows_in_pass == 16
     assert mixed["tokens"]["likely"] == pytest.approx(prepared.tokens_in_pass, rel=0.1)
-    answers = json.loads(rankwise("plan", *words, "--replay", "0.5", "--json").stdout)
+    answers = printed("plan", *words, "--replay", "0.5")
     assert answers["steps"] == 24 and answers["tokens"]["likely"] > mixed["tokens"]["likely"]
     assert "8 of the sequences are replay rows" in rankwise("plan", *words, "--replay", "0.5").output
 

@@ -7,16 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
+from kit.command import done, printed, rankwise
 from kit.light import outcomes
 from kit.report_runs import made_run
-from rankwise.cli.main import app
 from rankwise.reporting import training as reports
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +25,7 @@ def test_report_prints_its_verdict_and_where_the_page_is():
     assert result.exit_code == 0 and result.stderr == ""
     verdict, page = result.stdout.splitlines()
     assert verdict.startswith("Better than the base on task") and page == str(Path("runs/r/report.html"))
-    told = json.loads(rankwise("report", "r", "--out", "x.html", "--json").stdout)
+    told = printed("report", "r", "--out", "x.html")
     assert told == {"page": "x.html", "data": "x.json", "verdict": verdict}
 
 
@@ -78,8 +73,7 @@ def rows(tmp_path, tiny_folder):
     "more", [("--steps", 1), ("--steps", 6, "--held-out", 2, "--method", "adalora", "--budget", 3)]
 )
 def test_a_training_ends_with_its_report(rows, more):
-    result = rankwise("train", *rows, *more)
-    assert result.exit_code == 0, result.output
+    result = done("train", *rows, *more)
     assert f"report {Path('runs/r/report.html')}" in " ".join(result.stdout.split())
     first = Path("runs/r/report.html").read_bytes(), Path("runs/r/report.json").read_bytes()
     assert rankwise("report", "r").exit_code == 0
@@ -92,8 +86,7 @@ def test_a_report_that_cannot_be_written_does_not_fail_the_run(rows, monkeypatch
         raise OSError("no room for a page")
 
     monkeypatch.setattr(reports, "training_report", fails)
-    result = rankwise("train", *rows, "--steps", 2, "--json")
-    assert result.exit_code == 0, result.output
+    result = done("train", *rows, "--steps", 2, "--json")
     assert "the report was not written (no room for a page); try rankwise report r" in result.stderr
     assert json.loads(result.stdout)["steps"] == 2
     assert json.loads(Path("runs/r/manifest.json").read_text())["status"] == "finished"
@@ -108,6 +101,5 @@ def test_a_name_that_no_disk_takes_is_a_mistake_and_a_long_one_of_ours_fits():
     name = "山" * 80  # 240 bytes
     Path("runs/a").rename(Path("copies") / name)
     made_run("b")
-    made = rankwise("report", "b", f"copies/{name}", "--json")
-    assert made.exit_code == 0, made.stderr
+    made = done("report", "b", f"copies/{name}", "--json")
     assert Path(json.loads(made.stdout)["page"]).exists()

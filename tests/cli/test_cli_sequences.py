@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,13 +12,12 @@ from peft import AutoPeftModelForSeq2SeqLM, get_peft_model
 from peft import LoraConfig as PeftLora
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-from typer.testing import CliRunner
 
 from kit import planted
 from kit.classifiers import write_rows
+from kit.command import done, printed, rankwise
 from kit.interrupted import whole_and_resumed
 from kit.sequence_models import KINDS, lands, sequence_folder
-from rankwise.cli.main import app
 from rankwise.config.experiment import Experiment
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
@@ -39,16 +37,6 @@ RUNS: dict[str, tuple[str, ...]] = {
     "bart-lora": ("--model", "tiny-bart", "--rank", "4"),
     "bart-full": ("--model", "tiny-bart", "--method", "full", "--learning-rate", "0.003"),
 }  # fmt: skip
-
-
-def rankwise(*words: str) -> Any:
-    return CliRunner().invoke(app, list(words))
-
-
-def done(*words: str) -> Any:
-    result = rankwise(*words)
-    assert result.exit_code == 0, (result.output[-600:], result.exception)
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -123,12 +111,6 @@ def test_a_streamed_answer_is_the_whole_one(here):
     assert "".join(pieces) == answer.text
 
 
-def test_predictions_for_a_file(here):
-    done("predict", "t5-lora", "--data", "other.jsonl", "--out", "answers.jsonl", "--max-new-tokens", "20")
-    written = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
-    assert len(written) == 5 and all("It is town" in json.dumps(row) for row in written)
-
-
 def test_evaluation_gives_the_loss_of_both_and_scores_answers(here):
     from rankwise.commands.evaluate import evaluate
 
@@ -147,17 +129,12 @@ def test_evaluation_gives_the_loss_of_both_and_scores_answers(here):
 
 def test_the_loss_of_an_evaluation_is_that_of_the_last_validation(here):
     results = json.loads(Path("runs/bart-lora/manifest.json").read_text())["results"]
-    found = json.loads(done("evaluate", "bart-lora", "--json").stdout)
+    found = printed("evaluate", "bart-lora")
     assert found["metrics"]["loss"]["value"] == pytest.approx(results["validation_loss_after"], rel=1e-5)
     assert found["base"]["loss"]["value"] == pytest.approx(results["validation_loss_before"], rel=1e-5)
 
 
-def test_a_model_is_evaluated_without_a_run(here):
-    found = json.loads(done("evaluate", "tiny-bart", "--task", "other.jsonl", "--json").stdout)
-    assert found["metrics"]["loss"]["value"] > 3
-
-
-@pytest.mark.parametrize("run", ["t5-lora", "t5-adalora", "bart-full"])
+@pytest.mark.parametrize("run", ["t5-adalora", "bart-full"])
 def test_a_merged_export_opens_in_transformers_and_answers_the_same(here, run, tmp_path):
     said = done("export", run, "--to", str(tmp_path / "merged"), "--format", "merged", "--no-verify").output
     assert "AutoModelForSeq2SeqLM.from_pretrained" in said
@@ -170,8 +147,7 @@ def test_a_merged_export_opens_in_transformers_and_answers_the_same(here, run, t
     assert (ours - theirs).abs().max() <= 1e-5 * ours.abs().max()
 
 
-@pytest.mark.parametrize("format", ["peft", "merged"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "format"), zip(KINDS, ("peft", "merged"), strict=True))
 def test_an_export_is_asked_through_transformers_and_is_right(here, kind, format, tmp_path, monkeypatch):
     monkeypatch.setattr(verification, "ask", planted.ask_here)
     monkeypatch.setenv("RANKWISE_ENGINES", sys.executable)
@@ -223,16 +199,16 @@ def test_the_card_says_how_the_adapter_is_loaded(here):
     assert settings["task_type"] == "SEQ_2_SEQ_LM"
 
 
-@pytest.mark.parametrize("method", ["lora", "adalora", "full"])
+@pytest.mark.parametrize("method", ["adalora", "full"])
 def test_a_run_that_goes_on_ends_as_one_that_was_never_stopped(here, method):
     def experiment(run: str) -> Experiment:
         return Experiment(
             model={"name": "tiny-t5", "dtype": "float32"}, run=run, adapter={"method": method},
             data={"path": "rows.jsonl"},
-            training={"steps": 20, "batch_size": 4, "learning_rate": 0.01, "checkpoint_steps": 5},
+            training={"steps": 12, "batch_size": 4, "learning_rate": 0.01, "checkpoint_steps": 4},
         )  # fmt: skip
 
-    whole, resumed = whole_and_resumed(experiment, 12, method)
+    whole, resumed = whole_and_resumed(experiment, 6, method)
     assert whole == resumed
 
 
@@ -318,10 +294,6 @@ def test_what_has_no_effect_is_refused_by_name(here, words, said):
     ("words", "said"),
     [
         (("export", "t5-lora", "--to", "x", "--format", "gguf"), "--format gguf is for decoders alone"),
-        (("export", "t5-lora", "--to", "x", "--format", "portable"), "--format portable is for decoders alone"),
-        (("export", "t5-lora", "--to", "x", "--format", "ollama"), "--format ollama is for decoders alone"),
-        (("export", "t5-lora", "--to", "x", "--format", "mlx"), "--format mlx is for decoders alone"),
-        (("strength", "t5-lora"), "strength measures how a model continues a text"),
         (("evaluate", "t5-lora", "--blocks", "4"), "--blocks is for running text"),
         (("evaluate", "t5-lora", "--task", "lm-eval:hellaswag"), "with decoders alone"),
         (("generate", "t5-lora", "--prompt", "a", "--system", "b"), "an encoder reads one text"),
@@ -346,8 +318,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("command", [("train", "--run", "bad"), ("plan",)])
+@pytest.mark.parametrize(("command", "kind"), zip([("train", "--run", "bad"), ("plan",)], KINDS, strict=True))
 @pytest.mark.parametrize("objective", OTHERS)
 def test_an_encoder_with_a_decoder_learns_neither_pairs_nor_tags(here, objective, command, kind):
     write_rows("others.jsonl", [OTHERS[objective]] * 8)

@@ -12,22 +12,17 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
 import rankwise as library
+from kit.command import done, printed, rankwise
 from kit.library import rows
 from rankwise.adapters.formats.peft import read_peft
-from rankwise.cli.main import app
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import read_strength
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 QUICK = ("--blocks", 2)
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 @pytest.fixture
@@ -59,8 +54,7 @@ def test_at_strength_one_it_is_what_an_evaluation_finds(home):
     """Of a model that is held in bfloat16, too: both measure in float32 on a processor."""
     words = ("--model", json.loads((home / "runs/lora/config.json").read_text())["model"]["name"])
     words += ("--data", "rows.jsonl", "--steps", 8, "--held-out", 4, "--set", "model.dtype=bfloat16", "--rank", 4)
-    result = rankwise("train", *words, "--learning-rate", 0.05, "--run", "half")
-    assert result.exit_code == 0, result.output
+    done("train", *words, "--learning-rate", 0.05, "--run", "half")
     told = [rankwise(verb, "half", "--blocks", 32, "--json") for verb in ("strength", "evaluate")]
     curve, evaluation = (json.loads(one.stdout) for one in told)
     (whole,) = [point for point in curve["points"] if point["strength"] == 1]
@@ -82,8 +76,7 @@ def test_in_words_it_says_what_is_recommended_and_how_to_have_it(home):
 
 
 def test_each_line_of_the_table_is_a_point_of_the_curve_and_a_gain_is_positive(home):
-    result = rankwise("strength", "lora", *QUICK, "--quiet")
-    assert result.exit_code == 0, result.output
+    result = done("strength", "lora", *QUICK, "--quiet")
     lines = [line.replace("*", " ").split() for line in result.stdout.splitlines()]
     first = 1 + next(at for at, cells in enumerate(lines) if cells[:1] == ["strength"])
     points = read_strength(RunDirectory(home / "runs" / "lora")).points
@@ -103,11 +96,9 @@ def test_of_many_rows_some_of_each_source_are_measured_and_said_to_be_some(home,
         Path(files[-1]).write_text(rows(12, start))
     sources = json.dumps([{"path": file} for file in files])
     words = ("--model", tiny_folder, "--steps", 2, "--held-out", 10, "--keep", "best", "--validate-every", 1)
-    result = rankwise("train", *words, "--run", "many", "--set", f"data.sources={sources}")
-    assert result.exit_code == 0, result.output
+    result = done("train", *words, "--run", "many", "--set", f"data.sources={sources}")
     monkeypatch.setattr("rankwise.commands.strength.MOST", 5)
-    result = rankwise("strength", "many", *QUICK)
-    assert result.exit_code == 0, result.output
+    result = done("strength", "many", *QUICK)
     assert "5 of the 10 validation sequences, 5 sequences" in result.stdout
     assert "chose the step that was kept" in result.stdout
     assert "strength: the rows it was measured on chose" in Path("runs/many/report.html").read_text()
@@ -125,20 +116,10 @@ def test_rows_are_spread_over_all_of_them(count):
     assert max(gaps) - min(gaps) <= 1, "evenly"
 
 
-def test_a_run_is_measured_from_elsewhere_too(home, tmp_path, monkeypatch):
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    for run in ("lora", "adalora"):
-        result = rankwise("strength", home / "runs" / run, *QUICK)
-        assert result.exit_code == 0, result.output
-
-
 def test_a_run_that_held_nothing_out_wants_rows(home):
     result = rankwise("strength", "dora", *QUICK)
     assert result.exit_code == 2 and "has no validation rows" in result.stderr and "--data FILE" in result.stderr
-    result = rankwise("strength", "dora", "--data", "apart.jsonl", *QUICK, "--json")
-    assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
+    told = printed("strength", "dora", "--data", "apart.jsonl", *QUICK)
     assert told["task"] == "apart.jsonl" and told["n"] == 3
     other = rankwise("strength", "adalora", *QUICK, "--json")
     assert json.loads(other.stdout)["points"][0]["loss"] == told["points"][0]["loss"], "one base, the same rows"
@@ -181,9 +162,8 @@ def turned(model: nn.Module, run: Path, strength: float) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("run", "format"),
-    [("lora", "peft"), ("lora", "merged"), ("adalora", "portable"), ("adalora", "merged"), ("dora", "peft"),
-     ("dora", "merged")],
-)  # fmt: skip
+    [("lora", "peft"), ("adalora", "portable"), ("adalora", "merged"), ("dora", "peft"), ("dora", "merged")],
+)
 def test_an_export_at_a_strength_is_the_model_at_that_strength(home, base, run, format):
     result = rankwise("export", run, "--to", "out", "--format", format, "--strength", 0.4, "--json")
     if run == "dora" and format != "merged":

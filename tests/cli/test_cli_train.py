@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
 from conftest import tiny_model
+from kit.command import done, printed, rankwise
 from rankwise import __version__
 from rankwise.base.inspection import fingerprint
-from rankwise.cli.main import app
 from rankwise.runs.metrics_log import read_metrics_log
 
 KEYS = {
@@ -30,10 +29,6 @@ KEYS = {
 }  # fmt: skip
 STEPS = 30
 RECIPE = ("--batch-size", "4", "--rank", "4", "--learning-rate", "0.02", "--steps", str(STEPS), "--held-out", "3")
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def write_rows(file: Path) -> Path:
@@ -54,8 +49,7 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def told(home, tiny_folder):
     """What `--json` printed for the run "first"."""
-    result = rankwise("train", "--model", tiny_folder, "--data", "rows.jsonl", "--run", "first", *RECIPE, "--json")
-    assert result.exit_code == 0, result.output
+    result = done("train", "--model", tiny_folder, "--data", "rows.jsonl", "--run", "first", *RECIPE, "--json")
     return result.stdout
 
 
@@ -104,16 +98,6 @@ def test_the_loss_falls_in_training_and_on_rows_held_out(told, run):
     assert facts["validation_loss_after"] < facts["validation_loss_before"] - 0.1
 
 
-def test_metrics_hold_each_step_once_and_the_measurements_of_the_held_out_rows(run, told):
-    rows = read_metrics_log(run / "metrics.jsonl")
-    assert [row["step"] for row in rows if row["kind"] == "step"] == list(range(1, STEPS + 1))
-    held_out = [row for row in rows if row["kind"] == "validation"]
-    assert [(row["step"], row["sequences"]) for row in held_out] == [(step, 3) for step in (*range(0, STEPS, 4), STEPS)]
-    facts = json.loads(told)
-    ends = [held_out[0]["loss"], held_out[-1]["loss"]]
-    assert ends == [facts["validation_loss_before"], facts["validation_loss_after"]]
-
-
 def test_a_finished_run_is_these_files_and_no_leftovers(run):
     found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert found == {
@@ -132,15 +116,8 @@ def test_the_manifest_says_what_made_the_run(run, home, tiny_folder):
     assert manifest["versions"]["torch"] == version("torch")
     assert manifest["versions"]["python"] == platform.python_version()
     assert manifest["data"]["sha256"] == hashlib.sha256((home / "rows.jsonl").read_bytes()).hexdigest()
-    assert (
-        manifest["data"]["rows"],
-        manifest["data"]["training_sequences"],
-        manifest["data"]["validation_sequences"],
-    ) == (
-        15,
-        12,
-        3,
-    )
+    counted = [manifest["data"][key] for key in ("rows", "training_sequences", "validation_sequences")]
+    assert counted == [15, 12, 3]
     assert manifest["base_model"]["fingerprint"] == fingerprint(tiny_folder)
     assert manifest["base_model"]["name"] == str(tiny_folder)
     assert manifest["learning_rate"] == 0.02
@@ -149,12 +126,7 @@ def test_the_manifest_says_what_made_the_run(run, home, tiny_folder):
 def test_the_data_report_says_what_the_rows_were_and_goes_with_the_adapter(run, home):
     data_report = json.loads((run / "data_report.json").read_text())
     assert json.loads((run / "adapter" / "data_report.json").read_text()) == data_report
-    assert (data_report["rows"], data_report["used"], data_report["validation_rows"], data_report["skipped"]) == (
-        15,
-        15,
-        3,
-        0,
-    )
+    assert [data_report[key] for key in ("rows", "used", "validation_rows", "skipped")] == [15, 15, 3, 0]
     (file,) = data_report["files"]
     assert (file["name"], file["format"], file["rows"]) == ("rows.jsonl", "prompt", 15)
     assert file["sha256"] == hashlib.sha256((home / "rows.jsonl").read_bytes()).hexdigest()
@@ -168,16 +140,8 @@ def test_the_data_report_says_what_the_rows_were_and_goes_with_the_adapter(run, 
 
 
 def test_the_same_command_under_another_name_gives_the_same_bytes(run, home, tiny_folder):
-    again = rankwise("train", "--model", tiny_folder, "--data", "rows.jsonl", "--run", "second", *RECIPE)
-    assert again.exit_code == 0, again.output
+    done("train", "--model", tiny_folder, "--data", "rows.jsonl", "--run", "second", *RECIPE)
     assert weights(home / "runs" / "second") == weights(run)
-
-
-def test_another_seed_gives_another_adapter(run, home, tiny_folder):
-    words = ("--run", "third", *RECIPE, "--seed", "1")
-    other = rankwise("train", "--model", tiny_folder, "--data", "rows.jsonl", *words)
-    assert other.exit_code == 0, other.output
-    assert weights(home / "runs" / "third") != weights(run)
 
 
 def test_the_seed_decides_both_the_first_factors_and_the_order_of_the_rows(home, tiny_folder):
@@ -201,8 +165,7 @@ def test_a_yaml_file_asks_for_the_same_as_flags(run, home, tiny_folder):
         "adapter: {rank: 4}\n"
         f"training: {{batch_size: 4, learning_rate: 2e-2, steps: {STEPS}}}\n"
     )
-    result = rankwise("train", "same.yaml", "--json")
-    assert result.exit_code == 0, result.output
+    done("train", "same.yaml", "--json")
     assert spec_of(home, "from-yaml") == spec_of(home, "first")
     assert weights(home / "runs" / "from-yaml") == weights(run)
 
@@ -211,11 +174,10 @@ def test_set_wins_over_a_flag_and_a_flag_over_the_yaml_file(home, tiny_folder):
     (home / "short.yaml").write_text(
         f"model: {tiny_folder}\ndata: rows.jsonl\nrun: mixed\nadapter:\n  rank: 2\ntraining:\n  steps: 7\n  seed: 5\n"
     )
-    result = rankwise(
+    result = done(
         "train", "short.yaml", "--steps", 3, "--batch-size", 2, "--set", "training.batch_size=3", "--set",
         "adapter.alpha=8", "--set", "data.held_out=2", "--json",
     )  # fmt: skip
-    assert result.exit_code == 0, result.output
     spec = spec_of(home, "mixed")
     assert (spec["training"]["steps"], spec["training"]["batch_size"], spec["training"]["seed"]) == (3, 3, 5)
     assert (spec["adapter"]["rank"], spec["adapter"]["alpha"], spec["data"]["held_out"]) == (2, 8, 2)
@@ -226,8 +188,7 @@ def test_set_wins_over_a_flag_and_a_flag_over_the_yaml_file(home, tiny_folder):
 
 def test_without_json_the_words_hold_the_same_numbers_and_say_what_to_do_next(home, tiny_folder):
     words = ("--run", "spoken", "--steps", 2, "--held-out", 3)
-    result = rankwise("train", "--model", tiny_folder, "--data", "rows.jsonl", *words)
-    assert result.exit_code == 0, result.output
+    result = done("train", "--model", tiny_folder, "--data", "rows.jsonl", *words)
     results = json.loads((home / "runs" / "spoken" / "manifest.json").read_text())["results"]
     assert f"loss {results['loss']:.3f}" in " ".join(result.stdout.split())
     assert f"{results['validation_loss_before']:.4f} -> {results['validation_loss_after']:.4f}" in result.stdout
@@ -238,8 +199,7 @@ def test_rows_too_long_are_left_out_whole_and_counted(home, tiny_folder):
     lines = (home / "rows.jsonl").read_text() + json.dumps({"prompt": "long " * 100, "completion": "word " * 100})
     (home / "mixed.jsonl").write_text(lines)
     words = ("--run", "lengths", "--steps", 2, "--max-length", 100)
-    result = rankwise("train", "--model", tiny_folder, "--data", "mixed.jsonl", *words)
-    assert result.exit_code == 0, result.output
+    result = done("train", "--model", tiny_folder, "--data", "mixed.jsonl", *words)
     data = json.loads((home / "runs" / "lengths" / "manifest.json").read_text())["data"]
     assert (data["rows"], data["training_sequences"], data["rows_too_long"]) == (16, 15, 1)
     assert "left out: 1 too long" in result.stderr
@@ -281,17 +241,5 @@ def test_an_adapter_on_a_table_that_is_the_head_too_is_told(tmp_path, monkeypatc
     shared = rankwise(*words, "--run", "shared", "--targets", "wte,c_attn")
     assert "transformer.wte shares its weight with the output head" in shared.stderr and shared.exit_code == 0
     assert "shares its weight" not in rankwise(*words, "--run", "other", "--targets", "wpe,c_attn").stderr
-    told = json.loads(rankwise("export", "shared", "--to", "whole", "--format", "merged", "--json").stdout)
+    told = printed("export", "shared", "--to", "whole", "--format", "merged")
     assert told["logits_difference"] < 1e-5
-
-
-def test_a_model_with_kernels_is_computed_by_them_unless_told_otherwise(home, tiny_folder):
-    words = ("train", "--model", tiny_folder, "--data", "rows.jsonl", "--steps", 12, "--batch-size", 4, "--held-out", 3)
-    words = (*words, "--set", "model.dtype=float32", "--learning-rate", 0.02, "--json")
-    fast, plain = rankwise(*words, "--run", "by-kernels"), rankwise(*words, "--run", "by-hand", "--backend", "eager")
-    assert "using the fused backend" in fast.stderr and "fused" not in plain.stderr
-    ours, theirs = json.loads(fast.stdout), json.loads(plain.stdout)
-    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
-    for key in ("validation_loss_before", "validation_loss_after"):
-        assert ours[key] == pytest.approx(theirs[key], rel=1e-5)
-    assert [spec_of(home, run)["training"]["backend"] for run in ("by-hand", "by-kernels")] == ["eager", "auto"]

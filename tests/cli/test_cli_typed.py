@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import rankwise
-from rankwise.cli.conversing import COMMANDS, HELP, Typed, Typing
+from rankwise.cli.conversing import Typed, Typing
 from rankwise.errors import ConfigError, DataError
 
 Q = '"""'
@@ -114,10 +114,6 @@ def test_what_is_nearly_a_command_is_not_sent_as_a_message(monkeypatch, line, me
     with pytest.raises(ConfigError, match=meant):
         typing.next()
     assert typing.next() == Typed("after")
-
-
-def test_every_command_is_in_the_help():
-    assert all(name in HELP for name in COMMANDS) and Q in HELP
 
 
 def test_what_is_no_text_is_told(monkeypatch):

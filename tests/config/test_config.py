@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from kit.sampling import draws
 from rankwise.config.adapters import LoraConfig
+from rankwise.config.base import shown
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.generation import GenerationConfig
@@ -72,7 +73,7 @@ def test_a_count_is_a_whole_number_and_neither_a_boolean_nor_text(spec, name):
     assert getattr(spec(**SPECS[spec] | {name: 3}), name) == 3
     for value in (True, False, 3.0, 3.5, "3", -1, None if name != "steps" else "x", [3]):
         [problem] = refused(spec, **{name: value})
-        assert problem.startswith(f'setting "{name}" is {value!r}: ')
+        assert problem.startswith(f'setting "{name}" is {shown(value)}: ')
 
 
 @pytest.mark.parametrize("value", [True, False])
@@ -114,7 +115,7 @@ def test_a_number_out_of_its_range_or_not_finite_is_refused(spec, name, good, ba
     for value in good:
         assert getattr(spec(**{name: value}), name) == value
     for value in (*bad, math.nan, math.inf, -math.inf):
-        assert all(f'"{name}" is {value!r}: ' in problem for problem in refused(spec, **{name: value}))
+        assert all(f'"{name}" is {shown(value)}: ' in problem for problem in refused(spec, **{name: value}))
 
 
 @pytest.mark.parametrize(
@@ -127,17 +128,11 @@ def test_a_number_out_of_its_range_or_not_finite_is_refused(spec, name, good, ba
             ModelConfig,
             "trust_code",
             [None, "0123456789abcdef" * 2 + "01234567"],
-            ["main", "a" * 39, "A" * 40, "g" * 40, True],
+            ["main", "a" * 39, "A" * 40, "g" * 40],
         ),
         (DataConfig, "path", ["x"], ["", 3]),
         (DataConfig, "format", ["auto", "messages", "prompt", "alpaca"], ["chat", None]),
         (DataConfig, "system", [None, "", "x"], [3, ["x"]]),
-        (DataConfig, "recipe", [None, "alpaca", "stablelm"], ["Alpaca", "", 3]),
-        (DataConfig, "too_long", ["drop", "truncate", "cut-prompt", "split"], ["cut", None]),
-        (DataConfig, "learned", ["answers", "everything"], ["nothing", None]),
-        (DataConfig, "answers", ["together", "apart"], ["alone", None]),
-        (DataConfig, "on_bad_row", ["stop", "skip"], ["ignore", None]),
-        (DataConfig, "rows", [None, 1], [0, True, 1.5, "3"]),
         (DataConfig, "packing", [False, True], ["maybe", None]),
         (TrainingConfig, "schedule", ["linear", "cosine", "constant"], ["step", None]),
         (LoraConfig, "rank", [1, 4096], [0, 4097]),
@@ -147,7 +142,7 @@ def test_a_word_that_is_not_known_is_refused(spec, name, good, bad):
     for value in good:
         assert getattr(spec(**SPECS[spec] | {name: value}), name) == value
     for value in bad:
-        assert all(f'"{name}" is {value!r}: ' in problem for problem in refused(spec, **{name: value}))
+        assert all(f'"{name}" is {shown(value)}: ' in problem for problem in refused(spec, **{name: value}))
 
 
 @pytest.mark.parametrize("name", ["r", "R2.d-2_x", "a" * 64, "1", "a..b"])
@@ -174,7 +169,6 @@ def test_a_run_may_be_called_by_letters_digits_and_three_signs(name):
         "é",
         "a" * 65,
         "~",
-        "a:b",
         3,
         None,
     ],
@@ -209,42 +203,12 @@ def test_a_model_and_data_may_be_their_name_alone():
     assert short == Experiment(model=ModelConfig(name="m"), data=DataConfig(path="d"), run="r")
 
 
-@pytest.mark.parametrize("values", [{}, {"path": None}, {"sources": []}, {"path": "a", "sources": ["b"]}])
-def test_data_is_one_source_or_several_and_not_neither_nor_both(values):
-    with pytest.raises(ConfigError) as caught:
-        DataConfig(**values)
-    [problem] = caught.value.problems
-    assert "a path, or several sources" in problem
-
-
-def test_a_source_may_be_its_path_alone_and_says_itself_how_it_is_read():
-    several = DataConfig(sources=["a", {"path": "b", "weight": 2, "format": "text"}])
-    assert [(one.path, one.weight, one.format) for one in several.all_sources] == [("a", 1, "auto"), ("b", 2, "text")]
-    [alone] = DataConfig(path="a", format="text", rows=3).all_sources
-    assert (alone.path, alone.weight, alone.format, alone.rows) == ("a", 1, "text", 3)
-    for name, value in (("format", "text"), ("rows", 3), ("columns", {"text": "body"})):
-        with pytest.raises(ConfigError, match="ith several sources, write"):
-            DataConfig(sources=["a"], **{name: value})
-
-
-def test_what_is_measured_is_said_once():
-    [problem] = refused(DataConfig, held_out=1, validation="e")
-    assert "give one of them" in problem
-    assert DataConfig(path="d", validation="e").validation.path == "e"
-
-
 def test_epochs_and_steps_together_are_a_contradiction():
     [problem] = refused(TrainingConfig, epochs=1, steps=2)
     assert "epochs and steps" in problem.lower()
-    assert "give one" in problem
+    assert "give one" in problem and '""' not in problem
     [problem] = refused(Experiment, training={"epochs": 1, "steps": 2})
     assert '"training"' in problem
-
-
-def test_a_problem_of_the_whole_spec_is_not_laid_on_a_setting_without_a_name():
-    # constructed in Python it read: setting "" is {'epochs': 1, 'steps': 2}
-    [problem] = refused(TrainingConfig, epochs=1, steps=2)
-    assert '""' not in problem
 
 
 def test_a_seed_that_no_generator_takes_is_refused():

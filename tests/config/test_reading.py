@@ -106,13 +106,6 @@ def test_an_unknown_key_is_named_however_it_is_spelt(problems, key):
     assert "batch_size" in problem
 
 
-@pytest.mark.parametrize("key", ["learning-rate", "str", "x[0]"])
-def test_an_unknown_key_at_the_top_is_named_however_it_is_spelt(problems, key):
-    # this one ended in an IndexError
-    [problem] = problems(f"{BASE}{key}: 1\n")
-    assert problem.startswith(f'lora.yaml:4: unknown setting "{key}".')
-
-
 def test_a_pattern_with_a_dash_is_named_in_its_problem(problems):
     [problem] = problems(f"{BASE}adapter:\n  rank_pattern:\n    q-proj: 0\n")
     assert problem.startswith("lora.yaml:6: ")

@@ -1,7 +1,4 @@
-"""Each seed recipe writes the bytes of its system, marks what was learned of them, and refuses what had no place there.
-
-The expected texts are written out by hand; « and » stand around what is learned.
-"""
+"""Each seed recipe has its settings and refuses what had no place in its system; test_recipe_masks.py has its texts."""
 
 from __future__ import annotations
 
@@ -17,14 +14,6 @@ from rankwise.config.data import DataConfig, Format
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.config.training import TrainingConfig
 
-EOS = {
-    "alpaca": "</s>",
-    "alpaca-lora": "</s>",
-    "vicuna": "</s>",
-    "gpt4all-j": "<|endoftext|>",
-    "dolly": "<|endoftext|>",
-    "stablelm": "<|endoftext|>",
-}
 OF_ONE_TURN = ("alpaca", "alpaca-lora", "gpt4all-j", "dolly")
 OF_MANY_TURNS = ("vicuna", "stablelm")
 
@@ -41,153 +30,17 @@ def assistant(content):
     return {"role": "assistant", "content": content}
 
 
-def render(name, messages, prompt=False):
-    """The text, and the spans of what is learned; spans that touch are one."""
+def render(name, messages):
+    """The text, and the spans of what is learned."""
     texts, spans = render_jinja_template(
-        conversations=[messages],
-        chat_template=recipe_named(name).template,
-        return_assistant_tokens_mask=True,
-        add_generation_prompt=prompt,
-        eos_token=EOS[name],
-    )
-    merged = []
-    for start, end in spans[0]:
-        if merged and merged[-1][1] == start:
-            merged[-1] = (merged[-1][0], end)
-        else:
-            merged.append((start, end))
-    return texts[0], merged
-
-
-def written(name, *messages, prompt=False):
-    """The text with « and » around what is learned."""
-    text, spans = render(name, list(messages), prompt)
-    for start, end in reversed(spans):
-        text = f"{text[:start]}«{text[start:end]}»{text[end:]}"
-    return text
+        conversations=[messages], chat_template=recipe_named(name).template, return_assistant_tokens_mask=True,
+        eos_token="</s>",
+    )  # fmt: skip
+    return texts[0], spans[0]
 
 
 CAPITAL = user("Name the capital.")
-FRANCE = user("Name the capital.", "France")
 PARIS = assistant("Paris.")
-
-STABLELM_SYSTEM = (
-    "<|SYSTEM|># StableLM Tuned (Alpha version)\n"
-    "- StableLM is a helpful and harmless open-source AI language model developed by StabilityAI.\n"
-    "- StableLM is excited to be able to help the user, but will refuse to do anything that could be considered harmful"
-    " to the user.\n"
-    "- StableLM is more than just an information source, StableLM is also able to write poetry, short stories, and make"
-    " jokes.\n"
-    "- StableLM will refuse to participate in anything that could harm a human.\n"
-)
-VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and"
-    " polite answers to the user's questions. "
-)
-WITHOUT_CONTEXT = {
-    "alpaca": (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\nName the capital.\n\n### Response:",
-        "«Paris.</s>»",
-    ),
-    "alpaca-lora": (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\nName the capital.\n\n### Response:\n",
-        "«Paris.</s>»",
-    ),
-    "vicuna": (VICUNA_SYSTEM + "USER: Name the capital. ASSISTANT:", "« Paris.</s>»"),
-    "gpt4all-j": ("Name the capital.\n", "«Paris.<|endoftext|>»"),
-    "dolly": (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\nName the capital.\n\n### Response:\n",
-        "«Paris.\n\n### End»",
-    ),
-    "stablelm": (STABLELM_SYSTEM + "<|USER|>Name the capital.<|ASSISTANT|>", "«Paris.<|endoftext|>»"),
-}
-WITH_CONTEXT = {
-    "alpaca": (
-        "Below is an instruction that describes a task, paired with an input that provides further context. Write a"
-        " response that appropriately completes the request.\n\n"
-        "### Instruction:\nName the capital.\n\n### Input:\nFrance\n\n### Response:",
-        "«Paris.</s>»",
-    ),
-    "alpaca-lora": (
-        "Below is an instruction that describes a task, paired with an input that provides further context. Write a"
-        " response that appropriately completes the request.\n\n"
-        "### Instruction:\nName the capital.\n\n### Input:\nFrance\n\n### Response:\n",
-        "«Paris.</s>»",
-    ),
-    "vicuna": (VICUNA_SYSTEM + "USER: Name the capital.\n\nFrance ASSISTANT:", "« Paris.</s>»"),
-    "gpt4all-j": ("Name the capital.\n\nFrance\n", "«Paris.<|endoftext|>»"),
-    "dolly": (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\nName the capital.\n\nInput:\nFrance\n\n### Response:\n",
-        "«Paris.\n\n### End»",
-    ),
-    "stablelm": (STABLELM_SYSTEM + "<|USER|>Name the capital.\n\nFrance<|ASSISTANT|>", "«Paris.<|endoftext|>»"),
-}
-WITHOUT_PROMPT = {
-    "alpaca": "Below is an instruction that describes a task. Write a response that appropriately completes the"
-    " request.\n\n### Instruction:\nName the capital.",
-    "alpaca-lora": "Below is an instruction that describes a task. Write a response that appropriately completes the"
-    " request.\n\n### Instruction:\nName the capital.",
-    "vicuna": VICUNA_SYSTEM + "USER: Name the capital. ",
-    "gpt4all-j": "Name the capital.",
-    "dolly": "Below is an instruction that describes a task. Write a response that appropriately completes the"
-    " request.\n\n### Instruction:\nName the capital.",
-    "stablelm": STABLELM_SYSTEM + "<|USER|>Name the capital.",
-}
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_question_and_answer(name):
-    prompt, learned = WITHOUT_CONTEXT[name]
-    assert written(name, CAPITAL, PARIS) == prompt + learned
-    assert written(name, user("Name the capital.", ""), PARIS) == prompt + learned
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_context(name):
-    prompt, learned = WITH_CONTEXT[name]
-    assert written(name, FRANCE, PARIS) == prompt + learned
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_generation_prompt(name):
-    assert written(name, CAPITAL, prompt=True) == WITHOUT_CONTEXT[name][0]
-    assert written(name, FRANCE, prompt=True) == WITH_CONTEXT[name][0]
-    assert written(name, CAPITAL) == WITHOUT_PROMPT[name]
-
-
-def test_two_turns_of_vicuna():
-    turns = (user("Hi."), assistant("Hello!"), user("Who are you?"), assistant("Vicuna."))
-    assert written("vicuna", *turns) == (
-        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed,"
-        " and polite answers to the user's questions. USER: Hi. ASSISTANT:« Hello!</s>»USER: Who are you? ASSISTANT:"
-        "« Vicuna.</s>»"
-    )
-    assert written("vicuna", *turns[:3], prompt=True) == (
-        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed,"
-        " and polite answers to the user's questions. USER: Hi. ASSISTANT:« Hello!</s>»USER: Who are you? ASSISTANT:"
-    )
-
-
-def test_two_turns_of_stablelm():
-    turns = (user("Hi."), assistant("Hello!"), user("Who are you?"), assistant("StableLM."))
-    assert written("stablelm", *turns) == STABLELM_SYSTEM + (
-        "<|USER|>Hi.<|ASSISTANT|>«Hello!<|USER|>»Who are you?<|ASSISTANT|>«StableLM.<|endoftext|>»"
-    )
-    assert written("stablelm", *turns[:3], prompt=True) == STABLELM_SYSTEM + (
-        "<|USER|>Hi.<|ASSISTANT|>«Hello!<|USER|>»Who are you?<|ASSISTANT|>"
-    )
-
-
-def test_a_system_message_of_the_row():
-    own = system("Be brief.")
-    assert written("vicuna", own, CAPITAL, PARIS) == "Be brief. USER: Name the capital. ASSISTANT:« Paris.</s>»"
-    assert written("stablelm", own, CAPITAL, PARIS) == (
-        "<|SYSTEM|>Be brief.<|USER|>Name the capital.<|ASSISTANT|>«Paris.<|endoftext|>»"
-    )
 
 
 @pytest.mark.parametrize("name", OF_ONE_TURN)
@@ -216,60 +69,12 @@ def test_no_place_for_turns_out_of_order(name, messages):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("spaces", [" ", " \t \n"])
-def test_a_context_of_spaces_alone_counts_where_the_authors_ask_only_whether_it_is_empty(name, spaces):
-    prompts = WITH_CONTEXT if name in ("alpaca", "alpaca-lora", "dolly") else WITHOUT_CONTEXT
-    prompt, learned = prompts[name]
-    assert written(name, user("Name the capital.", spaces), PARIS) == prompt.replace("France", spaces) + learned
-
-
-@pytest.mark.parametrize("name", RECIPES)
 def test_nothing_is_stripped_or_read_as_a_template(name):
     asked, context, answered = "  {{ eos_token }}\n", " \t{{ x }} \n", "\n {% if %} \n"
     text, spans = render(name, [user(asked, context), assistant(answered)])
-    start, end = spans[-1]
+    start, end = spans[0][0], spans[-1][1]
     assert asked in text[:start] and context in text[:start]
     assert answered in text[start:end]
-
-
-CONVERSATIONS = [[CAPITAL, PARIS], [FRANCE, PARIS], [user("\n"), assistant(" ")]]
-LONG = [
-    [user("Hi."), assistant("Hello!"), FRANCE, PARIS, user("?"), assistant("!")],
-    [system("Be brief."), CAPITAL, PARIS, user("?"), assistant("!")],
-    [system(""), CAPITAL, PARIS],
-]
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_prompt_is_the_beginning_of_the_whole_and_ends_where_the_learned_begins(name):
-    for messages in CONVERSATIONS + (LONG if name in OF_MANY_TURNS else []):
-        whole, spans = render(name, messages)
-        asked = [index for index, message in enumerate(messages) if message["role"] == "user"]
-        prompts = [render(name, messages[: index + 1], prompt=True)[0] for index in asked]
-        assert all(whole.startswith(prompt) for prompt in prompts)
-        assert [len(prompt) for prompt in prompts] == [start for start, _ in spans]
-        for index, prompt in zip(asked, prompts, strict=True):
-            assert prompt.startswith(render(name, messages[: index + 1])[0])
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_the_whole_is_learned_to_its_end(name):
-    whole, spans = render(name, [CAPITAL, PARIS])
-    end = recipe_named(name).ends[0]
-    assert whole.endswith(EOS[name] if end == "eos_token" else end)
-    assert spans[-1][1] == len(whole)
-    assert not whole.startswith(("<s>", EOS[name]))
-
-
-def test_ends():
-    assert {name: recipe_named(name).ends for name in RECIPES} == {
-        "alpaca": ("eos_token",),
-        "alpaca-lora": ("eos_token",),
-        "vicuna": ("eos_token",),
-        "gpt4all-j": ("eos_token",),
-        "dolly": ("### End",),
-        "stablelm": ("eos_token", "<|USER|>", "<|ASSISTANT|>", "<|SYSTEM|>"),
-    }
 
 
 @pytest.mark.parametrize(
@@ -337,26 +142,6 @@ def test_rows_and_their_licence(name, form, licence, note):
     assert form in get_args(Format)
     assert note in rows.licence_note
     assert set(rows.fields.values()) <= {"instruction", "context", "answer", "conversation", "prompt"}
-
-
-def test_what_was_published():
-    """Of what landscape.md records, the parts that were once missing or wrong."""
-    alpaca, lora, dolly, gpt4all = (
-        recipe_named(name).published for name in ("alpaca", "alpaca-lora", "dolly", "gpt4all-j")
-    )
-    assert alpaca["13b"] == {
-        "batch_size": 128, "learning_rate": 1e-5, "epochs": 5, "max_length": 512, "weight_decay": 0.0,
-    }  # fmt: skip
-    assert (lora["seed"], lora["micro_batch_size"], lora["optimizer"]) == (42, 4, "AdamW")
-    assert set(lora["other_templates"]) == {"alpaca_legacy", "alpaca_short"}
-    assert lora["released"]["micro_batch_size"] == 8
-    assert gpt4all["lora"]["batch_size"] == 32 and gpt4all["lora"]["rows_per_device"] == {"log": 4, "config": 1}
-    assert "2048" in dolly["max_length"] and "2047" in dolly["too_long"]
-
-
-def test_no_recipe_calls_unverified_what_is_known():
-    texts = {name: files("rankwise.config").joinpath("recipes", f"{name}.yaml").read_text("utf-8") for name in RECIPES}
-    assert {name for name, text in texts.items() if "unverified" in text} == {"stablelm"}
 
 
 def test_added_tokens():

@@ -6,25 +6,25 @@ from dataclasses import replace
 
 import pytest
 
-from rankwise.runs.measured import Measured
-from rankwise.training.advice import Evidence, Gain, LabelEvidence
+from rankwise.runs.measured import Difference
+from rankwise.training.advising import AnswerAdvising, Evidence, LabelAdvising
 
 
 def gain(value, half=0.05, rows=40):
-    return Gain(value, value - half, value + half, rows)
+    return lost(-value, half, rows)
 
 
-def exactly(value):
-    return Measured(value=value, low=value, high=value)
+def lost(value, half=0.05, rows=40, to=1.8):
+    return Difference(
+        a=to - value, b=to, difference=value, low=value - half, high=value + half, p=0.5, n=rows, verdict="better"
+    )  # fmt: skip
 
 
 ANSWERS = Evidence(
-    base=exactly(2.0), score=exactly(0.0), gain=gain(0.8), untrained=gain(0.3), over_untrained=gain(0.5),
-    content=gain(0.6), blurred=1.8, expected=0.0,
+    loss=2.0, gain=gain(0.8), untrained=gain(0.3), over_untrained=gain(0.5), content=lost(0.6), expected=0.0
 )  # fmt: skip
-LABELS = LabelEvidence(
-    base=exactly(0.69), score=exactly(0.5), gain=gain(0.01), untrained=gain(0.2), over_untrained=gain(-0.19),
-    content=gain(0.0), blurred=0.69, expected=0.0,
+LABELS = Evidence(
+    loss=0.69, gain=gain(0.01), untrained=gain(0.2), over_untrained=gain(-0.19), content=None, expected=0.0
 )  # fmt: skip
 
 
@@ -34,10 +34,9 @@ LABELS = LabelEvidence(
         ({}, "train", "better"),
         ({"untrained": None, "over_untrained": None}, "train", "better"),
         ({"untrained": gain(-0.5), "over_untrained": gain(1.3)}, "train", "better"),
-        ({"content": None, "blurred": None}, "train", "better"),
-        ({"content": gain(0.0)}, "neither", "unrelated"),
-        ({"content": gain(0.1, 0.6)}, "undecided", "too few rows"),
-        ({"score": exactly(0.97)}, "neither", "solved"),
+        ({"content": None}, "train", "better"),
+        ({"content": lost(0.0)}, "neither", "unrelated"),
+        ({"content": lost(0.1, 0.6)}, "undecided", "too few rows"),
         ({"over_untrained": gain(0.0)}, "prompt", "examples"),
         ({"over_untrained": gain(0.0), "expected": 0.23}, "undecided", "too short"),
         ({"gain": gain(0.0), "untrained": gain(-0.3), "over_untrained": gain(0.3)}, "neither", "no gain"),
@@ -45,23 +44,23 @@ LABELS = LabelEvidence(
     ],
 )
 def test_verdicts_on_answers(changes, verdict, reason):
-    assert replace(ANSWERS, **changes).decide()[:2] == (verdict, reason)
+    assert replace(ANSWERS, **changes).decide(AnswerAdvising.other_ways)[:2] == (verdict, reason)
 
 
 @pytest.mark.parametrize(
     ("changes", "verdict", "reason"),
     [
         ({}, "train", "probe"),
-        ({"gain": gain(0.4), "over_untrained": gain(0.2), "content": gain(0.5)}, "train", "better"),
+        ({"gain": gain(0.4), "over_untrained": gain(0.2)}, "train", "better"),
         ({"untrained": gain(0.0)}, "neither", "no gain"),
-        ({"untrained": gain(0.0), "gain": gain(0.3), "content": gain(0.0)}, "undecided", "too few rows"),
+        ({"untrained": gain(0.0), "over_untrained": gain(0.3), "gain": gain(0.3)}, "train", "better"),
         ({"untrained": gain(0.1, 0.2)}, "undecided", "too few rows"),
     ],
 )
 def test_verdicts_on_labels(changes, verdict, reason):
-    assert replace(LABELS, **changes).decide()[:2] == (verdict, reason)
+    assert replace(LABELS, **changes).decide(LabelAdvising.other_ways)[:2] == (verdict, reason)
 
 
 def test_more_rows_are_named_where_they_would_decide():
-    verdict, _, rows = replace(ANSWERS, content=gain(0.3, 0.6)).decide()
+    verdict, _, rows = replace(ANSWERS, content=lost(0.3, 0.6)).decide(AnswerAdvising.other_ways)
     assert (verdict, rows) == ("undecided", 160)  # twice the precision takes four times the rows

@@ -10,24 +10,23 @@ import pytest
 from PIL import Image
 
 from rankwise.errors import ConfigError
-from rankwise.evaluation.class_metrics import Scored
+from rankwise.evaluation.class_metrics import MOST_WRONG, THUMBNAILS, RowView, ScoredClasses, class_details
 from rankwise.evaluation.metrics import METRICS
-from rankwise.evaluation.row_task import MOST_WRONG, THUMBNAILS, RowView, class_details
 from rankwise.reporting.classes import class_blocks, most_confused
 from rankwise.reporting.markup import lines_of
-from rankwise.rows.images.thumbnails import thumbnail_of
+from rankwise.rows.images.pictures import thumbnail_of
 from rankwise.runs.measured import LARGEST_THUMBNAIL, ClassDetails, WrongRow
 from rankwise.runs.row_facts import TargetFacts
 
 
-def scored(items: int, classes: int, seed: int = 0) -> Scored:
+def scored(items: int, classes: int, seed: int = 0) -> ScoredClasses:
     generator = np.random.default_rng(seed)
     logits = generator.normal(size=(items, classes))
     actual = generator.integers(0, classes - 1, items)  # the last class never occurs
     logits[np.arange(items), actual] += 1.5
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     names = tuple(f"class {number}" for number in range(classes))
-    return Scored(TargetFacts(classes=names, counts=(1,) * classes), shares, actual.astype(float).tolist())
+    return ScoredClasses(TargetFacts(classes=names, counts=(1,) * classes), shares, actual.astype(float).tolist())
 
 
 def plain(number: int, with_thumbnail: bool) -> RowView:
@@ -89,7 +88,7 @@ def test_a_thousand_classes_stay_a_small_file():
 
 def test_a_class_that_never_occurs_has_no_figures():
     targets = TargetFacts(classes=("a", "b", "c"), counts=(1, 1, 1))
-    details = class_details(Scored(targets, np.array([[0.8, 0.1, 0.1], [0.7, 0.2, 0.1]]), [0.0, 0.0]), plain)
+    details = class_details(ScoredClasses(targets, np.array([[0.8, 0.1, 0.1], [0.7, 0.2, 0.1]]), [0.0, 0.0]), plain)
     a, b, c = details.classes
     assert a.f1.value == a.recall.value == 1.0 and a.recall.low < 0.5, "two rows show little"
     assert (b.precision, b.recall, b.f1) == (c.precision, c.recall, c.f1) == (None, None, None)

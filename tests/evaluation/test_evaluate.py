@@ -120,16 +120,6 @@ def test_an_answer_is_wrong_once_no_reference_begins_like_it(beginning, wrong):
     assert is_wrong(beginning, item) is wrong
 
 
-def test_metrics_do_not_depend_on_the_order_of_rows(model, chosen, rows):
-    for task in (chosen[1], TaskConfig(task="t", data=str(rows), score="loss")):
-        items = list(requests_of(task, model).requests)
-        before = score_task(task, items, model, silent, together=4, who="")
-        random.Random(3).shuffle(items)
-        after = score_task(task, items, model, silent, together=4, who="")
-        for metric, measured in before.metrics.items():
-            assert after.metrics[metric].model_dump() == pytest.approx(measured.model_dump(), rel=1e-5)
-
-
 def test_the_likeliest_choice_for_its_length_is_taken(model, chosen):
     made, task = chosen
     items = requests_of(task, model).requests

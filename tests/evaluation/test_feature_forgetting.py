@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 
 from rankwise.errors import EvaluationError
-from rankwise.evaluation.feature_forgetting import cka, cka_value, feature_forgetting
-from rankwise.evaluation.linear_probe import FOLDS, _folds, probe_hits
+from rankwise.evaluation.feature_forgetting import (
+    FOLDS,
+    _folds,
+    cka,
+    cka_value,
+    feature_forgetting,
+    fit_and_predict,
+    probe_hits,
+)
 from rankwise.reporting.markup import lines_of
 from rankwise.reporting.quality import feature_facts
 
@@ -155,3 +162,25 @@ def test_what_cannot_be_measured_is_refused(images, labels, spoil, message, gene
     base = (lambda x: x * np.inf) if spoil else (lambda x: x)
     with pytest.raises(EvaluationError, match=message):
         measured(base, lambda x: x, rows, None if labels is None else [0] * labels)
+
+
+def ridge(features, targets, others, penalty):
+    mean, middle = features.mean(0), targets.mean(0)
+    gram = (features - mean) @ (features - mean).T
+    weights = np.linalg.solve(gram + penalty * np.eye(len(features)), targets - middle)
+    return (others - mean) @ (features - mean).T @ weights + middle
+
+
+@pytest.mark.parametrize("width", [4, 50])
+def test_each_fitted_row_is_predicted_by_a_probe_without_it(width, monkeypatch):
+    draw = np.random.default_rng(0)
+    features, targets = draw.normal(size=(20, width)) + 3, np.eye(3)[draw.integers(3, size=20)]
+    centred = features - features.mean(0)
+    size = float((centred**2).sum() / 20)
+    monkeypatch.setattr("rankwise.evaluation.feature_forgetting.PENALTIES", np.array([0.3]))
+    values, without = fit_and_predict(features @ features.T, features @ features.T, targets)
+    np.testing.assert_allclose(values, ridge(features, targets, features, 0.3 * size), atol=1e-9)
+    for row in range(20):
+        rest = np.arange(20) != row
+        one = ridge(features[rest], targets[rest], features[row], 0.3 * size)
+        np.testing.assert_allclose(without[row], one, atol=1e-9)

@@ -12,9 +12,8 @@ from conftest import tiny_model
 from rankwise.base.loading import load
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
-from rankwise.evaluation.few_shot import with_examples
+from rankwise.evaluation.few_shot import first_answer, with_examples, with_other_questions
 from rankwise.evaluation.likelihood import likelihoods
-from rankwise.evaluation.swapped_pairs import first_answer, with_other_questions
 from rankwise.inference.kv_cache import LogitsAfter, can_share
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.rows.preparing import prepare

@@ -51,11 +51,11 @@ def unsettle(adapters: AdapterSet, size: float = 0.2) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * size)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    "spec", [LoraConfig(), LoraConfig(dora=True), AdaLoraConfig()], ids=["lora", "dora", "adalora"]
-)
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+    ("architecture", "spec", "dtype"),
+    [("llama", LoraConfig(), torch.float32), ("gpt2", LoraConfig(dora=True), torch.bfloat16),
+     ("gpt2", AdaLoraConfig(), torch.float32), ("llama", AdaLoraConfig(), torch.bfloat16)],
+)  # fmt: skip
 def test_an_untrained_adapter_forgets_exactly_nothing(
     architecture: str, spec: LoraConfig | AdaLoraConfig, dtype: torch.dtype
 ) -> None:
@@ -64,11 +64,6 @@ def test_an_untrained_adapter_forgets_exactly_nothing(
     assert (found.kl, found.low, found.high) == (0, 0, 0)
     assert (found.delta_nll, found.delta_nll_low, found.delta_nll_high) == (0, 0, 0)
     assert found.agreement == 1 and (found.blocks, found.positions) == (3, 120)
-
-
-def test_a_model_beside_itself_has_lost_exactly_nothing(model: LoadedModel) -> None:
-    found = forgetting(of_two_models(model, model), words(2, 70, model.vocabulary))
-    assert (found.kl, found.delta_nll, found.agreement) == (0, 0, 1)
 
 
 def test_it_is_what_the_formula_says_at_every_position() -> None:
@@ -199,7 +194,7 @@ def test_what_python_carries_is_read_without_being_asked_and_is_the_same_each_ti
     assert text_for(model, blocks=31).sha256 != text.sha256
 
 
-@pytest.mark.parametrize("form", ["plain", "byte order mark", "rows", "folder"])
+@pytest.mark.parametrize("form", ["byte order mark", "rows", "folder"])
 def test_a_text_comes_from_plain_text_or_from_rows(model: LoadedModel, form: str, tmp_path: Path) -> None:
     parts = [f"{TEXT[number % 3]} {number}\r\n" for number in range(60)]
     whole = ("" if form in ("plain", "byte order mark") else "\n\n").join(parts)

@@ -13,7 +13,7 @@ from rankwise.evaluation.intervals import Looks, interval, quantile
 from rankwise.evaluation.subject import BaseAndTuned, base_and_tuned
 from rankwise.evaluation.text import Text
 from rankwise.methods.inject import inject
-from rankwise.runs.measured import Measured
+from rankwise.runs.measured import Measurement
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +70,10 @@ def test_an_interval_that_chose_when_to_stop_still_holds(spread: float) -> None:
 
 def test_it_stops_at_a_share_of_the_mean_or_at_an_amount() -> None:
     enough = Looks().enough
-    assert enough(Measured(value=1, low=0.75, high=1.25)) and not enough(Measured(value=1, low=0.74, high=1.26))
-    assert enough(Measured(value=0.001, low=0, high=0.006)) and not enough(Measured(value=0.001, low=0, high=0.0061))
+    assert enough(Measurement(value=1, low=0.75, high=1.25)) and not enough(Measurement(value=1, low=0.74, high=1.26))
+    assert enough(Measurement(value=0.001, low=0, high=0.006)) and not enough(
+        Measurement(value=0.001, low=0, high=0.0061)
+    )
 
 
 def test_what_does_not_differ_takes_the_first_look_alone(sides: BaseAndTuned) -> None:
@@ -99,7 +101,7 @@ def test_the_blocks_of_a_look_are_measured_as_all_are(sides: BaseAndTuned) -> No
 
 def test_no_interval_of_a_divergence_reaches_below_nothing(sides: BaseAndTuned) -> None:
     class Never(Looks):
-        def enough(self, kl: Measured) -> bool:
+        def enough(self, kl: Measurement) -> bool:
             return False
 
     found = forgetting(sides, words(), looks=Never())

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rankwise.evaluation.class_metrics import ScoredLabels, ScoredTags, best_constant
+from rankwise.evaluation.class_metrics import ScoredLabels, ScoredTags, best_constant, figures_of
 from rankwise.evaluation.metrics import METRICS
-from rankwise.evaluation.row_task import figures_of
 from rankwise.runs.row_facts import TargetFacts
 
 TAGS = TargetFacts(classes=("O", "B-a", "I-a", "B-b", "I-b"), counts=(1,) * 5, form="tags")

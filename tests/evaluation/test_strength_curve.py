@@ -18,7 +18,7 @@ from rankwise.methods.inject import inject
 from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import portion
 from rankwise.runs.evaluations import StrengthPoint
-from rankwise.runs.measured import Measured
+from rankwise.runs.measured import Measurement
 from rankwise.training.losses import mean_loss
 
 TEXT = Text(torch.randint(96, (4, 41), generator=torch.Generator().manual_seed(5)), "random words", "0" * 64, ())
@@ -90,10 +90,10 @@ def test_whole_weights_are_turned_as_an_adapter_is():
 
 
 def points(**losses: float) -> list[StrengthPoint]:
-    nothing = Measured(value=0, low=0, high=0)
+    nothing = Measurement(value=0, low=0, high=0)
     return [
         StrengthPoint(
-            strength=float(name[1:]) / 100, loss=Measured(value=loss, low=loss, high=loss), kl=nothing, delta_nll=0
+            strength=float(name[1:]) / 100, loss=Measurement(value=loss, low=loss, high=loss), kl=nothing, delta_nll=0
         )
         for name, loss in losses.items()
     ]

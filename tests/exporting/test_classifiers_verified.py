@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from kit import planted
 from kit.classifiers import encoder_folder, labelled, scaled, write_rows
+from kit.command_line import rankwise
 from kit.tagged import spanned, tagger_folder
 from kit.vision_models import save_folder
-from rankwise.cli.main import app
 from rankwise.commands import export as export_command
 from rankwise.exporting import verification
 from rankwise.exporting.agreement import ClassReference, compare_classes
@@ -35,10 +34,6 @@ COMMON = (
     "--set",
     "model.dtype=float32",
 )
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def several(count):

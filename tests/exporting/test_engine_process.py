@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from kit import planted
+from kit.command_line import rankwise
 from kit.openai_server import serving
-from rankwise.cli.main import app
 from rankwise.exporting import engine_process
 from rankwise.exporting.agreement import compare, tolerance_of
 from rankwise.exporting.engine_process import (
@@ -203,10 +202,6 @@ def test_a_near_tie_is_no_difference_and_is_counted():
 def test_an_adapter_that_changes_little_must_come_closer():
     assert tolerance_of("float32", 1.0).mean == 1e-4 and tolerance_of("float32", 2e-4).mean == 5e-5
     assert tolerance_of("float32", 1e-9).mean == 2e-5 and tolerance_of("bfloat16", 1e-9).mean == 0.1
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def test_a_server_is_compared_by_its_address(library, tmp_path, monkeypatch):

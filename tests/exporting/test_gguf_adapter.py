@@ -7,15 +7,10 @@ import json
 import gguf
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
+from kit.command_line import rankwise
 from kit.gguf_models import KINDS, adapter_in, layers_of, model_in
 from rankwise.adapters.formats.peft_reader import read_weights
-from rankwise.cli.main import app
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def exported(*words):

@@ -14,6 +14,7 @@ from gguf.quants import dequantize, quantize
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from kit.command_line import rankwise
 from kit.gguf_models import KINDS, adapter_in, layers_of, model_in
 from rankwise.adapters.formats.peft import read_peft
 from rankwise.base.gguf import files as gguf_files
@@ -28,10 +29,6 @@ from rankwise.runs.records import silent
 
 IDS = torch.arange(80).reshape(2, 40) + 5
 READ_BY_TRANSFORMERS = [kind for kind in KINDS if kind != "smollm3"]
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def exported(*words):

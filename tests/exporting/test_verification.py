@@ -11,12 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from kit import planted
+from kit.command_line import rankwise
 from kit.gguf_models import adapter_in, model_in
 from rankwise.base.beside import copy_reader
-from rankwise.cli.main import app
 from rankwise.commands import export as export_command
 from rankwise.errors import ModelError
 from rankwise.exporting import adapter_export, verification
@@ -34,10 +33,6 @@ from rankwise.runs.records import silent
 def engines_here(monkeypatch):
     monkeypatch.setattr(verification, "ask", planted.ask_here)
     monkeypatch.setenv("RANKWISE_ENGINES", sys.executable)
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from rankwise.forward.fused import FusedLoss, blocks_of, lowest_that_learns
 from rankwise.forward.prefix_cache import Prefix
 from rankwise.forward.reference import random_documents
 from rankwise.methods.inject import inject
-from rankwise.rows.encoded.flat import flat
+from rankwise.rows.encoded.packing import flat
 from rankwise.training.workload import KEPT_SHARE, recomputed
 
 KINDS = ["llama", "neox", "gpt2"]

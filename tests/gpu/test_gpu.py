@@ -38,7 +38,7 @@ from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import Batches, collate
-from rankwise.rows.encoded.flat import flat
+from rankwise.rows.encoded.packing import flat
 from rankwise.rows.text.example import Message
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import StepRecord

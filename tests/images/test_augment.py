@@ -8,7 +8,7 @@ import torch
 
 from rankwise.config.images import ImagesConfig
 from rankwise.rows.encoded.batches import Batches
-from rankwise.rows.images.augment import augmentation
+from rankwise.rows.images.processor import augmentation
 from rankwise.rows.text.tokenize import Tokens
 
 HOW = ("flip", "crop", "trivial")

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from rankwise.errors import DataError
-from rankwise.rows.images.decode import MOST_PIXELS, decode
-from rankwise.rows.images.perceptual import record_of
+from rankwise.rows.images.decode import MOST_PIXELS, decode, record_of
 from rankwise.rows.text.example import ImageContent
 
 WHERE = "pets/cat/1.png"

@@ -31,9 +31,9 @@ from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import EvaluationError
 from rankwise.inference import generate as generation
-from rankwise.inference.decoding import STAGE, decode
-from rankwise.inference.generate import PADDING, TOKENS, answers_in_turn, batches
-from rankwise.inference.kv_cache import ROOM, RoomyLayer, preallocated_cache
+from rankwise.inference.decoding import STAGE
+from rankwise.inference.generate import PADDING, TOKENS, answers_in_turn, batches, decode
+from rankwise.inference.kv_cache import ROOM, RoomyLayer, cache_name, can_share, new_cache
 from rankwise.rows.text.chat_template import ChatTemplate
 
 LONG = GenerationConfig(max_new_tokens=3 * STAGE + 5)
@@ -112,8 +112,14 @@ def test_logits_that_are_no_numbers_are_an_error_and_no_answer(tiny, temperature
 
 @pytest.mark.parametrize("name", [*KEPT_IN_ROOM, "lfm2", "mamba"])
 def test_a_model_that_keeps_more_than_keys_and_values_is_left_its_own_cache(tiny, name):
-    kept = preallocated_cache(random_model(name, len(tiny.tokenizer.hub)))
-    assert bool(kept) == (name in KEPT_IN_ROOM)
+    assert can_share(random_model(name, len(tiny.tokenizer.hub))) == (name in KEPT_IN_ROOM)
+
+
+def test_a_model_that_takes_no_cache_writes_the_same(tiny, monkeypatch):
+    prompts, short = prompts_of([12, 5, 9]), GenerationConfig(max_new_tokens=STAGE + 3)
+    expected = decode(tiny, prompts, short)
+    monkeypatch.setattr("rankwise.inference.batch.new_cache", lambda module: None)
+    assert [one.ids for one in decode(tiny, prompts, short)] == [one.ids for one in expected]
 
 
 @pytest.mark.parametrize("at", [9, STAGE - 2])
@@ -128,14 +134,6 @@ def test_an_end_of_several_tokens_ends_an_answer_where_it_does_alone(tiny, at):
     for found, one in zip(decode(model, prompts, LONG), each, strict=True):
         assert (found.text, found.tokens, found.stopped) == (one.text, one.tokens, one.stopped)
     assert [(one.tokens, one.stopped) for one in each] == [(at + 3, "end"), *[(LONG.max_new_tokens, "length")] * 2]
-
-
-def test_what_else_stops_generate_ends_the_answers(tiny, monkeypatch):
-    """Its own reasons are none of ours, and nothing is written behind them."""
-    generate = tiny.module.generate
-    monkeypatch.setattr(tiny.module, "generate", lambda **given: generate(**given, max_time=0.0))
-    found = decode(tiny, prompts_of([5, 9]), LONG)
-    assert [(one.tokens, one.stopped) for one in found] == [(1, "length")] * 2
 
 
 def test_rows_that_have_ended_are_not_computed_on(tiny, monkeypatch):
@@ -196,9 +194,9 @@ def test_a_token_is_written_behind_the_others_without_copying_them():
 
 
 def test_a_cache_of_transformers_takes_rooms_by_the_name_its_models_know(tiny):
-    ((name, cache),) = preallocated_cache(tiny.module).items()
+    cache = new_cache(tiny.module)
     assert isinstance(cache, DynamicCache)
-    made = tiny.module(input_ids=torch.tensor([[5, 6, 7]]), use_cache=True, **{name: cache})
+    made = tiny.module(input_ids=torch.tensor([[5, 6, 7]]), use_cache=True, **{cache_name(tiny.module): cache})
     assert made.logits.shape[1] == 3 and cache.get_seq_length() == 3
 
 

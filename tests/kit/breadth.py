@@ -32,7 +32,6 @@ from kit.vision_models import save_folder
 from kit.worlds import patched
 from rankwise.base import loading
 from rankwise.base.precision import Precision
-from rankwise.commands import recorded_run
 from rankwise.commands import train as train_module
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
@@ -43,15 +42,8 @@ from rankwise.training.world import join
 
 TEXT = "The river runs through the town, and on its banks stand houses of stone that were built long ago. " * 40
 STEPS = 4
-TIMES = (
-    "seconds",
-    "forecast_seconds",
-    "resident_bytes",
-    "peak_rss_bytes",
-    "train_seconds",
-    "tokens_per_second",
-    "images_per_second",
-)
+TIMES = ("seconds", "forecast_seconds", "resident_bytes", "peak_rss_bytes", "train_seconds", "tokens_per_second",
+         "images_per_second")  # fmt: skip
 Settings = dict[str, Any]
 
 
@@ -123,7 +115,7 @@ SMALL = {"max_batch_tokens": 100}
 TO_TEXT: Settings = {"text": "text.txt", "tokens": 24, "weight": 0.5}
 ANSWERS: Settings = {"steps": 2, "scores": ("chrf",), "answers": 3, "max_new_tokens": 8}
 BACK_OFF: Settings = {"on_divergence": "back-off", "checkpoint_steps": 4, "learning_rate": 0.02, "batch_size": 2}
-LIFTED = {"back off": (26, math.inf), "back off to the beginning": (2, math.inf), "tune": (math.inf, 10)}
+LIFTED = {"back off": (26, math.inf), "tune": (math.inf, 10)}
 """Runs whose losses are high from a step on, until the learning rate is halved, and the last step of a run whose trials
 are what is compared."""
 CASES: dict[str, Settings] = {
@@ -146,7 +138,6 @@ CASES: dict[str, Settings] = {
         "llama", "rows.jsonl", adapter={"method": "adalora", "budget": 2, "interval": 1},
         training={"anchor": TO_TEXT, "steps": 8, "backend": "fused"},
     ),
-    "few rows, anchor": of("llama", "rows.jsonl", training={"anchor": TO_TEXT | {"tokens": 64}, "batch_size": 1}),
     "forgetting": of("llama", "rows.jsonl", training={
         "anchor": TO_TEXT | {"forget_at_most": 0.003}, "steps": 8, "learning_rate": 5e-2,
     }),
@@ -158,7 +149,6 @@ CASES: dict[str, Settings] = {
         training={"learning_rate": "tune", "steps": 300, "batch_size": 8}, validation={"steps": 300},
     ),
     "back off": of("llama", "rows.jsonl", training=BACK_OFF | {"steps": 36}, validation={"steps": 40}),
-    "back off to the beginning": of("llama", "rows.jsonl", training=BACK_OFF | {"steps": 12}, validation={"steps": 12}),
 }  # fmt: skip
 NARROW: dict[str, Settings] = {"int8": of("wide", "rows.jsonl", model={"quantize": "int8", "dtype": "float32"})}
 EVERY = CASES | NARROW
@@ -232,7 +222,7 @@ def run_case(name: str, run: str | None = None) -> Breadth:
         stack.enter_context(patched(TrainingRun, "results", remembering))
         stack.enter_context(patched(train_module, "foresee", lambda real: lambda *given: None))
         stack.enter_context(patched(budgets, "LENGTH", lambda real: 24))
-        stack.enter_context(patched(recorded_run, "write_page", lambda real: lambda *given: Path()))
+        stack.enter_context(patched(train_module, "write_page", lambda real: lambda *given: Path()))
         if name in LIFTED:
             stack.enter_context(patched(trainer, "optimizer_step", lifted(*LIFTED[name])))
         trained = train(Experiment(**settings), force_memory=True)

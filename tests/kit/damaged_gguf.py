@@ -152,6 +152,17 @@ TEMPLATES: Mapping[str, Damage] = {
 }
 
 
+SAID: Mapping[str, str] = {
+    "a tensor is missing": "1 tensor is missing: 'blk.0.attn_q.weight'",
+    "a tensor with another's name": "tensor 'blk.0.attn_k.weight' occurs twice",
+    "tensors that overlap": "overlap from byte ", "an offset outside": "tensor 'blk.1.attn_k.weight' ends at byte ",
+    "one byte short": ", but the file ends at ", "an unknown type": "is stored in an unknown format (99)",
+    "a type whose blocks do not fill a row": "and its format stores 256", "alignment 0": '"general.alignment" is ',
+    "alignment 3": '"general.alignment" is ', "alignment 2^31": '"general.alignment" is ',
+}  # fmt: skip
+"""What the refusal names, where one thing alone is wrong."""
+
+
 def _listed(kind: int, *values: bytes) -> bytes:
     return struct.pack("<IQ", kind, len(values)) + b"".join(values)
 

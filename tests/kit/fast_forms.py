@@ -19,7 +19,7 @@ from rankwise.kernels import linear
 from rankwise.kernels.norm import plain_rms_norm, plain_shifted_rms_norm
 from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import portion
-from rankwise.rows.encoded.flat import flat
+from rankwise.rows.encoded.packing import flat
 from rankwise.rows.text.tokenize import Tokens
 
 

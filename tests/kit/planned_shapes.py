@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rankwise.config.layer import Layer
+from rankwise.config.modules import Layer
 from rankwise.planning.shape import Blocks, ModelShape
 
 SIZE = ("width", "inner", "count", "heads", "key_value_heads", "head_size", "vocabulary", "tied")

@@ -22,7 +22,7 @@ from rankwise.runs.evaluations import (
     write_strength,
 )
 from rankwise.runs.manifest import BaseModelFacts, DataFacts, Manifest, Results, Resumed
-from rankwise.runs.measured import CalibrationBin, ClassDetails, Measured, OneClass, WrongRow
+from rankwise.runs.measured import CalibrationBin, ClassDetails, Measurement, OneClass, WrongRow
 from rankwise.runs.records import LossRecord, RankRecord, SampleRecord, ScoreRecord, StepRecord
 
 VERSIONS = {"python": "3.11.7", "rankwise": "0.1.0", "torch": "2.13.0"}
@@ -132,7 +132,7 @@ PIXEL = (
 
 def details_of(said, pictures):
     """Two classes of which each is once taken for the other."""
-    measured = Measured(value=0.9, low=0.8, high=0.95)
+    measured = Measurement(value=0.9, low=0.8, high=0.95)
     classes = [
         OneClass(name=said(name), rows=20, predicted=20, precision=measured, recall=measured, f1=measured)
         for name in ("class", "other class")
@@ -169,7 +169,7 @@ def evaluation_of(run, said, better, text_sha256, items, n=40, kept=None, pictur
 
 def strength(said):
     def around(value):
-        return Measured(value=value, low=0.9 * value, high=1.1 * value)
+        return Measurement(value=value, low=0.9 * value, high=1.1 * value)
 
     points = [
         StrengthPoint(strength=s / 4, loss=around(2.0 / (1 + s)), kl=around(0.004 * s), delta_nll=0.001 * s)

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 from kit.worlds import CASES, learn, nothing, patched
 from rankwise.base import sharding
 from rankwise.base.kind import CAUSAL_LM
-from rankwise.base.sharding import gathered, is_split, load_sharded, local_part
+from rankwise.base.sharding import load_sharded
+from rankwise.base.split import gathered, is_split, local_part
 from rankwise.errors import TrainingError
 from rankwise.training import world as processes
 from rankwise.training.world import World, join

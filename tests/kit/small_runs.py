@@ -170,9 +170,9 @@ class Job:
 
         os.chdir(self.folder)
         if self.without_page:
-            from rankwise.commands import recorded_run
+            from rankwise.commands import train
 
-            recorded_run.write_page = lambda *given: Path()
+            train.write_page = lambda *given: Path()
         if self.starved is not None:
             _starve(self.starved, self.last_step or 1)
         elif self.last_step is not None:

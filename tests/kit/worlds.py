@@ -362,10 +362,10 @@ class Disturbed:
 def command(folder: Path, given: Disturbed) -> None:
     """In each process."""
     from rankwise.cli.main import app
-    from rankwise.commands import recorded_run, train
+    from rankwise.commands import train
     from rankwise.training import hooks
 
-    recorded_run.write_page = lambda *given: Path()  # its charts take a third of the time
+    train.write_page = lambda *given: Path()  # its charts take a third of the time
     if given.what == "diverge":
         hooks.ABOVE = -100.0  # so that every loss is far above
     elif given.what and int(os.environ["RANK"]) == given.rank:

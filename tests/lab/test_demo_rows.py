@@ -26,12 +26,6 @@ def words(text):
     return set(text.split())
 
 
-def test_one_seed_makes_one_set_of_rows_and_another_makes_another():
-    assert order_examples(50, TRAIN, 3) == order_examples(50, TRAIN, 3)
-    assert order_examples(50, TRAIN, 3) != order_examples(50, TRAIN, 4)
-    assert order_examples(50, TRAIN, 3) == order_examples(80, TRAIN, 3)[:50]
-
-
 def test_the_shipped_file_is_made_by_the_script():
     training, testing = demo_rows()
     assert (len(training), len(testing)) == (400, 100)
@@ -69,21 +63,3 @@ def test_product_and_order_can_be_read_from_the_message(rows):
         assert message.count(wanted["product"]) == 1
         # an order number is given exactly if one is expected, and it is the only long number
         assert re.findall(r"\d{4,}", message) == ([wanted["order"]] if wanted["order"] is not None else [])
-
-
-def test_about_three_rows_in_twenty_give_no_order_number(rows):
-    share = sum(answer(example)["order"] is None for example in rows) / COUNT
-    assert 0.12 < share < 0.18  # 0.15 within more than four standard errors of 3000 draws
-
-
-def test_every_intent_and_urgency_is_asked_for(rows):
-    assert {answer(example)["intent"] for example in rows} == set(INTENTS)
-    assert {answer(example)["urgency"] for example in rows} == set(URGENCIES)
-
-
-def test_a_row_is_instruction_message_and_answer_and_says_where_it_is_from(rows):
-    assert {tuple(message.role for message in example.messages) for example in rows} == {
-        ("system", "user", "assistant")
-    }
-    assert [example.where for example in rows[:2]] == ["demo:1", "demo:2"]
-    assert all(message.content.strip() for example in rows for message in example.messages)

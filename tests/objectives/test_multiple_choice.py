@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from typer.testing import CliRunner
 
+from kit.command_line import rankwise
 from kit.interrupted import whole_and_resumed
-from rankwise.cli.main import app
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
@@ -57,10 +56,6 @@ def questions(count: int) -> list[dict[str, Any]]:
 def write(rows: list[dict[str, Any]], path: Path | str = "rows.jsonl") -> str:
     Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
-
-
-def rankwise(*words: str) -> Any:
-    return CliRunner().invoke(app, list(words))
 
 
 def trained(run: str, model: Path, *more: str) -> Any:
@@ -194,7 +189,7 @@ BAD = {
     "an answer out of range": ({"answer": 3}, "x:1: the answer is 3, which is none of the 3 choices"),
     "a negative answer": ({"answer": -1}, "x:1: the answer is -1, which is none of the 3 choices"),
     "another text": ({"answer": "mud"}, "x:1: the answer is 'mud', which is none of the 3 choices"),
-    "true": ({"answer": True}, "x:1: the answer is True, which is none of the 3 choices"),
+    "true": ({"answer": True}, "x:1: the answer is true, which is none of the 3 choices"),
     "an empty question": ({"question": ""}, "x:1: the question is empty."),
     "a history": ({"history": [["a", "b"]]}, "x:1: the row has 'history', which is not supported."),
 }  # fmt: skip

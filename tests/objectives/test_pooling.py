@@ -17,7 +17,7 @@ import rankwise
 from kit.classifiers import encoder_folder, labelled, write_rows
 from rankwise.base.pooling import pooled
 from rankwise.cli.main import app
-from rankwise.config.classification import ClassificationConfig
+from rankwise.config.objectives import ClassificationConfig
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.planning.pooling import pooling_of
 
@@ -140,7 +140,7 @@ def test_the_mean_is_computed_alike_by_both_backends_and_by_hand(here):
     with run.tuned.base():
         ours = probabilities(run)
     assert np.isfinite(ours).all()
-    head = run.tuned.model.module.classifier.host
+    head = run.tuned.model.module.classifier.base_layer
     tokenizer, body = AutoTokenizer.from_pretrained("mean-bert"), AutoModel.from_pretrained("mean-bert").eval()
     given = tokenizer(TEXTS, padding=True, return_tensors="pt")
     real = given["attention_mask"][..., None]

@@ -14,13 +14,12 @@ from torch.nn import functional as F
 
 from conftest import tiny_model
 from kit.preference_pairs import random_pairs
-from rankwise.config.preference import PreferenceConfig
+from rankwise.config.objectives import PreferenceConfig
 from rankwise.forward.fused import FusedLoss
 from rankwise.kernels.loss import head_log_probabilities
 from rankwise.objectives.preference import Preference, dpo, log_of_rest, log_probabilities, orpo
 from rankwise.objectives.preference.encode import pair_of
-from rankwise.rows.encoded.batches import Batch
-from rankwise.rows.encoded.pairs import Pairs
+from rankwise.rows.encoded.batches import Batch, Pairs
 from rankwise.rows.text.tokenize import Tokens, sides_of
 
 OBJECTIVES = [

@@ -17,7 +17,7 @@ from rankwise.errors import DataError
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, SequenceEncoder, batch_of, parted
 from rankwise.rows.encoded.batches import IGNORED, Batch
 from rankwise.rows.text.example import Example, Message
-from rankwise.rows.text.sequences import input_and_output
+from rankwise.rows.text.targets import input_and_output
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import silent
 from rankwise.system.foreign_json import read_json

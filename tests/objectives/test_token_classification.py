@@ -16,8 +16,8 @@ from rankwise.config.models import ModelConfig
 from rankwise.objectives.tagging import TagEncoder, Tagging, encode_words
 from rankwise.rows.encoded.batches import IGNORED, Batch
 from rankwise.rows.forms.formats import parse_row
+from rankwise.rows.text.example import words_of
 from rankwise.rows.text.outcome import Outcome
-from rankwise.rows.text.tagged import words_of
 from rankwise.runs.records import silent
 from rankwise.runs.row_facts import TargetFacts
 

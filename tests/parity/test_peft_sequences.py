@@ -77,7 +77,8 @@ def test_all_linear_layers_of_both_sides_but_the_head_and_the_embeddings(kind, f
     sides = ("encoder.", "decoder.", f"{CROSS[kind]}.")
     assert all(any(side in path for path in adapters.layers) for side in sides)
     others = [path for path, part in model.module.named_modules()
-              if isinstance(part, torch.nn.Linear) and path.removesuffix(".host") not in adapters.layers]  # fmt: skip
+              if isinstance(part, torch.nn.Linear)
+               and path.removesuffix(".base_layer") not in adapters.layers]  # fmt: skip
     assert others == ["lm_head"]
 
 

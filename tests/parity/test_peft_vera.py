@@ -153,7 +153,8 @@ def spoil(folder: Path, what: str) -> None:
     ("no projection", '"base_model.vera_A" is missing'), ("half", "has no vera_lambda_b"),
     ("shape", "vera_lambda_d of shape (13,)"), ("width", "has factors of shape (12, 48) and (3, 12)"),
     ("infinite", "contains NaN or infinity"), ("other", '"base_model.model.x.weight" is no factor'),
-    ("save_projection", "save_projection"), ("bias", "bias"), ("r", '"r"'), ("modules_to_save", "modules_to_save"),
+    ("save_projection", '"save_projection" is false: input should be true'),
+    ("bias", "bias"), ("r", '"r"'), ("modules_to_save", "modules_to_save"),
 ])  # fmt: skip
 def test_a_folder_that_is_no_whole_vera_is_refused(what: str, sentence: str, tmp_path: Path) -> None:
     of_peft("llama", tmp_path)

@@ -76,7 +76,7 @@ def test_peft_loads_our_adalora_of_convolutions_with_a_rank_for_each_layer(famil
     assert sum(ranks.values()) == 2 * len(adapters.layers) and len(set(ranks.values())) > 1
     stored = load_file(tmp_path / "adapter" / WEIGHTS)
     for path, rank in ranks.items():
-        host = adapters.host(path)
+        host = adapters.base_layer(path)
         assert stored[f"base_model.model.{path}.lora_A.weight"].shape == (rank, host.in_channels, *host.kernel_size)
         assert stored[f"base_model.model.{path}.lora_B.weight"].shape == (host.out_channels, rank, 1, 1)
     assert_alike(logits(by_peft(family, tmp_path / "adapter")), logits(model), base)

@@ -13,16 +13,17 @@ from rankwise.forward.activation_memory import saved_bytes as measured_bytes
 from rankwise.forward.fused import FusedLoss, has_kernels
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.forward.reference import SupervisedLogits, random_documents
-from rankwise.kernels.loss import ROWS
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
 from rankwise.objectives.causal_lm import summed
-from rankwise.planning.activations import FAST, saved_bytes
-from rankwise.planning.memory import HEAD_ROWS
+from rankwise.planning.activations import saved_bytes
+from rankwise.planning.batches import AtOnce
+from rankwise.planning.tasks import FAST
 from rankwise.rows.encoded.batches import collate
-from rankwise.rows.encoded.flat import flat
+from rankwise.rows.encoded.packing import flat
 
 VOCABULARY, LENGTH = 64, 96
+ONE = AtOnce(1, 1, 0)
 GATED = {
     "vocab_size": VOCABULARY, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "head_dim": 16,
@@ -85,16 +86,20 @@ def of_a_block(family: str, dtype: torch.dtype, method: str, form: str) -> tuple
         found.append((autograd_bytes(model, form, 3) - autograd_bytes(model, form, 1)) / (2 * LENGTH))
         number = torch.finfo(dtype).bits // 8
         learns = "full" if method == "full" else "adapter"
-        planned.append(saved_bytes(shape, ranks, number, form, LENGTH, learns=learns, longest=LENGTH) / LENGTH)
+        planned.append(saved_bytes(shape, AtOnce(LENGTH, LENGTH, LENGTH), ranks, number, form, learns) / LENGTH)
     return found[1] - found[0], planned[1] - planned[0]
 
 
-FORMS = {"fast": torch.float32, "fast in bfloat16": torch.bfloat16, "plain": torch.float32}
+BY_FORM = [
+    *((family, "fast", torch.float32) for family in CONFIGS),
+    *((family, "fast", torch.bfloat16) for family in ("llama", "gemma3_text", "gpt2")),
+    *((family, "plain", torch.float32) for family in ("qwen3", "gemma", "gpt_neox")),
+]
+"""Each family in the form that it is trained in, and families of each kind in the others."""
 BY_ITSELF = [*((family, torch.float32) for family in PLAIN), ("phi3", torch.bfloat16), ("gptj", torch.bfloat16)]
 
 
-@pytest.mark.parametrize(("form", "dtype"), [(name.split()[0], dtype) for name, dtype in FORMS.items()], ids=FORMS)
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize(("family", "form", "dtype"), BY_FORM, ids=str)
 def test_a_token_keeps_what_the_arithmetic_says(family, form, dtype):
     found, planned = of_a_block(family, dtype, "lora", form)
     assert planned == pytest.approx(found, rel=NEAR[form])
@@ -119,18 +124,18 @@ def test_llama_is_exact():
          "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
          "max_position_embeddings": 8192, "tie_word_embeddings": True}, "starter", "starter")  # fmt: skip
     ranks = dict.fromkeys(range(30), 112.0)
-    assert saved_bytes(shape, ranks, 2, "fast", 1) == 30 * 11752
-    assert saved_bytes(shape, ranks, 4, "fast", 1) == 30 * 23496
-    assert saved_bytes(shape, ranks, 2, "plain", 1) == 30 * 22540
-    assert saved_bytes(shape, ranks, 4, "plain", 1) == 30 * 40428
-    assert saved_bytes(shape, {}, 4, "plain", 1, learns="full") == 30 * 44588
+    assert saved_bytes(shape, ONE, ranks, 2, "fast", "adapter") == 30 * 11752
+    assert saved_bytes(shape, ONE, ranks, 4, "fast", "adapter") == 30 * 23496
+    assert saved_bytes(shape, ONE, ranks, 2, "plain", "adapter") == 30 * 22540
+    assert saved_bytes(shape, ONE, ranks, 4, "plain", "adapter") == 30 * 40428
+    assert saved_bytes(shape, ONE, {}, 4, "plain", "full") == 30 * 44588
 
 
 def test_blocks_computed_twice_keep_their_input_and_one_at_a_time_everything():
     shape = shape_of_config({"model_type": "llama", **{k: v for k, v in GATED.items() if k != "head_dim"}}, "a", "a")
-    each = saved_bytes(shape, {}, 2, "fast", 1) / 3
-    assert saved_bytes(shape, {}, 2, "fast", 1, recomputed=2) == pytest.approx(2 * 2 * 48 + each)
-    assert saved_bytes(shape, {}, 2, "fast", 10, lowest=1) == pytest.approx(20 * each)
+    each = saved_bytes(shape, ONE, {}, 2, "fast", "adapter") / 3
+    assert saved_bytes(shape, ONE, {}, 2, "fast", "adapter", recomputed=2) == pytest.approx(2 * 2 * 48 + each)
+    assert saved_bytes(shape, AtOnce(10, 10, 10), {}, 2, "fast", "adapter", lowest=1) == pytest.approx(20 * each)
 
 
 def test_the_families_with_a_fast_form_are_those_that_have_one():
@@ -140,7 +145,3 @@ def test_the_families_with_a_fast_form_are_those_that_have_one():
         assert has_kernels(model, LENGTH), family
     others = AutoConfig.for_model("gptj", vocab_size=64, n_embd=48, n_layer=2, n_head=4, n_positions=64, rotary_dim=8)
     assert not has_kernels(AutoModelForCausalLM.from_config(others), LENGTH)
-
-
-def test_the_head_takes_as_many_rows_at_once_as_the_plan_says():
-    assert HEAD_ROWS == ROWS

@@ -20,7 +20,7 @@ from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.methods.inject import inject
 from rankwise.planning.parameters import parameters_of
-from rankwise.planning.shape_file import shape_from_json, shape_to_json
+from rankwise.planning.shape import shape_from_json, shape_to_json
 
 CAUSAL = (
     "llama", "mpt", "bloom", "falcon", "olmo2", "starcoder2", "cohere", "glm", "codegen", "xglm", "mixtral",

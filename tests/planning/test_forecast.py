@@ -14,9 +14,7 @@ from rankwise.config.training import TrainingConfig
 from rankwise.forward.plan import shape_of
 from rankwise.planning.batches import AtOnce, packed_at_once
 from rankwise.planning.devices import Device, find_device, this_machine
-from rankwise.planning.fitting import Changes, fit_of, most_at_once, remedies
-from rankwise.planning.forecast import anchor_operations, forecast, operations_of
-from rankwise.planning.memory import COMPILER, weights_bytes
+from rankwise.planning.forecast import COMPILER, forecast, weights_bytes
 from rankwise.planning.operations import Load
 from rankwise.planning.plan import SLOWER_WHEN_SMALL, planned
 from rankwise.planning.time import COMPILED_AFTER, Probe
@@ -29,12 +27,17 @@ HERE = replace(this_machine(), memory=int(20e9))
 
 
 def of(spec, shape=STARTER, training=TRAINING, device=HERE, dtype="bfloat16", amount=AMOUNT):
-    return forecast(shape, spec, training, device, spec.loaded(ModelConfig(name="m", dtype=dtype)).dtype, amount)
+    return forecast(config_of(spec, training, dtype), shape, device, amount)
+
+
+def config_of(spec, training=TRAINING, dtype="bfloat16"):
+    model = ModelConfig(name="m", dtype=dtype)
+    return Planned(model=model).model_copy(update={"training": training, "adapter": spec})
 
 
 def test_rows_of_new_tokens_are_computed_by_the_model_itself():
-    assert of(LoraConfig()).job.form == "fast"
-    assert of(LoraConfig(), STARTER.with_new_tokens(3)).job.form == "plain"
+    assert of(LoraConfig()).form == "fast"
+    assert of(LoraConfig(), STARTER.with_new_tokens(3)).form == "plain"
 
 
 def test_each_part_is_what_its_formula_says():
@@ -46,7 +49,7 @@ def test_each_part_is_what_its_formula_says():
     assert memory["optimizer"] == memory["averages"] == 8 * count
     assert memory.peak == round(sum(part.bytes for part in memory.parts))
     whole = of(FullConfig())
-    assert whole.job.dtype == "float32" and whole.memory["adapter"] == 0
+    assert whole.dtype == "float32" and whole.memory["adapter"] == 0
     assert whole.memory["weights"] + whole.memory["gradients"] + whole.memory["optimizer"] == 16 * STARTER.parameters
 
 
@@ -97,10 +100,10 @@ def test_number_formats_of_weights():
 def test_what_is_said_to_fit_at_once_fits_and_a_little_more_does_not():
     made = of(LoraConfig(), SEVEN, device=CARD)
     for recomputed in (0, 16, 32):
-        tokens = most_at_once(made, CARD.usable, AMOUNT, recomputed)
+        tokens = made.most_at_once(CARD.usable, recomputed)
 
         def peak(many):
-            return made.changed(tokens=many, learned=AMOUNT.learned_of(many), recomputed=recomputed).peak  # noqa: B023
+            return made.with_tokens(many, recomputed).peak  # noqa: B023
 
         assert tokens > 0 and peak(tokens) <= CARD.usable < peak(tokens + 128)
 
@@ -109,21 +112,15 @@ def test_as_few_blocks_are_computed_twice_as_make_it_fit():
     made = of(LoraConfig(), SEVEN, device=CARD)
     twice = made.least_recomputed(CARD.usable)
     assert twice is not None and made.peak > CARD.usable
-    assert made.changed(recomputed=twice).peak <= CARD.usable
-    assert made.changed(recomputed=twice - 1).peak > CARD.usable
-    assert fit_of(made, CARD, AMOUNT).recomputed == twice
+    assert replace(made, recomputed=twice).peak <= CARD.usable < replace(made, recomputed=twice - 1).peak
+    assert made.fit(CARD).recomputed == twice
     assert made.least_recomputed(10**9) is None
 
 
 @pytest.mark.parametrize("spec", [LoraConfig(), AdaLoraConfig(), FullConfig()])
 @pytest.mark.parametrize("room", [1.5e9, 2e9, 3e9, 4.5e9, 6e9])
 def test_every_remedy_is_forecast_to_fit(spec, room):
-    made = of(spec, dtype="float32")
-
-    def other(*settings):
-        return {"adapter.method=lora": of(LoraConfig()), "model.dtype=bfloat16": of(spec)}.get(settings[0])
-
-    for remedy in remedies(made, int(room), Changes(AMOUNT, other, lambda made: 1.0, auto=False)):
+    for remedy in planned(config_of(spec, dtype="float32"), STARTER, HERE, None, None).remedies_for(int(room)):
         assert remedy.peak <= room and remedy.price and remedy.changes
 
 
@@ -158,10 +155,10 @@ def test_a_step_that_is_smaller_than_a_micro_batch_is_what_is_held():
 
 
 def test_a_block_has_the_ranks_of_all_its_adapters():
-    assert of(LoraConfig(rank=16)).job.ranks == dict.fromkeys(range(30), 7 * 16.0)
-    assert of(LoraConfig(rank=3, targets=("q_proj",), layers=(4, 9))).job.ranks == {4: 3.0, 9: 3.0}
-    assert of(LoraConfig(rank=3, targets=("q_proj",), layers=(4, 9))).job.lowest == 4
-    assert of(FullConfig()).job.ranks == {} and of(FullConfig()).job.lowest == 0
+    assert of(LoraConfig(rank=16)).ranks == dict.fromkeys(range(30), 7 * 16.0)
+    assert of(LoraConfig(rank=3, targets=("q_proj",), layers=(4, 9))).ranks == {4: 3.0, 9: 3.0}
+    assert of(LoraConfig(rank=3, targets=("q_proj",), layers=(4, 9))).lowest == 4
+    assert of(FullConfig()).ranks == {} and of(FullConfig()).lowest == 0
 
 
 def test_an_anchor_adds_its_text_to_what_is_computed():
@@ -171,10 +168,10 @@ def test_an_anchor_adds_its_text_to_what_is_computed():
     full = TrainingConfig(batch_size=16, anchor={"tokens": 128})
     assert packed_at_once(None, full, 256).tokens == 2048 == packed_at_once(None, TrainingConfig(), 256).tokens
     made = of(LoraConfig())
-    whole = operations_of(made, Load((128,), 128.0))
-    first, later = (anchor_operations(made, anchored.anchor, steps) for steps in (BLOCKS, 100 * BLOCKS))
+    whole = made.operations(Load((128,), 128.0))
+    first, later = (made.anchor_operations(anchored.anchor, steps) for steps in (BLOCKS, 100 * BLOCKS))
     assert first == whole.total + whole.head + whole.forward and first - later == pytest.approx(0.99 * whole.forward)
-    assert anchor_operations(made, None, 10) == 0.0
+    assert made.anchor_operations(None, 10) == 0.0
     settings = [{"model": "smollm2-135m", "training": {"steps": 20, "anchor": anchor}} for anchor in (None, {})]
     steps = [planned(Planned.model_validate(one), STARTER, HERE, None, None).step for one in settings]
     assert steps[1].operations - steps[0].operations == pytest.approx(first)

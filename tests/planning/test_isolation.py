@@ -21,13 +21,13 @@ from rankwise.planning.devices import DEVICES
 from rankwise.planning.devices import graphics_cards, this_machine
 from rankwise.planning.operations import Operations
 from rankwise.planning.batches import average_step
-from rankwise.config.layer import Layer
+from rankwise.config.modules import Layer
 from rankwise.planning.shape import Blocks, ModelShape
 from rankwise.planning.time import duration, speed_of
 from rankwise.config.data import DataConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.planning.tokens import TokenCounter
-from rankwise.planning.training_rows import conversations_of
+from rankwise.planning.rows import conversations_of
 
 folder = Path(sys.argv[1])
 data, training, ranks = DataConfig(path=str(folder / "rows.jsonl")), TrainingConfig(), {"h.0.attn.q": 4}

@@ -127,9 +127,13 @@ def test_adalora_is_counted_as_it_is_injected(name: str, budget: str) -> None:
         adapters.remove()
 
 
-@pytest.mark.parametrize("unit", ["triplets", "parameters"])
-@pytest.mark.parametrize("budget", ["2", "40 triplets", "4k parameters", "30KB", "1000 triplets"])
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
+BUDGETS = ("2", "40 triplets", "4k parameters", "30KB", "1000 triplets")
+LEFT = [(("llama", "gpt2", "gpt_neox")[(at + half) % 3], budget, unit)
+        for half, unit in enumerate(("triplets", "parameters")) for at, budget in enumerate(BUDGETS)]  # fmt: skip
+"""Each budget in each unit, over families in turn."""
+
+
+@pytest.mark.parametrize(("name", "budget", "unit"), LEFT)
 def test_what_is_left_is_what_training_leaves(name: str, budget: str, unit: str, tmp_path: Path) -> None:
     spec = AdaLoraConfig(budget=budget, budget_unit=unit, warmup=0, interval=1)
     adapters = inject(on_cpu(name), spec)

@@ -38,20 +38,17 @@ from rankwise.methods.inject import add_layers
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.objectives.image_classification import ImageClassification
-from rankwise.planning.activations import OF_IMAGES
-from rankwise.planning.activations import saved_bytes as planned_bytes
 from rankwise.planning.batches import AtOnce
 from rankwise.planning.devices import Device
-from rankwise.planning.fitting import most_at_once
-from rankwise.planning.forecast import forecast, form_of, ranks_by_block
+from rankwise.planning.forecast import Forecast, forecast, form_of
 from rankwise.planning.operations import Load, Operations
 from rankwise.planning.parameters import parameters_of
 from rankwise.planning.plan import Plan
-from rankwise.planning.shape import ModelShape, NewHead
-from rankwise.planning.shape_file import shape_from_json, shape_to_json
+from rankwise.planning.rows import images_of
+from rankwise.planning.shape import ModelShape, NewHead, shape_from_json, shape_to_json
+from rankwise.planning.tasks import OF_IMAGES
 from rankwise.planning.time import OF_IMAGES as EFFICIENCIES
 from rankwise.planning.time import speed_of
-from rankwise.planning.training_rows import images_of
 from rankwise.runs.records import silent
 from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.files import write_json
@@ -123,11 +120,12 @@ def test_what_trains_is_what_training_attaches(folders, shape_with_head, family,
 
 def activations(shape: ModelShape, spec: Any, dtype: str, count: int) -> float:
     amount = AtOnce(count * shape.patches, count, shape.patches)
-    job = forecast(shape, spec, TrainingConfig(steps=10), PROCESSOR, dtype, amount).job
-    return planned_bytes(
-        shape, job.ranks, 2 if dtype == "bfloat16" else 4, "plain", job.tokens, lowest=job.lowest,
-        learns=job.learns,
-    )  # fmt: skip
+    return replace(forecast_of(shape, spec, dtype, amount), form="plain").saved
+
+
+def forecast_of(shape: ModelShape, spec: Any, dtype: str, amount: AtOnce) -> Forecast:
+    config = Planned.model_validate({"model": {"name": "m", "dtype": dtype}}).model_copy(update={"adapter": spec})
+    return forecast(config, shape, PROCESSOR, amount)
 
 
 def kept(module, objective, patches: int) -> list[int]:
@@ -169,9 +167,7 @@ def test_so_do_blocks_that_kernels_compute(folders, shape_with_head, family, dty
         (batch,) = objective.batches(rows, 10**6)
         with fused.active():
             found.append(saved_bytes(fused, batch, module))
-    number, by_block = 2 if dtype == "bfloat16" else 4, ranks_by_block(parameters_of(shape, METHODS["lora"]))
-    ranks = {block: rank for block, rank in by_block.items() if block is not None}
-    planned = planned_bytes(shape, ranks, number, "fast", 5 * shape.patches)
+    planned = forecast_of(shape, METHODS["lora"], dtype, AtOnce(5 * shape.patches, 5, shape.patches)).saved
     assert 1 <= (found[1] - found[0]) / planned < (1.3 if family == "siglip" else 1.15)
 
 
@@ -271,9 +267,9 @@ def test_images_are_counted_and_not_decoded(pictures, tmp_path):
 def test_a_folder_of_images_is_planned_with_its_classes_and_the_size_of_its_processor(folders, pictures):
     made = plan(config_of(folders / "vit", data=str(pictures), training={"batch_size": 8, "epochs": 2}))
     assert (made.shape.outputs, made.shape.image, made.steps) == (3, SIZE, 5)
-    assert made.amount.tokens == 8 * patches_of(SIZE) == made.forecast.job.tokens
-    assert made.forecast.job.form == "fast" and made.trained
-    assert made.methods["full"].job.form == "plain"
+    assert made.amount.tokens == 8 * patches_of(SIZE) == made.forecast.amount.tokens
+    assert made.forecast.form == "fast" and made.trained
+    assert made.methods["full"].form == "plain"
     whole = made.methods["full"]
     assert whole.parameters.trainable == made.shape.parameters
     larger = plan(config_of(folders / "vit", data=str(pictures), images={"size": 64}))
@@ -294,10 +290,10 @@ def test_pixels_count_for_the_peak_and_not_for_what_fits(folders, pictures, tiny
 def test_memory_grows_with_images_at_once_and_a_device_takes_as_many_as_fit(folders, method):
     config = config_of(folders / "swin", objective="image-classification", adapter={"method": method})
     made = plan(config)
-    small, large = (made.forecast.changed(tokens=tokens) for tokens in (400, 800))
+    small, large = (made.forecast.with_tokens(tokens, 0) for tokens in (400, 800))
     assert large.memory["activations"] == pytest.approx(2 * small.memory["activations"], rel=0.01)
     assert large.memory["overhead"] > small.memory["overhead"]
-    at_once = most_at_once(made.forecast, large.needed, made.amount, 0)
+    at_once = made.forecast.most_at_once(large.needed, 0)
     assert 736 <= at_once <= 800
 
 
@@ -325,9 +321,9 @@ def test_each_family_names_its_size_in_its_own_way(folders, family, side):
 
 
 def test_a_known_name_has_the_size_of_its_own_processor_and_not_of_its_position_table():
-    for name, own in (("facebook/dinov2-base", 518), ("google/vit-base-patch16-224", 224)):
-        assert side_of(config_of(name), base_of(name), own) == 224
-    assert side_of(config_of("dinov2-base", images={"size": 112}), base_of("dinov2-base"), 518) == 112
+    for name in ("facebook/dinov2-base", "google/vit-base-patch16-224"):
+        assert side_of(config_of(name), base_of(name)) == 224
+    assert side_of(config_of("dinov2-base", images={"size": 112}), base_of("dinov2-base")) == 112
 
 
 def test_without_rows_a_model_of_images_is_only_counted_and_told_how_to_be_planned(folders):

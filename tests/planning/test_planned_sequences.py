@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from functools import cache, partial
+from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -12,22 +13,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CONFIG_MAPPING, AutoModelForSeq2SeqLM
 
 from rankwise.config.adapters import FullConfig, LoraConfig
+from rankwise.config.experiment import Planned
 from rankwise.config.training import TrainingConfig
 from rankwise.forward.checkpointing import blocks_in_order
-from rankwise.forward.fake_pass import Recorder
+from rankwise.forward.fake_pass import Recorder, following
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, batch_of, row_of
-from rankwise.planning.activations import saved_bytes
-from rankwise.planning.batches import micro_batches, padded_load, sides_at_once
+from rankwise.planning.batches import AtOnce, micro_batches, padded_load, sides_at_once
 from rankwise.planning.devices import Device
 from rankwise.planning.estimate import Estimate
-from rankwise.planning.forecast import forecast, ranks_by_block
+from rankwise.planning.forecast import Forecast, forecast
 from rankwise.planning.operations import Load, Operations
 from rankwise.planning.parameters import parameters_of
 from rankwise.planning.rows import Drawn, PlannedRows
-from rankwise.planning.shape_file import shape_from_json, shape_to_json
+from rankwise.planning.shape import shape_from_json, shape_to_json
 
 CONFIGS = {
     "t5": {"vocab_size": 64, "d_model": 48, "d_kv": 12, "d_ff": 80, "num_layers": 3, "num_decoder_layers": 4,
@@ -68,23 +69,27 @@ def rows():
 
 
 def planned_bytes(name: str, method: str, dtype: torch.dtype, recomputed: int = 0) -> float:
-    ranks = {} if method == "full" else ranks_by_block(parameters_of(shape(name), LoraConfig(rank=RANK)), SHARE)
-    return saved_bytes(
-        shape(name), ranks, torch.finfo(dtype).bits // 8, "plain", TOKENS, longest=READ + WRITTEN,
-        learns="full" if method == "full" else "adapter", output_share=SHARE, recomputed=recomputed,
-    )  # fmt: skip
+    spec = FullConfig() if method == "full" else LoraConfig(rank=RANK)
+    amount = AtOnce(TOKENS, TOKENS, READ + WRITTEN, output_share=SHARE)
+    return replace(forecast_of(name, spec, str(dtype).removeprefix("torch."), amount), recomputed=recomputed).saved
+
+
+def forecast_of(name: str, spec: LoraConfig | FullConfig, dtype: str, amount: AtOnce) -> Forecast:
+    config = Planned.model_validate({"model": {"name": "m", "dtype": dtype}}).model_copy(update={"adapter": spec})
+    device = Device("here", "processor", 10**10, 0, None, 1e11, "a test")
+    return forecast(config, shape(name), device, amount)
 
 
 def blocks_keep(model, batch) -> int:
     """What all blocks save in a pass over real tensors."""
     recorder, paths = Recorder(model), {id(part): path for path, part in model.named_modules()}
     blocks = [paths[id(block)] for block in blocks_in_order(model)]
-    for path in blocks:
-        model.get_submodule(path).register_forward_pre_hook(partial(recorder.enter, path))
-        model.get_submodule(path).register_forward_hook(recorder.leave)
-    with torch.autograd.graph.saved_tensors_hooks(recorder.save, lambda value: value):
+    with (
+        following(model, blocks, recorder.enter),
+        torch.autograd.graph.saved_tensors_hooks(recorder.save, lambda value: value),
+    ):
         SEQUENCE_TO_SEQUENCE.loss(model, batch)
-    return sum(recorder.trace.saved[path] for path in blocks)
+    return sum(recorder.saved[path] for path in blocks)
 
 
 @pytest.mark.parametrize(("method", "dtype"), METHODS, ids=["float32", "bfloat16", "full"])
@@ -173,6 +178,5 @@ def test_a_method_that_trains_the_whole_model_is_planned_too():
 def test_the_loss_holds_four_copies_of_the_logits_in_float32(dtype):
     """As trainings of T5's and BART's shapes were measured to (bench/plan.py --sequences)."""
     (amount,) = sides_at_once(None, TrainingConfig(batch_size=2, max_batch_tokens=4096), 512)
-    device = Device("here", "processor", 10**10, 0, None, 1e11, "a test")
-    planned = forecast(shape("t5"), LoraConfig(rank=RANK), TrainingConfig(steps=1), device, dtype, amount)
+    planned = forecast_of("t5", LoraConfig(rank=RANK), dtype, amount)
     assert planned.memory["logits"] == 4 * 4 * amount.learned * shape("t5").vocabulary

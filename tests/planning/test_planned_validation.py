@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rankwise.config.adapters import LoraConfig
 from rankwise.config.experiment import Planned
-from rankwise.config.training import TrainingConfig
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.kernels import prepacked
 from rankwise.planning import batches
@@ -19,7 +18,7 @@ from rankwise.planning.devices import this_processor
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.forecast import forecast
 from rankwise.planning.rows import Drawn, PlannedRows
-from rankwise.planning.shape import CLASSIFIER, TASKS
+from rankwise.planning.tasks import CLASSIFIER, TASKS
 from rankwise.planning.time import Probe, Step, duration
 from rankwise.training import validation_prompts
 
@@ -29,9 +28,9 @@ ROWS = PlannedRows(COUNT, ALL, LEARNED, 0.0, 100, 100, (Drawn((100,), 50, 400),)
 NONE = replace(ROWS, held_out=0)
 
 
-def config(held_out: int = 60, **settings) -> Planned:
+def config(held_out: int = 60, model: Any = "smollm2-135m", **settings) -> Planned:
     data = {"path": "rows.jsonl", "held_out": held_out}
-    return Planned.model_validate({"model": "smollm2-135m", "data": data, "validation": settings})
+    return Planned.model_validate({"model": model, "data": data, "validation": settings})
 
 
 def test_the_numbers_are_those_of_a_training() -> None:
@@ -73,8 +72,8 @@ def test_answers_take_the_bytes_that_decoding_lays_out(dtype: torch.dtype) -> No
     device, amount = replace(this_processor(), memory=10**10), AtOnce(64, 64, 64)
     name = str(dtype).removeprefix("torch.")
     quiet, answering = (
-        forecast(shape, LoraConfig(), TrainingConfig(), device, name, amount, writes_answers=answers)
-        for answers in (False, True)
+        forecast(config(0, model={"name": "m", "dtype": name}, prompts=prompts), shape, device, amount)
+        for prompts in ((), ("Hello",))
     )
     packed = sum(weight.nbytes for weight in prepacked._weights(module))
     assert answering.memory["answers"] == packed and quiet.memory["answers"] == 0

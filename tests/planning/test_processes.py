@@ -43,7 +43,7 @@ def plan_of(
 
 def test_a_process_alone_is_planned_as_ever():
     alone = plan_of(ALONE)
-    assert alone.own_step == alone.step and alone.several is None
+    assert alone.own_step == alone.step and not alone.processes.is_several
     assert alone.duration is not None and plan_of(Processes(1)).duration == alone.duration
 
 
@@ -71,15 +71,16 @@ def test_uneven_rows_make_others_wait():
 
 
 def test_more_processes_than_rows_leave_some_without():
-    several = plan_of(Processes(8), batch_size=3).several
-    assert several is not None and several.idle == 5 and several.largest_share == pytest.approx(1 / 3)
+    plan = plan_of(Processes(8), batch_size=3)
+    assert plan.rows_in_step == 3 and plan.largest_share == pytest.approx(1 / 3)
 
 
 def test_each_process_has_the_whole_base_and_its_share_of_the_rows():
     alone, two = plan_of(ALONE, batch_size=2).forecast, plan_of(Processes(2), batch_size=2).forecast
     for part in ("weights", "adapter", "gradients", "optimizer"):
         assert alone.memory[part] == two.memory[part]
-    assert two.job.tokens == alone.job.tokens // 2 and two.memory["activations"] == alone.memory["activations"] / 2
+    assert two.amount.tokens == alone.amount.tokens // 2
+    assert two.memory["activations"] == alone.memory["activations"] / 2
 
 
 def test_processes_share_the_memory_of_a_machine_and_have_a_card_each():
@@ -118,12 +119,11 @@ def test_a_slowest_share_needs_as_many_micro_batches_as_fit():
 
 def test_what_sharding_would_buy():
     plan = plan_of(Processes(4))
-    several = plan.several
-    assert several is not None and several.sharded_peak is not None
+    assert plan.sharded_peak is not None
     base = 2 * STARTER.parameters
     block = 2 * sum(layer.parameters for layer in STARTER.block_layers(0))
     rest = base - 30 * block  # the embedding, which the head shares, and the last norm
-    assert plan.forecast.peak - several.sharded_peak == pytest.approx(0.75 * base - rest - block, abs=2)
+    assert plan.forecast.peak - plan.sharded_peak == pytest.approx(0.75 * base - rest - block, abs=2)
     full = plan.methods["full"]
     peak = sharded_peak(full, Processes(4))
     assert peak is not None, "weights, gradients and two averages are divided"
@@ -137,10 +137,3 @@ def test_what_cannot_be_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         Processes(2).part_of(find_device("m1-16gb"), here=False)
     with pytest.raises(ConfigError, match="needs 4 GPUs on this machine, which has 2"):
         Processes(4).part_of(CARD, here=True)
-
-
-def test_what_learns_is_added_up():
-    for spec in (LoraConfig(), FullConfig()):
-        plan = plan_of(Processes(2), method=spec)
-        several = plan.several
-        assert several is not None and several.gradients == plan.forecast.memory["gradients"]

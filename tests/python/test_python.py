@@ -77,7 +77,7 @@ def test_a_loaded_run_answers_as_the_trained_one_and_its_base_as_the_base(traine
     ids = torch.arange(9)[None]
     with trained.trainable.base():
         base = trained.model.module(ids).logits
-    assert torch.equal(base, rankwise.load(str(trained.tuned.model.spec.name)).module(ids).logits)
+    assert torch.equal(base, rankwise.load(str(trained.tuned.model.config.name)).module(ids).logits)
     assert not torch.equal(base, trained.model.module(ids).logits)
     assert isinstance(loaded.generate("What is 3 plus 3?", base=True, max_new_tokens=6), str)
 

@@ -10,11 +10,10 @@ import pytest
 
 from kit.report_runs import PIXEL, made_run
 from rankwise.commands.report import report
-from rankwise.evaluation.class_metrics import Scored
-from rankwise.evaluation.row_task import RowView, class_details
+from rankwise.evaluation.class_metrics import RowView, ScoredClasses, class_details
 from rankwise.reporting.markup import picture
 from rankwise.runs.evaluations import evaluation_path, read_evaluation, write_evaluation
-from rankwise.runs.measured import Difference, FeatureForgetting, Measured
+from rankwise.runs.measured import Difference, FeatureForgetting, Measurement
 from rankwise.runs.row_facts import TargetFacts
 
 
@@ -30,7 +29,7 @@ def page_of(classes, items=400, thumbnail=None):
     shares = generator.dirichlet(np.full(classes, 0.2), items)
     shares[np.arange(items), actual] += 0.3
     names = tuple(f"kind {number}" for number in range(classes))
-    scored = Scored(TargetFacts(classes=names, counts=(1,) * classes), shares / shares.sum(1, keepdims=True),
+    scored = ScoredClasses(TargetFacts(classes=names, counts=(1,) * classes), shares / shares.sum(1, keepdims=True),
                     actual.astype(float).tolist())  # fmt: skip
     details = class_details(
         scored, lambda number, drawn: RowView(f"f/{number}.png", None, thumbnail if drawn else None)
@@ -101,7 +100,8 @@ def test_what_became_of_features_stands_under_forgetting():
     run = made_run()
     path = evaluation_path(run, "task")
     probe = Difference(a=0.8, b=0.6, difference=-0.2, low=-0.3, high=-0.1, p=0.001, n=90, verdict="worse")
-    features = FeatureForgetting(cka=Measured(value=0.7, low=0.6, high=0.8), probe=probe, images=90, classes=("a", "b"),
+    cka = Measurement(value=0.7, low=0.6, high=0.8)
+    features = FeatureForgetting(cka=cka, probe=probe, images=90, classes=("a", "b"),
                                  data="other images", sha256="0" * 64)  # fmt: skip
     before = read_evaluation(path)
     write_evaluation(path, before.model_copy(update={"forgetting": None, "feature_forgetting": features}))

@@ -94,7 +94,7 @@ def test_axes_have_round_numbers_and_equal_factors_are_equally_far_apart_on_loga
     assert panel.level(5) == pytest.approx(panel.height / 2)
     panel.upwards(1, 100, log=True)
     assert panel.level(10) == pytest.approx(panel.height / 2) and panel.level(1) == 0
-    assert ticks(0, 10, 5) == [0, 2, 4, 6, 8, 10] and ticks(0, 3, 8, whole=True) == [0, 1, 2, 3]
+    assert ticks(0, 10, 5) == [0, 2, 4, 6, 8, 10] and ticks(0, 3, 8, integers=True) == [0, 1, 2, 3]
     assert ticks(0.1, 0.9, 4) == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert decades(0.5, 300) == [1, 10, 100] and decades(0.5, 8) == pytest.approx([0.5, 1, 2, 5])
 

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
+from kit.command_line import rankwise
 from kit.shell import typed_in_bash
-from rankwise.cli.main import app
 from rankwise.config.data import DataConfig, column_text
 from rankwise.config.experiment import Experiment
 from rankwise.errors import ConfigError, DataError
@@ -59,10 +58,6 @@ def refused(row, prompt="{q}", completion="{a}", system=None):
         from_columns(row, prompt, completion, system, WHERE)
     assert str(caught.value).startswith(f"{WHERE}: ")
     return str(caught.value)
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 # The braces

@@ -163,7 +163,7 @@ GOOD = st.builds(
 BAD = st.sampled_from(["{", "[1]", {"messages": []}, {"messages": [{"role": "user", "content": "hm"}]}, {"text": "x"}])
 
 
-@settings(max_examples=draws(120), deadline=None)
+@settings(max_examples=draws(40), deadline=None)
 @example(  # cut where an answer would begin: the one before it has its end
     first=conversation(("fox", "dog", 0), ("fox", "fox fox fox"), ("fox", "fox")),
     rows=[],
@@ -211,18 +211,6 @@ def test_rows_documents_tokens_and_ends_are_those_counted_by_hand(place, writing
     assert data_report.template_parity is (True if kept else None) and data_report.template_parity_broken == 0
     assert sorted(found.trained.tolist()) == list(range(len(kept))) and not len(found.measured)
     assert bool(data_report.fatal) == (not kept or data_report.eos_in_loss == 0)
-
-
-def test_a_row_left_out_is_named_with_its_line_and_its_reason(place, writing):
-    long = {"prompt": "dog " * 200, "completion": "fox"}
-    write("rows.jsonl", [*pairs(2), "{", long, {"prompt": "and then?"}])
-    data_report = prepared(writing, on_bad_row="skip", max_length=100).data_report
-    assert data_report.skipped_why == {"cannot be read": 2, "too long": 1}
-    said = {skipped.where: skipped.why for skipped in data_report.skipped_rows}
-    assert set(said) == {"rows.jsonl:3", "rows.jsonl:4", "rows.jsonl:5"}
-    assert all(why.startswith(f"{where}:") for where, why in said.items())
-    assert f"{len(by_hand(long, writing.tokenizer.hub))} tokens" in said["rows.jsonl:4"]
-    assert not data_report.fatal
 
 
 def test_a_template_that_refuses_a_row_costs_that_row(place, hub_tokenizer):
@@ -299,7 +287,7 @@ SIGNS = {
 SIGNED = st.lists(st.sampled_from([text for texts in SIGNS.values() for text in texts] + ["plain"]), max_size=3)
 
 
-@settings(max_examples=draws(60), deadline=None)
+@settings(max_examples=draws(25), deadline=None)
 @given(asked=st.lists(SIGNED, min_size=1, max_size=8), answered=st.lists(SIGNED, min_size=8, max_size=8))
 def test_signs_of_damaged_or_foreign_rows_are_counted_by_row(place, writing, asked, answered):
     rows = [
@@ -385,71 +373,6 @@ def test_the_rows_to_measure_with_are_counted_nowhere_else(place, writing):
     assert both.data_report.validation_rows == len(both.measured) == 3
     assert len(both.trained) == 5 and not set(both.trained) & set(both.measured)
     assert [file.name for file in both.data_report.files] == ["rows.jsonl", "other.jsonl"]
-
-
-@settings(max_examples=draws(60), deadline=None)
-@given(fits=st.lists(st.booleans(), min_size=1, max_size=12), held_out=st.integers(0, 12))
-def test_in_the_order_last_the_last_are_held_out_of_the_rows_that_are_kept(place, writing, fits, held_out):
-    rows = [{"prompt": f"{n} " + "dog " * (1 if one else 200), "completion": f"fox {n}"} for n, one in enumerate(fits)]
-    write("rows.jsonl", rows)
-    found = prepared(writing, max_length=100, held_out=held_out, held_out_order="last" if held_out else "seed")
-    kept = [by_hand(row, writing.tokenizer.hub) for row, one in zip(rows, fits, strict=True) if one]
-    sequences = documents_of(found)
-    assert bool(found.data_report.fatal) == (held_out >= len(kept))
-    if held_out < len(kept):
-        border = len(kept) - held_out
-        assert [sequences[number] for number in found.trained] == kept[:border]
-        assert [sequences[number] for number in found.measured] == kept[border:]
-        assert found.data_report.validation_rows == held_out
-
-
-SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=4)
-
-
-@settings(max_examples=draws(60), deadline=None)
-@given(sizes=SIZES, held_out=st.integers(0, 45), encodes=st.booleans())
-def test_of_several_sources_each_gives_its_share_to_measure_with_and_never_all(
-    place, writing, sizes, held_out, encodes
-):
-    names = [write(f"source-{n}.jsonl", pairs(size, 100 * n)) for n, size in enumerate(sizes)]
-    spec = DataConfig(sources=names, held_out=held_out)
-    total = sum(sizes)
-    if not encodes:
-        data_report = count_only(spec, silent)
-        assert bool(data_report.fatal) == (held_out >= total)
-        assert data_report.validation_rows == held_out or data_report.fatal
-        return
-    found = prepare(spec, writing, silent)
-    assert bool(found.data_report.fatal) == (held_out >= total)
-    if held_out >= total:
-        return
-    assert found.data_report.validation_rows == len(found.measured) == held_out
-    assert sorted([*found.trained, *found.measured]) == list(range(total))
-    begin = 0
-    for size in sizes:
-        own = [number for number in found.measured if begin <= number < begin + size]
-        assert abs(len(own) - held_out * size / total) <= len(sizes)
-        begin += size
-
-
-@settings(max_examples=draws(40), deadline=None)
-@given(
-    weights=st.lists(st.sampled_from([0.5, 1.0, 1.5, 2.0, 2.25, 3]), min_size=2, max_size=3),
-    seed=st.integers(0, 5), held_out=st.integers(0, 4),
-)  # fmt: skip
-def test_a_weight_repeats_rows_and_counts_nothing_twice(place, writing, weights, seed, held_out):
-    names = [write(f"source-{n}.jsonl", pairs(8, 100 * n)) for n in range(len(weights))]
-    sources = [{"path": name, "weight": weight} for name, weight in zip(names, weights, strict=True)]
-    found = prepare(DataConfig(sources=sources, seed=seed, held_out=held_out), writing, silent)
-    plain = prepare(DataConfig(sources=names, seed=seed, held_out=held_out), writing, silent)
-    assert found.data_report == plain.data_report
-    assert found.measured.tolist() == plain.measured.tolist()
-    often = Counter(found.trained.tolist())
-    for n, weight in enumerate(weights):
-        own = [number for number in plain.trained.tolist() if 8 * n <= number < 8 * n + 8]
-        assert {often[number] for number in own} <= {math.floor(weight), math.ceil(weight)}
-        assert abs(sum(often[number] for number in own) - weight * len(own)) <= 0.5
-        assert set(often) <= set(plain.trained.tolist())
 
 
 def test_a_system_message_that_all_rows_share_is_told_and_no_other(place, writing):

@@ -176,13 +176,6 @@ def test_every_setting_of_rows_is_in_the_key_but_packing():
     assert set(Reading.model_fields) >= OF_THE_HUB
 
 
-def test_packing_is_another_way_to_lay_the_same_rows_and_shares_their_entry(writing):
-    packed = SPEC.model_copy(update={"packing": True})
-    assert key(packed, writing) == key(SPEC, writing)
-    assert same(prepare(SPEC, writing, silent), prepare(packed, writing, silent))
-    assert len(entries()) == 1
-
-
 @settings(max_examples=draws(60), deadline=None)
 @given(
     name=st.sampled_from(["rows", "more", "folder/train", "other"]), place=st.integers(0, 10**6), bit=st.integers(0, 7)

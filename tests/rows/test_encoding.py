@@ -20,7 +20,7 @@ from kit.counted_tokenizer import Counted
 from rankwise.config.data import DataConfig
 from rankwise.objectives.preference.encode import PairEncoder
 from rankwise.rows import sources
-from rankwise.rows.encoded.growing import Growing
+from rankwise.rows.encoded.sequences import Growing
 from rankwise.rows.preparing import prepare
 from rankwise.rows.report import duplicates
 from rankwise.rows.text.chat_template import ChatTemplate

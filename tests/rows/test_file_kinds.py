@@ -30,7 +30,6 @@ from hypothesis import strategies as st
 from kit.sampling import draws
 from rankwise.config.data import DataConfig
 from rankwise.errors import DataError
-from rankwise.rows.files import columnar
 from rankwise.rows.files.files import records
 from rankwise.rows.preparing import prepare
 from rankwise.rows.sources import open_source
@@ -48,7 +47,7 @@ ODD = [
     "C:\\new",
     "'single'",
     "a, b; c",
-    "#x",
+    "#x\u2028y\x85z",
 ]
 ROWS = [{"prompt": f"{ODD[n % 8]} asked {n}", "completion": f"{ODD[(3 * n + 1) % 8]} said {n}"} for n in range(30)]
 TURNS = [
@@ -242,11 +241,6 @@ def test_a_row_of_a_table_has_the_line_it_begins_on(tmp_path, name, delimiter, e
     assert places(tmp_path / name) == [2, 6, 7, 9]
 
 
-def test_blank_lines_between_json_lines_count(tmp_path):
-    (tmp_path / "rows.jsonl").write_text("\n\n" + json.dumps(ROWS[0]) + "\n \n" + json.dumps(ROWS[1]))
-    assert places(tmp_path / "rows.jsonl") == [3, 5]
-
-
 @pytest.mark.parametrize("kind", ["Parquet in row groups", "an Arrow stream"])
 def test_a_row_of_a_binary_file_has_its_number(tmp_path, kind):
     name, write = KINDS[kind]
@@ -378,16 +372,6 @@ def test_a_folder_without_splits_is_read_whole(tmp_path):
     reading, examples = reading_of(tmp_path / "rows")
     assert contents(examples) == [[row["prompt"], row["completion"]] for row in ROWS]
     assert reading.left_aside == []
-
-
-def test_each_file_of_a_folder_has_its_own_form(tmp_path, prepared):
-    (tmp_path / "rows").mkdir()
-    as_lines(tmp_path / "rows" / "a.jsonl", ROWS)
-    as_lines(tmp_path / "rows" / "b.jsonl", TURNS)
-    data_report = prepared(tmp_path / "rows").data_report
-    assert [file.format for file in data_report.files] == ["prompt", "messages"]
-    assert data_report.format == "prompt, messages"
-    assert data_report.duplicates == 30
 
 
 def test_what_a_program_kept_beside_a_saved_data_set_is_none_of_its_rows(tmp_path):
@@ -545,13 +529,6 @@ def test_a_weight_is_of_rows_and_a_row_of_several_tasks_is_drawn_whole(tmp_path,
     assert (made.data_report.rows, made.data_report.sequences) == (10, 30)
 
 
-def test_a_weight_that_leaves_no_row_is_told(tmp_path, prepared):
-    as_lines(tmp_path / "rows.jsonl", ROWS[:3])
-    made = prepared(sources=[{"path": str(tmp_path / "rows.jsonl"), "weight": 0.1}])
-    assert len(made.trained) == 0
-    assert made.data_report.fatal
-
-
 # Holding out
 
 
@@ -579,73 +556,6 @@ def test_the_last_rows_of_each_source_are_held_out_by_its_size(sizes, held_out, 
             assert sum(text in row for row in trained) == (0 if apart else 2)
     assert (made.data_report.validation_rows, len(measured)) == (held_out, held_out)
     assert made.data_report.rows == made.data_report.used == sum(sizes)
-
-
-@pytest.mark.parametrize("held_out", [30, 31, 100])
-def test_holding_out_every_row_is_told(held_out, tmp_path, prepared):
-    as_lines(tmp_path / "rows.jsonl", ROWS)
-    made = prepared(tmp_path / "rows.jsonl", held_out=held_out)
-    assert len(made.trained) == 0
-    assert "none is left for training" in made.data_report.fatal[0]
-
-
-def test_rows_to_measure_with_are_never_trained_on(tmp_path, prepared, writing):
-    as_lines(tmp_path / "rows.jsonl", rows_of("training", 12))
-    as_parquet(tmp_path / "valid.parquet", rows_of("validation", 5))
-    made = prepared(tmp_path / "rows.jsonl", validation=str(tmp_path / "valid.parquet"))
-    assert not set(made.trained.tolist()) & set(made.measured.tolist())
-    assert ["of training" in writing.tokenizer.decode(row.ids) for row in made.trained_rows] == [True] * 12
-    assert ["of validation" in writing.tokenizer.decode(row.ids) for row in made.measured_rows] == [True] * 5
-    data_report = made.data_report
-    assert (data_report.validation_rows, data_report.rows, data_report.used) == (5, 12, 12)
-    assert [file.rows for file in data_report.files] == [12, 5]
-    assert [Path(file.name).name for file in data_report.files] == ["rows.jsonl", "valid.parquet"]
-    assert data_report.overlap is not None and (data_report.overlap.exact, data_report.overlap.of) == (0, 5)
-
-
-def test_questions_that_are_measured_and_trained_on_are_counted(tmp_path, prepared):
-    near = "the quick brown fox jumps over the lazy dog and runs far away into the dark wood by the river {}"
-    training = [*rows_of("training", 12), {"prompt": near.format("today"), "completion": "yes"}]
-    measured = [
-        {"prompt": training[3]["prompt"], "completion": "another answer"},
-        {"prompt": training[5]["prompt"].upper(), "completion": "x"},
-        {"prompt": near.format("now"), "completion": "no"},
-        *[{"prompt": f"nothing like it at all, number {word}", "completion": "z"} for word in ("one", "two")],
-    ]
-    as_lines(tmp_path / "rows.jsonl", training)
-    as_lines(tmp_path / "valid.jsonl", measured)
-    data_report = prepared(tmp_path / "rows.jsonl", validation=str(tmp_path / "valid.jsonl")).data_report
-    assert data_report.overlap is not None
-    assert (data_report.overlap.exact, data_report.overlap.near, data_report.overlap.of) == (2, 1, 5)
-    assert any("2 exactly and 1 nearly, of 5" in warning for warning in data_report.warnings)
-
-
-def test_a_question_that_is_held_out_and_trained_on_is_counted(tmp_path, prepared):
-    rows = rows_of("x", 10)
-    as_lines(tmp_path / "rows.jsonl", [*rows, rows[2], rows[4]])
-    data_report = prepared(tmp_path / "rows.jsonl", held_out=3, held_out_order="last").data_report
-    assert data_report.overlap is not None and (data_report.overlap.exact, data_report.overlap.of) == (2, 3)
-    assert data_report.duplicates == 2
-
-
-def test_the_same_file_to_train_and_to_measure_with_overlaps_wholly(tmp_path, prepared):
-    as_lines(tmp_path / "rows.jsonl", ROWS)
-    data_report = prepared(tmp_path / "rows.jsonl", validation=str(tmp_path / "rows.jsonl")).data_report
-    assert (
-        data_report.overlap is not None
-        and data_report.overlap.exact + data_report.overlap.near == data_report.overlap.of == 30
-    )
-
-
-def test_a_bad_row_to_measure_with_is_told_as_one_to_train_on_is(tmp_path, prepared):
-    as_lines(tmp_path / "rows.jsonl", rows_of("training", 12))
-    as_lines(tmp_path / "valid.jsonl", [*rows_of("validation", 2), {"prompt": "x"}])
-    for mode in ("stop", "skip"):
-        made = prepared(tmp_path / "rows.jsonl", validation=str(tmp_path / "valid.jsonl"), on_bad_row=mode)
-        assert [f"{tmp_path / 'valid.jsonl'}:3: " in problem for problem in made.data_report.fatal] == [True] * (
-            mode == "stop"
-        )
-        assert (len(made.trained), len(made.measured)) == (12, 2)
 
 
 @pytest.mark.parametrize("place", [3, 9])
@@ -758,12 +668,13 @@ from rankwise.rows.preparing import content_identity
 from rankwise.runs.records import silent
 from rankwise.config.data import DataConfig
 from rankwise.rows.writing import count_only
-spec = DataConfig(path="hub:me/tiny", **eval(sys.argv[1]))
 asked = lambda: int(urlopen(sys.argv[2] + "/asked").read())
-content_identity(spec)
-before = asked()
-data_report = count_only(spec, silent)
-print(before > 0, asked() - before, data_report.files[0].sha256, data_report.licence)
+for revision in eval(sys.argv[1]):
+    spec, first = DataConfig(path="hub:me/tiny", revision=revision), asked()
+    content_identity(spec)
+    before = asked()
+    data_report = count_only(spec, silent)
+    print(before > first, asked() - before, data_report.files[0].sha256, data_report.licence)
 """
 LABELLED = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
 
@@ -861,19 +772,16 @@ def run_with_hub(hub, folder, program, settings):
     return done.stdout
 
 
-@pytest.fixture
-def hub_rows(hub, tmp_path):
+def rows_of_hub(hub, folder, *settings):
     """Of each of these settings the rows, the licence and what is wrong with other rows, or why there are none."""
-
-    def read(*settings):
-        return list(map(json.loads, run_with_hub(hub, tmp_path, READ, settings).splitlines()))
-
-    return read
+    return list(map(json.loads, run_with_hub(hub, folder, READ, settings).splitlines()))
 
 
-def test_of_a_hub_data_set_the_split_and_the_revision_are_read_that_were_asked_for(hub_rows):
+def test_of_a_hub_data_set_the_split_and_the_revision_are_read_that_were_asked_for(hub, tmp_path):
     asked = [{}, {"split": "validation"}, {"revision": "v1"}, {"split": "validation", "revision": "v1"}]
-    told = hub_rows(*asked, {"split": "nope"}, {"revision": "v9"}, {"subset": "nope"})
+    none = [{"split": "nope"}, {"revision": "v9"}, {"subset": "nope"}]
+    odd = [{"revision": "labelled"}, {"revision": "labelled", "labels": ("no", "yes")}, {"revision": "damaged"}]
+    told = rows_of_hub(hub, tmp_path, *asked, *none, *odd)
     assert [[row[:2] for row in rows] for rows, _, _ in told[:4]] == [
         [["hub:me/tiny/train:1", "one-main"], ["hub:me/tiny/train:2", "two-main"]],
         [["hub:me/tiny/validation:1", "three-main"]],
@@ -881,47 +789,31 @@ def test_of_a_hub_data_set_the_split_and_the_revision_are_read_that_were_asked_f
         [["hub:me/tiny/validation:1", "three-v1"]],
     ]
     assert told[0][1].lower() == "mit", "as its card says"
-    assert len(told) == 7 and all(why.startswith("hub:me/tiny: cannot be loaded: ") for why in told[4:])
+    assert len(told) == 10 and all(why.startswith("hub:me/tiny: cannot be loaded: ") for why in told[4:7])
+    labels_are_learned_by_their_names_and_a_damaged_row_costs_only_itself(*told[7:])
 
 
-def test_a_hub_data_set_is_not_looked_for_in_the_folder_we_are_in(hub_rows, tmp_path):
-    (tmp_path / "me" / "tiny").mkdir(parents=True)
-    as_lines(tmp_path / "me" / "tiny" / "train.jsonl", [{"prompt": "of this machine", "completion": "yes"}])
-    [told] = hub_rows({})  # `datasets` would read the folder, and the data report would name the hub
-    assert "a local file or folder has the same name" in told
-
-
-def test_labels_of_a_hub_data_set_are_learned_by_their_names_and_a_damaged_row_costs_only_itself(hub_rows):
-    own, given_names, damaged = hub_rows(
-        {"revision": "labelled"}, {"revision": "labelled", "labels": ("no", "yes")}, {"revision": "damaged"}
-    )
+def labels_are_learned_by_their_names_and_a_damaged_row_costs_only_itself(own, given_names, damaged):
     answers = {name: [row[-1] for row in rows] for name, (rows, _, _) in (("own", own), ("given", given_names))}
     assert answers == {"own": ["bad", "good", "good"], "given": ["no", "yes", "yes"]}  # "0" and "1" were learned
     assert [row[0] for row in own[0]] == [f"hub:me/tiny/train:{number}" for number in (1, 2, 4)]
-    assert own[2][0].startswith("hub:me/tiny/train:3: the label is None")
+    assert own[2][0].startswith("hub:me/tiny/train:3: the label is null")
     rows, _, [first, second] = damaged  # was a traceback
     assert [(row[0], row[-1]) for row in rows] == [(f"hub:me/tiny/train:{number}", "yes") for number in (1, 3, 5)]
     assert first.startswith("hub:me/tiny/train:2: ") and second.startswith("hub:me/tiny/train:4: ")
 
 
+def test_a_hub_data_set_is_not_looked_for_in_the_folder_we_are_in(hub, tmp_path):
+    (tmp_path / "me" / "tiny").mkdir(parents=True)
+    as_lines(tmp_path / "me" / "tiny" / "train.jsonl", [{"prompt": "of this machine", "completion": "yes"}])
+    [told] = rows_of_hub(hub, tmp_path, {})  # `datasets` would read the folder, and the data report would name the hub
+    assert "a local file or folder has the same name" in told
+
+
 def test_a_hub_data_set_is_asked_for_once_and_its_content_has_a_sha256(hub, tmp_path):
     # its identity is expected for the cache of encoded rows, and then its rows
-    told = {}
-    for revision in ("main", "v1"):
-        (tmp_path / revision).mkdir()
-        told[revision] = run_with_hub(hub, tmp_path / revision, TWICE, {"revision": revision}).split()
-    for revision, (some, more, identity, licence) in told.items():
-        assert (some, more, licence) == ("True", "0", "MIT"), revision
+    told = [line.split() for line in run_with_hub(hub, tmp_path, TWICE, ["main", "v1"]).splitlines()]
+    for some, more, identity, licence in told:
+        assert (some, more, licence) == ("True", "0", "MIT")
         assert len(identity) == 64 and set(identity) <= set("0123456789abcdef")
-    assert told["main"][2] != told["v1"][2]
-
-
-def test_a_small_parquet_file_whose_rows_fill_the_memory_is_refused(tmp_path, monkeypatch):
-    file = tmp_path / "rows.parquet"
-    as_parquet(file, [{"prompt": "x" * 100_000, "completion": "y"}] * 3000)
-    assert file.stat().st_size < 100_000
-    monkeypatch.setattr(columnar, "MOST_BYTES", 50_000_000)
-    with pytest.raises(DataError, match=r"its rows take more than 50,000,000"):
-        list(columnar.parquet(file, lambda share: None))
-    monkeypatch.setattr(columnar, "MOST_BYTES", 500_000_000)
-    assert len(list(columnar.parquet(file, lambda share: None))) == 3000
+    assert told[0][2] != told[1][2]

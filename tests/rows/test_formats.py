@@ -6,7 +6,7 @@ import pytest
 
 from rankwise.errors import DataError
 from rankwise.rows.forms.formats import find_format, parse_row
-from rankwise.rows.text.example import BREAK, Message
+from rankwise.rows.text.example import Message
 
 WHERE = "rows.jsonl:7"
 USER, ANSWER = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
@@ -73,24 +73,6 @@ def test_messages_keep_every_turn_in_order_to_the_letter():
     assert example.where == WHERE
 
 
-@pytest.mark.parametrize("answer", ["completion", "response"])
-def test_prompt_and_its_answer_are_two_turns(answer):
-    example = parsed({"prompt": "a ", answer: " b", "other": 1}, "prompt")
-    assert example.messages == (Message("user", "a "), Message("assistant", " b"))
-
-
-@pytest.mark.parametrize("given", [{}, {"input": ""}, {"input": None}])
-def test_an_instruction_without_input_is_the_question_alone(given):
-    example = parsed({"instruction": "Add.", "output": "3"} | given, "alpaca")
-    assert example.messages == (Message("user", "Add."), Message("assistant", "3"))
-
-
-def test_an_input_follows_its_instruction_after_an_empty_line():
-    example = parsed({"instruction": "Add.", "input": "1 2", "output": "3"}, "alpaca")
-    assert example.messages == (Message("user", "Add.", context="1 2"), Message("assistant", "3"))
-    assert example.messages[0].whole == "Add.\n\n1 2"
-
-
 PAIRS = [
     ("alpaca", "instruction", "output"),
     ("dolly", "instruction", "response"),
@@ -106,13 +88,6 @@ def test_input_and_context_are_one_thing_in_every_form(form, asks, answers, abou
     example = parsed({asks: "Add.", answers: "3"} | other | {about: "1 2"}, form)
     assert find_format({asks: "Add.", answers: "3"} | other | {about: "1 2"}, WHERE) == form
     assert example.messages == (Message("user", "Add.", context="1 2"), Message("assistant", "3"))
-
-
-@pytest.mark.parametrize(("form", "asks", "answers"), PAIRS)
-@pytest.mark.parametrize("context", ["3 4", "1 2"])
-def test_an_input_beside_a_context_is_refused(form, asks, answers, context):
-    message = problem({asks: "Add.", answers: "3", "input": "1 2", "context": context}, form)
-    assert all(part in message for part in ("'1 2'", repr(context), "input", "context", "leave out one")), message
 
 
 @pytest.mark.parametrize("about", ["input", "context"])
@@ -158,98 +133,6 @@ def test_a_system_turn_may_be_empty():
     assert parsed({"messages": turns}, "messages").messages[0] == Message("system", "")
 
 
-@pytest.mark.parametrize(
-    ("turns", "wanted"),
-    [
-        (None, ["None", "list of turns"]),
-        pytest.param(
-            "hello",
-            ["'hello'", "list of turns"],
-        ),
-        ([], ["[]", "list of turns"]),
-        ({"role": "user"}, ["'role'", "list of turns"]),
-        (["hello"], ["turn 1", "'hello'", "role and a content"]),
-        ([USER, {"role": "assistant"}], ["turn 2", "'assistant'", "role and a content"]),
-        ([USER, {"content": "x"}], ["turn 2", "role and a content"]),
-        ([{"role": "usr", "content": "x"}, ANSWER], ["turn 1", "'usr'", 'Did you mean "user"?', "system"]),
-        ([{"role": 3, "content": "x"}, ANSWER], ["turn 1", "role 3", "assistant"]),
-        ([{"role": ["user"], "content": "x"}, ANSWER], ["turn 1", "['user']"]),
-        ([USER, ANSWER | {"tool_calls": [{"id": 1}]}], ["turn 2", "{'id': 1}", "function with name and arguments"]),
-        ([USER, {"role": "assistant", "content": None}], ["content of turn 2", "None", "text is expected"]),
-        ([USER, {"role": "assistant", "content": 5}], ["content of turn 2", "5", "text is expected"]),
-        ([USER, {"role": "assistant", "content": " \n"}], ["content of turn 2", "empty"]),
-        ([{"role": "user", "content": ""}, ANSWER], ["content of turn 1", "empty"]),
-        ([{"role": "user", "content": []}, ANSWER], ["content of turn 1", "[]", "text is expected"]),
-        (
-            [{"role": "user", "content": [{"type": "image"}]}, ANSWER],
-            ["content of turn 1", "image", "text is expected"],
-        ),
-        ([{"role": "user", "content": ["a"]}, ANSWER], ["content of turn 1", "['a']", "text is expected"]),
-        ([USER], ["no turn has the role assistant"]),
-        ([USER, ANSWER, USER], ["last turn has the role user", "must end with the answer"]),
-        ([USER, {"role": "system", "content": "x"}, ANSWER], ["turn 2 has the role system", "only the first"]),
-    ],
-)
-def test_a_bad_conversation_is_told_with_turn_value_and_wish(turns, wanted):
-    message = problem({"messages": turns}, "messages")
-    assert all(part in message for part in wanted), message
-
-
-@pytest.mark.parametrize(
-    ("row", "form", "wanted"),
-    [
-        ({"promt": "a", "completion": "b"}, "prompt", ["no 'prompt'", "'promt', 'completion'", '"promt"?']),
-        ({"prompt": "a", "completon": "b"}, "prompt", ["no 'completion'", "'prompt', 'completon'", '"completon"?']),
-        ({}, "prompt", ["no 'prompt' and no 'completion'", "no keys"]),
-        ({"message": [USER, ANSWER]}, "messages", ["no 'messages'", "'message'", '"message"?']),
-        ({"instruction": "a", "outputs": "b"}, "alpaca", ["no 'output'", "'outputs'", '"outputs"?']),
-        ({"prompt": 1, "completion": "b"}, "prompt", ["the prompt is 1", "text is expected"]),
-        ({"prompt": "a", "completion": None}, "prompt", ["the completion is None", "text is expected"]),
-        ({"prompt": "a", "response": ["x", 3]}, "prompt", ["turn 2", "'x'", "a role and a content are expected"]),
-        ({"prompt": "a", "response": "  "}, "prompt", ["the response is empty"]),
-        ({"instruction": "", "output": "b"}, "alpaca", ["the instruction is empty"]),
-        ({"instruction": "a", "output": {}}, "alpaca", ["the output is {}", "text is expected"]),
-        ({"instruction": "a", "input": 5, "output": "b"}, "alpaca", ["the input is 5", "text is expected"]),
-    ],
-)
-def test_a_bad_row_is_told_with_key_value_and_wish(row, form, wanted):
-    message = problem(row, form)
-    assert all(part in message for part in wanted), message
-
-
-@pytest.mark.parametrize("value", [0, False, [], {}])
-def test_an_input_that_is_no_text_is_told_even_if_it_counts_as_nothing(value):
-    # `row.get("input") or ""` dropped the number 0 from "double the number" without a word
-    message = problem({"instruction": "a", "input": value, "output": "b"}, "alpaca")
-    assert repr(value) in message
-
-
-@pytest.mark.parametrize("part", [{"type": "text", "text": None}, {"type": "text", "text": 5}, {"type": "text"}])
-def test_a_text_part_that_holds_no_text_is_told(part):
-    # str(None) made the answer "None", and a model learned to say it
-    parts = [{"type": "text", "text": "so: "}, part]
-    message = problem({"messages": [USER, {"role": "assistant", "content": parts}]}, "messages")
-    assert "content of turn 2" in message
-
-
-@pytest.mark.parametrize("key", ["prompt", "completion"])
-def test_half_a_character_is_told_with_its_place(key):
-    row = {"prompt": "a", "completion": "b"} | {key: "ab\ud83d"}
-    message = problem(row, "prompt")
-    assert f"the {key}" in message
-    assert "surrogate" in message
-    assert " 2." in message
-    message.encode()
-
-
-@pytest.mark.parametrize(("character", "called"), [("\0", "NUL"), (BREAK, "U+FDD0")])
-@pytest.mark.parametrize("key", ["prompt", "completion"])
-def test_a_character_that_stands_for_something_else_here_is_told_with_its_place(key, character, called):
-    # U+FDD0 in a row would be taken for our own, and vanish
-    message = problem({"prompt": "a", "completion": "b"} | {key: f"ab{character}"}, "prompt")
-    assert f"the {key}" in message and called in message and " 2." in message
-
-
 @pytest.mark.parametrize("value", ["x" * 100_000, ["x" * 100_000], {"x": "x" * 100_000}])
 def test_a_long_value_is_shown_short(value):
     message = problem({"prompt": "a", "completion": [value, "x", 3]}, "prompt")
@@ -287,10 +170,3 @@ def test_two_names_that_say_the_same_are_no_rivals_and_columns_choose():
     chosen = {"prompt": "p", "completion": "c", "response": "r"}
     [example] = parse_row(chosen, "prompt", "x:1", columns={"completion": "response"})
     assert example.messages[-1].content == "r"
-
-
-@pytest.mark.parametrize("label", [True, False])
-def test_a_row_of_preference_is_refused(label):
-    row = {"prompt": "p", "completion": "bad answer", "label": label}
-    with pytest.raises(DataError, match=rf"^x:1: the label is {label}, so this is a preference row"):
-        parse_row(row, find_format(row, "x:1"), "x:1")

@@ -6,7 +6,7 @@ import pytest
 
 from rankwise.errors import DataError
 from rankwise.rows.forms.formats import parse_row
-from rankwise.rows.text.example import BREAK, Example, Message, ToolCall
+from rankwise.rows.text.example import Example, Message, ToolCall
 
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 SYSTEM = {"role": "system", "content": "be kind"}
@@ -23,61 +23,6 @@ def parsed(row: dict, form: str) -> Example:
 
 def said(row: dict, form: str) -> list[tuple[str, str]]:
     return [(message.role, message.content) for message in parsed(row, form).messages]
-
-
-@pytest.mark.parametrize(
-    ("row", "form", "said"),
-    [
-        ({"messages": [USER, ANSWER | {"function_call": {"name": "f"}}]}, "messages", "turn 2 has 'function_call'"),
-        ({"messages": [USER, ANSWER | {"reasoning_content": "hm"}]}, "messages", "turn 2 has 'reasoning_content'"),
-        ({"messages": [USER, ANSWER], "functions": [{"name": "f"}]}, "messages", "the row has 'functions'"),
-        ({"messages": [USER, ANSWER], "images": ["x.png"]}, "messages", "the row has 'images'"),
-        ({"prompt": "q", "completion": "a", "tools": [SCHEMA]}, "prompt", "the row has 'tools'"),
-        ({"prompt": "q", "completion": "a", "history": [["q", "a"]]}, "prompt", "the row has 'history'"),
-        ({"messages": [USER, ANSWER | {"weight": 0.5}]}, "messages", "turn 2 has the weight 0.5"),
-        ({"messages": [USER, ANSWER | {"weight": True}]}, "messages", "turn 2 has the weight True"),
-        ({"messages": [USER, ANSWER | {"weight": 0}]}, "messages", "every answer has the weight 0"),
-        ({"messages": [USER, ANSWER], "tools": [{"type": "function"}]}, "messages", "tool 1 has no name"),
-        ({"messages": [USER, ANSWER], "tools": "[{"}, "messages", "the tools is not JSON"),
-        (
-            {"messages": [USER | {"tool_calls": [CALL]}, ANSWER]},
-            "messages",
-            "turn 1 calls a tool, but its role is user",
-        ),
-        ({"messages": [USER, RESULT, ANSWER]}, "messages", "turn 2 is a tool's result, but no turn before it calls"),
-        ({"messages": [USER, CALLING, USER, RESULT, ANSWER]}, "messages", "turn 4 is a tool's result, but no turn"),
-        ({"messages": [USER, CALLING, RESULT]}, "messages", "the last turn has the role tool"),
-        (
-            {"messages": [USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
-            "messages",
-            "the arguments of f in turn 2 is not JSON",
-        ),
-        (
-            {"messages": [USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}]},
-            "messages",
-            "the arguments of f in turn 2 are [1]",
-        ),
-        ({"instruction": "i", "output": "o", "history": ["q", "a"]}, "alpaca", "the history is ['q', 'a']"),
-        ({"instruction": "i", "output": "o", "history": [["q", ""]]}, "alpaca", "assistant of turn 1 in the history"),
-    ],
-)
-def test_what_cannot_be_followed_is_refused(row: dict, form: str, said: str) -> None:
-    with pytest.raises(DataError, match="x:1:") as caught:
-        parse_row(row, form, "x:1")
-    assert said in str(caught.value)
-
-
-def test_what_changes_nothing_passes() -> None:
-    row = {"messages": [USER, ANSWER | {"weight": 1}], "tools": [], "id": 7}
-    assert [message.content for message in parsed(row, "messages").messages] == ["q", "a"]
-    row = {"instruction": "i", "output": "o", "history": [], "system": ""}
-    assert [message.role for message in parsed(row, "alpaca").messages] == ["user", "assistant"]
-
-
-def test_an_answer_of_weight_0_is_given_and_not_learned() -> None:
-    row = {"messages": [USER, ANSWER | {"weight": 0}, USER, ANSWER | {"weight": 1}, USER, ANSWER]}
-    found = parsed(row, "messages").messages
-    assert [message.learned for message in found if message.role == "assistant"] == [False, True, True]
 
 
 @pytest.mark.parametrize("arguments", [{"x": [1, "é"]}, '{"x": [1, "\\u00e9"]}'])
@@ -97,31 +42,6 @@ def test_tools_and_calls_are_heard_whole(arguments: object, tools: list) -> None
 def test_a_call_may_be_an_answer_that_is_learned_and_ends_the_row() -> None:
     example = parsed({"messages": [USER, CALLING]}, "messages")
     assert example.messages[-1].tool_calls and example.messages[-1].learned
-
-
-def test_sharegpt_s_calls_and_results_are_the_same_conversation() -> None:
-    call = '{"name": "f", "arguments": {"x": 1}}'
-    turns = [("human", "q"), ("function_call", call), ("observation", "3"), ("gpt", "a")]
-    row = {"conversations": [{"from": who, "value": what} for who, what in turns], "tools": '[{"name": "f"}]'}
-    example = parsed(row, "sharegpt")
-    assert example.messages == (
-        Message("user", "q"),
-        Message("assistant", "", tool_calls=(ToolCall("f", {"x": 1}),)),
-        Message("tool", "3"),
-        Message("assistant", "a"),
-    )
-    assert [tool["function"]["name"] for tool in example.tools] == ["f"]
-
-
-@pytest.mark.parametrize("history", [[["q1", "a1"], ["q2", "a2"]], '[["q1", "a1"], ["q2", "a2"]]'])
-def test_a_history_is_the_turns_before_the_question(history: object) -> None:
-    row = {"instruction": "i", "input": "x", "output": "o", "history": history, "system": "be kind"}
-    assert parsed(row, "alpaca").messages == (
-        Message("system", "be kind"),
-        *(Message(role, text) for n in "12" for role, text in (("user", f"q{n}"), ("assistant", f"a{n}"))),
-        Message("user", "i", context="x"),
-        Message("assistant", "o"),
-    )
 
 
 @pytest.mark.parametrize(
@@ -201,39 +121,6 @@ def test_a_blank_system_prompt_says_nothing(blank: str | None) -> None:
         assert said(row, "prompt") == [("user", "q"), ("assistant", "a")]
     row |= {"system": "be kind"}
     assert said(row, "prompt")[0] == ("system", "be kind")
-
-
-@pytest.mark.parametrize("text", ["half \ud83d", f"x{BREAK}y"])
-@pytest.mark.parametrize("place", ["argument", "key of an argument", "name of the tool", "schema"])
-def test_text_that_cannot_be_encoded_is_refused_in_calls_and_tools_too(text: str, place: str) -> None:
-    name = text if place == "name of the tool" else "f"
-    arguments = {text if place == "key of an argument" else "x": text if place == "argument" else 1}
-    calling = {"role": "assistant", "tool_calls": [{"function": {"name": name, "arguments": arguments}}]}
-    tools = [{"name": name, "description": text if place == "schema" else "adds"}]
-    with pytest.raises(DataError, match="x:1:"):
-        parse_row({"messages": [USER, calling, RESULT, ANSWER], "tools": tools}, "messages", "x:1")
-
-
-def test_an_answer_with_no_question_before_it_is_refused() -> None:
-    with pytest.raises(DataError, match="x:1: turn 1 is an answer without a question"):
-        parse_row({"messages": [ANSWER, USER, ANSWER]}, "messages", "x:1")
-
-
-def test_what_was_said_before_anybody_asked_is_passed_over_in_sharegpt_alone() -> None:
-    turns = [("gpt", "hello"), ("human", "q"), ("gpt", "a")]
-    row = {"conversations": [{"from": who, "value": what} for who, what in turns]}
-    assert said(row, "sharegpt") == [("user", "q"), ("assistant", "a")]
-    with pytest.raises(DataError, match="turn 1 is an answer without a question"):
-        parse_row({"messages": [{"role": "assistant", "content": "hello"}, USER, ANSWER]}, "messages", "x:1")
-
-
-@pytest.mark.parametrize("more", [1, 2])
-def test_one_answer_before_the_first_question_is_passed_over_and_no_second(more: int) -> None:
-    # FastChat skips the first turn if it is not a human's, and asserts that questions and answers follow in turn
-    turns = [("gpt", "hello"), *[("gpt", "again")] * more, ("human", "q"), ("gpt", "a")]
-    row = {"conversations": [{"from": who, "value": what} for who, what in turns]}
-    with pytest.raises(DataError, match="x:1: turn 2 is an answer without a question before it"):
-        parse_row(row, "sharegpt", "x:1")
 
 
 @pytest.mark.parametrize(

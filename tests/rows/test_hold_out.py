@@ -19,9 +19,16 @@ from rankwise.rows.writing import TextWriting
 from rankwise.runs.data_report import lines_of
 from rankwise.runs.records import silent
 
+NUMBERS = {}
+
+
+def numbers(values):
+    return np.array([-1 if one is None else NUMBERS.setdefault(one, len(NUMBERS)) for one in values], np.int64)
+
 
 def rows(labels=(), prompts=(), groups=(), size=None):
-    return Candidates(size or max(map(len, (labels, prompts, groups))), list(labels), list(prompts), list(groups))
+    size = size or max(map(len, (labels, prompts, groups)))
+    return Candidates(size, list(labels), numbers(prompts), numbers(groups))
 
 
 def chosen(sources, held_out, **said):

@@ -185,6 +185,8 @@ def test_a_label_under_another_name_is_proposed(tmp_path):
     [
         ("../out.png", "its image ../out.png leads out of the folder"),
         ("missing.png", "its image missing.png is missing: there is no such file in"),
+        ("x" * 5000 + ".png", "is missing: there is no such file"),
+        ("data:image/png;base64,AAAA", "is a data: URL"),
         ("https://example.org/1.png", "is the web address https://example.org/1.png. Download it"),
         ("a\0b.png", "cannot be looked up"),
         (["1.png", "1.png"], "its image is a list"),

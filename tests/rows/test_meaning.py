@@ -9,12 +9,11 @@ from typing import get_args
 
 import pytest
 
-from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig, StoppingCheck
+from rankwise.config.objectives import ClassificationConfig
 from rankwise.errors import DataError
 from rankwise.rows.classes import read_targets
-from rankwise.rows.encoding import Encoding, EncodingFacts
-from rankwise.rows.preparation import prepared_of
+from rankwise.rows.preparation import Encoding, EncodingFacts, prepared_of
 from rankwise.rows.preparing import refuse_fatal
 from rankwise.rows.report.meaning import CHECKS, STOPPING, SURVEYS
 from rankwise.rows.report.report import Tally

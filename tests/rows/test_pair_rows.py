@@ -12,7 +12,7 @@ import pytest
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
-from rankwise.config.preference import PreferenceConfig, as_pairs
+from rankwise.config.objectives import PreferenceConfig, as_pairs
 from rankwise.errors import DataError
 from rankwise.objectives.preference import Preference
 from rankwise.rows.forms.formats import parse_row
@@ -43,6 +43,13 @@ FORMS: dict[str, dict[str, Any]] = {
         "prompt": "What is red?", "chosen": [user("What is red?"), assistant("A colour.")],
         "rejected": [user("What is red?"), assistant("No idea.")],
     },
+    "dialogues in one text": {
+        "chosen": "\n\nHuman: What is red?\n\nAssistant: A colour.",
+        "rejected": "\n\nHuman: What is red?\n\nAssistant: No idea.",
+    },
+    "a prompt that is a dialogue": {
+        "prompt": "\n\nHuman: What is red?\n\nAssistant:", "chosen": " A colour.", "rejected": " No idea.",
+    },
     "cells of a table": {
         "prompt": json.dumps([user("What is red?")]), "chosen": json.dumps([assistant("A colour.")]),
         "rejected": json.dumps([assistant("No idea.")]),
@@ -53,8 +60,19 @@ FORMS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_a_pair_is_the_same_pair(form):
     (pair,) = parse_row(FORMS[form], "preference", "x:1")
-    assert [turn.content for turn in pair.messages] == ["What is red?", "A colour."]
-    assert [turn.content for turn in pair.rejected] == ["What is red?", "No idea."]
+    assert [turn.content.strip() for turn in pair.messages] == ["What is red?", "A colour."]
+    assert [turn.content.strip() for turn in pair.rejected] == ["What is red?", "No idea."]
+
+
+def test_a_dialogue_in_one_text_has_its_turns_and_a_text_that_speaks_of_one_is_a_text():
+    begin = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Is it late?\n\nAssistant:"
+    (pair,) = parse_row({"chosen": f"{begin} No.\n\nTea?", "rejected": f"{begin} Yes."}, "preference", "x:1")
+    assert [turn.content for turn in pair.messages] == ["Hi", "Hello.", "Is it late?", "No.\n\nTea?"]
+    assert [turn.learned for turn in pair.messages if turn.role == "assistant"] == [False, True]
+    with pytest.raises(DataError, match="x:1: the last turn has the role user"):
+        parse_row({"chosen": begin, "rejected": f"{begin} Yes."}, "preference", "x:1")
+    (pair,) = parse_row(PLAIN | {"chosen": "Said\n\nHuman: no"}, "preference", "x:1")
+    assert pair.messages[1].content == "Said\n\nHuman: no"
 
 
 def test_earlier_answers_are_not_in_the_loss_and_a_system_message_goes_before_both():
@@ -78,7 +96,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an empty answer": ({**PLAIN, "chosen": ""}, "the chosen is empty"),
     "no turns": ({**PLAIN, "rejected": []}, "the rejected is empty"),
     "a number": ({**PLAIN, "chosen": 3}, "the chosen is 3; a text or a list of turns is expected"),
-    "nothing": ({**PLAIN, "rejected": None}, "the rejected is None"),
+    "nothing": ({**PLAIN, "rejected": None}, "the rejected is null"),
     "a text and turns": ({**PLAIN, "rejected": [assistant("b")]}, "a text and the other a list of turns"),
     "other prompts": (
         {"chosen": [user("q"), assistant("a")], "rejected": [user("other"), assistant("b")]},
@@ -97,6 +115,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"prompt": "q", "chosen": [user("q"), assistant("a")], "rejected": [assistant("b")]},
         "begins with a question and the other with an answer",
     ),
+    "a NUL": ({**PLAIN, "rejected": "n\0"}, "NUL character at 1"),
+    "an unknown role": ({"chosen": [user("q"), assistant("a")],
+                         "rejected": [user("q"), {"role": "robot", "content": "b"}]}, "'robot'"),
+    "a user with the last word": ({"chosen": [user("q"), assistant("a")],
+                                   "rejected": [user("q"), assistant("b"), user("c")]}, "last turn"),
+    "no weight": ({"chosen": [user("q"), {**assistant("a"), "weight": 0}], "rejected": [user("q"), assistant("b")]},
+                  "weight 0"),
+    "a system message alone": ({**PLAIN, "prompt": [{"role": "system", "content": "s"}]},
+                               "without a question before it"),
     "another format": ({"prompt": "q", "completion": "a"}, "is in the prompt format"),
 }  # fmt: skip
 

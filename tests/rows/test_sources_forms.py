@@ -33,10 +33,6 @@ FORMS = {
     "superbowl_facts/train.jsonl": "prompt",
     "superbowl_facts/valid.jsonl": "prompt",
 }
-LICENCES = {
-    "dolly": "CC-BY-SA-3.0", "alpaca": "CC-BY-NC-4.0", "self_instruct": "Apache-2.0", "sharegpt": "Apache-2.0",
-    "oasst": "Apache-2.0", "gsm8k": "MIT", "superbowl_facts": "MIT",
-}  # fmt: skip
 
 
 def rows_by_readme(folder: Path) -> dict[str, int]:
@@ -91,12 +87,6 @@ def test_a_file_is_read_in_its_form_with_every_row(name, shared_data):
     assert data_report.format == FORMS[name]
     assert data_report.rows == data_report.used == rows_by_readme(file.parent)[file.name] == len(raw_rows(file))
     assert (data_report.skipped, data_report.skipped_rows, data_report.fatal) == (0, (), ())
-
-
-@pytest.mark.parametrize("folder", LICENCES)
-def test_the_licence_is_the_one_that_the_readme_names(folder, shared_data):
-    name = next(name for name in FORMS if name.startswith(folder))
-    assert count_only(DataConfig(path=str(shared_data / name)), silent).licence == LICENCES[folder]
 
 
 @pytest.mark.parametrize("name", [name for name, form in FORMS.items() if form in ("prompt", "alpaca")])
@@ -194,14 +184,6 @@ def weather(arguments):
     }
 
 
-def test_arguments_of_a_call_are_the_same_as_text_and_as_an_object(tmp_path):
-    as_object, as_text, spaced = of_rows(
-        tmp_path, weather(CITY), weather(json.dumps(CITY)), weather(json.dumps(CITY, indent=2, ensure_ascii=False))
-    )
-    assert same([as_object, as_object], [as_text, spaced])
-    assert as_object.messages[1].tool_calls[0].arguments == CITY
-
-
 @pytest.mark.parametrize("nothing", ["", "{}", {}])
 def test_a_call_without_arguments_has_none(tmp_path, nothing):
     (example,) = of_rows(tmp_path, weather(nothing))
@@ -256,11 +238,6 @@ def test_answers_inside_what_is_given_are_not_learned(tmp_path, role, key, said)
     (example,) = of_rows(tmp_path, {"prompt": given, "completion": [{key: role, said: "two."}]})
     answers = [message for message in example.messages if message.role == "assistant"]
     assert [(message.content, message.learned) for message in answers] == [("one.", False), ("two.", True)]
-
-
-def test_several_turns_to_learn_are_all_learned(tmp_path):
-    (example,) = of_rows(tmp_path, {"prompt": [QUESTION], "completion": [ANSWER, *MORE]})
-    assert [message.learned for message in example.messages if message.role == "assistant"] == [True, True]
 
 
 def test_weights_say_what_is_learned(tmp_path):

@@ -7,15 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
+from kit.command_line import rankwise
 from kit.shell import typed_in_bash
-from rankwise.cli.main import app
 from rankwise.config.data import DataConfig
 from rankwise.errors import ConfigError
-from rankwise.rows.preparation import problems, sentence, unused_columns
 from rankwise.rows.report import unused as unused_module
 from rankwise.rows.sources import open_source
+from rankwise.rows.unused_columns import problems, sentence, unused_columns
 from rankwise.rows.writing import count_only
 from rankwise.runs.records import silent
 
@@ -58,11 +57,7 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "cache"))
 
 
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-@pytest.mark.parametrize("count", [1, 2, 5, 40])
+@pytest.mark.parametrize("count", [1, 40])
 def test_a_passage_that_is_not_used_stops_and_the_sentence_says_the_way_out(count, tiny_folder):
     write("rows.jsonl", passages(count))
     told = rankwise("data", "check", "rows.jsonl", "--model", tiny_folder)
@@ -160,7 +155,7 @@ def test_the_ways_out_are_typed_as_printed_and_work(name, tiny_folder):
 def test_the_reasons_for_an_answer_are_not_proposed_for_the_prompt():
     write("rows.jsonl", pairs(5, rationale=lambda n: f"because of the number {n} here"))
     (problem,) = data_report().fatal
-    assert 'before the answer with --prompt "{question}" --completion "{rationale} {answer}", or' in problem
+    assert 'use it with --prompt "{question}" --completion "{rationale} {answer}", or' in problem
 
 
 def test_what_no_text_can_hold_is_not_proposed_for_the_prompt():

@@ -139,8 +139,7 @@ def test_beginning_again_leaves_nothing_of_the_old_attempt():
     assert read_json(run.folder / "config.json", Experiment) == other
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(("count", "again"), [(1, True), (2, False), (3, False), (3, True)])
 def test_a_run_killed_before_its_first_manifest_can_be_begun(count, again):
     # after its data report, plain, --resume and --restart all said that the folder is not a run
     run = RunDirectory.named("r")

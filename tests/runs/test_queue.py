@@ -159,7 +159,7 @@ def _no_space(path, content):
 
 
 def test_a_killed_worker_leaves_a_training_that_the_next_one_waits_for(queue):
-    Path("seconds").write_text("3")
+    Path("seconds").write_text("1.5")
     for run in ("a", "b"):
         queue.add(run, experiment(run))
     first = worker(queue)

@@ -33,7 +33,7 @@ def started(serving):
     engines = []
 
     def start(limits=None, *, most=24, **guard):
-        engine = Engine(serving.model.module, serving.by_row, serving.mixes, limits or Limits())
+        engine = Engine(serving.model.module, serving.rows, limits or Limits())
         engine.start()
         engines.append(engine)
         app = Server(serving, engine, most).app(**{"key": None, "host": "127.0.0.1"} | guard)

@@ -55,7 +55,7 @@ def serving(home, **guard):
     with contextlib.chdir(home):
         loaded = load_serving([], silent, base="tiny-llama", aliases=("gpt-4o-mini",), dtype="float32")
         loaded.model.module.eval()
-        engine = Engine(loaded.model.module, loaded.by_row, loaded.mixes, Limits())
+        engine = Engine(loaded.model.module, loaded.rows, Limits())
         engine.start()
         files = Files(home / "runs" / ".fine-tuning" / "files")
         changes = Changes(loaded, engine)

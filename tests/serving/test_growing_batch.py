@@ -16,7 +16,7 @@ from conftest import tiny_model
 from rankwise.adapters.by_row import AdaptersByRow
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import EvaluationError
-from rankwise.inference.growing_batch import GrowingBatch, Row
+from rankwise.inference.batch import GrowingBatch, Row
 from rankwise.inference.prefixes import SHORTEST, Prefixes, common
 from rankwise.inference.sampling import GREEDY, Sampler, Sampling
 

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from rankwise.adapters.formats.peft import lay_peft
 from rankwise.errors import TargetError
-from rankwise.inference.growing_batch import GrowingBatch
+from rankwise.inference.batch import GrowingBatch
 from rankwise.runs.records import silent
 from rankwise.serving import changes as changing
 from rankwise.serving.app import Server
@@ -45,7 +45,7 @@ def open_server(home):
     with contextlib.chdir(home):
         serving = load_serving([], silent, base="tiny-llama", dtype="float32")
     serving.model.module.eval()
-    engine = Engine(serving.model.module, serving.by_row, serving.mixes, Limits(waiting=500))
+    engine = Engine(serving.model.module, serving.rows, Limits(waiting=500))
     engine.start()
     changes = Changes(serving, engine, folder=home / "runs")
     app = Server(serving, engine, 24, changes).app(key=None, host="127.0.0.1")

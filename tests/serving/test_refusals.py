@@ -12,8 +12,7 @@ import pytest
 
 from rankwise.errors import ConfigError
 from rankwise.serving.bodies import LARGEST_BODY
-from rankwise.serving.engine import Limits
-from rankwise.serving.pending import Pending
+from rankwise.serving.engine import Limits, Pending
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 ASKING = [{"role": "user", "content": "hi"}]
@@ -74,7 +73,7 @@ def asked(serving):
     from rankwise.serving.app import Server
     from rankwise.serving.engine import Engine
 
-    engine = Engine(serving.model.module, serving.by_row, serving.mixes, Limits())
+    engine = Engine(serving.model.module, serving.rows, Limits())
     engine.start()
     yield TestClient(Server(serving, engine, 8).app(key=None, host="127.0.0.1"), base_url="http://127.0.0.1")
     assert engine.counts.failed == 0

@@ -12,7 +12,7 @@ import pytest
 
 from kit.serving_names import NAMES
 from rankwise.config.generation import GenerationConfig
-from rankwise.inference.growing_batch import GrowingBatch
+from rankwise.inference.batch import GrowingBatch
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.rows.text.example import Message
 from rankwise.serving.engine import Limits

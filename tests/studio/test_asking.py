@@ -17,7 +17,6 @@ from rankwise.commands.predict import predict
 from rankwise.config.generation import GenerationConfig
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.rows.text.example import Message
-from rankwise.studio import ask
 from rankwise.studio.ask import DESK
 from rankwise.studio.asking import AskBody, Desk
 
@@ -125,33 +124,36 @@ def test_a_wrong_question_is_refused_by_name(client, body, why):
 
 
 def test_the_model_is_loaded_once_and_given_back_when_nobody_asks():
-    loads, closed = [], []
+    loads, goes_on = [], threading.Event()
 
     class Loaded:
-        def begin(self, body, send):
-            send({"end": True})
-            return lambda: None
+        def answer(self, body, send, left):
+            send({"text": "x"})
+            assert goes_on.wait(20)
 
-        def close(self):
-            closed.append(1)
-
-    desk, ended = Desk(lambda names, callback: loads.append(names) or Loaded(), idle=0.2), threading.Event()
+    desk, begun = Desk(lambda names, callback: loads.append(names) or Loaded(), idle=0.2), threading.Event()
     side = {"run": "", "messages": [{"role": "user", "content": "x"}]}
     one, other = (AskBody.model_validate({"runs": [name], "sides": [side]}) for name in ("a", "b"))
-    first = desk.ask(one, lambda event: ended.set(), lambda event: None)
-    second = desk.ask(one, lambda event: None, lambda event: None)
-    assert loads == [("a",)] and desk.names == ("a",) and ended.is_set()
+
+    def question(body, send=lambda event: None):
+        desk.ask(body, send, threading.Event(), lambda event: None)
+
+    both = [threading.Thread(target=question, args=(one, lambda event: begun.set())) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    assert begun.wait(20)
     with pytest.raises(ValueError, match="is still answering"):  # one model at a time
-        desk.ask(other, lambda event: None, lambda event: None)
-    first()
-    assert not desk.release()  # the second one is still answered
-    second()
-    desk.ask(other, lambda event: None, lambda event: None)()
-    assert loads == [("a",), ("b",)] and closed == [1]
+        question(other)
+    assert not desk.release() and loads == [("a",)] and desk.names == ("a",)
+    goes_on.set()
+    for thread in both:
+        thread.join()
+    question(other)
+    assert loads == [("a",), ("b",)]
     deadline = time.monotonic() + 10
     while desk.names and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert desk.names == () and closed == [1, 1]
+    assert desk.names == ()
 
 
 def test_a_classifier_tells_its_classes_with_probabilities(client, classifier_home, monkeypatch):
@@ -168,17 +170,6 @@ def test_a_classifier_tells_its_classes_with_probabilities(client, classifier_ho
     assert told["labels"][0][1] == max(shares.values())
     assert "text" not in told
     assert client.get("/ask?run=classes").status_code == 200
-
-
-@pytest.mark.parametrize("first", ["begun", "left"])
-def test_what_was_begun_is_stopped_when_the_page_has_left_whichever_comes_first(first):
-    """An answer may be whole, and its page gone, before the thread that began it comes back."""
-    question, stopped = ask._Question(), threading.Event()
-    acts = [lambda: question.begun(stopped.set), question.left]
-    for act in acts if first == "begun" else reversed(acts):
-        assert not stopped.is_set()
-        act()
-    assert stopped.wait(20)
 
 
 def said_of(client, run, name, **more):

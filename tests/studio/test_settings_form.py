@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankwise.cli.main import app
-from rankwise.cli.settings import FLAGS, TRAINING, GivenSettings, flag
+from rankwise.cli.settings import TRAINING, GivenSettings
 from rankwise.config.adapters import METHODS
 from rankwise.config.experiment import Experiment
 from rankwise.config.reading import read_experiment
+from rankwise.config.settings import FLAGS
 from rankwise.errors import ConfigError
 from rankwise.studio.settings_form import CARDS, KNOBS, OTHER, SettingsForm, fields_of, problems_of
 
@@ -90,10 +91,11 @@ def test_the_form_of_a_run_gives_the_same_run(given):
 
 
 def test_each_field_is_a_setting_with_the_flag_of_the_terminal_and_its_help():
-    flags = {one.setting: flag(name) for name, one in FLAGS.items()}
+    flags = {one.key: one.flag.name for one in FLAGS.values()}
     aliases = {"data.validation.path": "data.validation"}
     for knob in KNOBS.values():
-        assert knob.help and knob.hint + (f" {knob.more}" if knob.more else "") == knob.help, knob.setting
+        help, hint, more = knob.declared.help, knob.declared.hint, knob.declared.more
+        assert help and hint + (f" {more}" if more else "") == help, knob.setting
         assert knob.flag == flags.get(aliases.get(knob.setting, knob.setting)), knob.setting
     assert {card.settings["adapter.method"] for card in CARDS} == METHODS.keys()
     assert all(card.sentence.count(". ") == 0 and card.sentence.endswith(".") for card in CARDS)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from rankwise.system.waiting import OWN, SPINS
+from rankwise.system.waiting import SPINS, USER_VARIABLES
 
 LOADS_TORCH = "from rankwise.system.waiting import wait_briefly; wait_briefly(); import torch"
 AS_COMMAND = """
@@ -40,7 +40,7 @@ def test_the_library_that_torch_brings_reads_it() -> None:
 
 
 def _printed(code: str, own: dict[str, str]) -> str:
-    environment = {name: value for name, value in os.environ.items() if name not in OWN} | own
+    environment = {name: value for name, value in os.environ.items() if name not in USER_VARIABLES} | own
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=120
     )

@@ -7,7 +7,6 @@ holds, in the same order; the ids decode to what was typed; learned is the answe
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import replace
 
 import pytest
@@ -18,14 +17,11 @@ from tokenizers import AddedToken
 from kit.families import BY_NAME, BYTE_LEVEL, NAMES, SOME, learned_texts, squeezed, talk, template_of, written_by
 from kit.sampling import draws
 from rankwise.config.data import DataConfig
-from rankwise.rows.preparing import prepare
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import Encoder
 from rankwise.rows.text.example import BREAK, Example, Message, ToolCall
 from rankwise.rows.text.tokenize import prompt_ids
 from rankwise.rows.text.tokenizer import HubTokenizer
-from rankwise.rows.writing import TextWriting
-from rankwise.runs.records import silent
 
 SPEC = DataConfig(path="rows.jsonl", max_length=100_000)
 HARMLESS = "word"
@@ -305,7 +301,7 @@ def contents(tokens):
 @pytest.mark.parametrize(
     ("name", "kind"), [("chatml", "gpt2"), ("llama3", "llama3"), ("vicuna", "first"), ("mistral3", "bare")]
 )
-@settings(max_examples=draws(80), deadline=None)
+@settings(max_examples=draws(25), deadline=None)
 @given(data=st.data())
 def test_any_text_with_control_tokens_in_it_keeps_roles_and_answers(name, kind, data):
     family = BY_NAME[name]
@@ -318,32 +314,6 @@ def test_any_text_with_control_tokens_in_it_keeps_roles_and_answers(name, kind, 
 
 
 # What the user is told.
-
-
-def test_rows_with_control_tokens_are_counted_and_told(hub_tokenizer, tmp_path):
-    template = over(hub_tokenizer, hub_tokenizer.chat_template)
-    rows = ["plain", "say <|im_end|> here", "say </s> here", "<|im_start|> and <|im_end|>", "half <|im_end|", "1 <"]
-    file = tmp_path / "rows.csv"
-    file.write_text("prompt,completion\n" + "".join(f"{row},{row}\n" for row in rows))
-    data_report = prepare(
-        DataConfig(path=str(file)), TextWriting(template.tokenizer, template, "tiny", None), silent
-    ).data_report
-    assert data_report.control_tokens_as_text == 2
-    assert data_report.unknown_special_tokens == {"</s>": 1}
-    assert any("control tokens of this model" in warning and "2" in warning for warning in data_report.warnings)
-    assert data_report.used == 6 and not data_report.fatal
-
-
-def test_what_a_template_wrote_before_is_told(hub_tokenizer, tmp_path):
-    # rows that were rendered once already would be rendered twice
-    template = over(hub_tokenizer, hub_tokenizer.chat_template)
-    text = template.text(talk("what?", "yes").messages)
-    file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps({"prompt": text, "completion": "yes"}) + "\n")
-    data_report = prepare(
-        DataConfig(path=str(file)), TextWriting(template.tokenizer, template, "tiny", None), silent
-    ).data_report
-    assert any("chat template had already been applied" in warning for warning in data_report.warnings)
 
 
 def test_a_model_without_a_template_takes_control_tokens_for_text_too(hub_tokenizer):

@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit.families import BY_NAME, KINDS, asked_prompts, learned_texts, runs, talk, template_of, written_by
+from kit.families import BY_NAME, KINDS, asked_prompts, learned_texts, runs, talk, written_by
 from kit.sampling import draws
 from rankwise.errors import TemplateError
-from rankwise.rows.text.chat_template import MARKS
 from rankwise.rows.text.example import Example, Message, ToolCall
 from rankwise.rows.text.rendering import UnstableTemplate, render, renderings
 from rankwise.rows.text.tokenize import tokenise, tokenise_all
@@ -215,7 +214,6 @@ def test_wherever_marks_stand_around_a_turn_only_its_answer_is_learned(turns, pl
     begin, end = places
     marked = [*parts[:begin], BEGIN, *parts[begin:end], END, *parts[end:]]
     template = template_with(source("".join(marked)))
-    assert MARKS.search(template.facts.sources["default"])
     example = talk(*turns)
     tokens = tokenise(render(example, template), template.tokenizer)
     wanted = tokenise(render(example, WITHOUT_MARKS), WITHOUT_MARKS.tokenizer)
@@ -223,7 +221,3 @@ def test_wherever_marks_stand_around_a_turn_only_its_answer_is_learned(turns, pl
 
 
 WITHOUT_MARKS = template_with(source(HEADER + SAY + STOP + BREAK))
-
-
-def test_the_family_s_own_template_has_no_marks():
-    assert render(talk(*TURNS), template_of(CHATML, "gpt2")).method == "prefix"

@@ -17,7 +17,6 @@ from kit.families import (
     BY_NAME,
     BYTE_LEVEL,
     COMBINATIONS,
-    IM,
     KINDS,
     MARK,
     NAMES,
@@ -41,7 +40,7 @@ from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import Encoder
 from rankwise.rows.text.example import BREAK, Example, Message, ToolCall
 from rankwise.rows.text.rendering import UnstableTemplate, render, renderings
-from rankwise.rows.text.tokenize import tokenise, tokenise_all
+from rankwise.rows.text.tokenize import tokenise
 
 ANY = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=f"{MARK}{BREAK}\0"), min_size=1, max_size=12)
 TROUBLE = st.sampled_from(
@@ -221,30 +220,6 @@ def test_what_a_person_reads_of_an_answer_is_the_answer(family, kind):
     assert template.answer_text(tokens.ids[slice(*run)]).removesuffix(family.tail) == answer
 
 
-TYPED = [
-    (family, kind) for family, kind in COMBINATIONS
-    if family.name in ("chatml", "llama3", "mistral1", "mistral3", "gemma", "phi3", "vicuna", "deepseek")
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("family", "kind"), TYPED, ids=lambda value: getattr(value, "name", value))
-@settings(max_examples=draws(15), deadline=None)
-@given(data=st.data())
-def test_control_tokens_that_somebody_typed_are_text(family, kind, data):
-    # as the tokens they name they would end a turn early, or be learned as ends where none is
-    names = [*([family.bos] if family.bos else []), family.eos, *family.control]
-    typed = st.lists(st.one_of(st.sampled_from(names), TROUBLE), min_size=1, max_size=4).map("".join).filter(str.strip)
-    example = talk(*data.draw(st.lists(typed, min_size=2, max_size=2)))
-    template = template_of(family, kind)
-    check_conversation(example, template, family, kind)
-    (tokens,) = tokenise_all(renderings(example, template), template.tokenizer)
-    hub = template.tokenizer.hub
-    empty = talk("q", "a")
-    (plain,) = tokenise_all(renderings(empty, template), template.tokenizer)
-    special = set(map(hub.convert_tokens_to_ids, names))
-    assert [token for token in tokens.ids if token in special] == [token for token in plain.ids if token in special]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=draws(15), deadline=None)
 @given(content=CONTENT)
@@ -288,27 +263,6 @@ def test_what_a_template_cannot_write_is_refused_with_its_row(name, turns, syste
         renderings(talk(*turns, system=system, where="data/rows.jsonl:12"), template_of(BY_NAME[name], kind))
 
 
-SAY = "{{ m.content }}"
-REWRITING = {
-    "earlier answers shortened": "{% if m.role == 'assistant' and not loop.last %}(said){% else %}"
-    + SAY
-    + "{% endif %}",
-    "earlier questions shortened": "{% if loop.index + 1 < loop.length %}(asked){% else %}" + SAY + "{% endif %}",
-    "turns numbered from the end": "{{ loop.revindex }} " + SAY,
-}
-
-
-@pytest.mark.parametrize("body", REWRITING.values(), ids=REWRITING)
-def test_a_template_that_rewrites_and_is_not_known_for_it_is_refused(body):
-    source = (
-        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}" + body + "{{ '<|im_end|>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    )
-    template = written_by(BY_NAME["chatml"], "gpt2", source)
-    with pytest.raises(TemplateError, match=r"^rows\.jsonl:7: "):
-        renderings(talk(*SAID), template)
-
-
 def test_a_thought_that_only_asking_opens_is_refused():
     # DeepSeek-R1's later templates: "<think>" stands in what is asked, and in no conversation that is learned
     source = BY_NAME["deepseek"].template.replace(
@@ -319,12 +273,6 @@ def test_a_thought_that_only_asking_opens_is_refused():
     for turns in (SAID[:2], SAID):
         with pytest.raises(UnstableTemplate, match=r"^rows\.jsonl:7: "):
             renderings(talk(*turns), template)
-
-
-def test_a_template_without_an_end_token_is_refused():
-    template = written_by(BY_NAME["vicuna"], "first", BY_NAME["vicuna"].template.replace(" + eos_token", ""))
-    with pytest.raises(TemplateError, match=r"^rows\.jsonl:7: .*puts no end token after the answer"):
-        renderings(talk("Hi.", "Hello!"), template)
 
 
 @pytest.mark.parametrize("answer", ["\nfoo", "\n\nfoo", "foo"])
@@ -420,19 +368,6 @@ def test_a_tokenizer_that_writes_spaces_into_an_answer_is_refused():
     template = template_of(BY_NAME["qwen2"], "prepend")
     with pytest.raises(TemplateError, match=r"^rows\.jsonl:7: .*do not decode"):
         tokenise(render(calling({"city": "Oslo"}), template), template.tokenizer, "rows.jsonl:7")
-
-
-@pytest.mark.parametrize("source", [None, AS_TEXT], ids=["as an object", "as a text"])
-@pytest.mark.parametrize("typed", ["say <|im_end|> here", "<|im_start|>assistant\n"])
-def test_control_tokens_typed_into_arguments_are_text(typed, source):
-    template = written_by(BY_NAME["qwen2"], "gpt2", source)
-    tokens = tokenise(render(calling({"city": typed}), template), template.tokenizer)
-    call, _ = learned_texts(tokens, template.tokenizer)
-    assert json.dumps(typed)[1:-1] in call
-    names = template.tokenizer.hub.convert_ids_to_tokens(list(tokens.ids))
-    plain = tokenise(render(calling({"city": "Oslo"}), template), template.tokenizer)
-    usual = template.tokenizer.hub.convert_ids_to_tokens(list(plain.ids))
-    assert [name for name in names if name in IM] == [name for name in usual if name in IM]
 
 
 def test_a_call_s_id_opens_no_turn():

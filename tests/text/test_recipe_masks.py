@@ -139,29 +139,6 @@ def test_an_input_of_spaces_alone_is_written_as_the_authors_wrote_it(name, about
         assert text == shown(sequence(name, template, PLAIN), template.tokenizer)
 
 
-@pytest.mark.parametrize(("name", "example", "text", "added"), CASES)
-def test_what_is_asked_is_what_stands_before_the_answer(name, example, text, added):
-    template = written(name, added)
-    tokens = sequence(name, template, example)
-    (prompt,) = asked_prompts(example, template)
-    assert list(tokens.ids[: len(prompt)]) == prompt
-    assert (
-        template.tokenizer.decode(prompt) + "Paris."
-        == text.replace("«", "").partition("Paris.")[0].removesuffix(" " if name == "vicuna" else "") + "Paris."
-    )
-
-
-def test_alpaca_s_start_and_end_are_the_tokens():
-    template = written("alpaca")
-    tokens = sequence("alpaca", template, PLAIN)
-    pieces = template.tokenizer.hub.convert_ids_to_tokens(list(tokens.ids))
-    assert pieces[:2] == ["<s>", "\u2581Below"]
-    assert pieces.count("<s>") == 1
-    assert pieces[-1] == "</s>"
-    (run,) = runs(tokens)
-    assert "".join(pieces[slice(*run)]) == "Paris.</s>"
-
-
 def test_alpaca_lora_learns_everything_but_what_nothing_stands_before():
     tokens = sequence("alpaca-lora", written("alpaca-lora"), PLAIN)
     assert all(tokens.loss_mask)

@@ -99,14 +99,6 @@ def test_given_and_learned_take_turns_in_a_conversation(with_template):
     ]
 
 
-def test_a_model_without_a_template_gets_a_plain_one(with_template):
-    template = with_template("")
-    messages = conversation("Why?", "Because.", system="Be brief.").messages
-    assert template.kind == "plain"
-    assert template.text(messages) == f"System: Be brief.\nUser: Why?\nAssistant: Because.{END}\n"
-    assert template.text(messages[:2], answer_next=True) == "System: Be brief.\nUser: Why?\nAssistant:"
-
-
 def test_the_end_of_an_answer_is_the_first_end_token_after_it(with_template, hub_tokenizer):
     other = hub_tokenizer.convert_tokens_to_ids("<|endoftext|>")
     template = with_template(
@@ -114,12 +106,6 @@ def test_the_end_of_an_answer_is_the_first_end_token_after_it(with_template, hub
         ends=[other, hub_tokenizer.eos_token_id],
     )
     assert learned(conversation("a", "b"), template) == [f"b{END}"]
-
-
-def test_an_end_token_that_the_answer_itself_holds_does_not_end_it(with_template):
-    # encoded, it would be a real end token in the middle of what is learned
-    (text,) = learned(conversation("a", f"b{END}c"), with_template(None))
-    assert text == f"b<{BREAK}{END[1:]}c{END}"
 
 
 def test_an_answer_that_repeats_the_question_is_learned_once(with_template):
@@ -202,9 +188,3 @@ def test_a_template_that_adds_words_after_the_answer_is_refused(with_template):
     # words between answer and end token were learned as if they were the answer's own
     template = with_template(LOOP + "{{ '<' + m.role[0] + '>' + m.content + ' (signed)' + eos_token }}" + PROMPT)
     refusal(conversation("a", "because of it"), template)
-
-
-def test_a_template_that_raises_is_told_with_its_words(with_template):
-    template = with_template(LOOP + "{{ raise_exception('No system turns here') }}{% endfor %}")
-    with pytest.raises(TemplateError, match=r"system, user, assistant.*No system turns here"):
-        render(conversation("a", "b", system="s"), template)

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankwise.rows.text.tagged import Span, joined, spans_of, strays_in, words_of
+from rankwise.rows.text.example import Span, joined, spans_of, strays_in, words_of
 
 TAGS = st.lists(st.sampled_from(["O", "B-a", "I-a", "B-b", "I-b", "x"]), max_size=12)
 

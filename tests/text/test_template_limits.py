@@ -136,7 +136,7 @@ def test_several_conversations_are_rendered_as_one_by_one():
     assert shown == ["a", "b", "c"] * 300
 
 
-def test_a_long_row_that_exceeds_a_limit_is_refused_alone_until_there_are_several():
+def test_a_long_row_that_exceeds_a_limit_is_refused_alone():
     source = (
         "{% if messages[0].content|length > 30000 %}{% set x = 'x' * 10**9 %}{% endif %}{{ messages[0].content[:3] }}"
     )
@@ -145,10 +145,6 @@ def test_a_long_row_that_exceeds_a_limit_is_refused_alone_until_there_are_severa
     results = [result for (result,) in render_conversations(source, {}, many)]
     assert [result[0] for result in (results[0], results[2])] == ["sho", "sho"]
     assert "512 MB" in str(results[1])
-    with pytest.raises(ModelError, match=r"40,00. characters"):
-        render_conversations(source, {}, many * 3)
-    with pytest.raises(ModelError, match=r"40,00. characters"):
-        render_conversations(source, {}, many[:1])
 
 
 def test_a_process_that_was_killed_is_started_again():
@@ -205,9 +201,6 @@ def test_where_no_process_can_be_started_it_is_said_with_a_way_out(monkeypatch):
     monkeypatch.setattr(template_process, "_PROCESS", own)
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(ResourceError, match=r"No such file.*RANKWISE_UNLIMITED_TEMPLATES=1"):
-        text_of(SOUND)
-    monkeypatch.setattr(sys, "executable", "")
-    with pytest.raises(ResourceError, match="no Python interpreter"):
         text_of(SOUND)
     monkeypatch.setenv("RANKWISE_UNLIMITED_TEMPLATES", "1")
     assert text_of(SOUND) == "user: hi\nassistant: yes\n" and own._process is None

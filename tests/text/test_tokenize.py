@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +13,7 @@ from rankwise.errors import TemplateError
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import BREAK, Example, Message
 from rankwise.rows.text.rendering import render
-from rankwise.rows.text.tokenize import Rendering, Segment, Tokens, prompt_ids, tokenise
+from rankwise.rows.text.tokenize import Rendering, Segment, Tokens, tokenise
 from rankwise.rows.text.tokenizer import HubTokenizer
 
 END = "<|im_end|>"
@@ -38,25 +36,6 @@ def template(tokenizer):
     return ChatTemplate.of_model(tokenizer)
 
 
-@pytest.fixture(scope="session")
-def plain_template(hub_tokenizer):
-    hub = copy.deepcopy(hub_tokenizer)
-    hub.chat_template = None
-    return ChatTemplate.of_model(HubTokenizer(hub, [hub.eos_token_id]))
-
-
-def learned_text(tokens, tokenizer):
-    """Each stretch of learned ids, decoded."""
-    texts, stretch = [], []
-    for token, learned in [*zip(tokens.ids, tokens.loss_mask, strict=True), (0, False)]:
-        if learned:
-            stretch.append(token)
-        elif stretch:
-            texts.append(tokenizer.decode(stretch))
-            stretch = []
-    return texts
-
-
 def rendering(*parts):
     return Rendering(tuple(Segment(text, learned) for text, learned in parts), "prefix")
 
@@ -68,57 +47,6 @@ def examples():
 def as_example(pairs):
     turns = [Message(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
     return Example(tuple(turns), "rows.jsonl:7")
-
-
-@settings(max_examples=draws(150), deadline=None)
-@given(pairs=examples())
-def test_learned_ids_decode_to_exactly_answer_and_end_token(tokenizer, template, pairs):
-    example = as_example(pairs)
-    tokens = tokenise(render(example, template), tokenizer, example.where)
-    assert len(tokens.ids) == len(tokens.loss_mask)
-    assert tokens.ended
-    assert tokenizer.decode(tokens.ids) == template.text(example.messages).replace(BREAK, "")
-    assert learned_text(tokens, tokenizer) == [answer + END for _, answer in pairs]
-
-
-@settings(max_examples=draws(100), deadline=None)
-@given(pairs=examples())
-def test_the_only_control_tokens_are_those_of_the_template(tokenizer, template, pairs):
-    # whatever a person types, the turns are those of the conversation
-    def control(ids):
-        return [token for token in ids if token in tokenizer.special]
-
-    example = as_example(pairs)
-    harmless = as_example([("q", "a")] * len(pairs))
-    tokens = tokenise(render(example, template), tokenizer, example.where)
-    assert control(tokens.ids) == control(tokenizer.encode(template.text(harmless.messages)))
-    ends = [
-        token for token, flag in zip(tokens.ids, tokens.loss_mask, strict=True) if flag and token in tokenizer.special
-    ]
-    assert ends == [tokenizer.hub.eos_token_id] * len(pairs)
-
-
-@settings(max_examples=draws(100), deadline=None)
-@given(pairs=examples())
-def test_what_stands_before_each_answer_is_what_generation_will_be_given(tokenizer, template, pairs):
-    example = as_example(pairs)
-    tokens = tokenise(render(example, template), tokenizer, example.where)
-    begins = [n for n in range(1, len(tokens.ids)) if tokens.loss_mask[n] and not tokens.loss_mask[n - 1]]
-    asked = [
-        prompt_ids(template.text(example.messages[: 2 * n + 1], answer_next=True), tokenizer) for n in range(len(pairs))
-    ]
-    assert len(begins) == len(pairs)
-    assert tokens.as_asked is all(list(tokens.ids[:n]) == ids for n, ids in zip(begins, asked, strict=True))
-    if not any(marker in text for pair in pairs for text in pair for marker in tokenizer.special.values()):
-        assert tokens.as_asked
-
-
-@settings(max_examples=draws(50), deadline=None)
-@given(pairs=examples())
-def test_the_law_holds_without_a_chat_template(plain_template, pairs):
-    example = as_example(pairs)
-    tokens = tokenise(render(example, plain_template), plain_template.tokenizer, example.where)
-    assert learned_text(tokens, plain_template.tokenizer) == [f" {answer}{END}" for _, answer in pairs]
 
 
 @settings(max_examples=draws(50), deadline=None)

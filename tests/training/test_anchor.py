@@ -114,8 +114,7 @@ def same(one: list[Tensor], other: list[Tensor], share: float) -> None:
     assert max((a - b).abs().max() for a, b in zip(one, other, strict=True)) <= share * largest
 
 
-@pytest.mark.parametrize("most", [1000, 1], ids=["in one row", "alone"])
-@pytest.mark.parametrize("backend", ["padded", "packed", "fused"])
+@pytest.mark.parametrize(("backend", "most"), [("padded", 1), ("packed", 1000), ("fused", 1000), ("fused", 1)])
 def test_every_backend_computes_what_is_written_out(backend: str, most: int) -> None:
     gradients, loss, divergence = step(backend, most=most)
     expected, expected_loss, apart = plainly()

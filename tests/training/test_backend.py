@@ -154,7 +154,9 @@ def test_what_is_surely_enough_room_is_not_measured_further_and_decides_the_same
     assert needed[0] > needed[1] > 0
 
 
-def test_where_memory_is_short_blocks_recompute_and_nothing_else_changes(small, monkeypatch):
+@pytest.mark.parametrize("settings", [{}, {"backend": "eager"}], ids=["fused", "eager"])
+def test_where_memory_is_short_blocks_recompute_and_nothing_else_changes(small, settings, monkeypatch):
+    small = small.model_copy(update={"training": small.training.model_copy(update=settings)})
     usual = rankwise.train(small.model_copy(update={"run": "usual"}))
     for module in (workload, backends):
         monkeypatch.setattr(module, "available_memory", lambda: 10_000)
@@ -204,21 +206,9 @@ def test_as_many_blocks_recompute_as_the_setting_says_and_nothing_else_changes(s
     assert weights[0] == weights[1] == weights[2]
 
 
-def test_where_memory_is_short_the_eager_backend_recomputes_too(small, monkeypatch):
-    plain = small.model_copy(update={"training": small.training.model_copy(update={"backend": "eager"})})
-    usual = rankwise.train(plain.model_copy(update={"run": "usual"}))
-    for module in (workload, backends):
-        monkeypatch.setattr(module, "available_memory", lambda: 10_000)
-    listener = Listener()
-    tight = rankwise.train(plain, callback=listener)
-    assert any("blocks use activation checkpointing" in text for text in listener.said)
-    weights = [(run.folder / "adapter" / "adapter_model.safetensors").read_bytes() for run in (usual, tight)]
-    assert weights[0] == weights[1]
-
-
 @pytest.mark.parametrize(
     "spec",
-    [rankwise.LoraConfig(layers=(1,)), rankwise.AdaLora(budget="1 triplets", final=0.6), rankwise.LoraConfig(rank=2)],
+    [rankwise.LoraConfig(layers=(1,)), rankwise.AdaLora(budget="1 triplets", final=0.6)],
 )
 def test_a_run_goes_on_as_if_never_stopped(small, spec):
     """Over the top blocks, whose prefix is kept; and where the lower blocks lost all of their ranks before the stop."""

@@ -83,8 +83,7 @@ def refused(spec):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("held_out", [0, 2])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "held_out"), zip(METHODS, (0, 2, 0, 2), strict=True))
 def test_a_nan_of_the_last_update_is_an_error_of_the_training(monkeypatch, method, held_out):
     poisoned(monkeypatch, nan_in_average, STEPS)
     said = refused(experiment(method, held_out))
@@ -176,8 +175,7 @@ WHERE = {
 }
 
 
-@pytest.mark.parametrize("step", [1, 6, STEPS])
-@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize(("where", "step"), zip(WHERE, (STEPS, 1, 6, STEPS), strict=True))
 def test_a_nan_stops_within_its_step_and_is_named(monkeypatch, where, step):
     real = trainer.optimizer_step
 

@@ -80,7 +80,7 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
         assert torch.equal(value, other[name]), name
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert"])
 def test_before_the_first_step_and_with_a_rate_of_zero_it_is_the_base_bit_for_bit(architecture: str) -> None:
     base, whole = tiny_model(architecture), whole_of(architecture)
     assert torch.equal(logits(whole.model), logits(base))
@@ -112,7 +112,7 @@ def adamw_by_hand(model: nn.Module) -> None:
                 weight.mul_(1 - rate * decay).sub_(rate * mean / (square.sqrt() + 1e-8))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert"])
 def test_it_is_adamw_by_hand_over_every_weight(architecture: str) -> None:
     whole, by_hand = whole_of(architecture), tiny_model(architecture)
     before = weights_of(by_hand)
@@ -127,7 +127,7 @@ def test_it_is_adamw_by_hand_over_every_weight(architecture: str) -> None:
         assert (found - wanted[name]).abs().max() < 2e-3 * moved, name
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert"])
 def test_one_step_moves_every_weight(architecture: str) -> None:
     whole = whole_of(architecture)
     learn(whole, state_of(whole), until=1)
@@ -209,7 +209,7 @@ def test_a_checkpoint_is_as_large_as_it_was_said_to_be_and_fits_nothing_else(tmp
         restore(adapter, tmp_path / "c")
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert"])
 def test_disabled_is_the_base_and_afterwards_what_was_there_before(architecture: str) -> None:
     base, whole = tiny_model(architecture), whole_of(architecture)
     learn(whole, state_of(whole))

@@ -64,8 +64,10 @@ def stop() -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("name", OWN[:2])
-@pytest.mark.parametrize("loss", [Path.unlink, lambda path: path.write_text("{}"), becomes_a_folder])
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [(OWN[0], Path.unlink), (OWN[1], lambda path: path.write_text("{}")), (OWN[1], becomes_a_folder)],
+)
 def test_settings_and_data_report_that_go_while_a_run_trains_are_written_anew(
     name: str, loss: Callable[[Path], None], home: None
 ) -> None:

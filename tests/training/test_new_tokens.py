@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import rankwise
 from kit.decoder_families import DECODERS, save_decoder
+from kit.interrupted import whole_and_resumed
 from rankwise.adapters.formats.dialects import read_adapter
 from rankwise.adapters.formats.peft import WEIGHTS
 from rankwise.adapters.token_rows import TokenRows
@@ -26,7 +27,7 @@ from rankwise.exporting.engine_rules import verdicts as verdicts_of
 from rankwise.exporting.merging.as_adapter import combine
 from rankwise.exporting.merging.inputs import Options
 from rankwise.methods.artifact import open_artifact
-from rankwise.runs.records import Callback, StatusMessage, StepRecord, silent
+from rankwise.runs.records import Callback, StatusMessage, silent
 
 NEW = ("<city>", "<date>", "<price>")
 ROWS = [
@@ -53,7 +54,7 @@ def apart(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max() / other.abs().max())
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gptj", "gemma3", "opt", "pythia"])
+@pytest.mark.parametrize("name", ["qwen2", "gptj", "gemma3", "opt"])
 def test_only_their_rows_are_trained_and_come_back_everywhere(
     name: str, hub_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,31 +237,18 @@ def test_damaged_rows_are_refused_by_name(llama: Path) -> None:
         rankwise.read_peft(module, copy)
 
 
-class Stopped(Exception):
-    pass
-
-
-@pytest.mark.parametrize("method", ["lora", "adalora"])
-def test_a_run_goes_on_as_if_never_stopped(method: str, llama: Path) -> None:
-    adapter = {"lora": rankwise.LoraConfig(rank=4), "adalora": rankwise.AdaLora(budget=4, warmup=0.2, final=0.2)}
-    training = rankwise.TrainingConfig(steps=4, batch_size=4, learning_rate=0.02, checkpoint_steps=2)
+def test_a_run_goes_on_as_if_never_stopped(llama: Path) -> None:
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    model = {"name": str(llama), "dtype": "float32", "new_tokens": NEW}
-    experiment = rankwise.Experiment(
-        model=model, data="rows.jsonl", adapter=adapter[method], training=training, run="whole"
-    )
-    rankwise.train(experiment, callback=silent)
 
-    def stop(event: object) -> None:
-        if isinstance(event, StepRecord) and event.step > 2:
-            raise Stopped
+    def experiment(run: str) -> rankwise.Experiment:
+        return rankwise.Experiment(
+            model={"name": str(llama), "dtype": "float32", "new_tokens": NEW}, data="rows.jsonl", run=run,
+            adapter=rankwise.AdaLora(budget=4, warmup=0.2, final=0.2),
+            training={"steps": 4, "batch_size": 4, "learning_rate": 0.02, "checkpoint_steps": 2},
+        )  # fmt: skip
 
-    stopped = experiment.model_copy(update={"run": "stopped"})
-    with pytest.raises(Stopped):
-        rankwise.train(stopped, callback=stop)
-    rankwise.train(stopped, callback=silent, resume=True)
-    whole, resumed = (load_file(Path("runs", name, "adapter", WEIGHTS)) for name in ("whole", "stopped"))
-    assert whole.keys() == resumed.keys() and all(torch.equal(whole[key], resumed[key]) for key in whole)
+    whole, resumed = whole_and_resumed(experiment, 3)
+    assert whole == resumed
 
 
 def test_another_round_goes_on_with_their_rows_and_full_fine_tuning_trains_all(llama: Path) -> None:

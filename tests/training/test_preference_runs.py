@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kit.interrupted import interrupt
 from kit.small_runs import as_first_format
 from rankwise.commands.evaluate import evaluate
 from rankwise.commands.train import Trained, train
@@ -21,9 +21,8 @@ from rankwise.errors import ConfigError, Interrupted, RunError
 from rankwise.objectives.preference import Preference, log_probabilities
 from rankwise.objectives.registry import objective_for
 from rankwise.runs.metrics_log import read_metrics_log
-from rankwise.runs.records import Event, ScoreRecord, StatusMessage, StepRecord, silent
+from rankwise.runs.records import Event, ScoreRecord, StepRecord, silent
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.system.cache import cache_folder
 from rankwise.training.pairs import Reference
 
 STEPS = 12
@@ -66,8 +65,8 @@ def learned(run: str) -> dict[str, torch.Tensor]:
 
 
 METHODS: dict[str, dict[str, Any]] = {
-    "dpo": {}, "orpo": {"preference": {"loss": "orpo"}}, "fused": {"training": {"backend": "fused"}},
-    "adalora": {"adapter": {"method": "adalora", "budget": 2}}, "dropout": {"adapter": {"rank": 2, "dropout": 0.3}},
+    "orpo": {"preference": {"loss": "orpo"}}, "fused": {"training": {"backend": "fused"}},
+    "adalora": {"adapter": {"method": "adalora", "budget": 2}},
 }  # fmt: skip
 
 
@@ -80,13 +79,7 @@ def test_a_run_learns_the_preference_and_goes_on_bit_for_bit_where_it_stopped(ho
     assert results.preference.margin_after > results.preference.margin_before
     assert results.validation_loss_after < results.validation_loss_before
 
-    def stop(event: Event) -> None:
-        if isinstance(event, StepRecord) and event.step == 8:
-            raise KeyboardInterrupt
-
-    with pytest.raises(Interrupted):
-        train(settings(tiny_folder, "stopped", **changes), callback=stop)
-    _forget_cache()
+    interrupt(settings(tiny_folder, "stopped", **changes), 8)
     train(settings(tiny_folder, "stopped", **changes), resume=True)
     assert losses("stopped") == losses("whole")
     first, second = learned("whole"), learned("stopped")
@@ -94,18 +87,8 @@ def test_a_run_learns_the_preference_and_goes_on_bit_for_bit_where_it_stopped(ho
     assert not Path("runs/stopped/reference.json").exists(), "a finished run needs it no more"
 
 
-def _forget_cache() -> None:
-    for file in (cache_folder() / "references").glob("*.json"):
-        file.unlink()
-
-
 def test_a_run_is_resumed_with_the_reference_of_its_checkpoint_and_not_without_one(home, tiny_folder):
-    def stop(event: Event) -> None:
-        if isinstance(event, StepRecord) and event.step == 8:
-            raise KeyboardInterrupt
-
-    with pytest.raises(Interrupted):
-        train(settings(tiny_folder, "a"), callback=stop)
+    interrupt(settings(tiny_folder, "a"), 8)
     Path("runs/a/reference.json").write_text('{"values": [], "sha256": ""}')
     shutil.copytree("runs/a", "before")
     warnings = train(settings(tiny_folder, "a"), resume=True).manifest.warnings
@@ -123,35 +106,20 @@ def test_a_damaged_reference_is_not_read(text, tmp_path):
     assert Reference.read(tmp_path / "reference.json", 1) is None
 
 
-def test_a_reference_from_the_cache_is_marked_as_used_so_that_it_stays(home, tiny_folder):
-    train(settings(tiny_folder, "a"))
-    (file,) = (cache_folder() / "references").glob("*.json")
-    os.utime(file, (0, 0))
-    train(settings(tiny_folder, "b"))
-    assert file.stat().st_mtime > 0 and losses("b") == losses("a")
-
-
 def test_the_reference_is_the_base_with_the_adapter_off(home, tiny_folder):
-    said: list[str] = []
     kept: list[Reference] = []
 
     def look(event: Event) -> None:
-        if isinstance(event, StatusMessage):
-            said.append(event.text)
         if isinstance(event, StepRecord) and event.step == 5 and not kept:
             kept.append(Reference(np.array(json.loads(Path("runs/a/reference.json").read_text())["values"])))
 
-    _forget_cache()
     trained = train(settings(tiny_folder, "a"), callback=look)
-    again = train(settings(tiny_folder, "b"), callback=look)
-    assert sum("it is taken from the cache" in text for text in said) == 1
-    assert losses("a") == losses("b")
     objective = objective_for(RunSnapshot.read("a").data_report)
     assert isinstance(objective, Preference)
     rows = _rows(trained, objective)
-    with torch.no_grad(), again.trainable.base():
+    with torch.no_grad(), trained.trainable.base():
         (batch,) = objective.batches(rows, 1_000_000)
-        sums = batch.pairs.sums(log_probabilities(objective.predict(again.model.module, batch), batch))
+        sums = batch.pairs.sums(log_probabilities(objective.predict(trained.model.module, batch), batch))
     expected = np.empty((len(rows), 2))
     expected[list(batch.pairs.positions)] = sums.numpy()
     assert kept[0].values == pytest.approx(expected, abs=1e-4)

@@ -15,7 +15,7 @@ from rankwise.commands.train import train
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ResourceError
 from rankwise.planning.devices import this_processor
-from rankwise.reporting.provenance import foreseen
+from rankwise.reporting.provenance import forecast_and_fact
 from rankwise.runs.records import StatusMessage, WarningMessage
 from rankwise.training import preflight as foresight
 from rankwise.training import step
@@ -43,7 +43,7 @@ def test_what_was_forecast_is_written_beside_what_it_took(small):
     results = trained.manifest.results
     assert forecast.trainable_parameters == results.trainable_parameters
     assert forecast.adapter_bytes == results.adapter_bytes and forecast.steps == results.steps == 3
-    found = foreseen(trained.manifest)
+    found = forecast_and_fact(trained.manifest)
     assert found["peak_bytes"]["forecast"] == forecast.peak_bytes
     assert found["peak_bytes"]["off"] == pytest.approx(forecast.peak_bytes / results.peak_rss_bytes - 1)
     page = report("small")
@@ -98,7 +98,7 @@ def test_memory_that_runs_out_is_told_with_what_is_forecast_to_do(small, monkeyp
 def test_a_model_that_plans_do_not_know_is_trained_without_a_forecast(small, monkeypatch):
     monkeypatch.setattr(foresight, "plan", _unknown)
     trained = rankwise.train(small)
-    assert trained.manifest.forecast is None and foreseen(trained.manifest) is None
+    assert trained.manifest.forecast is None and forecast_and_fact(trained.manifest) is None
 
 
 def _unknown(asked, on):

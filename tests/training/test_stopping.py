@@ -20,7 +20,7 @@ from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import Batches
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import StepRecord
-from rankwise.system.signals import forget, heed
+from rankwise.system.signals import forget, raise_if_requested
 from rankwise.training.state import TrainState, adamw
 
 
@@ -42,7 +42,7 @@ def test_a_request_that_was_swallowed_is_heeded(number, code, capsys):
             pass  # as a guard of compiled code does
         else:
             pytest.fail("nothing was raised where the signal came")
-        heed()
+        raise_if_requested()
     assert left.value.code == code
     assert capsys.readouterr().err.startswith("rankwise: ")
 
@@ -52,14 +52,14 @@ def test_a_request_to_an_earlier_command_stops_no_later_one():
         with pytest.raises(SystemExit), report_failures(as_json=False):
             signal.raise_signal(number)
         with report_failures(as_json=False):
-            heed()
+            raise_if_requested()
 
 
 def test_an_ignored_ctrl_c_stays_ignored():
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a shell does this for what it starts in the background
     with report_failures(as_json=False):
         signal.raise_signal(signal.SIGINT)
-        heed()
+        raise_if_requested()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -163,7 +163,6 @@ def test_a_rate_at_which_training_diverges_has_no_loss():
 
 
 CLASSIFIERS: dict[str, dict[str, Any]] = {
-    "labels": {"model": {"name": "tiny-bert", "dtype": "float32"}, "data": {"path": "labels.jsonl", "held_out": 12}},
     "head": {"model": {"name": "tiny-bert", "dtype": "float32"}, "data": {"path": "labels.jsonl", "held_out": 12},
              "adapter": {"method": "head"}},
     "images": {"model": {"name": "vit", "dtype": "float32"}, "data": {"path": "pictures", "held_out": 12},

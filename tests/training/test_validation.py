@@ -119,7 +119,7 @@ def first_that(holds, asked, *given, rates=RATES, **named):
 
 @pytest.mark.parametrize(
     ("method", "backend"),
-    [*((method, "fused") for method in METHODS), *((method, "eager") for method in ("lora", "eva", "adalora"))],
+    [*((method, "fused") for method in ("dora", "eva", "upper", "masked")), ("lora", "eager"), ("adalora", "eager")],
 )
 def test_a_run_that_is_measured_learns_what_one_learns_that_is_not(asked, method, backend):
     unmeasured = rankwise.train(asked("without", method, backend=backend))
@@ -244,8 +244,7 @@ def test_the_loss_is_that_of_the_finished_run_on_each_row_alone_without_dropout(
 # What is kept
 
 
-@pytest.mark.parametrize("by", ["loss", "chrf"])
-@pytest.mark.parametrize("backend", ["fused", "eager"])
+@pytest.mark.parametrize(("by", "backend"), [("loss", "eager"), ("chrf", "fused")])
 def test_the_best_that_is_kept_is_what_a_run_has_that_stops_there(asked, by, backend):
     evaluation = {"keep": "best", "steps": 1, "by": by, "answers": 0 if by == "loss" else 6, "prompts": []}
 
@@ -271,7 +270,7 @@ def test_the_best_that_is_kept_is_what_a_run_has_that_stops_there(asked, by, bac
     assert not (Path("runs") / name / "best").exists()
 
 
-@pytest.mark.parametrize("method", ["lora", "adalora", "masked"])
+@pytest.mark.parametrize("method", ["lora", "masked"])
 def test_the_model_that_is_returned_is_the_one_that_is_kept(asked, method):
     evaluation = {"keep": "best", "steps": 1, "prompts": ["What is land 21?"], "max_new_tokens": 9}
     name, _, trained = first_that(lambda _, made: results(made)["kept_step"] < STEPS, asked, method, evaluation)
@@ -282,8 +281,8 @@ def test_the_model_that_is_returned_is_the_one_that_is_kept(asked, method):
     assert rankwise.generate(name, last["prompt"], GenerationConfig(max_new_tokens=9)).adapted.text == last["answer"]
 
 
-@pytest.mark.parametrize("method", ["adalora", "masked"])
-def test_adalora_is_judged_once_its_ranks_are_decided(asked, tiny_folder, method):
+def test_adalora_is_judged_once_its_ranks_are_decided(asked, tiny_folder):
+    method = "adalora"
     evaluation = {"keep": "best", "steps": 1, "prompts": []}
 
     def bests(name):
@@ -328,8 +327,7 @@ def stopping(step):
 # It ends early
 
 
-@pytest.mark.parametrize("method", ["lora", "adalora"])
-@pytest.mark.parametrize("patience", [1, 2])
+@pytest.mark.parametrize(("method", "patience"), [("lora", 1), ("adalora", 2)])
 def test_a_run_ends_when_its_patience_does_and_is_the_beginning_of_the_patient_one(asked, method, patience):
     evaluation = {"steps": 1, "prompts": []}
     rankwise.train(asked("patient", method, evaluation, schedule="linear"))
@@ -354,14 +352,6 @@ def test_a_run_ends_when_its_patience_does_and_is_the_beginning_of_the_patient_o
         assert f"ended after step {end} of {STEPS}: {patience} validations without a better validation loss" in said[0]
         assert found["ended_early"] in said[0]
         assert method == "lora" or end > DECIDED
-
-
-def test_both_together_keep_the_best_of_a_run_that_ended_early(asked):
-    evaluation = {"steps": 1, "prompts": [], "patience": 1, "keep": "best"}
-    found = results(rankwise.train(asked("run", "lora", evaluation)))
-    assert found["kept_step"] + 1 == found["steps"] < STEPS and found["ended_early"]
-    rankwise.train(asked("shorter", "lora", {"prompts": []}, steps=found["kept_step"]))
-    assert weights("run") == weights("shorter")
 
 
 # It goes on
@@ -397,13 +387,13 @@ def whole(asked, unstopped, method):
     return unstopped[method]
 
 
-ONCE = [(19,), (20,), (21,), (22,), (23,), (24,), (25,)]
+ONCE = [(19,), (22,), (25,)]
 OFTEN = [(17, 4, 9), (31, 2, 2)]
 
 
 @pytest.mark.parametrize(
     ("method", "stops"),
-    [*(("adalora", stops) for stops in (*ONCE[::2], *OFTEN)), *(("lora", stops) for stops in (ONCE[1], OFTEN[0]))],
+    [*(("adalora", stops) for stops in (*ONCE, OFTEN[1])), ("lora", OFTEN[0])],
     ids=str,
 )
 def test_a_run_that_was_stopped_anywhere_ends_as_one_that_never_was(asked, whole, method, stops):

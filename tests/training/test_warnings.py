@@ -78,7 +78,7 @@ def test_warnings_are_collected_once_and_in_order_and_everything_is_passed_on():
     assert warnings.texts == ("z", "a", "b")
 
 
-@pytest.mark.parametrize("words", [["--quiet"], ["--json"], ["--quiet", "--json"]], ids=" ".join)
+@pytest.mark.parametrize("words", [["--json"], ["--quiet", "--json"]], ids=" ".join)
 def test_a_warning_is_on_stderr_in_the_manifest_and_in_the_report(small, with_unused_weights, words):
     given = ["train", "--model", str(with_unused_weights), "--data", "rows.jsonl", "--run", "r", "--steps", "2"]
     result = CliRunner().invoke(app, [*given, *words])
@@ -257,7 +257,7 @@ def test_the_share_of_a_change_is_that_of_the_matrices(kind):
         for parameter in adapters.parameters():
             parameter += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
     shares = {
-        path: (adapter.delta().norm() / adapters.host(path).weight.norm()).item()
+        path: (adapter.delta().norm() / adapters.base_layer(path).weight.norm()).item()
         for path, adapter in adapters.adapters().items()
     }
     found = effect_of(adapters)

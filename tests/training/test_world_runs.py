@@ -15,7 +15,7 @@ from torch.distributed.run import get_args_parser
 import rankwise
 from kit.library import rows
 from kit.worlds import DEVICES, Disturbed, Ended, command, skip_without_cards, together
-from rankwise.base.sharding import is_sharded
+from rankwise.base.split import is_sharded
 from rankwise.commands.launch import what_now
 from rankwise.runs.directory import RunDirectory
 

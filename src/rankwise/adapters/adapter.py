@@ -84,9 +84,9 @@ def on_linear(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
     return F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype))
 
 
-def on_embedding(host: nn.Embedding) -> Applied:
+def on_embedding(embedding: nn.Embedding) -> Applied:
     """Ids (...) to (..., O), with I the size of the vocabulary."""
-    padding_idx, dtype = host.padding_idx, host.weight.dtype
+    padding_idx, dtype = embedding.padding_idx, embedding.weight.dtype
 
     def applied(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         return F.linear(F.embedding(x, A.T, padding_idx=padding_idx).to(dtype), B.to(dtype))
@@ -116,11 +116,11 @@ def pads_when_called(conv: nn.Conv2d) -> bool:
     return type(conv).__name__ == "Conv2dSame" and type(conv).__module__.startswith("timm.")
 
 
-def on_conv2d(host: nn.Conv2d) -> Applied:
+def on_conv2d(layer: nn.Conv2d) -> Applied:
     """x (N, C, H, W) to (N, O, H', W'), with I = C times the kernel."""
-    kernel, stride, dilation = _pair(host.kernel_size), _pair(host.stride), _pair(host.dilation)
-    late = pads_when_called(host)
-    padding = 0 if late else host.padding
+    kernel, stride, dilation = _pair(layer.kernel_size), _pair(layer.stride), _pair(layer.dilation)
+    late = pads_when_called(layer)
+    padding = 0 if late else layer.padding
 
     def applied(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         down = A.to(x.dtype).view(A.shape[0], x.shape[-3], *kernel)

@@ -17,8 +17,8 @@ from rankwise.adapters.experts import StackedWeight
 from rankwise.adapters.fused import Split
 from rankwise.adapters.lora import DoRA, LoRA
 from rankwise.config.adapters import AdaLoraConfig
-from rankwise.config.budget import initial_rank
 from rankwise.config.modules import HostKind
+from rankwise.config.parameters import initial_rank
 from rankwise.kernels.linear import is_conv1d
 
 
@@ -105,17 +105,17 @@ def lora_for(
 
 
 def adalora_for(
-    module: nn.Module, spec: AdaLoraConfig, mean_rank: float, split: Split | None, generator: torch.Generator
+    module: nn.Module, config: AdaLoraConfig, mean_rank: float, split: Split | None, generator: torch.Generator
 ) -> Adapter:
     """A new AdaLoRA on the host's device, in float32; of a fused host one for each part."""
     inside, outside = features_of(module)
-    dropout = 0.0 if is_embedding(module) else spec.dropout
+    dropout = 0.0 if is_embedding(module) else config.dropout
 
     def part(outputs: int) -> AdaLoRA:
-        rank = initial_rank(mean_rank, (inside, outputs), spec.initial)
+        rank = initial_rank(mean_rank, (inside, outputs), config.initial)
         return AdaLoRA(
-            inside, outputs, rank, spec.scale, dropout, generator, applied_to(module),
-            start=spec.start, looked_up=is_embedding(module),
+            inside, outputs, rank, config.scale, dropout, generator, applied_to(module),
+            start=config.start, looked_up=is_embedding(module),
         )  # fmt: skip
 
     if split is None:
@@ -130,11 +130,11 @@ def oriented(module: nn.Module, delta: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def plain_lora(host: nn.Module, adapter: Adapter) -> LoRA:
-    """The same change with two factors."""
+def plain_lora(base_layer: nn.Module, adapter: Adapter) -> LoRA:
+    """A LoRA (two factors) that makes the same change as another adapter, such as one of AdaLoRA."""
     A, B = adapter.factors()
     assert adapter.additive, "two factors would not be the same change"
-    lora = lora_for(host, A.shape[0], adapter.scale, adapter.dropout, torch.Generator())
+    lora = lora_for(base_layer, A.shape[0], adapter.scale, adapter.dropout, torch.Generator())
     lora.A.copy_(A)
     lora.B.copy_(B)
     return lora.train(adapter.training)

@@ -30,7 +30,7 @@ class Stack:
     """The factors of those adapters of a layer that are pairs: A (R, I) and B (O, R), the place of each adapter from 1,
     and `owner` (R,), the place of the adapter of each row of A."""
 
-    host: LinearSpec
+    linear: LinearSpec
     A: Tensor
     B: Tensor
     owner: Tensor
@@ -113,11 +113,11 @@ def _mixed(
     """In 16 bits the change is there before the sum is rounded, unless the layer has others than pairs."""
     others = {name: one for name, one in rows.items() if stack is None or name not in stack.places}
     change = stack.change(x, which) if stack is not None and which is not None else None
-    host = None if stack is None else stack.host
+    host = None if stack is None else stack.linear
     if change is not None and host is not None and not others and x.dtype in ROUNDED and host.weight.dtype == x.dtype:
         flat = x.flatten(0, -2)
         return rounded_once(change.flatten(0, -2), flat, host.weight, host.bias).view_as(change)
-    y = layer.host(x)
+    y = layer.base_layer(x)
     y = y if change is None else y + change
     for name, one in others.items():
         y[one] = layer.adapter(name).added_to(y[one], x[one])
@@ -126,7 +126,7 @@ def _mixed(
 
 def _stack_of(layer: AdapterWrapper) -> Stack | None:
     """None where no adapter of the layer is a pair of factors over a linear layer."""
-    host = linear_spec_of(layer.host)
+    host = linear_spec_of(layer.base_layer)
     pairs = {name: layer.adapter(name).pair() for name in layer.adapters}
     there = {name: pair for name, pair in pairs.items() if pair is not None}
     if host is None or not there:

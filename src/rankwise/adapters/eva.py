@@ -43,10 +43,10 @@ ROWS_AT_ONCE = 4096
 RECENT = 8
 """Inputs remembered within a batch; layers that share one are called soon after each other."""
 SMALLEST = 1e-6
-"""Of the largest singular value: below it is rounding, not input."""
+"""Singular values below this share of the largest one are rounding, not input."""
 
 
-def eva_choices(model: nn.Module, spec: LoraConfig, run_batches: RunBatches, seed: int = 0) -> list[Choice]:
+def eva_choices(model: nn.Module, config: LoraConfig, run_batches: RunBatches, seed: int = 0) -> list[Choice]:
     """What `inject(model, spec, choices=...)` takes: layers with their rank, alpha and A. For a loop of your own:
 
     def run_batches(real):
@@ -54,10 +54,10 @@ def eva_choices(model: nn.Module, spec: LoraConfig, run_batches: RunBatches, see
             real(batch["attention_mask"].bool())
             model(**batch)
     """
-    choices = choose(model, spec)
+    choices = choose(model, config)
     modules = host_view(model)
     _refuse_others({choice.path: modules[choice.path] for choice in choices})
-    most = {c.path: min(round(c.rank * spec.eva_rho), *features_of(modules[c.path])) for c in choices}
+    most = {c.path: min(round(c.rank * config.eva_rho), *features_of(modules[c.path])) for c in choices}
     watch = _Watch(max(most.values()), seed)
     hooks = [
         modules[path].register_forward_pre_hook(partial(watch.see, path), prepend=True, with_kwargs=True)
@@ -171,8 +171,8 @@ class _Watch:
         self._places = None if places is None or bool(places.bool().all()) else places.bool()
         self._recent.clear()
 
-    def see(self, path: str, _: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        x: Tensor = next(iter((*given, *named.values())))
+    def see(self, path: str, _: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        x: Tensor = next(iter((*arguments, *named.values())))
         before = self.sketches.get(path)
         version = 0 if x.is_inference() else x._version  # an input changed in place is another input
         for known, known_version, known_before, after in self._recent:

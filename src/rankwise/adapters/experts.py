@@ -60,11 +60,11 @@ class StackedWeight(nn.Module):
 class ExpertsWrapper(Wrapper):
     """A module of experts whose parameters may have adapters: each parameter is a child of its own name."""
 
-    def __init__(self, host: nn.Module) -> None:
-        super().__init__(host)
-        self.names = expert_weights(host)
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__(base_layer)
+        self.names = expert_weights(base_layer)
         for name in self.names:
-            setattr(self, name, StackedWeight(host, name))
+            setattr(self, name, StackedWeight(base_layer, name))
 
     @property
     def is_empty(self) -> bool:
@@ -74,8 +74,8 @@ class ExpertsWrapper(Wrapper):
         """Tokens x (T, d), the experts that each is sent to (T, k), and the share of each in the sum (T, k)."""
         parts = [self._modules[name] for name in self.names]
         if not any(isinstance(part, AdapterWrapper) and part.active for part in parts):
-            return self.host(x, chosen, shares)
-        host: Any = self.host
+            return self.base_layer(x, chosen, shares)
+        host: Any = self.base_layer
         first, second = (_Projection.of(part) for part in parts)
         order = chosen.flatten().argsort(stable=True)
         counts = torch.bincount(chosen.flatten(), minlength=host.num_experts).tolist()
@@ -101,7 +101,7 @@ class _Projection:
     @classmethod
     def of(cls, part: nn.Module | None) -> _Projection:
         adapted = isinstance(part, AdapterWrapper)
-        host = part.host if adapted else part
+        host = part.base_layer if adapted else part
         assert isinstance(host, StackedWeight)
         active = [part.adapter(name) for name in part.active] if adapted else []
         factors = tuple((A.unbind(), B.unbind()) for A, B in map(_scaled, active))
@@ -157,5 +157,5 @@ def open_experts(model: nn.Module, paths: Iterable[str]) -> None:
     holders = {path.rpartition(".")[0] for path in paths if path not in modules}
     for holder in holders:
         wrapper = ExpertsWrapper(modules[holder])
-        for path in [path for path, module in modules.items() if module is wrapper.host]:  # it may be used twice
+        for path in [path for path, module in modules.items() if module is wrapper.base_layer]:  # it may be used twice
             model.set_submodule(path, wrapper)

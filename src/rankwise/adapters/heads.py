@@ -21,15 +21,15 @@ from rankwise.errors import TargetError, some
 class HeadWrapper(Wrapper):
     """The base's module and its trained copies, of which at most one is active."""
 
-    def __init__(self, host: nn.Module) -> None:
-        super().__init__(host)
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__(base_layer)
         self.copies = nn.ModuleDict()
         self.active: str | None = None
         self.mixed: Mapping[str, Tensor] | None = None
         """Where each row of a batch has a copy of its own: the numbers of the rows of each (by_row.py)."""
 
     def add(self, name: str) -> None:
-        self.copies[name] = deepcopy(self.host).float().requires_grad_(True)
+        self.copies[name] = deepcopy(self.base_layer).float().requires_grad_(True)
 
     @property
     def is_empty(self) -> bool:
@@ -39,11 +39,11 @@ class HeadWrapper(Wrapper):
         if self.mixed is not None:
             return self._by_row(args[0], self.mixed)
         if self.active is None:
-            return self.host(*args, **kwargs)
+            return self.base_layer(*args, **kwargs)
         return self.copies[self.active](*map(_in_float32, args), **{k: _in_float32(v) for k, v in kwargs.items()})
 
     def _by_row(self, x: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
-        y = self.host(x)
+        y = self.base_layer(x)
         for name, numbers in rows.items():
             y[numbers] = self.copies[name](_in_float32(x[numbers])).to(y.dtype)
         return y
@@ -54,7 +54,7 @@ class HeadWrapper(Wrapper):
         trained = [] if self.active is None else list(self.copies[self.active].parameters())
         before = [parameter.data for parameter in trained]
         try:
-            for parameter, base in zip(trained, self.host.parameters(), strict=bool(trained)):
+            for parameter, base in zip(trained, self.base_layer.parameters(), strict=bool(trained)):
                 parameter.data = torch.lerp(base.detach().to(parameter.dtype), parameter.data, factor)
             yield
         finally:

@@ -7,7 +7,7 @@ The budget is a pure function of the step:
            last                                                   from t = T - tf on
 
 as in the authors' code; the paper's formula subtracts tf in the numerator too and does not meet its own ends. t counts
-the optimizer steps done before this one. What a budget that was asked for comes to is in config/budget.py.
+the optimizer steps done before this one. What a budget that was asked for comes to is in config/parameters.py.
 
 A triplet matters by the gradients that training makes anyway (Zhang et al. 2023, section 3.2):
 
@@ -33,7 +33,7 @@ from torch import Tensor
 
 from rankwise.adapters.triplets import Triplets
 from rankwise.config.adapters import AdaLoraConfig
-from rankwise.config.budget import budget_of as budget_of
+from rankwise.config.parameters import budget_of as budget_of
 
 IN_CACHE = 1 << 17
 """Numbers at a time on a processor: six passes over half a megabyte cost less than six over all there is."""
@@ -57,13 +57,13 @@ class Importance:
         return cls(beta1, beta2, (first[0], first[1]), (second[0], second[1]))
 
     @torch.no_grad()
-    def observe(self, triplets: Triplets, apart: Sequence[Tensor] | None = None) -> None:
+    def observe(self, triplets: Triplets, unrelated: Sequence[Tensor] | None = None) -> None:
         """A step with a gradient that is not finite changes nothing; asking so does not make the host wait. `apart` are
         the parts of both gradients that say nothing of the rows, and are left out."""
         sums = [values.grad.sum() for values in (triplets.vectors, triplets.strengths) if values.grad is not None]
         taken = torch.stack(sums).sum().isfinite().to(sums[0].dtype)
         flat = (triplets.vectors, triplets.strengths)
-        without = (None, None) if apart is None else apart
+        without = (None, None) if unrelated is None else unrelated
         for values, other, averages, uncertainties in zip(
             flat, without, self.averages, self.uncertainties, strict=True
         ):
@@ -96,9 +96,9 @@ class Schedule:
     interval: int
 
     @classmethod
-    def of(cls, spec: AdaLoraConfig, first: int, last: int, steps: int) -> Schedule:
-        interval = min(100, max(1, steps // 200)) if spec.interval == "auto" else spec.interval
-        return cls(first, last, round(spec.warmup * steps), max(1, round(spec.final * steps)), steps, interval)
+    def of(cls, config: AdaLoraConfig, first: int, last: int, steps: int) -> Schedule:
+        interval = min(100, max(1, steps // 200)) if config.interval == "auto" else config.interval
+        return cls(first, last, round(config.warmup * steps), max(1, round(config.final * steps)), steps, interval)
 
     @property
     def decided(self) -> int:

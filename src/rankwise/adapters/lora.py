@@ -85,9 +85,16 @@ class DoRA(LoRA):
     additive = False
 
     def __init__(
-        self, host: nn.Module, rank: int, scale: float, dropout: float, generator: torch.Generator, *, transposed: bool
+        self,
+        base_layer: nn.Module,
+        rank: int,
+        scale: float,
+        dropout: float,
+        generator: torch.Generator,
+        *,
+        transposed: bool,
     ) -> None:
-        self._host = (host,)  # in a tuple: the host's parameters are none of the adapter's
+        self._base_layer = (base_layer,)  # in a tuple: the host's parameters are none of the adapter's
         self._transposed = transposed
         outside, inside = self.base.shape
         super().__init__(inside, outside, rank, scale, dropout, generator)
@@ -98,7 +105,7 @@ class DoRA(LoRA):
     @property
     def base(self) -> Tensor:
         """W (O, I)."""
-        weight = self._host[0].weight
+        weight = self._base_layer[0].weight
         assert isinstance(weight, Tensor), "a linear layer has one"
         return weight.T if self._transposed else weight
 
@@ -124,7 +131,7 @@ class DoRA(LoRA):
         return self.share * (self.stretch()[:, None] * self.directions() - self.base.to(self.A.dtype))
 
     def added_to(self, y: Tensor, x: Tensor) -> Tensor:
-        bias, stretch = self._host[0].bias, self.stretch()
+        bias, stretch = self._base_layer[0].bias, self.stretch()
         bare = y - bias if isinstance(bias, Tensor) else y
         longer, turned = self.share * (stretch - 1), self.share * stretch
         return y + longer.to(y.dtype) * bare + turned.to(y.dtype) * self(x)

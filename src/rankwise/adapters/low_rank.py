@@ -23,7 +23,7 @@ from torch import Tensor
 
 SMALL = 1536
 """Up to this smaller side a matrix is always decomposed in full."""
-OVERSAMPLED, MOST_ITERATIONS, SETTLED = 16, 60, 1e-5
+OVERSAMPLED, MOST_ITERATIONS, CONVERGED = 16, 60, 1e-5
 """Columns of the random start beyond the rank; iterations at most; the relative change of the captured error at which
 they end."""
 LOST = 1e-15
@@ -95,14 +95,14 @@ def _leading(X: Tensor, rank: int, norm: float, seed: int) -> Tensor:
         Q = torch.linalg.qr(X @ (X.T @ Q))[0]
         U, values, _ = torch.linalg.svd(Q.T @ X, full_matrices=False)
         rest = math.sqrt(max(0.0, norm * norm - float(values[:rank].square().sum())))
-        if before - rest <= SETTLED * rest:
+        if before - rest <= CONVERGED * rest:
             break
         before = rest
     return Q @ U[:, :rank]
 
 
 def of_factors(B: Tensor, A: Tensor, rank: int | None, error: float | None) -> LowRank:
-    """The same of B (m, R) times A (R, n), without laying the product out."""
+    """The best approximation of B (m, R) times A (R, n) by a lower rank, computed without forming the product."""
     Q_b, R_b = torch.linalg.qr(B.double())
     Q_a, R_a = torch.linalg.qr(A.double().T)
     U, values, V = torch.linalg.svd(R_b @ R_a.T, full_matrices=False)

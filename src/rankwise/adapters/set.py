@@ -33,11 +33,11 @@ from rankwise.adapters.targets import Choice, chosen_paths
 from rankwise.adapters.token_rows import TokenRows, lay_token_rows
 from rankwise.adapters.wrapper import AdapterWrapper, Wrapper
 from rankwise.config.adapters import AdaLoraConfig, check_strength
-from rankwise.config.budget import budget_of
+from rankwise.config.parameters import budget_of
 from rankwise.errors import TargetError, TrainingError, some
 from rankwise.kernels.quantized.tensor import in_full, is_quantized, unpack_weights
 
-APART = (
+SEPARATELY = (
     ", and of two adapters one cannot have factors where the other trains the whole (modules_to_save). Use them apart."
 )
 _NAME = regex.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -64,7 +64,7 @@ class AdapterSet:
 
         def parts() -> Iterator[tuple[str, Adapter]]:
             for choice in choices:
-                host = self.host(choice.path)
+                host = self.base_layer(choice.path)
                 lora = lora_for(host, choice.rank, choice.scale, dropout, generator, dora=dora)
                 if choice.A is not None:
                     lora.A.copy_(choice.A)
@@ -78,7 +78,7 @@ class AdapterSet:
         for path in head_paths(self.model, heads) if heads else []:
             module = self.model.get_submodule(path)
             if isinstance(module, AdapterWrapper):
-                raise TargetError(f'"{path}" has factors of an adapter of this model{APART}')
+                raise TargetError(f'"{path}" has factors of an adapter of this model{SEPARATELY}')
             wrapper = module if isinstance(module, HeadWrapper) else HeadWrapper(module)
             wrapper.add(name)
             wrapper.active = name
@@ -89,17 +89,19 @@ class AdapterSet:
         _check_name(name)
         lay_token_rows(self.model, ids, name)
 
-    def attach_triplets(self, spec: AdaLoraConfig, name: str, seed: int) -> None:
+    def attach_triplets(self, config: AdaLoraConfig, name: str, seed: int) -> None:
         """Lay AdaLoRA's triplets over the layers that `spec` names, and make them the active adapter."""
         generator = torch.Generator().manual_seed(seed)
-        paths = chosen_paths(self.model, spec)
-        sizes = {path: features_of(self.host(path)) for path in paths}
+        paths = chosen_paths(self.model, config)
+        sizes = {path: features_of(self.base_layer(path)) for path in paths}
         splits = {path: split_of(self.model, path, sizes[path][1]) for path in paths}
         counts = [len(split.names) if split else 1 for split in splits.values()]
         layers = [layer for layer, count in enumerate(counts) for _ in range(count)]
-        mean_rank = budget_of(spec, [sum(sizes[paths[layer]]) for layer in layers], layers, paths).mean_rank
+        mean_rank = budget_of(config, [sum(sizes[paths[layer]]) for layer in layers], layers, paths).mean_rank
 
-        parts = ((path, adalora_for(self.host(path), spec, mean_rank, splits[path], generator)) for path in paths)
+        parts = (
+            (path, adalora_for(self.base_layer(path), config, mean_rank, splits[path], generator)) for path in paths
+        )
         self.add(parts, name)
 
     def add(self, parts: Iterable[tuple[str, Adapter]], name: str = "default") -> None:
@@ -123,12 +125,12 @@ class AdapterSet:
                 "code reads their weight without calling them; for other programs, merge the adapter"
             )
 
-    def host(self, path: str) -> nn.Module:
+    def base_layer(self, path: str) -> nn.Module:
         """The base's module at a path; TargetError where it is trained whole, so that no adapter can lie over it."""
         module = self.model.get_submodule(path)
         if isinstance(module, HeadWrapper) and not isinstance(module, TokenRows):
-            raise TargetError(f'"{path}" is trained whole by an adapter of this model{APART}')
-        return module.host if isinstance(module, AdapterWrapper) else module
+            raise TargetError(f'"{path}" is trained whole by an adapter of this model{SEPARATELY}')
+        return module.base_layer if isinstance(module, AdapterWrapper) else module
 
     def discard_empty(self, name: str = "default") -> None:
         """Forget the parts of rank 0: they change nothing and cost time."""
@@ -143,7 +145,7 @@ class AdapterSet:
         layers = self.layers
         for path, adapter in self.adapters(name).items():
             if not isinstance(adapter, LoRA):
-                layers[path].adapters[name] = plain_lora(layers[path].host, adapter)
+                layers[path].adapters[name] = plain_lora(layers[path].base_layer, adapter)
         self.discard_empty(name)
 
     def check_decided(self, name: str = "default") -> None:
@@ -193,7 +195,7 @@ class AdapterSet:
         return list(self.named_parameters(name).values())
 
     def named_parameters(self, name: str = "default") -> dict[str, nn.Parameter]:
-        """Those of the adapters, of the heads behind them, and the rows of tokens."""
+        """The parameters of the adapters, of the heads behind them and of the rows of tokens, by their names."""
         rows = {path: head.copies[name] for path, head in self.token_rows(name).items()}
         return {
             f"{path}.{own}": parameter
@@ -254,7 +256,7 @@ class AdapterSet:
             if isinstance(module, AdapterWrapper):
                 module.active = ()
             if isinstance(module, Wrapper):
-                self.model.set_submodule(path, module.host)
+                self.model.set_submodule(path, module.base_layer)
         for parameter in self._required_grad:
             parameter.requires_grad_(True)
         return self.model
@@ -314,7 +316,7 @@ def discard(adapters: AdapterSet, name: str) -> None:
     model = adapters.model
     for path, module in reversed(list(model.named_modules(remove_duplicate=False))):  # the innermost first
         if isinstance(module, Wrapper) and module.is_empty:
-            model.set_submodule(path, module.host)
+            model.set_submodule(path, module.base_layer)
 
 
 @torch.no_grad()
@@ -323,7 +325,7 @@ def merge(adapters: AdapterSet, name: str = "default") -> nn.Module:
     adapters.check_decided(name)
     layers = adapters.layers
     for path, adapter in adapters.adapters(name).items():
-        host = layers[path].host
+        host = layers[path].base_layer
         weight = weight_of(host)
         _part(adapters.model, owner_of(host), weight)
         changed = in_full(weight) + oriented(host, adapter.delta())
@@ -332,7 +334,7 @@ def merge(adapters: AdapterSet, name: str = "default") -> nn.Module:
         else:
             weight.copy_(changed)
     for path, trained in adapters.trained_heads(name).items():
-        base = adapters.heads[path].host
+        base = adapters.heads[path].base_layer
         for weight in base.parameters():
             _part(adapters.model, base, weight)
         unpack_weights(base)

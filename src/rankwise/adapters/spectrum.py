@@ -106,7 +106,7 @@ def planted(spectra: Mapping[str, Spectrum], threshold: float = THRESHOLD) -> li
     dominances = {path: value for path, one in spectra.items() if (value := one.dominance) is not None}
     scores = scores_of(spectra)
     found = [
-        Planted(path, score, dominances[path], median([dominances[one] for one in _others(path, list(dominances))]))
+        Planted(path, score, dominances[path], median([dominances[one] for one in _peers(path, list(dominances))]))
         for path, score in scores.items()
         if score > threshold
     ]
@@ -122,12 +122,12 @@ def scores_of(spectra: Mapping[str, Spectrum]) -> dict[str, float]:
     }
     if len(shapes) <= MANY:
         return {}
-    others = {path: _others(path, list(shapes)) for path in shapes}
+    others = {path: _peers(path, list(shapes)) for path in shapes}
     scores = [_deviations({path: shape[at] for path, shape in shapes.items()}, others) for at in (0, 1)]
     return {path: min(score[path] for score in scores) for path in shapes}
 
 
-def _others(path: str, paths: Sequence[str]) -> list[str]:
+def _peers(path: str, paths: Sequence[str]) -> list[str]:
     """The other layers of the same kind, or all others where there are few of them."""
     kind = kind_of_layer(path)
     same = [one for one in paths if one != path and kind_of_layer(one) == kind]
@@ -139,8 +139,8 @@ def kind_of_layer(path: str) -> str:
     return ".".join(part for part in path.split(".") if not _BLOCKS(part))
 
 
-def _deviations(values: Mapping[str, float], others: Mapping[str, Sequence[str]]) -> dict[str, float]:
+def _deviations(values: Mapping[str, float], peers: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """z of each value: its distance from the median of its others, in units of the usual distance."""
-    distances = {path: value - median(values[one] for one in others[path]) for path, value in values.items()}
+    distances = {path: value - median(values[one] for one in peers[path]) for path, value in values.items()}
     usual = max(1.4826 * median(map(abs, distances.values())), FLOOR)
     return {path: distance / usual for path, distance in distances.items()}

@@ -35,19 +35,19 @@ def check_choices(choices: list[Choice] | None, *, needed: bool) -> None:
         raise TargetError('LoRA with start "eva" needs `choices` from eva_choices; leave them out otherwise.')
 
 
-def notes_about(model: nn.Module, spec: MethodConfig) -> list[str]:
+def notes_about(model: nn.Module, config: MethodConfig) -> list[str]:
     """Sentences about the targets of `spec` that a user should read: old names, and layers that were left out."""
-    return spec.select(seen(model)).notes
+    return config.select(seen(model)).notes
 
 
-def choose(model: nn.Module, spec: LoraConfig) -> list[Choice]:
+def choose(model: nn.Module, config: LoraConfig) -> list[Choice]:
     """The layers that `spec` names, in the model's order, with the rank and scale of each."""
-    paths = chosen_paths(model, spec)
-    return [Choice(path, *asked) for path, asked in zip(paths, spec.ranks_and_scales(paths), strict=True)]
+    paths = chosen_paths(model, config)
+    return [Choice(path, *asked) for path, asked in zip(paths, config.ranks_and_scales(paths), strict=True)]
 
 
-def chosen_paths(model: nn.Module, spec: AdapterConfig) -> list[str]:
-    return spec.select(seen(model)).paths
+def chosen_paths(model: nn.Module, config: AdapterConfig) -> list[str]:
+    return config.select(seen(model)).paths
 
 
 def seen(model: nn.Module) -> Modules:
@@ -76,7 +76,7 @@ def host_view(model: nn.Module) -> dict[str, nn.Module]:
             continue
         view[path] = module
         if isinstance(module, Wrapper):
-            view |= {f"{path}.{own}".rstrip("."): part for own, part in module.host.named_modules()}
+            view |= {f"{path}.{own}".rstrip("."): part for own, part in module.base_layer.named_modules()}
         view |= stacked_hosts(path, view[path])
     return view
 
@@ -93,10 +93,10 @@ def output_head(model: nn.Module) -> nn.Module | None:
     """The layer that makes logits, which `all-linear` leaves alone."""
     get = getattr(model, "get_output_embeddings", None)
     head = get() if get is not None else None
-    return head.host if isinstance(head, Wrapper) else head
+    return head.base_layer if isinstance(head, Wrapper) else head
 
 
 def tables_of_the_head(model: nn.Module, paths: Iterable[str]) -> list[str]:
-    """Those of `paths` that are embeddings and share their weight with the output head."""
+    """The embeddings among `paths` that share their weight with the output head."""
     shared, modules = getattr(output_head(model), "weight", None), host_view(model)
     return [path for path in paths if isinstance(at := modules.get(path), nn.Embedding) and at.weight is shared]

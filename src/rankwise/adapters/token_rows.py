@@ -31,10 +31,10 @@ class TokenRows(HeadWrapper):
     """A table or a head, with the rows of its tokens by the name of the adapter. `shared` has the rows of a head that
     shares its weight with a table."""
 
-    def __init__(self, host: nn.Module, ids: Sequence[int], shared: TokenRows | None = None) -> None:
+    def __init__(self, base_layer: nn.Module, ids: Sequence[int], shared: TokenRows | None = None) -> None:
         self.__dict__["_shared"] = shared  # outside of the modules, so that rows are counted once
-        super().__init__(host)
-        weight: Any = host.weight
+        super().__init__(base_layer)
+        weight: Any = base_layer.weight
         self.ids = tuple(ids)
         place = torch.full((len(weight),), -1)
         place[list(ids)] = torch.arange(len(ids))
@@ -55,7 +55,7 @@ class TokenRows(HeadWrapper):
 
     def add(self, name: str) -> None:
         if self._shared is None:
-            weight: Any = self.host.weight
+            weight: Any = self.base_layer.weight
             self.copies[name] = Rows(weight.detach()[self._ids].float())
 
     def of(self, name: str) -> nn.Parameter:
@@ -71,20 +71,20 @@ class TokenRows(HeadWrapper):
         return None if owner.active is None else owner.of(owner.active)
 
     def forward(self, x: Tensor) -> Tensor:
-        y, rows = self.host(x), self.rows
+        y, rows = self.base_layer(x), self.rows
         if rows is None:
             return y
-        return self._looked_up(x, y, rows) if isinstance(self.host, nn.Embedding) else self._scored(x, y, rows)
+        return self._looked_up(x, y, rows) if isinstance(self.base_layer, nn.Embedding) else self._scored(x, y, rows)
 
     def _looked_up(self, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         """A table of Gemma multiplies what it looks up."""
-        place, scale = self._place[x], getattr(self.host, "embed_scale", None)
+        place, scale = self._place[x], getattr(self.base_layer, "embed_scale", None)
         own = F.embedding(place.clamp_min(0), rows).to(y.dtype)
         own = own if scale is None else own * torch.as_tensor(scale).to(y.dtype)
         return torch.where((place >= 0)[..., None], own, y)
 
     def _scored(self, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        bias: Any = getattr(self.host, "bias", None)
+        bias: Any = getattr(self.base_layer, "bias", None)
         own = F.linear(x, rows.to(x.dtype), None if bias is None else bias[self._ids])
         return y.index_copy(-1, self._ids, own)
 
@@ -94,7 +94,7 @@ class TokenRows(HeadWrapper):
         if self._shared is not None or (rows := self.rows) is None:
             yield
             return
-        trained, weight = rows.data, self.host.weight
+        trained, weight = rows.data, self.base_layer.weight
         assert isinstance(weight, Tensor), "a table or a head"
         try:
             rows.data = torch.lerp(weight.detach()[self._ids].float(), trained, factor)
@@ -106,7 +106,7 @@ class TokenRows(HeadWrapper):
     def write(self, name: str) -> None:
         """Put the trained rows into the base's own weight."""
         if self._shared is None:
-            weight = self.host.weight
+            weight = self.base_layer.weight
             assert isinstance(weight, Tensor), "a table or a head"
             weight[self._ids] = self.of(name).to(weight.dtype)
 
@@ -116,7 +116,7 @@ def lay_token_rows(model: nn.Module, ids: Mapping[str, Sequence[int]], name: str
     table_of: dict[int, TokenRows] = {}
     for path, numbers in ids.items():
         wrapper = _wrapped(model, path, numbers)
-        table_of[id(wrapper.host.weight)] = wrapper
+        table_of[id(wrapper.base_layer.weight)] = wrapper
         wrapper.add(name)
         wrapper.active = name
     head = _path_of(model, "get_output_embeddings")

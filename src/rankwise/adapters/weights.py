@@ -226,29 +226,29 @@ def refuse_scaled_dora(name: str, strength: float) -> None:
         )
 
 
-def check_same(one: AdapterWeights, other: AdapterWeights, folder: Path) -> None:
+def check_same(first: AdapterWeights, other: AdapterWeights, folder: Path) -> None:
     """Refuse if the two do not change the same layers in the same way, but for rounding."""
-    differing = _differing(one.factors, other.factors, _same)
-    differing += _differing(one.heads, other.heads, torch.equal)
-    differing += _differing(one.tokens, other.tokens, TokenValues.same_as)
+    differing = _differing(first.factors, other.factors, _same)
+    differing += _differing(first.heads, other.heads, torch.equal)
+    differing += _differing(first.tokens, other.tokens, TokenValues.same_as)
     if differing:
         raise AdapterError(f'{folder} would differ from the adapter in "{differing[0]}". Nothing was written.')
 
 
-def _differing(one: Mapping[str, Part], other: Mapping[str, Part], same: Callable[[Part, Part], bool]) -> list[str]:
-    both = one.keys() & other.keys()
-    return sorted(one.keys() ^ other.keys()) + [name for name in both if not same(one[name], other[name])]
+def _differing(first: Mapping[str, Part], other: Mapping[str, Part], same: Callable[[Part, Part], bool]) -> list[str]:
+    both = first.keys() & other.keys()
+    return sorted(first.keys() ^ other.keys()) + [name for name in both if not same(first[name], other[name])]
 
 
-def _same(one: Factors, other: Factors) -> bool:
-    if one.shape != other.shape:
+def _same(first: Factors, other: Factors) -> bool:
+    if first.shape != other.shape:
         return False
-    magnitudes = [torch.empty(0) if part.magnitude is None else part.magnitude for part in (one, other)]
-    return torch.equal(*magnitudes) and all(map(_same_change, one.of_each, other.of_each))
+    magnitudes = [torch.empty(0) if part.magnitude is None else part.magnitude for part in (first, other)]
+    return torch.equal(*magnitudes) and all(map(_same_change, first.of_each, other.of_each))
 
 
-def _same_change(one: Factors, other: Factors) -> bool:
-    (A, B), (C, D) = one.matrices(), other.matrices()
+def _same_change(first: Factors, other: Factors) -> bool:
+    (A, B), (C, D) = first.matrices(), other.matrices()
     return _norm(torch.cat([B, -D], 1), torch.cat([A, C])) <= NEAR * _norm(D, C)
 
 
@@ -258,7 +258,7 @@ def _norm(X: Tensor, Y: Tensor) -> float:
 
 
 def reported(weights: AdapterWeights, callback: Callback) -> AdapterWeights:
-    """The same, once a user was shown what there is to know of its file."""
+    """Tell the user what there is to know about the file of these weights, and return them."""
     for note in weights.notes:
         callback(StatusMessage(note))
     for warning in (*weights.warnings, *oddities(weights)):

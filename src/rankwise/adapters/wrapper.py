@@ -26,10 +26,10 @@ ROUNDED = (torch.bfloat16, torch.float16)
 class Wrapper(nn.Module):
     """What stands in the place of a module of the base."""
 
-    def __init__(self, host: nn.Module) -> None:
+    def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
-        self.host = host
-        self.train(host.training)
+        self.base_layer = base_layer
+        self.train(base_layer.training)
 
     @property
     def is_empty(self) -> bool:
@@ -41,18 +41,18 @@ class Wrapper(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(super().__getattr__("host"), name)
+            return getattr(super().__getattr__("base_layer"), name)
 
 
 class AdapterWrapper(Wrapper):
-    def __init__(self, host: nn.Module, parent: nn.Module | None = None) -> None:
-        super().__init__(host)
+    def __init__(self, base_layer: nn.Module, parent: nn.Module | None = None) -> None:
+        super().__init__(base_layer)
         self.adapters = nn.ModuleDict()
         self._active: tuple[str, ...] = ()
         self.mixed: Callable[[Tensor], Tensor] | None = None
         """The layer where each row of a batch has an adapter of its own (by_row.py)."""
         switch, bias = getattr(parent, "qkv_bias_separate", None), getattr(parent, "q_bias", None)
-        unread = switch is False and bias is not None and getattr(parent, "qkv", None) is host
+        unread = switch is False and bias is not None and getattr(parent, "qkv", None) is base_layer
         self.uncalled_in: tuple[Any, ...] = (parent,) if unread else ()
         """The module that takes the weight of this layer without calling it, and has timm's switch for that."""
 
@@ -84,14 +84,14 @@ class AdapterWrapper(Wrapper):
         if spec is not None and spec.weight.dtype == x.dtype:
             (y,) = shared_linears(Identity(), (x.flatten(0, -2),), [spec])
             return y.view(*x.shape[:-1], -1)
-        y = self.host(x)
+        y = self.base_layer(x)
         for name in self.active:
             y = self.adapter(name).added_to(y, x)
         return y
 
     def _is_watched(self) -> bool:
         """Whether somebody's hook expects that the host or an adapter is called."""
-        modules = (self.host, *(self.adapter(name) for name in self.active))
+        modules = (self.base_layer, *(self.adapter(name) for name in self.active))
         return any(
             one._forward_hooks or one._forward_pre_hooks or one._backward_hooks or one._backward_pre_hooks
             for one in modules
@@ -99,7 +99,7 @@ class AdapterWrapper(Wrapper):
 
     def linear_spec(self) -> LinearSpec | None:
         """For the kernel that computes several linear layers at once, where this is one with at most two factors."""
-        bare = linear_spec_of(self.host)
+        bare = linear_spec_of(self.base_layer)
         if bare is None or not self.active:
             return bare
         pair = self.adapter(self.active[0]).pair() if len(self.active) == 1 else None

@@ -18,15 +18,15 @@ UNUSED = ["consolidated*", "[!1]*/*", "1[!_]*/*", "1_[!P]*/*"]
 """Weights in another layout, and subfolders with other formats; not 1_Pooling, which says how a text is pooled."""
 
 
-def is_here(spec: ModelConfig) -> bool:
+def is_here(config: ModelConfig) -> bool:
     """Whether a model can be found without the network."""
-    path = Path(spec.name).expanduser() if len(spec.name) < LONGEST_NAME else Path()
-    if spec.name in STARTERS and spec.revision is None:
-        starter = STARTERS[spec.name]
+    path = Path(config.name).expanduser() if len(config.name) < LONGEST_NAME else Path()
+    if config.name in STARTERS and config.revision is None:
+        starter = STARTERS[config.name]
         return index_folder(starter) is not None or in_hub_cache(starter.hub_id, None) is not None
     if path != Path() and path.exists():
         return True
-    return could_be_hub_id(spec.name) and in_hub_cache(spec.name, spec.revision) is not None
+    return could_be_hub_id(config.name) and in_hub_cache(config.name, config.revision) is not None
 
 
 def in_hub_cache(repo: str, revision: str | None) -> Path | None:

@@ -50,13 +50,13 @@ def inspect_folder(folder: Path, config: dict[str, Any] | None = None, *, truste
         _refuse_templates(folder / name, settings.get("chat_template", ""))
 
 
-def _refuse_templates(file: Path, given: Any) -> None:
+def _refuse_templates(file: Path, template: Any) -> None:
     """A chat template is a text, or several by name."""
-    named = list(given.items()) if isinstance(given, dict) else [("default", given)]
-    if isinstance(given, list):
-        named = [(one.get("name"), one.get("template")) if isinstance(one, dict) else (None, one) for one in given]
-    if given is not None and not all(isinstance(part, str) for pair in named for part in pair):
-        raise ModelError(f'{file}: "chat_template" is {shown(given)}; a text, or several with names, is expected.')
+    named = list(template.items()) if isinstance(template, dict) else [("default", template)]
+    if isinstance(template, list):
+        named = [(one.get("name"), one.get("template")) if isinstance(one, dict) else (None, one) for one in template]
+    if template is not None and not all(isinstance(part, str) for pair in named for part in pair):
+        raise ModelError(f'{file}: "chat_template" is {shown(template)}; a text, or several with names, is expected.')
 
 
 def reads_images(config: dict[str, Any]) -> bool:

@@ -29,7 +29,7 @@ class TextReader:
 @dataclass(frozen=True)
 class LoadedModel:
     module: nn.Module
-    spec: ModelConfig
+    config: ModelConfig
     source: Source
     precision: Precision
     width: int

@@ -34,8 +34,7 @@ from rankwise.kernels.quantized.nf4 import is_unpacked_by_library
 from rankwise.kernels.quantized.tensor import is_quantized
 from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.rows.text.chat_template import ChatTemplate
-from rankwise.rows.text.new_tokens import NewTokens
-from rankwise.rows.text.tokenizer import HubTokenizer
+from rankwise.rows.text.tokenizer import HubTokenizer, NewTokens
 from rankwise.runs.integrity import check_folder
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.system.foreign_json import read_json
@@ -49,20 +48,20 @@ def load(model: ModelConfig | str, callback: Callback = silent, kind: ModelKind 
     return load_unchecked(spec, callback, kind)
 
 
-def load_unchecked(spec: ModelConfig, callback: Callback = silent, kind: ModelKind = CAUSAL_LM) -> LoadedModel:
-    precision = choose_precision(spec)
-    source = find(spec, callback)
+def load_unchecked(config: ModelConfig, callback: Callback = silent, kind: ModelKind = CAUSAL_LM) -> LoadedModel:
+    precision = choose_precision(config)
+    source = find(config, callback)
     if kind.processing is None:
         refuse_vision(source.config, str(source.folder))
         kind = kind_for(kind, source.config)
-    trusted = spec.trust_code is not None and spec.trust_code == source.commit
-    if spec.memory is not None and precision.device.type != "cpu":
+    trusted = config.trust_code is not None and config.trust_code == source.commit
+    if config.memory is not None and precision.device.type != "cpu":
         callback(WarningMessage(f"model.memory limits memory on the CPU alone, and the model is on {precision.device}"))
-    on_cpu = spec if precision.device.type == "cpu" else spec.model_copy(update={"memory": None})
+    on_cpu = config if precision.device.type == "cpu" else config.model_copy(update={"memory": None})
     module, new_modules, own_head = _module(source, precision.dtype, trusted, callback, kind, on_cpu)
     reader = None
     if kind.processing is None:
-        tokenizer = _tokenizer(source, trusted).with_tokens(spec.new_tokens)
+        tokenizer = _tokenizer(source, trusted).with_tokens(config.new_tokens)
         reader = TextReader(tokenizer, ChatTemplate.of_model(tokenizer))
         give_rows(module, tokenizer.new, str(source.folder))
     module.to(precision.device).eval()
@@ -72,7 +71,7 @@ def load_unchecked(spec: ModelConfig, callback: Callback = silent, kind: ModelKi
         module.generation_config = type(module.generation_config)()
     return LoadedModel(
         module=module,
-        spec=spec,
+        config=config,
         source=source,
         precision=precision,
         width=width_of(module),
@@ -81,17 +80,17 @@ def load_unchecked(spec: ModelConfig, callback: Callback = silent, kind: ModelKi
         processing=kind.processing,
         new_modules=new_modules,
         own_head=own_head,
-        quantization=_quantization(spec, source),
+        quantization=_quantization(config, source),
     )
 
 
-def _quantization(spec: ModelConfig, source: Source) -> str | None:
+def _quantization(config: ModelConfig, source: Source) -> str | None:
     """How the weights are stored, for what is recorded of a base."""
     if source.mapped_file is not None:
         return quantization_of(read_gguf_header(source.mapped_file))
-    if spec.quantize == "none":
+    if config.quantize == "none":
         return None
-    return spec.quantize if spec.quantize != "auto" else stored_format(source.config)
+    return config.quantize if config.quantize != "auto" else stored_format(source.config)
 
 
 def width_of(module: Any) -> int:
@@ -105,7 +104,7 @@ def width_of(module: Any) -> int:
 
 
 def _module(
-    source: Source, dtype: Any, trusted: bool, callback: Callback, kind: ModelKind, spec: ModelConfig
+    source: Source, dtype: Any, trusted: bool, callback: Callback, kind: ModelKind, config: ModelConfig
 ) -> tuple[Any, tuple[str, ...], bool]:
     """The model, the modules inside its body whose weights were drawn because the folder lacks them, and whether a
     classifier's head was not drawn."""
@@ -115,7 +114,7 @@ def _module(
     new_head = kind.head_seed is not None
     try:
         with nullcontext() if kind.head_seed is None else _drawing(kind.head_seed):
-            module, report = _read(source, dtype, trusted, callback, kind, spec)
+            module, report = _read(source, dtype, trusted, callback, kind, config)
     except RankwiseError:
         raise
     except Exception as error:  # errors of many kinds: damaged weights, unknown architectures, missing parts
@@ -139,16 +138,16 @@ def _module(
 
 
 def _read(
-    source: Source, dtype: Any, trusted: bool, callback: Callback, kind: ModelKind, spec: ModelConfig
+    source: Source, dtype: Any, trusted: bool, callback: Callback, kind: ModelKind, config: ModelConfig
 ) -> tuple[Any, dict[str, Any]]:
     """The model and transformers' report of what its folder lacks and does not need."""
     import transformers
 
     options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": kind.head_seed is not None}
-    if spec.sharded:
+    if config.sharded:
         _refuse_quantized(source)
-        return load_sharded(source.folder, kind, dtype, choose_precision(spec).device)
-    if (lying := _stored(source, dtype, kind, spec, callback)) is not None:
+        return load_sharded(source.folder, kind, dtype, choose_precision(config).device)
+    if (lying := _stored(source, dtype, kind, config, callback)) is not None:
         if "nf4" in lying.formats and not is_unpacked_by_library():
             callback(WarningMessage(
                 "bitsandbytes is not installed, so torch unpacks nf4 weights, which takes several times as long; "
@@ -171,7 +170,7 @@ def _refuse_quantized(source: Source) -> None:
 
 
 def _stored(
-    source: Source, dtype: Any, kind: ModelKind, spec: ModelConfig, callback: Callback
+    source: Source, dtype: Any, kind: ModelKind, config: ModelConfig, callback: Callback
 ) -> QuantizedFolder | None:
     """The weights that are not in full precision, or are not to be, or stay in their files under a limit of memory;
     None where all become the number format of the run."""
@@ -180,16 +179,16 @@ def _stored(
         return QuantizedFolder(built(folder, kind), gguf_tensors(source.mapped_file, folder, dtype), folder)
     stored = stored_format(source.config)
     if stored is not None:
-        if spec.packed_format not in (None, stored):
+        if config.packed_format not in (None, stored):
             raise ModelError(
-                f"{folder} contains weights in {stored}, which are not quantised again as {spec.quantize}. Leave out "
+                f"{folder} contains weights in {stored}, which are not quantised again as {config.quantize}. Leave out "
                 "--quantize, or name the full-precision model."
             )
         lying = bitsandbytes_folder(folder, kind)
-        return lying if spec.quantize != "none" else lying.unpacked()
-    if (packed := spec.packed_format) is not None:
+        return lying if config.quantize != "none" else lying.unpacked()
+    if (packed := config.packed_format) is not None:
         return quantized_folder(folder, kind, packed, callback)
-    return mapped_folder(folder, kind) if spec.memory is not None and spec.trust_code is None else None
+    return mapped_folder(folder, kind) if config.memory is not None and config.trust_code is None else None
 
 
 @contextmanager
@@ -206,13 +205,13 @@ def _may_be_new(key: str, heads: tuple[str, ...]) -> bool:
     return key.startswith(heads) or "pooler." in key or key.endswith(".mask_token")
 
 
-def load_tokenizer(spec: ModelConfig, callback: Callback = silent) -> tuple[HubTokenizer, str, int | None]:
+def load_tokenizer(config: ModelConfig, callback: Callback = silent) -> tuple[HubTokenizer, str, int | None]:
     """Load the tokenizer without the weights; return it with the model's name and context length."""
-    source = find(spec, callback)
+    source = find(config, callback)
     refuse_vision(source.config, str(source.folder))
-    trusted = spec.trust_code is not None and spec.trust_code == source.commit
+    trusted = config.trust_code is not None and config.trust_code == source.commit
     return (
-        _tokenizer(source, trusted).with_tokens(spec.new_tokens),
+        _tokenizer(source, trusted).with_tokens(config.new_tokens),
         source.name,
         _context_length(_config(source, trusted)),
     )

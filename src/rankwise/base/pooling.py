@@ -43,8 +43,8 @@ def read_pooled(module: nn.Module, pooling: Pooling) -> None:
         return
     body: Any = getattr(module, str(module.base_model_prefix))
 
-    def replace(_: nn.Module, __: Any, given: dict[str, Any], outputs: Any) -> Any:
-        states, mask = outputs.last_hidden_state, given.get("attention_mask")
+    def replace(_: nn.Module, __: Any, arguments: dict[str, Any], outputs: Any) -> Any:
+        states, mask = outputs.last_hidden_state, arguments.get("attention_mask")
         real = torch.ones_like(states[..., 0]) if mask is None else mask
         vector = pooled(states, real, pooling).to(states.dtype)
         if hasattr(outputs, "pooler_output"):

@@ -25,11 +25,11 @@ class Precision:
     why: str
 
 
-def choose_precision(spec: ModelConfig) -> Precision:
-    device = torch.device(_device(spec.device))
+def choose_precision(config: ModelConfig) -> Precision:
+    device = torch.device(_device(config.device))
     able, why = computes_bfloat16(device)
-    if spec.dtype != "auto":
-        return Precision(device, getattr(torch, spec.dtype), "by the settings")
+    if config.dtype != "auto":
+        return Precision(device, getattr(torch, config.dtype), "by the settings")
     return Precision(device, torch.bfloat16 if able else torch.float32, why)
 
 

@@ -87,7 +87,7 @@ class QuantizedFolder:
         return {value.format.name for value in self.state.values() if isinstance(value, QuantizedTensor)}
 
     def unpacked(self) -> QuantizedFolder:
-        """The same with all weights in full."""
+        """This folder with all weights unpacked to full precision."""
         return QuantizedFolder(self.module, {name: unpacked(value) for name, value in self.state.items()}, self.entry)
 
 

@@ -16,8 +16,9 @@ from rankwise.base.inspection import is_encoder
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.preprocessing import save_processing
 from rankwise.base.rotary_names import write_older_names
-from rankwise.base.sharding import is_sharded, save_whole
+from rankwise.base.sharding import save_whole
 from rankwise.base.sources import find
+from rankwise.base.split import is_sharded
 from rankwise.config.models import ModelConfig
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.tokenizer import HubTokenizer
@@ -39,9 +40,9 @@ def numbers_in(folder: Path) -> Counter[str]:
     return counts
 
 
-def stored_as(spec: ModelConfig, callback: Callback) -> tuple[torch.dtype, int]:
+def stored_as(config: ModelConfig, callback: Callback) -> tuple[torch.dtype, int]:
     """Return the dtype of most weights in a model's files, and the number of weights."""
-    counts = numbers_in(find(spec, callback).folder)
+    counts = numbers_in(find(config, callback).folder)
     dtype = {"BF16": torch.bfloat16, "F16": torch.float16}.get(counts.most_common(1)[0][0], torch.float32)
     return dtype, counts.total()
 

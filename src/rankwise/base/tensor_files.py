@@ -141,7 +141,7 @@ class MappedFiles:
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenFile:
     name: str
     bytes: int
     sha256: str
@@ -158,11 +158,11 @@ class TensorWriter:
     def add(self, values: Tensor) -> None:
         self._put(values.contiguous().flatten().view(torch.uint8).numpy().data)
 
-    def finish(self) -> Written:
+    def finish(self) -> WrittenFile:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        return Written(self._path.name, self._bytes, self._digest.hexdigest())
+        return WrittenFile(self._path.name, self._bytes, self._digest.hexdigest())
 
     def abandon(self) -> None:
         self._file.close()
@@ -187,7 +187,7 @@ def header_of(entries: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Map
 
 
 @contextmanager
-def writing(file: Path, header: bytes) -> Iterator[TensorWriter]:
+def open_writer(file: Path, header: bytes) -> Iterator[TensorWriter]:
     """A writer that is closed when the block fails; the block calls `finish`."""
     writer = TensorWriter(file, header)
     try:

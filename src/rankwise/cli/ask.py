@@ -106,7 +106,7 @@ def chat(
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
             repetition_check=repetition_check,
         )  # fmt: skip
-        from rankwise.commands.chat import Chat, load_tuned
+        from rankwise.commands.generate import Chat, load_tuned
 
         with Display(quiet) as display:
             asked = load_tuned(

@@ -28,7 +28,7 @@ from rankwise.cli.words import visible
 from rankwise.errors import ConfigError, DataError, Interrupted, RankwiseError, did_you_mean
 
 if TYPE_CHECKING:
-    from rankwise.commands.chat import Chat
+    from rankwise.commands.generate import Chat
 
 
 REPEATS = "[stopped: the answer repeats itself]"

@@ -11,7 +11,7 @@ import typer
 from rankwise.cli.display import Display, print_json, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Quiet
-from rankwise.cli.settings import NONE_GIVEN, ROWS, VALIDATION_ROWS, GivenSettings, takes_settings
+from rankwise.cli.settings import NONE_GIVEN, ROWS, VALIDATION_ROWS, GivenSettings, InPanels, takes_settings
 from rankwise.cli.words import visible
 from rankwise.config.models import ModelConfig
 from rankwise.config.objectives import OBJECTIVES
@@ -42,7 +42,7 @@ Objective = Annotated[
 ]
 
 
-@data.command()
+@data.command(cls=InPanels)
 @takes_settings(*ROWS, *VALIDATION_ROWS)
 def check(
     files: Files,
@@ -68,7 +68,7 @@ def check(
             raise typer.Exit(RankwiseError.exit_code)
 
 
-@data.command()
+@data.command(cls=InPanels)
 @takes_settings(*ROWS)
 def preview(
     files: Files,

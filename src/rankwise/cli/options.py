@@ -17,9 +17,14 @@ def argument(help: str, **more: Any) -> Any:
     return typer.Argument(help=help, show_default=False, **more)
 
 
-Json = Annotated[bool, option("Print one JSON object on stdout; everything else goes to stderr.", "--json")]
-Quiet = Annotated[bool, option("Show no progress.", "--quiet")]
-Tune = Annotated[bool, option("Choose the learning rate by short trials on your rows before the run begins.", "--tune")]
+OUTPUT, PROCESSES = "Output", "Several processes"
+"""Parts of --help."""
+Json = Annotated[bool, option(
+    "Print one JSON object on stdout; everything else goes to stderr.", "--json", rich_help_panel=OUTPUT)]  # fmt: skip
+Quiet = Annotated[bool, option("Show no progress.", "--quiet", rich_help_panel=OUTPUT)]
+Tune = Annotated[bool, option(
+    "Choose the learning rate by short trials on your rows before the run begins.", "--tune",
+    rich_help_panel="Training")]  # fmt: skip
 Yes = Annotated[bool, option("Do not ask for confirmation.", "--yes")]
 RunName = Annotated[
     str,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from rankwise.cli.display import print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import ConfigFile, Json, Quiet, Tune, option
+from rankwise.cli.options import PROCESSES, ConfigFile, Json, Quiet, Tune, option
 from rankwise.cli.settings import NONE_GIVEN, TRAINING, GivenSettings, takes_settings
 from rankwise.config.reading import read_planned
 from rankwise.reporting.document import table
@@ -27,7 +27,7 @@ def plan(
         "Load the model and run two steps, to measure the speed instead of assuming it.", "--probe")] = False,
     processes: Annotated[int | None, option(
         "Plan for so many processes, which share the rows of each step; each has a GPU or some cores.",
-        "--processes", min=1)] = None,
+        "--processes", min=1, rich_help_panel=PROCESSES)] = None,
     tune: Tune = False,
     models: Annotated[bool, option("List the models of the catalogue.", "--models")] = False,
     as_json: Json = False,
@@ -38,7 +38,7 @@ def plan(
         if models:
             _list_models(as_json)
             return
-        from rankwise.commands.starting import as_continued, base_of_start
+        from rankwise.commands.plan import as_continued, base_of_start
 
         planned = as_continued(read_planned(config, given.read(tune), base_of_start))
         from rankwise.cli.plan_text import lines_of

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from rankwise.config.objectives import OBJECTIVES
 from rankwise.reporting.quantities import rough_duration, size
 
 if TYPE_CHECKING:
     from rankwise.planning.estimate import Estimate
-    from rankwise.planning.fitting import Remedy
     from rankwise.planning.plan import Plan
-    from rankwise.planning.processes import Several
 
 COLUMN = 14
 BACKENDS = {"fast": "fused", "plain": "eager"}
@@ -19,44 +18,41 @@ PROBE = "; --probe measures it"
 
 
 def lines_of(plan: Plan) -> list[str]:
-    parts = (
-        _model, _parameters, _rows, _disk, _memory, _conversion, _fit, _processes, _time, _tuning, _devices, _remedies,
-        _savings,
-    )  # fmt: skip
-    return [line for part in parts for line in part(plan)]
+    trained = _disk, _memory, _conversion, _fit, _processes, _time, _tuning, _devices, _to_change
+    others = trained if plan.trained else (_memory_at_least, _conversion)
+    return [line for part in (_model, _parameters, _rows, *others) for line in part(plan)]
 
 
 def _model(plan: Plan) -> Iterator[str]:
-    shape, job, method = plan.shape, plan.forecast.job, plan.config.adapter.method
+    shape, made, method = plan.shape, plan.forecast, plan.config.adapter.method
     yield row_text("model", f"{shape.name}: {shape.parameters:,} parameters, {shape.family}, {_blocks(plan)}")
     yield row_text(
-        "training", f"{method} in {job.dtype}{_storage(plan)} on {plan.device.name}, {BACKENDS[job.form]} backend"
+        "training", f"{method} in {made.dtype}{_storage(plan)} on {plan.device.name}, {BACKENDS[made.form]} backend"
     )
     if shape.outputs is not None:
         predicts = "a number" if shape.outputs == 1 else f"one of {shape.outputs:,} {shape.task.names}"
         assumed = "" if plan.rows is not None else ", which is assumed, since no --data is given"
-        row = shape.task.unit if shape.image is None else f"image of {shape.image} x {shape.image} pixels"
+        row = shape.task.unit.format(shape.image)
         yield row_text("", f"a classifier that predicts {predicts} for each {row}{assumed}")
     if not plan.trained:
         yield from _untrained(plan)
 
 
 def _storage(plan: Plan) -> str:
-    job = plan.forecast.job
+    made = plan.forecast
     stored = {"nf4": " over a base in nf4", "int8": " over a base in int8", "file": " over the GGUF file as it lies"}
-    return stored.get(job.storage, "") + (", weights given back after each use," if job.given_back else "")
+    return stored.get(made.storage, "") + (", weights given back after each use," if made.given_back else "")
 
 
 def _untrained(plan: Plan) -> Iterator[str]:
-    shape = plan.shape
-    yield row_text("", shape.task.unplanned)
-    if shape.is_encoder or shape.image is not None:
-        objective = "sequence-classification" if shape.image is None else "image-classification"
-        yield row_text("", f"with --data or --objective {objective}, a classifier with a new head is planned")
+    objective = OBJECTIVES["auto"].decided(plan.shape.nature, lambda: False)
+    yield row_text("", plan.shape.task.unplanned)
+    if "head" in objective.gives:
+        yield row_text("", f"with --data or --objective {objective.name}, a classifier with a new head is planned")
 
 
 def _blocks(plan: Plan) -> str:
-    if plan.shape.image is not None and plan.shape.block_count == 1:
+    if plan.shape.block_count == 1:
         return f"{len(plan.shape.layers):,} layers"
     return " + ".join(f"{stack.count} blocks of width {stack.width:,}" for stack in plan.shape.stacks)
 
@@ -93,7 +89,7 @@ def _parameters(plan: Plan) -> Iterator[str]:
 
 def _disk(plan: Plan) -> Iterator[str]:
     disk = plan.disk
-    if disk is None or not plan.trained:
+    if disk is None:
         return
     parts = [f"{size(disk.result)} for the result"]
     if disk.checkpoints:
@@ -110,10 +106,8 @@ def _rows(plan: Plan) -> Iterator[str]:
     rows = plan.rows
     if rows is None:
         if plan.trained:
-            what = "images" if plan.shape.image is not None else "sequences"
-            yield row_text(
-                "rows", f"no --data: assumes full micro-batches and {what} of {plan.amount.longest:,} tokens"
-            )
+            what = f"{plan.shape.task.documents} of {plan.amount.longest:,} tokens"
+            yield row_text("rows", f"no --data: assumes full micro-batches and {what}")
         return
     if plan.shape.image is not None:
         yield from _images(plan)
@@ -147,9 +141,6 @@ def _images(plan: Plan) -> Iterator[str]:
 
 
 def _memory(plan: Plan) -> Iterator[str]:
-    if not plan.trained:
-        yield from _memory_at_least(plan)
-        return
     methods = plan.methods
     yield row_text("memory", "".join(f"{method:>12}" for method in methods) + f"   formula for {next(iter(methods))}")
     for part in plan.forecast.memory.parts:
@@ -162,7 +153,7 @@ def _memory(plan: Plan) -> Iterator[str]:
 
 def _memory_at_least(plan: Plan) -> Iterator[str]:
     """Of a language model whose activations are not known, such as a mixture."""
-    if plan.shape.auto_class == "AutoModelForCausalLM":
+    if plan.shape.task.planned:
         memory = plan.forecast.memory
         learning = memory.at_least - memory["weights"]
         yield row_text(
@@ -180,9 +171,7 @@ def _conversion(plan: Plan) -> Iterator[str]:
 
 
 def _fit(plan: Plan) -> Iterator[str]:
-    if not plan.trained:
-        return
-    fit, twice = plan.fit, plan.forecast.job.recomputed
+    fit, twice = plan.fit, plan.forecast.recomputed
     each = f" for each of {plan.processes.count} processes" if plan.processes.is_several else ""
     room = f"{size(fit.device.usable)} on {fit.device.name}{each}"
     blocks = f", with activation checkpointing of {twice} of {plan.shape.block_count} blocks" if twice else ""
@@ -194,31 +183,23 @@ def _fit(plan: Plan) -> Iterator[str]:
 
 
 def _processes(plan: Plan) -> Iterator[str]:
-    several = plan.several
-    if several is None:
+    count, rows, sharded = plan.processes.count, plan.rows_in_step, plan.sharded_peak
+    if not plan.processes.is_several:
         return
-    count = several.processes.count
     own = "which share its cores and memory" if plan.device.kind == "processor" else "each with a card of its own"
-    yield row_text("processes", f"{count} on one machine, {own}; {_share(several)}")
-    if several.idle:
-        yield row_text(
-            "", f"{several.idle} of them have no rows, since a step has {several.rows}; raise --batch-size or use fewer"
-        )
-    yield row_text("", f"they add up {size(several.gradients)} of gradients in each step, for which no time is counted")
-    if several.sharded_peak is not None:
-        sizes = f"{size(several.sharded_peak)} of memory in each instead of {size(plan.forecast.peak)}"
+    share = f"the largest share has {-(-rows // count)} of the {rows} rows of a step, "
+    share += f"{plan.largest_share:.1%} of the tokens"
+    yield row_text("processes", f"{count} on one machine, {own}; {share}")
+    if (idle := count - rows) > 0:
+        yield row_text("", f"{idle} of them have no rows, since a step has {rows}; raise --batch-size or use fewer")
+    gradients = size(plan.forecast.memory["gradients"])
+    yield row_text("", f"they add up {gradients} of gradients in each step, for which no time is counted")
+    if sharded is not None:
+        sizes = f"{size(sharded)} of memory in each instead of {size(plan.forecast.peak)}"
         yield row_text("sharded", f"over {count} processes: {sizes}")
 
 
-def _share(several: Several) -> str:
-    least = -(-several.rows // several.processes.count)
-    rows = f"{least} of the {several.rows} rows of a step"
-    return f"the largest share has {rows}, {several.largest_share:.1%} of the tokens"
-
-
 def _time(plan: Plan) -> Iterator[str]:
-    if not plan.trained:
-        return
     yield row_text("operations", f"{plan.flops_per_token / 1e9:,.3g} GFLOP per token")
     duration, speed = plan.duration, plan.speed
     if duration is None or speed is None:
@@ -240,10 +221,10 @@ def _tuning(plan: Plan) -> Iterator[str]:
     planned = tuning_of(plan)
     if planned is None:
         return
-    if (trials := planned.trials) is None:
+    trials, seconds = planned
+    if trials is None:
         yield row_text("tuning", f"the default learning rate, because {TOO_COSTLY}")
         return
-    seconds = planned.seconds
     time = "" if seconds is None else f", {rough_duration(seconds.likely)}{spread_text(seconds)}"
     share = trials.cost / trials.run_steps
     yield row_text(
@@ -265,8 +246,6 @@ def _speed(plan: Plan) -> str:
 
 
 def _devices(plan: Plan) -> Iterator[str]:
-    if not plan.trained:
-        return
     fits = plan.fits_elsewhere
     fitting = [fit.device.name for fit in fits if fit.fits and not fit.recomputed]
     checkpointed = [fit.device.name for fit in fits if fit.recomputed]
@@ -279,21 +258,11 @@ def _devices(plan: Plan) -> Iterator[str]:
         yield row_text("too large for", " ".join(too_small))
 
 
-def _remedies(plan: Plan) -> Iterator[str]:
-    if not plan.trained or plan.fit.fits:
-        return
-    if not plan.remedies:
-        yield row_text("to change", "no setting makes it fit; use a smaller model or a device with more memory")
-    yield from _listed("to change", plan.remedies)
-
-
-def _savings(plan: Plan) -> Iterator[str]:
-    """Where it fits. Where it does not, the changes after which it would are told instead."""
-    if plan.trained and plan.fit.fits:
-        yield from _listed("less memory", plan.savings)
-
-
-def _listed(name: str, remedies: list[Remedy]) -> Iterator[str]:
+def _to_change(plan: Plan) -> Iterator[str]:
+    """Where it does not fit, after what it would; where it does, what takes less memory."""
+    name, remedies = ("less memory", plan.savings) if plan.fit.fits else ("to change", plan.remedies)
+    if not remedies and not plan.fit.fits:
+        yield row_text(name, "no setting makes it fit; use a smaller model or a device with more memory")
     for at, remedy in enumerate(remedies):
         yield row_text("" if at else name, f"{remedy.settings}  ({size(remedy.peak)}): {remedy.price}")
 

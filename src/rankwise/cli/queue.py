@@ -9,7 +9,7 @@ import typer
 from rankwise.cli.display import print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ConfigFile, Json, argument, option
-from rankwise.cli.settings import NONE_GIVEN, TRAINING, GivenSettings, InPanels, takes_settings
+from rankwise.cli.settings import NONE_GIVEN, TRAINED, TRAINING, GivenSettings, InPanels, takes_settings
 from rankwise.config.reading import read_experiment
 
 queue = typer.Typer(
@@ -24,9 +24,9 @@ def list_queue(context: typer.Context, as_json: Json = False) -> None:
     if context.invoked_subcommand is not None:
         return
     with report_failures(as_json):
-        from rankwise.commands.queue import listed
+        from rankwise.commands.runs import waiting_runs
 
-        state = listed()
+        state = waiting_runs()
         print_result(as_json, state.summary(), *state.lines())
 
 
@@ -35,12 +35,14 @@ def list_queue(context: typer.Context, as_json: Json = False) -> None:
 def add(
     config: ConfigFile = None,
     given: GivenSettings = NONE_GIVEN,
-    resume: Annotated[bool, option("Continue an unfinished run from its last checkpoint.", "--resume")] = False,
+    resume: Annotated[
+        bool, option("Continue an unfinished run from its last checkpoint.", "--resume", rich_help_panel=TRAINED)
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Add a training to the queue, with the settings of a YAML file, flags and --set."""
     with report_failures(as_json):
-        from rankwise.commands.starting import base_of_run, base_of_start
+        from rankwise.commands.plan import base_of_run, base_of_start
         from rankwise.runs.queue import Queue
 
         experiment = read_experiment(config, given.read(), base_of_run if resume else base_of_start)

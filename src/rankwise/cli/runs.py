@@ -143,7 +143,7 @@ def log(
 ) -> None:
     """Send the records of a run to trackers, as --log-to does while a run trains, and its evaluations."""
     with report_failures(as_json):
-        from rankwise.commands.tracking import log_run
+        from rankwise.commands.runs import log_run
         from rankwise.config.tracking import TrackingConfig
 
         logged = log_run(name, TrackingConfig(log_to=to, project=project))

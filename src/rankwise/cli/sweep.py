@@ -34,7 +34,7 @@ def sweep(
     with report_failures(as_json):
         axes = [parse_axis(text) for text in over]
         settings = given.read()
-        from rankwise.commands.starting import base_of_start
+        from rankwise.commands.plan import base_of_start
         from rankwise.commands.sweep import sweep as sweep_command
         from rankwise.reporting.markup import lines_of
         from rankwise.reporting.sweep import trials_table

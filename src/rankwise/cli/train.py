@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import end_at_once, report_failures
-from rankwise.cli.options import ConfigFile, Json, Quiet, Tune
-from rankwise.cli.settings import NONE_GIVEN, TRAINING, GivenSettings, takes_settings
+from rankwise.cli.options import PROCESSES, ConfigFile, Json, Quiet, Tune, option
+from rankwise.cli.settings import NONE_GIVEN, TRAINED, TRAINING, GivenSettings, takes_settings
 from rankwise.config.reading import read_experiment
 from rankwise.system.allocator import keep_memory
 from rankwise.system.launched import launched
@@ -22,37 +20,25 @@ if TYPE_CHECKING:
 def train(
     config: ConfigFile = None,
     given: GivenSettings = NONE_GIVEN,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Start an unfinished run again from its first step.")
-    ] = False,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Continue an unfinished run from its last checkpoint, with the same settings."),
-    ] = False,
-    force_memory: Annotated[
-        bool, typer.Option("--force-memory", help="Start even if the forecast says that the memory is too small.")
-    ] = False,
-    force_base: Annotated[
-        bool,
-        typer.Option("--force-base", help="Train on this base model even if the adapter of --from had another one."),
-    ] = False,
-    processes: Annotated[
-        int | None,
-        typer.Option(
-            "--processes",
-            min=1,
-            show_default=False,
-            help="Train with so many processes on this machine, which share the rows of each step. The result is the "
-            "same but for rounding.",
-        ),
-    ] = None,
+    restart: Annotated[bool, option(
+        "Start an unfinished run again from its first step.", "--restart", rich_help_panel=TRAINED)] = False,
+    resume: Annotated[bool, option(
+        "Continue an unfinished run from its last checkpoint, with the same settings.", "--resume",
+        rich_help_panel=TRAINED)] = False,
+    force_memory: Annotated[bool, option(
+        "Start even if the forecast says that the memory is too small.", "--force-memory")] = False,
+    force_base: Annotated[bool, option(
+        "Train on this base model even if the adapter of --from had another one.", "--force-base")] = False,
+    processes: Annotated[int | None, option(
+        "Train with so many processes on this machine, which share the rows of each step. The result is the same but "
+        "for rounding.", "--processes", min=1, rich_help_panel=PROCESSES)] = None,
     tune: Tune = False,
     as_json: Json = False,
     quiet: Quiet = False,
-) -> None:
+) -> None:  # fmt: skip
     """Fine-tune a model on your rows, with an adapter or as a whole."""
     with report_failures(as_json):
-        from rankwise.commands.starting import base_of_run, base_of_start
+        from rankwise.commands.plan import base_of_run, base_of_start
 
         experiment = read_experiment(config, given.read(tune), base_of_run if resume else base_of_start)
         own = launched()

@@ -20,20 +20,11 @@ from rankwise.runs.advice import Advice, lines_of
 from rankwise.runs.records import Callback, StatusMessage, WarningCollector, silent
 from rankwise.system.files import published, write_atomic, write_json
 from rankwise.system.memory import limited_memory
-from rankwise.training.advice import advice_of
-from rankwise.training.advising import EXAMPLES, Advising, Design, design
+from rankwise.training.advising import ADVISING, EXAMPLES, Advising, Design
 from rankwise.training.preflight import Foresight, foresee, within_limit
 
 SHARE_HELD_OUT, MOST_HELD_OUT = 5, 200
 """Without validation rows, a fifth of the rows is held out, and no more than this."""
-OTHERS = {
-    "token-classification": "language models and classifiers of texts, and these rows have tags of words.",
-    "image-classification": "language models and classifiers of texts, and this model reads images.",
-    "sequence-to-sequence": "decoders and classifiers, and this model is an encoder with a decoder.",
-}
-"""Objectives that are not measured."""
-PAIRS = {"preference": ["the objective is preference, and advise compares answers alone. Use rankwise evaluate."]}
-"""The same, which is said before the model is looked for."""
 
 
 def advise(
@@ -47,11 +38,9 @@ def advise(
         raise RunError(f"{out} already exists and is not overwritten.")
     callback = WarningCollector(callback)
     experiment = decided(experiment, callback)
-    if (what := OTHERS.get(experiment.objective)) is not None:
-        raise ConfigError([f"advise measures {what}"])
     with limited_memory(experiment.model.memory_bytes):
         advising, forecast = _made_ready(experiment, examples, callback, model, force_memory=force_memory)
-        advice = advice_of(advising, advising.measure(), forecast, callback.texts)
+        advice = advising.measure(forecast).model_copy(update={"warnings": callback.texts})
     if out is not None:
         with published(out) as folder:
             write_json(folder / "advice.json", advice.model_dump(mode="json"))
@@ -78,11 +67,9 @@ def _made_ready(
     if isinstance(used := writing.by(experiment.data), TextWriting):
         loaded = loaded.with_template(used.template)
     prepared = _prepared(experiment.data, writing, callback)
-    rows, held_out = len(prepared.trained), len(prepared.measured)
-    config = training.resolved(rows, loaded.width, experiment.auto_rate)
-    planned = design(objective, config, rows, held_out)
-    forecast = _foretell(planned, foreseen, callback)
-    return Advising(experiment, config, loaded, objective, prepared, planned, callback, examples), forecast
+    config = training.resolved(len(prepared.trained), loaded.width, experiment.auto_rate)
+    advising = objective.among(ADVISING)(experiment, config, loaded, objective, prepared, callback, examples)
+    return advising, _foretell(advising.design, foreseen, callback)
 
 
 def _refuse(experiment: Experiment, examples: int) -> None:
@@ -96,7 +83,6 @@ def _refuse(experiment: Experiment, examples: int) -> None:
         "training.learning_rate is tune (--tune), and advise trains at one rate": training.learning_rate == "tune",
     }  # fmt: skip
     problems = [f"{problem}. Leave it out." for problem, is_given in given.items() if is_given]
-    problems += PAIRS.get(experiment.objective, [])
     if examples < 0:
         problems.append(f"--examples is {examples}; it must be 0 or more.")
     if problems:
@@ -106,8 +92,10 @@ def _refuse(experiment: Experiment, examples: int) -> None:
 def _refuse_other(model: LoadedModel, experiment: Experiment, objective: Objective) -> None:
     if refusal := objective.cannot.get("advised on from a loaded model"):
         raise ConfigError([refusal])
-    if experiment.base.name != model.spec.name:
-        raise ConfigError([f'the given model is "{model.spec.name}", but the experiment names {experiment.base.name}.'])
+    if experiment.base.name != model.config.name:
+        raise ConfigError(
+            [f'the given model is "{model.config.name}", but the experiment names {experiment.base.name}.']
+        )
 
 
 def _prepared(data: DataConfig, writing: Writing, callback: Callback) -> Prepared:

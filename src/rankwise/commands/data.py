@@ -9,27 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.base.cached import cached_starter
-from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImageProcessing, ImagesConfig
 from rankwise.config.models import ModelConfig
-from rankwise.config.objectives import OBJECTIVES
-from rankwise.config.preference import as_pairs
+from rankwise.config.objectives import OBJECTIVES, ClassificationConfig, as_pairs
 from rankwise.config.recipe import recipe_named
-from rankwise.errors import ConfigError, DataError, together
+from rankwise.errors import ConfigError, DataError, joined_problems
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import objective_by
 from rankwise.rows.classes import read_targets
 from rankwise.rows.forms.pair_rows import is_pair
-from rankwise.rows.images.contact_sheet import check_sheet, contact_sheet
 from rankwise.rows.images.decode import decode
+from rankwise.rows.images.pictures import check_sheet, contact_sheet
 from rankwise.rows.images.processor import pixels_of
-from rankwise.rows.preparation import problems, sentence, unused_columns
 from rankwise.rows.preparing import Writing, prepare
 from rankwise.rows.sources import Reading, open_source, raw_records
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.outcome import Shown
 from rankwise.rows.text.targets import RowTargets
+from rankwise.rows.unused_columns import problems, sentence, unused_columns
 from rankwise.rows.writing import TextWriting, count_only
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
@@ -92,7 +90,7 @@ def _check_validation(data: DataConfig, targets: RowTargets) -> None:
             except DataError as error:
                 problems.append(str(error))
     if problems and data.on_bad_row == "stop":
-        raise DataError(together(problems))
+        raise DataError(joined_problems(problems))
 
 
 def preview(
@@ -153,7 +151,7 @@ def _examples(data: DataConfig, readings: list[Reading]) -> Iterator[Example]:
 
 def _refuse_bad(data: DataConfig, reading: Reading) -> None:
     if reading.skipped and data.on_bad_row == "stop":
-        raise DataError(together([why for _, why in reading.skipped]))
+        raise DataError(joined_problems([why for _, why in reading.skipped]))
 
 
 def _shown(example: Example, objective: Objective, writing: TextWriting, data: DataConfig) -> list[Shown]:
@@ -233,7 +231,7 @@ def preview_images(
     shown = [_image_shown(example, processing) for example in examples]
     problems = [image.left_out for image, _ in shown if image.left_out is not None]
     if problems and (data.on_bad_row == "stop" or len(problems) == len(shown)):
-        raise DataError(together(problems))
+        raise DataError(joined_problems(problems))
     numbered = enumerate(shown, start=begin + 1)
     tiles = [(picture, f"{number}  {image.label}") for number, (image, picture) in numbered if picture is not None]
     write_atomic(path, contact_sheet(tiles))
@@ -249,7 +247,7 @@ def _image_examples(data: DataConfig, drawn: int | None) -> Iterator[Example]:
         for chunk in reading.chunks():
             yield from (example for row in chunk for example in row)
         if reading.skipped and data.on_bad_row == "stop":
-            raise DataError(together([why for _, why in reading.skipped]))
+            raise DataError(joined_problems([why for _, why in reading.skipped]))
 
 
 def _image_shown(example: Example, processing: ImageProcessing | None) -> tuple[ShownImage, Any]:

@@ -7,8 +7,8 @@ what was forgotten is measured last. The result goes into the run's folder, wher
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,22 @@ from rankwise.evaluation.forgetting import forgetting, text_elsewhere
 from rankwise.evaluation.harness import ASKED_TOGETHER, PREFIX, HarnessTask
 from rankwise.evaluation.intervals import Looks, difference
 from rankwise.evaluation.metrics import METRICS
-from rankwise.evaluation.pair_task import pair_task
+from rankwise.evaluation.pair_task import PairTask
 from rankwise.evaluation.requests import Requests, requests_of, requests_of_sequences
-from rankwise.evaluation.row_task import CLASSES, LABELS, SPANS, RowTask, TaskKind
+from rankwise.evaluation.row_task import RowTask
 from rankwise.evaluation.subject import FORGETTING, Subject, open_subject
 from rankwise.evaluation.task import OwnTask, Task, base_scores
 from rankwise.evaluation.task_documents import data_spec, drawn, identities
 from rankwise.evaluation.text import BLOCKS, Text
-from rankwise.evaluation.validation_rows import columns_of_run, refuse_training_files, rows_to_measure
+from rankwise.evaluation.validation_rows import (
+    Measurable,
+    columns_of_run,
+    refuse_training_files,
+    rows_to_measure,
+)
 from rankwise.inference.generate import TOGETHER
 from rankwise.methods.artifact import is_adapter
-from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.objectives.causal_lm import CausalLM
 from rankwise.objectives.objective import Classifier, Objective
 from rankwise.objectives.preference import Preference
 from rankwise.runs.directory import find_run
@@ -217,16 +222,34 @@ def asked_of(
         if data is not None:
             raise ConfigError([f"--data {data}: a task of lm-eval has its own data. Leave --data out."])
         return HarnessTask(task.removeprefix(PREFIX), rows, together or ASKED_TOGETHER)
-    return _task_of(subject.objective, subject, task, data, rows, together, callback)
+    table: dict[type[Objective], Callable[..., Task]] = {
+        CausalLM: _answers, Preference: _pairs, Classifier: _predictions,
+    }  # fmt: skip
+    objective = subject.objective
+    return objective.among(table)(objective, subject, task, Rows(data, rows), together, callback)
 
 
-@singledispatch
-def _task_of(
-    objective: Objective, subject: Subject, task: str | TaskConfig | None, data: str | None, rows: int | None,
-    together: int | None, callback: Callback,
+@dataclass(frozen=True)
+class Rows:
+    """Those of a file, or without one the run's own; at most so many."""
+
+    data: str | None
+    most: int | None
+
+    def of(self, subject: Subject, callback: Callback) -> tuple[str, Measurable]:
+        """Rows that the run did not train on, with the name of their task."""
+        assert subject.artifact is not None, "it is a run or an adapter's folder"
+        found = rows_to_measure(subject.artifact, subject.model, self.data, callback)
+        name = HELD_OUT if self.data is None else task_of_rows(self.data).task
+        return name, found if self.most is None else found.spread(self.most)
+
+
+def _answers(
+    objective: Objective, subject: Subject, task: str | TaskConfig | None, rows: Rows, together: int | None,
+    callback: Callback,
 ) -> Task:  # fmt: skip
-    """What is measured of a model of this objective: rows and tasks that are answered, unless it has its own."""
-    spec, items = _items(subject, task, data, rows, callback)
+    """Rows and tasks that are answered."""
+    spec, items = _items(subject, task, rows.data, rows.most, callback)
     if items.too_long:
         with_answer = f" with {spec.max_new_tokens:,} new tokens" if spec.written else ""
         callback(
@@ -237,34 +260,27 @@ def _task_of(
     return OwnTask(spec, items, together or TOGETHER)
 
 
-@_task_of.register(Preference)
 def _pairs(
-    objective: Preference, subject: Subject, task: str | TaskConfig | None, data: str | None, rows: int | None,
-    together: int | None, callback: Callback,
+    objective: Preference, subject: Subject, task: str | TaskConfig | None, rows: Rows, together: int | None,
+    callback: Callback,
 ) -> Task:  # fmt: skip
-    if task is not None or (data is not None and is_running_text(data)):
-        return _task_of(CAUSAL_LM, subject, task, data, rows, together, callback)
-    return pair_task(subject, objective, data, rows, callback)
+    if task is not None or (rows.data is not None and is_running_text(rows.data)):
+        return _answers(objective, subject, task, rows, together, callback)
+    name, found = rows.of(subject, callback)
+    return PairTask(
+        name, found.about, objective, found.documents, subject.against, subject.base, subject.sides, found.left_out
+    )
 
 
-KINDS: dict[str, TaskKind] = {"one": CLASSES, "several": LABELS, "tags": SPANS}
-"""Of a classifier's task, by the form of its targets."""
-
-
-@_task_of.register(Classifier)
-def _row_task(
-    objective: Classifier, subject: Subject, task: str | TaskConfig | None, data: str | None, rows: int | None,
-    together: int | None, callback: Callback,
+def _predictions(
+    objective: Classifier, subject: Subject, task: str | TaskConfig | None, rows: Rows, together: int | None,
+    callback: Callback,
 ) -> Task:  # fmt: skip
-    """Rows that the run did not train on, its own or those of `data`. A task is refused before where no answer is
-    written."""
+    """A task is refused before where no answer is written."""
     if task is not None:
-        return _task_of(CAUSAL_LM, subject, task, data, rows, together, callback)
-    assert subject.artifact is not None, "a classifier is a run or an adapter's folder"
-    found = rows_to_measure(subject.artifact, subject.model, data, callback)
-    name = HELD_OUT if data is None else task_of_rows(data).task
-    chosen = found.documents if rows is None else found.spread(rows).documents
-    return RowTask(KINDS[objective.targets.form], name, found.about, objective, chosen, left_out=found.left_out)
+        return _answers(objective, subject, task, rows, together, callback)
+    name, found = rows.of(subject, callback)
+    return RowTask(name, found.about, objective, found.documents, found.left_out)
 
 
 def _items(

@@ -1,8 +1,8 @@
-"""One answer from a run's model, its base, or both."""
+"""One answer from a run's model, its base, or both; or a conversation, in which each has its own history."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,11 @@ from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ConfigError, DataError
 from rankwise.inference.decoding import Answer, TextCallback
 from rankwise.inference.tuned_model import TunedModel, load_tuned
+from rankwise.objectives.sequence_to_sequence import text_objective
 from rankwise.rows.text.example import Message
 from rankwise.runs.records import Callback, silent
+
+__all__ = ["Chat", "Generated", "generate", "load_tuned"]
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,7 @@ def generate(
     """
     if not prompt.strip():
         raise DataError("the prompt is empty.")
-    if base and both:
-        raise ConfigError(["--base uses only the base model and --both uses both models; give one of them."])
+    check_models(base, both)
     asked = (
         load_tuned(
             str(run),
@@ -72,3 +74,65 @@ def generate(
     adapted = None if base else asked.answer(messages, wanted, on_text=on_text)
     of_base = asked.answer(messages, wanted, base=True, on_text=on_text if base else None) if base or both else None
     return Generated(prompt, adapted, of_base)
+
+
+def check_models(base: bool, both: bool) -> None:
+    if base and both:
+        raise ConfigError(["--base uses only the base model and --both uses both models; give one of them."])
+
+
+@dataclass
+class Chat:
+    """A conversation. `histories` maps "adapted" and "base" to the messages of each model."""
+
+    tuned: TunedModel
+    spec: GenerationConfig
+    histories: dict[str, list[Message]]
+    log: list[dict[str, str]] = field(default_factory=list)
+    """Every turn so far: "user", the answer of each model, and why it ended (`NAME_stopped`)."""
+
+    @classmethod
+    def begin(cls, tuned: TunedModel, spec: GenerationConfig, *, base: bool, both: bool, system: str | None) -> Chat:
+        check_models(base, both)
+        tuned.artifact.refuse("generating")
+        names = ("adapted", "base") if both else ("base",) if base else ("adapted",)
+        return cls(tuned, spec, {name: tuned.opening(system) for name in names})
+
+    def ask(self, text: str) -> None:
+        """Begin a turn, which each model then answers."""
+        self.log.append({"user": text})
+
+    def answer(self, name: str, on_text: TextCallback | None = None) -> Answer:
+        """Generate one model's answer to the current turn. A failed turn is not added to its history."""
+        text = self.log[-1]["user"]
+        history = text_objective(self.tuned.model).heard([*self.histories[name], Message("user", text)])
+        spec = self.spec.model_copy(update={"seed": self.spec.seed + len(self.log) - 1})
+        answer = self.tuned.answer(history, spec, base=name == "base", on_text=on_text)
+        self.histories[name] = [*history, Message("assistant", answer.text)]
+        self.log[-1] |= {name: answer.text, f"{name}_stopped": answer.stopped}
+        return answer
+
+    def turns(self) -> list[dict[str, str]]:
+        """Return the turns with an answer, which `rankwise chat --json` prints as `turns`."""
+        return [turn for turn in self.log if len(turn) > 1]
+
+    @property
+    def system(self) -> str | None:
+        """The system message, which all models share."""
+        first = next(iter(next(iter(self.histories.values()))), None)
+        return first.content if first is not None and first.role == "system" else None
+
+    def set_system(self, text: str | None) -> None:
+        """Set the system message from the next turn on, or remove it; earlier messages stay."""
+        before = [Message("system", text)] if text else []
+        self.histories = {
+            name: [*before, *(message for message in history if message.role != "system")]
+            for name, history in self.histories.items()
+        }
+
+    def forget(self) -> None:
+        """Clear the histories, keeping the system message."""
+        self.histories = {
+            name: [message for message in history if message.role == "system"]
+            for name, history in self.histories.items()
+        }

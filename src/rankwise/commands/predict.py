@@ -16,7 +16,7 @@ from typing import Any
 
 from rankwise.config.data import DataConfig
 from rankwise.config.generation import GenerationConfig
-from rankwise.errors import ConfigError, DataError, ResourceError, is_out_of_memory, together
+from rankwise.errors import ConfigError, DataError, ResourceError, is_out_of_memory, joined_problems
 from rankwise.inference.decoding import Answer
 from rankwise.inference.generate import TOGETHER, answers_in_turn
 from rankwise.inference.tuned_model import TunedModel, load_tuned
@@ -206,10 +206,11 @@ def _refuse_bad(rows: Sequence[Row], skip: bool) -> None:
     problems = [row.problem for row in rows if row.problem is not None]
     if problems and not skip:
         raise DataError(
-            f"{together(problems)}\n--on-bad-row skip answers the other rows and writes these problems into a column."
+            f"{joined_problems(problems)}\n"
+            "--on-bad-row skip answers the other rows and writes these problems into a column."
         )
     if len(problems) == len(rows):
-        raise DataError(f"{together(problems)}\nNo row can be answered.")
+        raise DataError(f"{joined_problems(problems)}\nNo row can be answered.")
 
 
 def _render(rows: Sequence[Row], tuned: TunedModel, system: str | None, new: int) -> None:

@@ -2,6 +2,9 @@
 
 A run's name is part of its settings, evaluations and reports, and of the comparison reports of other runs. Renaming
 updates all of them; the command that made the run stays in the manifest as it was typed.
+
+A run may be logged to trackers afterwards: they get the records of its metrics log, as they would have while it
+trained, and the evaluations that were made since.
 """
 
 from __future__ import annotations
@@ -14,17 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.commands.report import report, write_page
-from rankwise.errors import RankwiseError, first_line
-from rankwise.runs.directory import CARD, RunDirectory, ask_to_end
+from rankwise.config.tracking import TrackingConfig
+from rankwise.errors import ConfigError, RankwiseError, TrackingError, first_line
+from rankwise.runs.directory import CARD, RunDirectory, ask_to_end, open_any_run
 from rankwise.runs.evaluations import FOLDER
 from rankwise.runs.integrity import VerifiedRun, verify
 from rankwise.runs.listing import RUNS, UNREADABLE, ListedRun, folder_bytes, listed, listed_runs, run_names
-from rankwise.runs.queue import Queue
+from rankwise.runs.metrics_log import read_metrics_log
+from rankwise.runs.queue import Ended, Queue, Waiting, Working
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.runs.upkeep import check_deletable, check_renamable, delete, entry, rename
 from rankwise.system.files import sha256_of, write_atomic
+from rankwise.tracking import Following, check_installed
 
+SECONDS_TO_LOG = 600.0
 BETWEEN = " \u00b7 "
 """Separates the names in the title of a comparison report."""
 
@@ -196,3 +203,60 @@ def delete_runs(names: Sequence[str]) -> Deletion:
         delete(run)
         Queue().forget(run.folder.name)
     return planned
+
+
+@dataclass(frozen=True)
+class LoggedRun:
+    run: RunDirectory
+    config: TrackingConfig
+    records: int
+    """Lines of the metrics log."""
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise runs log --json` prints."""
+        return {"run": self.run.folder, **self.config.model_dump(mode="json"), "records": self.records}
+
+
+def log_run(name: str, config: TrackingConfig) -> LoggedRun:
+    """TrackingError where a tracker cannot take the records, after the others have."""
+    if not config.log_to:
+        raise ConfigError(["--to names no tracker."])
+    check_installed(config.log_to)
+    run = open_any_run(name)
+    problems: list[str] = []
+    with run.locked():
+        records = len(read_metrics_log(run.metrics))
+        Following(run, config.log_to, config.project, problems.append).end(SECONDS_TO_LOG)
+    if problems:
+        raise TrackingError("\n".join(problems))
+    return LoggedRun(run, config, records)
+
+
+@dataclass(frozen=True)
+class QueueState:
+    working: Working | None
+    waiting: list[Waiting]
+    ended: list[Ended]
+    """Those that the queue trained and that did not finish."""
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise queue --json` prints."""
+        return {
+            "working": self.working,
+            "waiting": [one.model_dump(mode="json", include={"run", "added", "resume"}) for one in self.waiting],
+            "failed": self.ended,
+        }
+
+    def lines(self) -> list[str]:
+        lines = [] if self.working is None else [f"{self.working.run}  running since {self.working.started}"]
+        lines += [f"{one.run}  waiting since {one.added}" for one in self.waiting]
+        lines += [f"{one.run}  ended: {one.problem}" for one in self.ended]
+        return lines or ["No training waits."]
+
+
+def waiting_runs() -> QueueState:
+    queue = Queue()
+    queue.start_worker()
+    names = sorted(file.stem for file in (queue.folder / "logs").glob("*.log"))
+    ended = [one for one in map(queue.ended, names) if one is not None and one.problem is not None]
+    return QueueState(queue.working(), queue.waiting(), ended)

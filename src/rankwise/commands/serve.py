@@ -94,7 +94,7 @@ def serve(
         )  # fmt: skip
         serving.model.module.eval()
         limits = Limits(together, waiting, prefix_bytes=offer.prefix_bytes)
-        engine = Engine(serving.model.module, serving.by_row, serving.mixes, limits)
+        engine = Engine(serving.model.module, serving.rows, limits)
         engine.start()
         try:
             with _app(offer, address, serving, engine, callback) as app:

@@ -2,13 +2,23 @@
 
 A spec is what was asked, not a thing that computes, so nothing here imports torch. Constructing a spec with
 wrong values raises ConfigError; nested specs are validated by the outermost one, which reports for all of them.
+
+A setting is one field with its docstring. Its `Flag` is the flag of the command line, and its `Label` the field of the
+page's form; their help is the docstring (settings.py):
+
+    rank: Annotated[Rank, Flag("--rank"), Label("Rank", "knobs")] = 16
+    \"""Number of columns of B and of rows of A. A higher rank trains more parameters.\"""
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
+import json
+import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from textwrap import dedent
 from types import UnionType
@@ -31,6 +41,28 @@ Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Number = Annotated[float, BeforeValidator(_no_boolean)]
 Location = tuple[int | str, ...]
 JsonObject = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag that gives a setting; or one `key` of a setting that is a mapping, with a `help` of its own."""
+
+    name: str
+    default: str = ""
+    """What holds where the setting is not given, in words; otherwise the default of the field."""
+    key: str = ""
+    help: str = ""
+
+
+@dataclass(frozen=True)
+class Label:
+    """A field of the page's form for a setting; or for one `key` of a setting that is a mapping."""
+
+    text: str
+    group: str
+    key: str = ""
+    long: bool = False
+    """Whether it may have several lines."""
 
 
 class _ReportsAsSpecError(type(BaseModel)):  # pyright: ignore[reportUntypedBaseClass]  the public name of pydantic's metaclass
@@ -80,14 +112,15 @@ def without_tags(location: Location, spec: type[BaseModel]) -> Location:
 
 
 def _is_tag(current: Any, part: int | str) -> bool:
-    options = _options(current)
+    options = configs_in(current)
     return len(options) > 1 and part in map(_tag, options)
 
 
-def _options(annotation: Any) -> list[type[BaseModel]]:
-    """The specs that a field may be."""
-    bare = [get_args(one)[0] if get_origin(one) is Annotated else one for one in (annotation, *get_args(annotation))]
-    return [one for one in bare if _is_model(one)]
+def configs_in(annotation: Any) -> list[type[Any]]:
+    """The specs that a type is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [config for argument in get_args(annotation) for config in configs_in(argument)]
 
 
 def _tag(option: type[BaseModel]) -> Any:
@@ -97,8 +130,8 @@ def _tag(option: type[BaseModel]) -> Any:
 
 def _inside(current: Any, part: int | str) -> Any:
     if _is_tag(current, part):
-        return next(option for option in _options(current) if _tag(option) == part)
-    holder = next((option for option in _options(current) if str(part) in option.model_fields), None)
+        return next(option for option in configs_in(current) if _tag(option) == part)
+    holder = next((option for option in configs_in(current) if str(part) in option.model_fields), None)
     return _without_none(holder.model_fields[str(part)].annotation) if holder is not None else None
 
 
@@ -115,6 +148,8 @@ def _sentence(item: ErrorDetails, spec: type[BaseModel], tagged: Location) -> st
     if item["type"] == "missing":
         return f'setting "{key}" is required and was not given.'
     message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "literal_error":
+        message = re.sub(r"\b(True|False)\b", lambda word: word[0].lower(), message)
     if item.get("ctx", {}).get("pattern") == NAME:
         message = 'a name has at most 64 letters (A-Z), digits, ".", "_" and "-", and begins with a letter or a digit'
     problem = f"{message[:1].lower()}{message[1:]}."
@@ -141,7 +176,7 @@ def _of_another_method(spec: type[BaseModel], tagged: Location) -> str | None:
     *inside, name = tagged
     for place, part in enumerate(inside):
         if _is_tag(current, part):
-            having = [_tag(option) for option in _options(current) if name in option.model_fields]
+            having = [_tag(option) for option in configs_in(current) if name in option.model_fields]
             if not having:
                 return None
             key, fields = ".".join(map(str, (*inside[:place], name))), _fields_at(spec, tuple(inside[: place + 1]))
@@ -153,9 +188,9 @@ def _of_another_method(spec: type[BaseModel], tagged: Location) -> str | None:
 
 
 def shown(value: object) -> str:
-    """A value for a message: as Python writes it, cut where it is long."""
+    """A value for a message, cut where it is long: nothing, true and false as JSON and YAML write them."""
     try:
-        text = repr(value)
+        text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     except ValueError:  # an integer with more digits than Python prints
         return f"a very large {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -166,7 +201,7 @@ def _written_part(location: Location, spec: type[BaseModel]) -> list[int | str]:
     written: list[int | str] = []
     current: Any = spec
     for part in location:
-        holder = next((option for option in _options(current) if part in option.model_fields), None)
+        holder = next((option for option in configs_in(current) if part in option.model_fields), None)
         if holder is not None:
             current = _without_none(holder.model_fields[str(part)].annotation)
         elif get_origin(current) in (list, tuple) and isinstance(part, int):
@@ -189,23 +224,25 @@ def _fields_at(spec: type[BaseModel], location: Location) -> list[str]:
     current: Any = spec
     for part in location:
         current = _inside(current, part)
-    return list(dict.fromkeys(name for option in _options(current) for name in option.model_fields))
-
-
-def _is_model(thing: object) -> bool:
-    return isinstance(thing, type) and issubclass(thing, BaseModel)
+    return list(dict.fromkeys(name for option in configs_in(current) for name in option.model_fields))
 
 
 def descriptions_of(config: type[Config]) -> dict[str, str]:
     """The docstring of each field, from the class that declares it, and behind it the description of its type."""
-    descriptions: dict[str, str] = {}
-    for owner in reversed([cls for cls in config.__mro__ if issubclass(cls, Config) and cls is not Config]):
-        [body] = (
-            node.body for node in ast.parse(dedent(inspect.getsource(owner))).body if isinstance(node, ast.ClassDef)
-        )
-        for field, text in pairwise(body):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
-                assert isinstance(text.value, ast.Constant), ast.unparse(text)
-                if (known := config.model_fields.get(field.target.id)) is not None:  # it may be of the class
-                    descriptions[field.target.id] = " ".join(f"{text.value.value} {known.description or ''}".split())
-    return descriptions
+    described = dict[str, str]()
+    for owner in reversed(config.__mro__):
+        if issubclass(owner, Config) and owner is not Config:
+            described |= _docstrings(owner)  # pyright: ignore[reportArgumentType]  a class, which is hashable
+    fields = config.model_fields  # what else has a docstring is of the class
+    return {name: f"{text} {fields[name].description or ''}".strip() for name, text in described.items()
+            if name in fields}  # fmt: skip
+
+
+@cache
+def _docstrings(owner: type[Any]) -> dict[str, str]:
+    """Those that stand in the class itself."""
+    [body] = (node.body for node in ast.parse(dedent(inspect.getsource(owner))).body if isinstance(node, ast.ClassDef))
+    return {
+        field.target.id: " ".join(str(ast.literal_eval(text.value)).split()) for field, text in pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr)
+    }  # fmt: skip

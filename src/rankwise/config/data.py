@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from rankwise.config.base import Config, Number, PositiveInt, Seed
+from rankwise.config.base import Config, Flag, Label, Number, PositiveInt, Seed
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.errors import ConfigError
 
@@ -102,18 +102,25 @@ def _given(spec: Config, name: str) -> bool:
 class Reading(Config):
     """How the rows of one source are read."""
 
-    format: Format = "auto"
-    """Row format. `auto` recognises it by the columns of each file's first row."""
-    columns: dict[str, str] = Field(default_factory=dict)
+    format: Annotated[Format, Flag("--format"), Label("Row format", "rows")] = "auto"
+    """Format of the rows, such as `messages` or `alpaca`; `auto` recognises it by the columns of each file's first
+    row."""
+    columns: Annotated[
+        dict[str, str],
+        Flag("--text", key="text", help="Column with the text of a classifier's rows."),
+        Flag("--text-pair", key="text_pair", help="Column with a second text."),
+        Flag("--label", key="label", help="Column with the label."),
+    ] = Field(default_factory=dict)
     """Columns with names of your own, as `{field: column}`: `instruction: question` reads the instruction from the
     column question."""
-    prompt: str | None = None
+    prompt: Annotated[str | None, Flag("--prompt"), Label("Prompt", "columns", long=True)] = None
     """The prompt of each row, as a text with column names in braces: `Summarise: {dialogue}`. It needs `completion`."""
-    completion: str | None = None
-    """The answer to each prompt, in the same way: `{summary}`. If it is one column alone, the column may hold a list of
-    alternative answers."""
-    ignore_columns: tuple[str, ...] = ()
-    """Columns to ignore, as if the rows did not have them. The column of `data.group` may be one of them."""
+    completion: Annotated[str | None, Flag("--completion"), Label("Answer", "columns", long=True)] = None
+    """The answer to each prompt, as a text with column names in braces: `{summary}`. If it is one column alone, the
+    column may hold a list of alternative answers."""
+    ignore_columns: Annotated[tuple[str, ...], Flag("--ignore-columns"), Label("Columns to ignore", "columns")] = ()
+    """Columns to ignore, as if the rows did not have them; several are separated by commas. The column of `data.group`
+    may be one of them."""
     alternatives: Literal["first", "each"] = "first"
     """If an answer is a list of texts: train on the `first`, or make a row of `each`."""
     labels: tuple[str, ...] = ()
@@ -240,28 +247,40 @@ class DataConfig(Reading):
     Give either `path`, with the settings of how it is read, or several `sources`.
     """
 
-    path: Annotated[str, Field(min_length=1)] | None = None
+    path: Annotated[
+        Annotated[str, Field(min_length=1)] | None, Flag("--data"), Label("Rows on this machine", "data")
+    ] = None
     """The training rows: a file, a folder of files, or `hub:organisation/name`."""
     sources: tuple[SourceConfig, ...] = ()
     """Several sources of training rows, each with its own path and weight."""
-    validation: ValidationDataConfig | None = None
-    """Validation rows from files of their own. They are never trained on."""
-    held_out: int | float | Literal["auto"] = "auto"
-    """Validation rows to take from the training rows: their number (120), or a share of the rows (0.1 or 10%). Each of
+    validation: Annotated[
+        ValidationDataConfig | None, Flag("--validation-data"), Label("File of validation rows", "validation", "path")
+    ] = None
+    """Validation rows from files of their own, which are never trained on."""
+    held_out: Annotated[
+        int | float | Literal["auto"],
+        Flag("--held-out", "a tenth, at most 500, if there are 50 rows or more"),
+        Label("Or rows to hold out", "validation"),
+    ] = "auto"
+    """Validation rows to take from the training rows: their number (120), or a share of the rows (0.1, 10%). Each of
     several sources gives its share. `auto` takes a tenth, at most 500, if there are 50 rows or more and neither
     `validation` nor `recipe` is given. 0 takes none."""
-    held_out_order: Literal["seed", "last"] = "seed"
-    """How these rows are chosen: `seed` draws them at random by data.seed, in proportion to the labels if the rows have
-    labels; `last` takes the last rows."""
-    group: Annotated[str, Field(min_length=1)] | None = None
+    held_out_order: Annotated[Literal["seed", "last"], Flag("--held-out-order")] = "seed"
+    """How the rows are chosen that are held out: `seed` draws them at random by data.seed, in proportion to the labels
+    if the rows have labels; `last` takes the last rows."""
+    group: Annotated[
+        Annotated[str, Field(min_length=1)] | None, Flag("--group"), Label("Column of groups", "validation")
+    ] = None
     """Column that says which rows belong together, such as a customer number. All rows with the same value are either
     held out or trained on, so the number of validation rows is approximate. A row without a value is a group alone."""
-    recipe: str | None = None
-    """A published recipe to reproduce: its chat template, its treatment of long rows, and its settings where you give
-    none. `rankwise data recipes` lists the recipes."""
-    system: str | None = None
+    recipe: Annotated[str | None, Field(description=f"There are {', '.join(RECIPES)}."), Flag("--recipe")] = None
+    """A published system to train as: its chat template, its treatment of long rows, and its settings where you give
+    none. `rankwise data recipes` lists them."""
+    system: Annotated[str | None, Flag("--system"), Label("System message", "rows", long=True)] = None
     """System message for rows that have none. Together with `prompt`, it may contain column names in braces too."""
-    max_length: PositiveInt = 1024
+    max_length: Annotated[
+        PositiveInt, Flag("--max-length", "1024, or the recipe's"), Label("Longest row in tokens", "rows")
+    ] = 1024
     """Largest number of tokens in a row."""
     too_long: TooLong = "drop"
     """What happens to a longer row. `drop` leaves it out and counts it. `truncate` cuts its end, including the end
@@ -271,15 +290,19 @@ class DataConfig(Reading):
     answers: Literal["together", "apart"] = "together"
     """How a conversation with several answers is trained on: `together` is one row with all its answers; `apart` makes
     one row of each answer and the turns before it, for chat templates that rewrite earlier turns."""
-    reasoning: Reasoning = "none"
-    """Reasoning in answers, between `<think>` and `</think>` or in a field of its own (`reasoning_content`). `learn`
-    puts it into the loss, `mask` leaves it in the text and out of the loss, and both ask the model to reason. `none`
-    asks it not to: templates of models that can reason then write an empty `<think></think>` before the answer. Rows
-    whose reasoning the template would drop are refused."""
+    reasoning: Annotated[
+        Reasoning, Flag("--reasoning", "the model is asked not to reason"), Label("Reasoning in answers", "rows")
+    ] = "none"
+    """Reasoning in answers, between `<think>` and `</think>`: `learn` puts it into the loss, and `mask` leaves it in
+    the text and out of the loss. It may also stand in a field of its own (`reasoning_content`). Both values ask the
+    model to reason. `none` asks it not to: templates of models that can reason then write an empty `<think></think>`
+    before the answer. Rows whose reasoning the template would drop are refused."""
     packing: bool = False
     """Pack several rows of a step into one sequence, to compute less padding. Attention and positions keep the rows
     apart, so the result is the same."""
-    on_bad_row: Literal["stop", "skip"] = "stop"
+    on_bad_row: Annotated[Literal["stop", "skip"], Flag("--on-bad-row"), Label("A row that cannot be used", "rows")] = (
+        "stop"
+    )
     """What happens to a row that cannot be used: `stop` ends the training with an error; `skip` leaves the row out and
     lists it in the data report."""
     accept: tuple[StoppingCheck, ...] = ()

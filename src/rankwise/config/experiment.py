@@ -8,13 +8,17 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from rankwise.config.adapters import METHODS, Adapting, LoraConfig
-from rankwise.config.base import NAME, Config
-from rankwise.config.classification import ClassificationConfig
+from rankwise.config.base import NAME, Config, Flag, Label
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImagesConfig
 from rankwise.config.models import ModelConfig
-from rankwise.config.objectives import OBJECTIVES, ObjectiveName, ObjectiveSettings
-from rankwise.config.preference import PreferenceConfig
+from rankwise.config.objectives import (
+    OBJECTIVES,
+    ClassificationConfig,
+    ObjectiveName,
+    ObjectiveSettings,
+    PreferenceConfig,
+)
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.config.tracking import TrackingConfig
 from rankwise.config.training import TrainingConfig
@@ -30,7 +34,7 @@ class Experiment(Config):
     """The base model."""
     data: DataConfig
     """The training and validation rows."""
-    objective: ObjectiveName = "auto"
+    objective: Annotated[ObjectiveName, Flag("--objective", "by the model"), Label("What is learned", "rows")] = "auto"
     """What the model learns from a row. `auto` chooses image-classification for a vision model, token-classification
     for rows with tags or spans, sequence-classification for an encoder of texts, such as BERT, sequence-to-sequence for
     an encoder with a decoder, such as T5 and BART, and causal-lm for everything else."""
@@ -40,10 +44,10 @@ class Experiment(Config):
     """How pairs of answers are learned."""
     images: ImagesConfig = Field(default_factory=ImagesConfig)
     """The size of images, and how training varies them."""
-    run: Annotated[str, Field(pattern=RUN_NAME)]
-    """Name of the run. Its folder is `runs/NAME`."""
-    adapter: Adapting = Field(default_factory=LoraConfig)
-    """The method and its settings."""
+    run: Annotated[str, Field(pattern=RUN_NAME), Flag("--run"), Label("Name", "run")]
+    """Name of the run: its folder is `runs/NAME`."""
+    adapter: Annotated[Adapting, Flag("--method", "lora", key="method")] = Field(default_factory=LoraConfig)
+    """The method, and its settings."""
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     """How the run is trained."""
     validation: ValidationConfig = Field(default_factory=ValidationConfig)

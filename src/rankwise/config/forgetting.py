@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from rankwise.config.base import Config, Number, PositiveInt
+from rankwise.config.base import Config, Flag, Label, Number, PositiveInt
 from rankwise.config.data import DataConfig, Reading, Rows
 
 OWN_TEXT = "text that the base model wrote itself"
@@ -29,26 +29,29 @@ class AnchorConfig(Config):
     """Each step adds, to the loss of its rows, the divergence of the tuned model from its base on other text, so that
     the model forgets less. The base is the same weights with the adapter switched off."""
 
-    text: str | None = None
-    """The other text: a plain text file; or a file, folder or hub data set with rows that have a `text`. It should be
-    unlike the rows, and like what the model must go on doing well. By default the base writes it itself, from short
-    openings of several kinds of text; that takes place once for each base, and the text lies in the cache."""
+    text: Annotated[str | None, Flag("--anchor-text", "text that the base writes itself")] = None
+    """The other text that an anchor holds the model on: a plain text file; or a file, folder or hub data set with rows
+    that have a `text`. It should be unlike the rows, and like what the model must go on doing well. By default the base
+    writes it itself, from short openings of several kinds of text; that takes place once for each base, and the text
+    lies in the cache."""
     code: bool = False
     """Every second step takes source code of Python's standard library, with its comments, in place of what the base
     writes. It keeps more of what the model knows of code, and less of its prose."""
     tokens: PositiveInt = 128
     """Tokens of that text in each step."""
-    weight: Annotated[Number, Field(gt=0, le=1000)] = 1.0
-    """What the mean divergence of a token, in nats, is multiplied by before it is added to the loss."""
-    forget_at_most: float | str | None = None
-    """A budget of forgetting. As a number (`0.03`), it is the KL divergence from the base, in nats per token, that the
+    weight: Annotated[Number, Field(gt=0, le=1000), Flag("--anchor", "off"), Label("Hold to the base", "more")] = 1.0
+    """Hold the model to its base on other text while it learns, with this weight, so that it forgets less; 1 is usual.
+    What the mean divergence of a token, in nats, is multiplied by before it is added to the loss."""
+    forget_at_most: Annotated[float | str | None, Flag("--forget-at-most")] = None
+    """A budget of forgetting that the result keeps: `0.03` in nats per token of ordinary text, or `5%` in points of
+    accuracy on tasks. As a number, it is the KL divergence from the base, in nats per token, that the
     result may have on ordinary text, which is neither trained on nor the anchor's. `weight` is then the largest weight:
-    it falls while what is measured leaves room. As a percentage (`5%`), it is how many percentage points of accuracy
+    it falls while what is measured leaves room. As a percentage, it is how many percentage points of accuracy
     the result may lose on each of `tasks`. Either way, if the result has forgotten more, its change is scaled down
     until it keeps the budget."""
-    tasks: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """The tasks of a budget of accuracy: built-in tasks (arc_easy, hellaswag, …) or YAML files, as for `rankwise
-    evaluate --task`, with a choice of answers. They must not be trained on."""
+    tasks: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Flag("--accuracy-tasks")] = ()
+    """The tasks of a budget of accuracy, separated by commas: built-in tasks (arc_easy, hellaswag, …) or YAML files, as
+    for `rankwise evaluate --task`, with a choice of answers. They must not be trained on."""
     task_rows: Annotated[int, Field(ge=16, strict=True)] = TASK_ROWS
     """Rows of each of these tasks that are drawn. Half of them decide how far the change is scaled down; the result is
     measured on the other half."""
@@ -133,10 +136,12 @@ class ReplayConfig(Config):
     """Shows other rows among the training rows, so that the model forgets less. They are never validation rows. The
     training rows come in the same order as without replay."""
 
-    share: Annotated[Number, Field(gt=0, lt=1)] = 0.2
+    share: Annotated[Number, Field(gt=0, lt=1), Flag("--replay", "off"), Label("Share of replay rows", "more")] = 0.2
     """Share of replay rows in the rows that training shows: with 0.2, one row in five. A pass still shows every
     training row, so it has 1 / (1 - share) times as many steps."""
-    data: ReplayDataConfig | None = None
+    data: Annotated[
+        ReplayDataConfig | None, Flag("--replay-data", "the base's own answers to general instructions")
+    ] = None
     """The replay rows: a file, folder or hub data set in any format of training rows, or `run:NAME` for the training
     rows of an earlier run, read with its columns and settings. By default they are the base model's own answers to 64
     general instructions of several kinds and languages, of at most 128 tokens, drawn at temperature 1. It writes them

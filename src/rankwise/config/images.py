@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
-from rankwise.config.base import Config
+from rankwise.config.base import Config, Flag, Label
 from rankwise.errors import ModelError
 
 PATCH = 16
@@ -40,13 +40,19 @@ class ImagesConfig(Config):
     """Images: the size that the model receives, and how training varies them. These settings have an effect only with
     the objective image-classification."""
 
-    size: Annotated[int, Field(ge=SMALLEST, le=LARGEST, strict=True)] | Literal["auto"] = "auto"
-    """Side of the square that the model receives, in pixels. Half the side takes about a quarter of the time. `auto` is
-    the size that the model's own preprocessor names."""
-    augmentation: Literal["none", "flip", "crop", "trivial"] = "none"
-    """How each training image is varied each time it is seen. `flip` mirrors half of the images left to right. `crop`
-    also cuts out a random part (a half to all of the area) and enlarges it. `trivial` also changes colour or shape at
-    random (TrivialAugment, arXiv 2103.10158). Validation images are never varied."""
+    size: Annotated[
+        Annotated[int, Field(ge=SMALLEST, le=LARGEST, strict=True)] | Literal["auto"],
+        Flag("--image-size", "the model's own"), Label("Image size", "images"),
+    ] = "auto"  # fmt: skip
+    """Side of the square images that the model receives, in pixels. Half the side takes about a quarter of the time.
+    `auto` is the size that the model's own preprocessor names."""
+    augmentation: Annotated[
+        Literal["none", "flip", "crop", "trivial"], Flag("--augmentation"), Label("Augmentation", "images")
+    ] = "none"
+    """How each training image is varied each time it is seen: `none`, `flip`, `crop` or `trivial`. `flip` mirrors half
+    of the images left to right. `crop` also cuts out a random part (a half to all of the area) and enlarges it.
+    `trivial` also changes colour or shape at random (TrivialAugment, arXiv 2103.10158). Validation images are never
+    varied."""
 
 
 class ImageProcessing(Config):

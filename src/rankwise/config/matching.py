@@ -18,7 +18,7 @@ from rankwise.config.experts import (
     refuse_beside_experts,
     stacked_parameters,
 )
-from rankwise.config.expressions import matcher
+from rankwise.config.expressions import explained, matcher, names_of, once_matched
 from rankwise.config.modules import (
     ALL_CONV,
     ALL_LINEAR,
@@ -33,7 +33,6 @@ from rankwise.config.modules import (
     no_inner_convolution,
     tower_layers,
 )
-from rankwise.config.old_names import explained, names_of, once_matched
 from rankwise.errors import TargetError, did_you_mean, some
 
 

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rankwise.config.base import Config
+from rankwise.config.base import Config, Flag, Label
 from rankwise.config.forgetting import AnchorConfig
-from rankwise.config.layer import AFTER, Heads, Layer, Position
 from rankwise.config.models import ModelConfig
-from rankwise.config.modules import Modules, Selection
+from rankwise.config.modules import AFTER, Heads, Layer, Modules, Position, Selection
 from rankwise.config.parameters import NO_HEADS, Parameters
 from rankwise.errors import ConfigError
 
@@ -49,9 +48,12 @@ class Card:
 
 
 class MethodConfig(Config):
-    start_from: str | None = Field(None, min_length=1)
+    start_from: Annotated[
+        str | None, Flag("--from"), Label("Begin with an adapter", "more")
+    ] = Field(None, min_length=1)  # fmt: skip
     """An adapter to begin with instead of a new one: a finished run (its name or folder) or the folder of a PEFT
-    adapter. Its layers, ranks and scale stay as they are, so other values for them are refused."""
+    adapter. Its base is taken, unless another one is named. Its layers, ranks and scale stay as they are, so other
+    values for them are refused."""
     cards: ClassVar[tuple[Card, ...]]
     named: ClassVar[str]
     """The method's name as a setting, and what it is where the name does not say it."""
@@ -98,6 +100,9 @@ class MethodConfig(Config):
         "weights have 8 significant bits instead of 24; the loss of a step differs by some hundredths of a nat",
     )
     """The setting by which a base in float32 takes less memory, and its price."""
+
+    full_takes: ClassVar[Mapping[str, float]] = {}
+    """By backend, how many times as long a step of full fine-tuning in float32 takes, where docs/speed.md says it."""
 
     @model_validator(mode="after")
     def _can_continue(self) -> Self:

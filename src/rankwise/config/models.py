@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from rankwise.config.base import Config
+from rankwise.config.base import Config, Flag, Label
 
 PackedFormat = Literal["nf4", "int8"]
 """What a base in full can be stored as."""
@@ -38,7 +38,7 @@ def parse_size(text: str) -> int:
 class ModelConfig(Config):
     """The base model. A plain text is its name: `model: smollm2-135m`."""
 
-    name: str = Field(min_length=1)
+    name: Annotated[str, Flag("--model"), Label("Model", "model")] = Field(min_length=1)
     """A starter name, a hub id (`organisation/model`), a local folder or a GGUF file."""
     revision: str | None = None
     """Branch, tag or commit of a model on the hub."""
@@ -46,21 +46,25 @@ class ModelConfig(Config):
     """Number format of the frozen weights. `auto` is bfloat16 where the hardware computes faster in it, and float32
     elsewhere.
     Trained weights are always float32, so full fine-tuning refuses bfloat16."""
-    quantize: Literal["auto", "none", "nf4", "int8"] = "auto"
+    quantize: Annotated[
+        Literal["auto", "none", "nf4", "int8"], Flag("--quantize", "as the model has them"),
+        Label("Weights in fewer bits", "memory"),
+    ] = "auto"  # fmt: skip
     """Store the frozen weights of linear layers in fewer bits, which takes a quarter (`nf4`) or half (`int8`) of
-    bfloat16's memory. Products are computed in `dtype`. `auto` takes weights as they are: those of a quantised model
-    quantised, all others in full; `none` computes with full weights in any case."""
-    memory: str | None = None
+    bfloat16's memory, or in full (`none`). Products are computed in `dtype`. `auto` takes weights as they are: those of
+    a quantised model quantised, all others in full; `none` computes with full weights in any case."""
+    memory: Annotated[str | None, Flag("--memory"), Label("Memory limit", "memory")] = None
     """Most memory that a training on the CPU may have resident, such as `6GB`. Frozen weights then stay in their file
     and are given back to the system after each use. Where that is necessary, more blocks use activation checkpointing
     and fewer tokens are computed at once, which takes longer and changes results by rounding at most."""
-    sharded: bool = False
+    sharded: Annotated[bool, Flag("--shard")] = False
     """Split the base over the processes of a training (`--processes`), by PyTorch's FSDP2: each has its share of the
     weights in memory, and gathers those of a block while it computes it. The result is the same but for rounding."""
-    new_tokens: tuple[str, ...] = ()
-    """Texts that become tokens of their own, such as `["<city>", "<date>"]`. Each begins as the mean of the tokens that
-    it was written with before. Their rows in the embedding and in the output head are trained and stored with the
-    adapter; all other rows stay as they are. A text that is one token already is not added, and the run says so."""
+    new_tokens: Annotated[tuple[str, ...], Flag("--new-tokens")] = ()
+    """Texts that become tokens of their own, separated by commas, such as `<city>,<date>`, or as a list. Each begins as
+    the mean of the tokens that it was written with before. Their rows in the embedding and in the output head are
+    trained and stored with the adapter; all other rows stay as they are. A text that is one token already is not added,
+    and the run says so."""
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """Device to run on: `auto`, `cpu`, `mps`, `cuda`, or `cuda:N` for one of several GPUs."""
     trust_code: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")

@@ -1,4 +1,9 @@
-"""The modules of a model, as targets see them: of a model in memory and of a plan alike.
+"""The modules of a model, of one in memory and of a plan alike: what targets need to know of them (`Seen`), and, of
+those that hold weights, the sizes and the position that a plan counts with (`Layer`).
+
+A weight (O, I) maps I inputs to O outputs. An embedding has I rows of O numbers; a convolution's I is channels times
+kernel. A tied head reads the embedding's weight and has none of its own. Experts are one parameter that holds
+a weight (O, I) of each expert of a block.
 
 A stem or a patch embedding reads the image, as the head writes the logits: `all-conv` leaves the one alone as
 `all-linear` does the other. Both can be named. On EfficientNet-Lite0 at 112 pixels, an adapter over the stem too saves
@@ -8,9 +13,12 @@ was better in three seeds at 64 pixels, by 1.7 to 3.7 points, and worse in three
 
 from __future__ import annotations
 
+import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from rankwise.errors import some
@@ -20,8 +28,78 @@ AUTO, ALL_LINEAR, ALL_CONV = "auto", "all-linear", "all-conv"
 HostKind = Literal["linear", "conv1d", "conv2d", "embedding", "experts"]
 """Kinds of layers that can have an adapter. A conv1d is GPT-2's linear layer, whose weight is stored as (I, O), and
 experts are the weights of all experts of a block in one parameter (experts.py), by the path of that parameter."""
+NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 MOST_CHANNELS = 4
 """Channels that an image may have."""
+Kind = Literal["linear", "conv1d", "conv2d", "embedding", "experts", "other"]
+"""`other` holds weights that no adapter is laid over: norms, positions, single vectors."""
+Position = tuple[int, int]
+"""A block and a stage inside it; positions compare from input to output."""
+Heads = Mapping[str, tuple[int, ...]]
+"""Sizes of the weights of modules that are trained whole beside an adapter, by their names in the model."""
+Side = Literal["", "input", "output"]
+"""Which tokens a layer of an encoder with a decoder maps: those that the encoder reads, as the keys and values of
+cross-attention also do, or those that the decoder writes. Empty for all other models."""
+BEFORE, AFTER = (-1, 0), (1 << 30, 0)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module with weights. `stage` counts the different inputs that layers of the same block were called with before
+    this one, so layers that read one tensor side by side share a stage; outside blocks it is -1 before and 0 after
+    them. It is None for a layer that the forward pass never calls, or where no forward pass was made."""
+
+    path: str
+    kind: Kind
+    inputs: int = 0
+    outputs: int = 0
+    bias: int = 0
+    """Parameters of the bias; of `other`, all of its parameters."""
+    shares: str | None = None
+    """The path of the layer whose weight this one reads."""
+    parts: tuple[int, ...] = ()
+    """Outputs of the query, the key and the value, where one layer makes all three."""
+    kernel: tuple[int, int] | None = None
+    """Height and width, for a convolution over images."""
+    class_name: str = ""
+    """The module's class, for `other` alone."""
+    problem: str = ""
+    """Why no adapter can be laid over it, for a convolution that is `other`."""
+    stacked: tuple[str, ...] = ()
+    """Names of its parameters that hold the weights of several experts and cannot be adapted, for `other` alone."""
+    experts: int = 0
+    """How many experts a parameter of kind `experts` holds, whose path is that of the parameter."""
+    stage: int | None = None
+    positions: float | None = None
+    """In a model of images, how many inputs it maps for each planned token: the pixels that a convolution makes, or an
+    encoder's own patches. None in a model of texts, where it is one."""
+    side: Side = ""
+    offset: int = 0
+    """Blocks that the forward pass goes through before the stack of this one: of a decoder, those of its encoder."""
+
+    @property
+    def parameters(self) -> int:
+        return (0 if self.shares else self.inputs * self.outputs * max(1, self.experts)) + self.bias
+
+    @property
+    def channels(self) -> int:
+        """Input channels of a convolution over images."""
+        return 0 if self.kernel is None else self.inputs // math.prod(self.kernel)
+
+    @cached_property
+    def block(self) -> int | None:
+        """Its number among all blocks in the order of the forward pass: the first number in the path, and `offset`."""
+        number = layer_number(self.path)
+        return None if number is None else number + self.offset
+
+    @property
+    def position(self) -> Position | None:
+        """Block and stage in which the layer is called, or that it is before or after all blocks; None if unknown."""
+        if self.stage is None:
+            return None
+        if self.block is None:
+            return BEFORE if self.stage < 0 else AFTER
+        return self.block, self.stage
 
 
 @dataclass(frozen=True)
@@ -58,7 +136,8 @@ class Selection:
 
 def layer_number(path: str) -> int | None:
     """Number of the block that a module belongs to: the first number in its path."""
-    return next((int(part) for part in path.split(".") if part.isdecimal()), None)
+    number = NUMBER.search(path)
+    return None if number is None else int(number[1])
 
 
 TOWERS = frozenset({

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from rankwise.config.base import NAME, Config
+from rankwise.config.base import NAME, Config, Flag
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 TRACKERS: tuple[TrackerName, ...] = get_args(TrackerName)
@@ -16,9 +16,10 @@ WITH_PROJECTS = ("wandb", "mlflow", "trackio")
 class TrackingConfig(Config):
     """Programs that receive the run's records in addition to its own log. They do not change what is trained."""
 
-    log_to: tuple[TrackerName, ...] = ()
-    """Trackers: tensorboard, wandb, mlflow or trackio, several separated by commas. Each is an extra of the package
-    (`pip install 'rankwise[tensorboard]'`) and writes to this machine unless its own settings name a server."""
+    log_to: Annotated[tuple[TrackerName, ...], Flag("--log-to")] = ()
+    """Trackers that receive the run's records, separated by commas: tensorboard, wandb, mlflow, trackio. Each is an
+    extra of the package (`pip install 'rankwise[tensorboard]'`) and writes to this machine unless its own settings name
+    a server."""
     project: Annotated[str, Field(pattern=NAME)] = "rankwise"
     """Name of the project of W&B and trackio, and of the experiment of MLflow, in which the run appears."""
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rankwise.config.base import Config, Number, PositiveInt, Seed
+from rankwise.config.base import Config, Flag, Label, Number, PositiveInt, Seed
 from rankwise.config.forgetting import AnchorConfig, ReplayConfig
 from rankwise.errors import ConfigError
 
@@ -18,21 +18,30 @@ MOST_PASSES = 1_000_000
 class TrainingConfig(Config):
     """How a run is trained."""
 
-    epochs: Annotated[Number, Field(gt=0, le=1000)] | None = None
+    epochs: Annotated[
+        Annotated[Number, Field(gt=0, le=1000)] | None,
+        Flag("--epochs", "2; of a classifier of texts, until its validation stops improving"),
+        Label("Epochs", "knobs"),
+    ] = None
     """Passes over the training rows. The default is 2 if steps is not given either; for a classifier of texts it is
     4, or, with validation rows, at most 10: training then ends when they show no improvement (validation.keep is `best`
     and validation.patience 2)."""
-    steps: PositiveInt | None = None
-    """Number of optimizer steps. Give either steps or epochs."""
-    batch_size: PositiveInt = 16
+    steps: Annotated[PositiveInt | None, Flag("--steps"), Label("Or steps", "knobs")] = None
+    """Number of optimizer steps, instead of epochs."""
+    batch_size: Annotated[PositiveInt, Flag("--batch-size"), Label("Rows in a step", "knobs")] = 16
     """Number of rows in one optimizer step."""
-    max_batch_tokens: PositiveInt = 2048
+    max_batch_tokens: Annotated[PositiveInt, Label("Tokens at once", "memory")] = 2048
     """Largest number of tokens in one forward pass, padding included. A step with more tokens is split into
     micro-batches. This limits memory and does not change the result (without dropout), because the loss of a step is
     the mean over all its loss tokens."""
-    auto_batch: bool = False
-    """When memory runs out, halve max_batch_tokens and repeat the step with the same rows."""
-    learning_rate: Annotated[Number, Field(gt=0, le=10)] | Literal["auto", "tune"] = "auto"
+    auto_batch: Annotated[bool, Flag("--auto-batch"), Label("Smaller batches when memory runs out", "memory")] = False
+    """When memory runs out, compute fewer tokens at once (half of max_batch_tokens) and repeat the step with the same
+    rows."""
+    learning_rate: Annotated[
+        Annotated[Number, Field(gt=0, le=10)] | Literal["auto", "tune"],
+        Flag("--learning-rate", "by the method and the model's hidden size"),
+        Label("Learning rate", "knobs"),
+    ] = "auto"
     """Highest learning rate of the schedule. `auto` is 2e-3 for adapters and 1e-4 for full fine-tuning at hidden size
     576, and lower for wider models (training/trainer.py). `tune` chooses it by short trials on your rows before the
     run begins (`--tune`)."""
@@ -40,9 +49,16 @@ class TrainingConfig(Config):
     """Learning rate after the warmup: `linear` and `cosine` decay to zero, `constant` does not decay."""
     warmup: Number = Field(0.03, ge=0, lt=1)
     """Share of the steps in which the learning rate rises from zero."""
+    warmup_steps: Annotated[
+        Annotated[int, Field(ge=0, strict=True)] | None,
+        Flag("--warmup-steps", "3 % of all steps"),
+        Label("Warmup steps", "more"),
+    ] = None
+    """Steps in which the learning rate rises from zero. They take the place of the share `warmup`, and are fewer than
+    all steps."""
     weight_decay: Number = Field(0.0, ge=0, lt=1)
     """Weight decay of AdamW."""
-    backend: Literal["auto", "eager", "fused", "compiled"] = "auto"
+    backend: Annotated[Literal["auto", "eager", "fused", "compiled"], Flag("--backend")] = "auto"
     """What computes losses: `eager` is the model's own code, `fused` are faster kernels that some models have, and
     `compiled` adds torch's compiler to these. `auto` takes the fastest that agrees with the model's own code. Results
     of different backends differ in rounding."""
@@ -60,7 +76,7 @@ class TrainingConfig(Config):
     """When the loss stays far above its past or is not a number: `stop` ends the run, which can be resumed with the
     other value. `back-off` goes back to a checkpoint before it, or to the beginning, halves the learning rate, and goes
     on, at most three times."""
-    seed: Seed = 0
+    seed: Annotated[Seed, Flag("--seed"), Label("Seed", "more")] = 0
     """Seed of initial values, row order and dropout."""
     checkpoint_minutes: Annotated[Number, Field(gt=0, le=1440)] | None = None
     """Longest time between checkpoints, and so the work that a crash may cost. The default is 5. They are written more
@@ -69,8 +85,8 @@ class TrainingConfig(Config):
     checkpoint_steps: PositiveInt | None = None
     """Steps between checkpoints, which are then written by steps instead of by time; the number of steps of the run
     means none. A run that is told to stop writes one in any case."""
-    keep_checkpoints: PositiveInt = 2
-    """Number of checkpoints that are stored at a time (`--keep-checkpoints`). Where the newest one is damaged, a run is
+    keep_checkpoints: Annotated[PositiveInt, Flag("--keep-checkpoints")] = 2
+    """Number of checkpoints that are stored at a time. Where the newest one is damaged, a run is
     resumed from the one before it. Each takes about three times the size of the trained weights in float32 on the
     disk, and one more is there while it is written."""
 
@@ -112,8 +128,16 @@ class TrainingConfig(Config):
                 f'setting "training.steps" is {self.steps:,}, in which each of the {rows:,} rows is seen {passes:,} '
                 f"times (at most {MOST_PASSES:,})."
             ])  # fmt: skip
-        rate = self.highest_rate(width, auto_rate)
-        return self.model_copy(update={"steps": self.total_steps(rows), "epochs": None, "learning_rate": rate})
+        steps, rate, warmup = self.total_steps(rows), self.highest_rate(width, auto_rate), self.warmup
+        if self.warmup_steps is not None:
+            if self.warmup_steps >= steps:
+                raise ConfigError([
+                    f'setting "training.warmup_steps" is {self.warmup_steps:,}, and the run has {steps:,} steps: the '
+                    "learning rate would never reach its highest value. Give fewer (--warmup-steps)."
+                ])  # fmt: skip
+            warmup = self.warmup_steps / steps
+        changes = {"steps": steps, "epochs": None, "learning_rate": rate, "warmup": warmup}
+        return self.model_copy(update=changes)
 
     def total_steps(self, rows: int) -> int:
         """Number of optimizer steps. The last step is filled up with rows of another pass."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from rankwise.config.base import Config, PositiveInt
+from rankwise.config.base import Config, Flag, Label, PositiveInt
 
 TextMetric = Literal["exact", "number", "json", "rouge_1", "rouge_2", "rouge_l", "bleu", "chrf"]
 PairMetric = Literal["preference_accuracy", "margin"]
@@ -33,14 +33,21 @@ WRITTEN = 12
 class ValidationConfig(Config):
     """How a run is measured while it trains."""
 
-    steps: PositiveInt | None = None
+    steps: Annotated[
+        PositiveInt | None, Flag("--validate-every", "a tenth of all steps"),
+        Label("Steps between validations", "validation"),
+    ] = None  # fmt: skip
     """Optimizer steps between validations. The last step is always validated. The default is ten validations in a run,
     or fewer if there are so many validation rows that ten would read more than a fifth of the trained tokens."""
-    keep: Literal["last", "best"] = "last"
+    keep: Annotated[
+        Literal["last", "best"],
+        Flag("--keep", "last; of a classifier of texts without --epochs and --steps, best"),
+        Label("Checkpoint to keep", "validation"),
+    ] = "last"
     """Which checkpoint becomes the result: `last`, or `best` by validation loss (or by the metric named in `by`). A
     classifier of texts that trains until its validation stops improving (training.epochs) keeps the best one. With
     AdaLoRA, only checkpoints after the end of pruning are compared, because earlier ones are larger than the budget."""
-    patience: PositiveInt | None = None
+    patience: Annotated[PositiveInt | None, Flag("--patience"), Label("Stop early after", "validation")] = None
     """Early stopping: end the run after this many validations in a row without improvement."""
     by: Literal["loss", TextMetric, ClassMetric, TagMetric, PairMetric] = "loss"
     """What `keep` and `patience` compare: the validation loss, a metric of a language model's answers, a metric of a

@@ -5,9 +5,19 @@
 is linear CKA (Kornblith et al. 2019): 1 if both models have the same features up to rotation and scale. HSIC is the
 unbiased estimate (Song et al. 2012): the usual one finds a similarity of D / (D + N) between unrelated features, and
 here that is 0 on average, so a value may be slightly negative. The interval is a jackknife over twenty groups of
-images. Whether the features are still good for something is the accuracy of a linear probe (linear_probe.py) on the
-labels of these images, for both models and pair by pair.
-The features are what the head reads.
+images. The features are what the head reads.
+
+Whether they are still good for something is the accuracy of a linear probe on the labels of these images, for both
+models and pair by pair:
+
+    W = argmin over W of sum over images |W (x - mean) + mean(y) - y|^2 + penalty |W|^2,     y one-hot
+
+Each image is predicted by a probe that was fitted without it, in five folds with equal shares of every class. The
+penalty is the one with the least leave-one-out error on the fitted images. Features enter only as inner products,
+
+    K = X X^T,      alpha = (K + penalty)^-1 (Y - mean),      prediction = K alpha + mean,
+
+and penalties are relative to the size of K, so rotating or scaling all features changes no prediction.
 """
 
 from __future__ import annotations
@@ -28,12 +38,11 @@ from torch import Tensor, nn
 
 from rankwise.base.heads import head_modules
 from rankwise.base.loaded import LoadedModel
-from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
+from rankwise.config.objectives import ClassificationConfig
 from rankwise.errors import EvaluationError
 from rankwise.evaluation.class_metrics import one_target
 from rankwise.evaluation.intervals import difference
-from rankwise.evaluation.linear_probe import FOLDS, probe_hits
 from rankwise.evaluation.metrics import METRICS, means
 from rankwise.evaluation.validation_rows import refuse_training_files
 from rankwise.objectives.image_classification import ImageClassification
@@ -41,7 +50,7 @@ from rankwise.rows.classes import read_targets
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.preparing import prepare, refuse_fatal
 from rankwise.rows.text.tokenize import Tokens
-from rankwise.runs.measured import FeatureForgetting, Measured
+from rankwise.runs.measured import FeatureForgetting, Measurement
 from rankwise.runs.records import Callback, ProgressUpdate, silent
 from rankwise.runs.row_facts import TargetFacts
 from rankwise.runs.snapshot import RunSnapshot
@@ -53,6 +62,9 @@ GROUPS = 20
 STUDENT = 2.093024054408263
 """The 97.5 % quantile of Student's t with GROUPS - 1 degrees of freedom."""
 FEWEST = 2 * GROUPS
+FOLDS, SEED = 5, 0
+PENALTIES = np.logspace(-5, 2, 15)
+"""Of the probe, relative to the mean squared length of a centred feature vector."""
 
 
 def feature_forgetting(
@@ -98,7 +110,7 @@ def _check(x: Numbers, y: Numbers, labels: Sequence[int] | None, classes: Sequen
         raise EvaluationError(f"{count:,} features are not finite: the weights of one of the two models are damaged.")
 
 
-def cka(base: Numbers, tuned: Numbers) -> Measured:
+def cka(base: Numbers, tuned: Numbers) -> Measurement:
     """Compute linear CKA with its interval from the inner products (N, N) of each model's centred features."""
     value, groups = cka_value(base, tuned), np.arange(len(base)) % GROUPS
     without = []
@@ -106,7 +118,7 @@ def cka(base: Numbers, tuned: Numbers) -> Measured:
         rest = np.ix_(groups != group, groups != group)
         without.append(cka_value(base[rest], tuned[rest]))
     half = STUDENT * math.sqrt((GROUPS - 1) * float(np.var(without)))
-    return Measured(value=value, low=value - half, high=max(value, min(1.0, value + half)))
+    return Measurement(value=value, low=value - half, high=max(value, min(1.0, value + half)))
 
 
 def cka_value(base: Numbers, tuned: Numbers) -> float:
@@ -192,3 +204,48 @@ def features_of(module: nn.Module, objective: ImageClassification) -> Features:
 def _pooled(read: Tensor) -> Tensor:
     """(B, D) stays, tokens (B, T, D) and maps (B, D, H, W) are averaged."""
     return read.mean(1) if read.dim() == 3 else read.flatten(2).mean(2) if read.dim() == 4 else read
+
+
+def probe_hits(gram: Numbers, labels: Sequence[int]) -> list[bool]:
+    """Tell for each image whether the probe predicts its class. `gram` (N, N) has the features' inner products."""
+    numbers, classes = np.asarray(labels), np.unique(labels)
+    folds = _folds(numbers)
+    targets = (numbers[:, None] == classes).astype(np.float64)
+    predicted = np.zeros(len(numbers), np.int64)
+    for fold in range(FOLDS):
+        fitted, left_out = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        values, _ = fit_and_predict(gram[np.ix_(fitted, fitted)], gram[np.ix_(left_out, fitted)], targets[fitted])
+        predicted[left_out] = classes[values.argmax(1)]
+    return (predicted == numbers).tolist()
+
+
+def _folds(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number the images of each class in a random order that depends on the labels alone."""
+    folds, generator = np.zeros(len(labels), np.int64), np.random.default_rng(SEED)
+    for number in np.unique(labels):
+        own = np.flatnonzero(labels == number)
+        folds[generator.permutation(own)] = np.arange(len(own)) % FOLDS
+    return folds
+
+
+def fit_and_predict(among: Numbers, between: Numbers, targets: Numbers) -> tuple[Numbers, Numbers]:
+    """Predict others, and each fitted row by a probe without it. `among` holds the inner products of the fitted rows,
+    `between` those of the others with them."""
+    rows, middle, mean = among.mean(1), among.mean(), targets.mean(0)
+    centred = among - rows - rows[:, None] + middle
+    lengths, vectors = np.linalg.eigh(centred)
+    lengths = np.maximum(lengths, 0)
+    turned = vectors.T @ (targets - mean)
+    penalties = PENALTIES * max(float(lengths.sum()) / len(among), 1e-300)
+    best = min(penalties, key=lambda penalty: float((_left_out(lengths, penalty, vectors, turned) ** 2).sum()))
+    weights = vectors @ (turned / (lengths + best)[:, None])
+    without = targets - _left_out(lengths, best, vectors, turned)
+    return (between - rows - between.mean(1)[:, None] + middle) @ weights + mean, without
+
+
+def _left_out(lengths: Numbers, penalty: float, vectors: Numbers, turned: Numbers) -> Numbers:
+    """The error of each fitted row under a probe, with its mean, that was fitted without it. The constant vector, which
+    centring made an eigenvector of length 0, belongs to the mean and not to the penalised weights."""
+    weights = vectors @ (turned / (lengths + penalty)[:, None])
+    own = (vectors**2 / (lengths + penalty)).sum(1) - 1 / (penalty * len(lengths))
+    return weights / own[:, None]

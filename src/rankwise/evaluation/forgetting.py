@@ -41,7 +41,7 @@ from rankwise.evaluation.text import Text, refuse_trained_on, text_for
 from rankwise.methods.artifact import Artifact
 from rankwise.runs.evaluations import Forgetting, OfBlocks, StrengthCurve, StrengthPoint
 from rankwise.runs.manifest import now
-from rankwise.runs.measured import Difference, Measured
+from rankwise.runs.measured import Difference, Measurement
 from rankwise.runs.records import Callback, ProgressUpdate, WarningMessage, silent
 
 ROWS = 64
@@ -116,7 +116,7 @@ def _in_order(results: Mapping[int, Compared]) -> list[Compared]:
     return [results[number] for number in sorted(results)]
 
 
-def _both(blocks: Sequence[Compared], looks: Looks | None, available: int) -> tuple[Measured, Measured]:
+def _both(blocks: Sequence[Compared], looks: Looks | None, available: int) -> tuple[Measurement, Measurement]:
     """Return KL and dNLL with their intervals."""
     if looks is None:
         return kl_of(blocks), change_of(blocks)
@@ -127,15 +127,15 @@ def _both(blocks: Sequence[Compared], looks: Looks | None, available: int) -> tu
     return kl.model_copy(update={"low": min(kl.value, max(0.0, kl.low))}), change  # KL is never negative
 
 
-def kl_of(blocks: Sequence[Compared]) -> Measured:
+def kl_of(blocks: Sequence[Compared]) -> Measurement:
     return _mean([[block.kl, float(block.positions)] for block in blocks])
 
 
-def change_of(blocks: Sequence[Compared]) -> Measured:
+def change_of(blocks: Sequence[Compared]) -> Measurement:
     return _mean([[block.change, float(block.positions)] for block in blocks])
 
 
-def _mean(rows: list[list[float]]) -> Measured:
+def _mean(rows: list[list[float]]) -> Measurement:
     return measured(METRICS["loss"], rows)
 
 

@@ -22,7 +22,7 @@ from rankwise.config.tasks import OF_LM_EVAL
 from rankwise.errors import ConfigError, EvaluationError, ResourceError, did_you_mean, first_line, is_out_of_memory
 from rankwise.evaluation.intervals import scores
 from rankwise.evaluation.metrics import means
-from rankwise.evaluation.row_task import WithoutAnswers
+from rankwise.evaluation.task import WithoutAnswers
 from rankwise.runs.evaluations import ModelScores, Scores
 from rankwise.runs.records import Callback, StatusMessage
 

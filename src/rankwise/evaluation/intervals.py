@@ -46,7 +46,7 @@ import numpy as np
 from rankwise.config.tasks import CHOSEN, LIKELIHOOD, TaskConfig, is_running_text
 from rankwise.evaluation.metrics import METRICS, Formula, Metric, Sums, share
 from rankwise.runs.evaluations import Evaluation, Scores
-from rankwise.runs.measured import LEVEL, Difference, Measured, Verdict
+from rankwise.runs.measured import LEVEL, Difference, Measurement, Verdict
 
 Stored = Sequence[Sequence[float]]
 """The stored rows of all items."""
@@ -60,29 +60,29 @@ def scores(metric: str, rows: Stored) -> Scores:
     return Scores(measured=measured(METRICS[metric], rows), sums=[list(row) for row in rows])
 
 
-def measured(metric: Metric, rows: Stored) -> Measured:
+def measured(metric: Metric, rows: Stored) -> Measurement:
     table = metric.table(_sorted(np.asarray(rows, dtype=np.float64)))
     value = float(metric.of(_total(table)))
     if metric.of is share and _hits(table):
         low, high = _wilson(value, len(table))
     else:
         low, high = _quantiles(_drawn(metric.of, table))
-    return Measured.around(value, low, high)
+    return Measurement.around(value, low, high)
 
 
-def measured_share(hits: float, items: int) -> Measured | None:
+def measured_share(hits: float, items: int) -> Measurement | None:
     """Return a share of hits with Wilson's interval; None without items. Half a hit is one that is undecided."""
     if not items:
         return None
-    return Measured.around(hits / items, *_wilson(hits / items, items))
+    return Measurement.around(hits / items, *_wilson(hits / items, items))
 
 
-def measured_each(of: Formula, rows: Sums) -> list[Measured]:
+def measured_each(of: Formula, rows: Sums) -> list[Measurement]:
     """Bootstrap a formula that gives several values, from the items' sums; nan marks samples without a value."""
     table = _sorted(rows)
     values, drawn = of(_total(table)), _drawn(of, table)
     low, high = np.nanquantile(drawn, (LEVEL / 2, 1 - LEVEL / 2), axis=0)
-    return [Measured.around(*one) for one in np.stack((values, low, high), -1).tolist()]
+    return [Measurement.around(*one) for one in np.stack((values, low, high), -1).tolist()]
 
 
 def difference(metric: Metric, a: Stored, b: Stored) -> Difference:
@@ -198,21 +198,21 @@ class Looks:
         found = [len(range(0, blocks, step)) for step in self.steps]
         return [*(size for size in found[:-1] if LEAST <= size < blocks), found[-1]]
 
-    def interval(self, values: Sequence[float], blocks: int) -> Measured:
+    def interval(self, values: Sequence[float], blocks: int) -> Measurement:
         """Return the mean of the measured blocks with its interval, for a text of so many blocks."""
         return interval(values, len(self.sizes(blocks)))
 
-    def enough(self, kl: Measured) -> bool:
+    def enough(self, kl: Measurement) -> bool:
         return max(kl.high - kl.value, kl.value - kl.low) <= max(SHARE * kl.value, NATS)
 
 
-def interval(values: Sequence[float], looks: int) -> Measured:
+def interval(values: Sequence[float], looks: int) -> Measurement:
     """Return the mean with an interval that holds at all of so many looks together."""
     n, mean = len(values), math.fsum(values) / len(values)
     if n < 2:
-        return Measured(value=mean, low=mean, high=mean)
+        return Measurement(value=mean, low=mean, high=mean)
     half = quantile(n - 1, 1 - LEVEL / (2 * looks)) * float(np.std(values, ddof=1)) / math.sqrt(n)
-    return Measured(value=mean, low=mean - half, high=mean + half)
+    return Measurement(value=mean, low=mean - half, high=mean + half)
 
 
 def quantile(freedom: int, level: float) -> float:

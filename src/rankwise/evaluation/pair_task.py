@@ -24,13 +24,11 @@ import numpy as np
 import torch
 
 from rankwise.base.loaded import LoadedModel
-from rankwise.config.tasks import HELD_OUT, task_of_rows
 from rankwise.evaluation.intervals import scores
 from rankwise.evaluation.likelihood import LOGITS
 from rankwise.evaluation.metrics import means
-from rankwise.evaluation.row_task import WithoutAnswers
-from rankwise.evaluation.subject import BaseAndTuned, Subject
-from rankwise.evaluation.validation_rows import rows_to_measure
+from rankwise.evaluation.subject import BaseAndTuned
+from rankwise.evaluation.task import WithoutAnswers
 from rankwise.kernels.loss import divergence
 from rankwise.objectives.preference import Preference, log_probabilities
 from rankwise.rows.encoded.batches import IGNORED, questions
@@ -158,16 +156,3 @@ class PairTask(WithoutAnswers):
         with torch.no_grad():
             base, tuned = (logits(ids)[places] for logits in (sides.base, sides.tuned))
             return divergence(tuned, base).item(), len(places)
-
-
-def pair_task(
-    subject: Subject, objective: Preference, data: str | None, rows: int | None, callback: Callback
-) -> PairTask:
-    """Pairs that the run did not train on, its own or those of `data`."""
-    assert subject.artifact is not None, "it was trained on pairs, so it is a run or an adapter's folder"
-    found = rows_to_measure(subject.artifact, subject.model, data, callback)
-    name = HELD_OUT if data is None else task_of_rows(data).task
-    chosen = found.documents if rows is None else found.spread(rows).documents
-    return PairTask(
-        name, found.about, objective, chosen, subject.against, subject.base, subject.sides, left_out=found.left_out
-    )

@@ -31,19 +31,16 @@ LONGEST_TEXT = 50_000_000
 
 
 @dataclass(frozen=True)
-class Request:
-    """One prompt with what is scored after it. `documents` are encoded sequences, one or one for each of `choices`,
-    scored where their loss mask is set. `given` are the ids before an answer to be generated; `alternatives` are
-    references beside `target`."""
+class Request(TaskDocument):
+    """A row of a task with what is scored after its prompt. `documents` are encoded sequences, one or one for each of
+    `choices`, scored where their loss mask is set. `given` are the ids before an answer to be generated."""
 
-    where: str
-    prompt: str
-    target: str
-    documents: tuple[Tokens, ...]
-    right: int = -1
-    choices: tuple[str, ...] = ()
+    documents: tuple[Tokens, ...] = ()
     given: tuple[int, ...] = ()
-    alternatives: tuple[str, ...] = ()
+
+    @property
+    def prompt(self) -> str:
+        return " | ".join(self.prompts)
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -191,12 +188,9 @@ def _encoded(pairs: Sequence[tuple[Example, TaskDocument | None]], task: TaskCon
         whole = len(made) == count if question is not None else bool(made)
         too_long += not whole
         if whole:
-            shown = question.prompts[0] if question is not None else example.prompt_text
-            requests.append(replace(_item(example.where, made[-1], model), prompt=shown, documents=tuple(made),
-                                 alternatives=example.alternatives))  # fmt: skip
-        if whole and question is not None:
-            requests[-1] = replace(requests[-1], target=question.target, right=question.right, choices=question.choices,
-                                alternatives=question.alternatives)  # fmt: skip
+            row = {"prompts": (example.prompt_text,), "alternatives": example.alternatives}
+            row = row if question is None else vars(question) | {"prompts": question.prompts[:1]}
+            requests.append(replace(_item(example.where, made[-1], model), documents=tuple(made), **row))
         place += count
     if not requests:
         raise DataError(f"{task.data}: none of its {too_long:,} rows fits into the model's context.")
@@ -211,7 +205,7 @@ def _item(where: str, document: Tokens, model: LoadedModel) -> Request:
     begin = last - int(np.argmin(learned[:last][::-1])) if not learned[:last].all() else 0
     given = ids[:begin].tolist()
     target = model.template.answer_text(ids[begin:last].tolist())
-    return Request(where, model.tokenizer.readable(given), target, (document,), given=tuple(given))
+    return Request(where, (model.tokenizer.readable(given),), target, documents=(document,), given=tuple(given))
 
 
 def _continuations(documents: Sequence[TaskDocument], task: TaskConfig, model: LoadedModel) -> Requests:
@@ -230,9 +224,7 @@ def _continued(question: TaskDocument, model: LoadedModel) -> Request:
     befores = question.prompts if len(question.prompts) > 1 else question.prompts * len(many)
     made = tuple(_document(before, after, model) for before, after in zip(befores, many, strict=True))
     given = made[0].ids[: int(np.argmax(np.asarray(made[0].loss_mask)))] if any(map(str.strip, befores)) else ()
-    shown = " | ".join(question.prompts)
-    return Request(question.where, shown, question.target, made, question.right, question.choices, tuple(given),
-                question.alternatives)  # fmt: skip
+    return Request(**vars(question), documents=made, given=tuple(given))
 
 
 def _document(before: str, after: str, model: LoadedModel) -> Tokens:
@@ -258,8 +250,8 @@ def _blocks(task: TaskConfig, model: LoadedModel) -> tuple[Request, ...]:
     before = [start, *(piece[-1] for piece in pieces)]
     return tuple(
         Request(
-            f"{task.data}, tokens from {number * size:,}", "", model.tokenizer.readable(pieces[number]),
-            (Tokens((before[number], *pieces[number]), (False,) + (True,) * len(pieces[number])),),
+            f"{task.data}, tokens from {number * size:,}", (), model.tokenizer.readable(pieces[number]),
+            documents=(Tokens((before[number], *pieces[number]), (False,) + (True,) * len(pieces[number])),),
         )
         for number in drawn(len(pieces), task)
     )  # fmt: skip

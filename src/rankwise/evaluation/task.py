@@ -84,6 +84,16 @@ class Task(Protocol):
     def samples(self, tuned: ModelScores, base: ModelScores | None) -> list[Sample]: ...
 
 
+class WithoutAnswers:
+    """What tasks share whose rows and answers are not kept as text, and of whose base nothing is cached."""
+
+    labels = ()
+    identity = None
+
+    def samples(self, tuned: ModelScores, base: ModelScores | None) -> list[Sample]:
+        return []
+
+
 @dataclass(frozen=True)
 class OwnTask:
     """A task with rankwise's own requests. `together` answers are generated at once; rows that cannot be scored are

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
-from rankwise.errors import DataError, together
+from rankwise.errors import DataError, joined_problems
 from rankwise.rows.files.files import SUFFIXES
 from rankwise.rows.files.hub import HUB
 from rankwise.rows.sources import open_source
@@ -139,7 +139,7 @@ def _of_rows(source: str) -> Written:
         if size > LARGEST:
             break
     if reading.skipped:
-        raise DataError(together([problem for _, problem in reading.skipped]))
+        raise DataError(joined_problems([problem for _, problem in reading.skipped]))
     return _limited(source, BETWEEN.join(texts), tuple(part.identity() for part in reading.parts))
 
 

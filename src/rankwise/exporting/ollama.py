@@ -25,7 +25,7 @@ from rankwise.exporting.template_parity import Conversation, Parity, template_pa
 from rankwise.methods.registry import method_of
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import Message
-from rankwise.rows.text.jinja_source import names
+from rankwise.rows.text.template_process import names
 
 SMALLEST_CONTEXT = 4096
 ELSEWHERE = (

@@ -26,8 +26,7 @@ from rankwise.exporting.template_parity import Parity, template_parity
 from rankwise.methods.artifact import Artifact
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import Message
-from rankwise.rows.text.jinja_source import names
-from rankwise.rows.text.template_process import Conversation, Rules, render_conversations
+from rankwise.rows.text.template_process import Conversation, Rules, names, render_conversations
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.records import Callback
 

@@ -17,7 +17,7 @@ from typing import Any
 from rankwise.errors import TemplateError
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import Example, Message, ToolCall
-from rankwise.rows.text.template_probe import shown_of
+from rankwise.rows.text.rendering import shown_of
 from rankwise.rows.text.tokenize import prompt_ids
 from rankwise.runs.records import Callback, WarningMessage
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rankwise.base.sharding import is_split
+from rankwise.base.split import is_split
 from rankwise.forward.fused import FusedLoss, probe
 from rankwise.kernels.quantized.tensor import is_quantized
 from rankwise.rows.encoded.batches import Batch

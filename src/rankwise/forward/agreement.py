@@ -334,7 +334,7 @@ def _in_float32(module: nn.Module) -> Iterator[None]:
 
 
 def check_finite(module: nn.Module, kind: type[nn.Module] = nn.Module) -> None:
-    """Of the weights in modules of one kind."""
+    """Refuse weights that are not finite, in modules of one kind."""
     owners = {path for path, owner in module.named_modules() if isinstance(owner, kind)}
     named = [one for one in module.named_parameters() if one[0].rpartition(".")[0] in owners]
     spoiled = [name for name, value in named if not value.isfinite().all()]

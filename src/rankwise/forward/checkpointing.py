@@ -40,9 +40,9 @@ def activation_checkpointing(blocks: list[nn.Module]) -> Iterator[None]:
 
 
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def checkpointed_forward(*given: Any, **named: Any) -> Any:
+    def checkpointed_forward(*arguments: Any, **named: Any) -> Any:
         if not torch.is_grad_enabled():
-            return forward(*given, **named)
-        return checkpoint(forward, *given, use_reentrant=False, **named)
+            return forward(*arguments, **named)
+        return checkpoint(forward, *arguments, use_reentrant=False, **named)
 
     return checkpointed_forward

@@ -188,17 +188,17 @@ class FusedEncoder:
     def __call__(self, batch: Batch) -> Tensor:
         if self._cache is None:
             return self._loss(batch)
-        states = [self._cache.of(key, partial(self._below, one)) for key, one in _apart(batch)]
+        states = [self._cache.of(key, partial(self._below, one)) for key, one in _single_images(batch)]
         self._states = torch.cat(states)
         try:
             return self._loss(batch)
         finally:
             self._states = None
 
-    def _forward(self, number: int, block: nn.Module, hidden_states: Tensor, *given: Any, **named: Any) -> Tensor:
+    def _forward(self, number: int, block: nn.Module, hidden_states: Tensor, *arguments: Any, **named: Any) -> Tensor:
         if self._states is not None and number < self._lowest:
             return self._states if number + 1 == self._lowest else hidden_states
-        compute = partial(self._compute, block, given[0] if given else named.get("attention_mask"))
+        compute = partial(self._compute, block, arguments[0] if arguments else named.get("attention_mask"))
         again = torch.is_grad_enabled() and self._lowest <= number < self._lowest + self._recomputed
         states: Tensor = checkpoint(compute, hidden_states, use_reentrant=False) if again else compute(hidden_states)
         if self._reading and number + 1 == self._lowest:
@@ -232,7 +232,7 @@ class _Reached(Exception):
         self.states = states
 
 
-def _apart(batch: Batch) -> Iterator[tuple[bytes, Batch]]:
+def _single_images(batch: Batch) -> Iterator[tuple[bytes, Batch]]:
     """Each image with a key made from its pixels."""
     for at in range(len(batch.targets)):
         inputs = {name: value[at : at + 1] for name, value in batch.inputs.items()}

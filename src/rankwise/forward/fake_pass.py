@@ -1,8 +1,9 @@
-"""One pass of a model without memory: what autograd saves in each block, and how its layers are called.
+"""Passes of a model without memory: what autograd saves in each block, and how its layers are called.
 
-Fake tensors have sizes and a device, so every operation is chosen as on a processor and computes nothing. Autograd
-offers each tensor that it saves to a hook; one that is no weight and was not there before belongs to the block that
-saves it first.
+Fake tensors have sizes and a device, so every operation is chosen as on a processor and computes nothing. A survey of
+the whole model follows how its layers are called, and counts operations by torch's own formulas. In another pass
+autograd offers each tensor that it saves to a hook; one that is no weight and was not there before belongs to the block
+that saves it first.
 
 Of a model of images a backward pass is made too:
 
@@ -10,8 +11,7 @@ Of a model of images a backward pass is made too:
     passing    the most bytes that live at once, less those that are saved when the forward pass ends
 
 The second number is of tensors alone, followed from the operation that makes them to the end of their last reference.
-Gradients of weights are dropped as soon as they are there: a plan counts them for itself. Operations are counted by
-torch's own formulas.
+Gradients of weights are dropped as soon as they are there: a plan counts them for itself.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -33,20 +34,41 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from rankwise.adapters.base_layers import is_host, is_linear
-from rankwise.config.layer import NUMBER
+from rankwise.config.modules import NUMBER, Layer
 from rankwise.kernels.linear import is_conv1d
+
+Call = Callable[[nn.Module], Any]
+"""A call of the model with rows of some size."""
 
 
 @dataclass
-class Trace:
-    """One forward pass: bytes saved by the path of each block, each block's width, and of each layer its stage, the
-    last size of its input, and the tokens of it."""
+class Survey:
+    """How a forward pass calls the layers, by their paths: the stage of each, the last size and the length of its
+    input, and how many inputs it maps; and the width of each block."""
 
-    saved: Counter[str] = field(default_factory=Counter)
-    widths: dict[str, int] = field(default_factory=dict)
     stages: dict[str, int] = field(default_factory=dict)
     inputs: dict[str, int] = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
+    positions: Counter[str] = field(default_factory=Counter)
+    widths: dict[str, int] = field(default_factory=dict)
+    operations: int = 0
+
+    def with_stage(self, layer: Layer) -> Layer:
+        """With its stage. A layer outside all blocks is before the first of them that is called, or after it."""
+        if layer.path not in self.stages:
+            return layer
+        if layer.block is not None:
+            return replace(layer, stage=self.stages[layer.path])
+        before = list(takewhile(lambda path: not NUMBER.search(path), self.stages))
+        return replace(layer, stage=-1 if layer.path in before else 0)
+
+
+@dataclass
+class Memory:
+    """Bytes that a pass takes: `saved` by the path of the block, "" outside of all."""
+
+    saved: Counter[str] = field(default_factory=Counter)
+    passing: int = 0
 
 
 @contextmanager
@@ -103,117 +125,128 @@ def make_fake(
                 values[name] = learned if values is weights else fake
 
 
+@contextmanager
+def following(model: nn.Module, blocks: Sequence[str], enter: Callable[[str, Any, Any], None]) -> Iterator[None]:
+    """Inside, `enter` is called with the path of each block that is computed, with the block and its inputs, and with
+    "" after it."""
+    with ExitStack() as hooks:
+        for path in blocks:
+            part = model.get_submodule(path)
+            hooks.callback(part.register_forward_pre_hook(partial(enter, path)).remove)
+            hooks.callback(part.register_forward_hook(lambda *_: enter("", None, ())).remove)
+        yield
+
+
 class Recorder:
-    """Writes into a trace what the hooks see. `block` is the path of the block that is computed, or empty."""
+    """Counts the bytes that autograd saves in each block."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.trace = Trace()
-        self.block = ""
+        self.saved = Counter[str]()
+        self._block = ""
         self._weights = {value.untyped_storage()._cdata for value in (*model.parameters(), *model.buffers())}
-        self._saved: dict[int, torch.UntypedStorage] = {}
-        self._inputs: dict[str, list[torch.UntypedStorage]] = {}
+        self._there: dict[int, torch.UntypedStorage] = {}
+
+    def enter(self, path: str, _: Any, given: Any) -> None:
+        self._block = path
 
     def save(self, value: Tensor) -> Tensor:
         storage = value.untyped_storage()
-        if storage._cdata not in self._weights and storage._cdata not in self._saved:
-            self._saved[storage._cdata] = storage  # its number stays its own as long as it lives
-            self.trace.saved[self.block] += storage.nbytes()
+        if storage._cdata not in self._weights and storage._cdata not in self._there:
+            self._there[storage._cdata] = storage  # its number stays its own as long as it lives
+            self.saved[self._block] += storage.nbytes()
         return value
-
-    def call(self, path: str, _: nn.Module, given: tuple[Any, ...]) -> None:
-        if self.block and not given[0].is_floating_point():  # a table of positions, which is no part of the chain
-            self.trace.stages.setdefault(path, 0)
-            return
-        seen, storage = self._inputs.setdefault(self.block, []), given[0].untyped_storage()
-        if not any(one._cdata == storage._cdata for one in seen):
-            seen.append(storage)
-        stage = next(at for at, one in enumerate(seen) if one._cdata == storage._cdata)
-        self.trace.stages.setdefault(path, stage)
-        self.trace.inputs.setdefault(path, given[0].shape[-1])
-        self.trace.lengths.setdefault(path, given[0].shape[1])
 
     def forget(self) -> None:
         """Let go of what was saved, so that it lives no longer than it is needed."""
-        self._saved.clear()
+        self._there.clear()
 
-    def enter(self, path: str, _: nn.Module, given: tuple[Any, ...]) -> None:
-        self.block = path
+
+class _Surveyor:
+    """A stage counts the inputs of all layers of the same block, or, where no blocks are followed, of all layers with
+    the same number in their paths, as positions compare."""
+
+    def __init__(self, blocks: Sequence[str]) -> None:
+        self.seen = Survey()
+        self._numbered, self._block = not blocks, ""
+        self._inputs: dict[str, list[torch.UntypedStorage]] = {}
+
+    def enter(self, path: str, _: Any, given: Any) -> None:
+        self._block = path
         if given and isinstance(given[0], Tensor):
-            self.trace.widths[path] = given[0].shape[-1]
+            self.seen.widths[path] = given[0].shape[-1]
 
-    def leave(self, *_: Any) -> None:
-        self.block = ""
-
-    def follow(self, hooks: ExitStack, model: nn.Module, blocks: Sequence[str]) -> None:
-        """Until the hooks are undone, know which of the blocks is computed."""
-        for path in blocks:
-            part = model.get_submodule(path)
-            hooks.callback(part.register_forward_pre_hook(partial(self.enter, path)).remove)
-            hooks.callback(part.register_forward_hook(self.leave).remove)
-
-
-def trace(
-    model: nn.Module, length: int, *, blocks: Sequence[str], masked: bool = False, output: int | None = None
-) -> Trace:
-    """A pass over one sequence of so many tokens. `blocks` are the paths of all blocks that are there. `masked`: behind
-    an attention mask, as the padded rows of a classifier are. `output`: so many tokens are written by a decoder behind
-    the encoder that reads the others."""
-    recorder = Recorder(model)
-    with ExitStack() as hooks:
-        for path, part in model.named_modules():
-            if is_host(part):
-                hooks.callback(part.register_forward_pre_hook(partial(recorder.call, path)).remove)
-        recorder.follow(hooks, model, blocks)
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(recorder.save, lambda value: value):
-            ids = torch.zeros(1, length, dtype=torch.long)
-            given: dict[str, Any] = {"use_cache": False} if not masked else {}
-            if masked or output is not None:
-                given["attention_mask"] = torch.ones_like(ids)
-            if output is not None:
-                given["decoder_input_ids"] = torch.zeros(1, output, dtype=torch.long)
-            model(ids, **given)
-    return recorder.trace
-
-
-Classify = Callable[[nn.Module, Tensor], Tensor]
-"""Pixels (B, 3, S, S) to logits, as training calls the model."""
-CHANNELS = 3
-
-
-@dataclass
-class Memory:
-    """Bytes of a batch: `saved` by the path of the block, "" outside of all."""
-
-    saved: Counter[str] = field(default_factory=Counter)
-    passing: int = 0
-
-
-@dataclass
-class Survey:
-    """Operations of a batch's forward pass; of each layer its stage, and how many inputs it maps."""
-
-    operations: int = 0
-    of_blocks: dict[str, int] = field(default_factory=dict)
-    """Those of each block, by its path."""
-    stages: dict[str, int] = field(default_factory=dict)
-    positions: dict[str, int] = field(default_factory=dict)
-
-
-class _Surveyor(Recorder):
-    """A layer's stage counts the inputs of all layers with the same number in their paths, as positions compare."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-        self.positions: dict[str, int] = {}
-
-    def call(self, path: str, _: nn.Module, given: tuple[Any, ...]) -> None:
-        number = NUMBER.search(path)
-        self.block = "" if number is None else number[1]
-        super().call(path, _, given)
+    def call(self, path: str, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        given = inputs[0]
+        if self._numbered:
+            number = NUMBER.search(path)
+            self._block = "" if number is None else number[1]
+        if self._block and not given.is_floating_point():  # a table of positions, which is no part of the chain
+            self.seen.stages.setdefault(path, 0)
+            return
+        before, storage = self._inputs.setdefault(self._block, []), given.untyped_storage()
+        if not any(one._cdata == storage._cdata for one in before):
+            before.append(storage)
+        stage = next(at for at, one in enumerate(before) if one._cdata == storage._cdata)
+        self.seen.stages.setdefault(path, stage)
+        self.seen.inputs.setdefault(path, given.shape[-1])
+        self.seen.lengths.setdefault(path, given.shape[1])
 
     def count(self, path: str, module: nn.Module, _: Any, output: Tensor) -> None:
         width = output.shape[1] if isinstance(module, nn.Conv2d) else output.shape[-1]
-        self.positions[path] = self.positions.get(path, 0) + output.numel() // width
+        self.seen.positions[path] += output.numel() // width
+
+
+def survey(model: nn.Module, call: Call, blocks: Sequence[str] = ()) -> Survey:
+    """Of a forward pass. `blocks` are the paths of all blocks, where these are equal or of a few kinds."""
+    attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    surveyor = _Surveyor(blocks)
+    with ExitStack() as hooks:
+        hooks.enter_context(following(model, blocks, surveyor.enter))
+        for path, part in model.named_modules():
+            if is_host(part):
+                hooks.callback(part.register_forward_pre_hook(partial(surveyor.call, path)).remove)
+                hooks.callback(part.register_forward_hook(partial(surveyor.count, path)).remove)
+        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=attention) as counter:
+            call(model)
+    surveyor.seen.operations = counter.get_total_flops()
+    return surveyor.seen
+
+
+def kept_bytes(model: nn.Module, call: Call, blocks: Sequence[str]) -> Memory:
+    """Of a forward pass. `blocks` are the paths of all blocks that are there."""
+    recorder = Recorder(model)
+    saving = torch.autograd.graph.saved_tensors_hooks(recorder.save, lambda value: value)
+    with following(model, blocks, recorder.enter), torch.enable_grad(), saving:
+        call(model)
+    return Memory(recorder.saved)
+
+
+def read_texts(length: int, *, masked: bool = False, output: int | None = None) -> Call:
+    """One sequence of so many tokens. `masked`: behind an attention mask, as the padded rows of a classifier are.
+    `output`: so many tokens are written by a decoder behind the encoder that reads the others."""
+
+    def call(model: nn.Module) -> Any:
+        ids = torch.zeros(1, length, dtype=torch.long)
+        given: dict[str, Any] = {"use_cache": False} if not masked else {}
+        if masked or output is not None:
+            given["attention_mask"] = torch.ones_like(ids)
+        if output is not None:
+            given["decoder_input_ids"] = torch.zeros(1, output, dtype=torch.long)
+        return model(ids, **given)
+
+    return call
+
+
+CHANNELS = 3
+
+
+def read_images(classify: Callable[[nn.Module, Tensor], Tensor], count: int, side: int) -> Call:
+    """So many images of `side` pixels; `classify` makes logits of pixels (B, 3, S, S), as training calls the model."""
+
+    def call(model: nn.Module) -> Tensor:
+        return classify(model, torch.zeros(count, CHANNELS, side, side, dtype=next(model.parameters()).dtype))
+
+    return call
 
 
 class _Living(TorchDispatchMode):
@@ -247,41 +280,20 @@ class _Living(TorchDispatchMode):
         self.now -= size
 
 
-def measure_memory(model: nn.Module, classify: Classify, count: int, side: int, blocks: Sequence[str]) -> Memory:
-    """Of a pass over `count` images of `side` pixels. `blocks` are the paths of all blocks that are there."""
+def measure_memory(model: nn.Module, call: Call, blocks: Sequence[str]) -> Memory:
+    """Of a pass forward and backward. `blocks` are the paths of all blocks that are there."""
     recorder, living = Recorder(model), _Living([*model.parameters(), *model.buffers()])
     with ExitStack() as hooks:
-        recorder.follow(hooks, model, blocks)
+        hooks.enter_context(following(model, blocks, recorder.enter))
         for weight in model.parameters():
             if weight.requires_grad:
                 hooks.callback(weight.register_post_accumulate_grad_hook(_drop_gradient).remove)
         with torch.enable_grad(), living:
             with torch.autograd.graph.saved_tensors_hooks(recorder.save, lambda value: value):
-                loss = classify(model, _pixels(model, count, side)).float().sum()
+                loss = call(model).float().sum()
             recorder.forget()
             loss.backward()
-    saved = recorder.trace.saved
-    return Memory(saved, living.most - saved.total())
-
-
-def survey(model: nn.Module, classify: Classify, count: int, side: int, blocks: Sequence[str]) -> Survey:
-    """A forward pass over `count` images of `side` pixels. `blocks` are the paths of all blocks that are there."""
-    attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-    recorder = _Surveyor(model)
-    with ExitStack() as hooks:
-        for path, part in model.named_modules():
-            if is_host(part):
-                hooks.callback(part.register_forward_pre_hook(partial(recorder.call, path)).remove)
-                hooks.callback(part.register_forward_hook(partial(recorder.count, path)).remove)
-        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=attention) as counter:
-            classify(model, _pixels(model, count, side))
-    counts, name = counter.get_flop_counts(), type(model).__name__
-    of_blocks = {path: sum(counts[f"{name}.{path}"].values()) for path in blocks}
-    return Survey(counter.get_total_flops(), of_blocks, recorder.trace.stages, recorder.positions)
-
-
-def _pixels(model: nn.Module, count: int, side: int) -> Tensor:
-    return torch.zeros(count, CHANNELS, side, side, dtype=next(model.parameters()).dtype)
+    return Memory(recorder.saved, living.most - recorder.saved.total())
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

@@ -22,7 +22,7 @@ from rankwise.forward.reference import random_documents
 from rankwise.kernels.attention import BLOCK
 from rankwise.kernels.loss import head_divergence, head_log_probabilities, head_loss
 from rankwise.rows.encoded.batches import Batch
-from rankwise.rows.encoded.flat import flat, joined
+from rankwise.rows.encoded.packing import flat, joined
 
 DECODERS: tuple[Decoder, ...] = (LLAMA, GEMMA, GEMMA3, NeoX(), GPT2())
 PROBED = (BLOCK + 23, 5, 14)

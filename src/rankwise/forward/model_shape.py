@@ -16,8 +16,7 @@ image. A plan counts an image in patches of 16 pixels, as training does, so ever
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -37,26 +36,33 @@ from rankwise.base.preprocessing import size_arguments
 from rankwise.base.timm_models import is_timm_config, need_timm
 from rankwise.config.base import shown
 from rankwise.config.images import LARGEST
-from rankwise.config.layer import Layer
-from rankwise.config.modules import inner_convolutions, linear_layers
+from rankwise.config.modules import Layer, Side, inner_convolutions, linear_layers
 from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line
-from rankwise.forward.fake_pass import Memory, Survey, make_fake, measure_memory, survey, without_memory
+from rankwise.forward.fake_pass import (
+    Memory,
+    make_fake,
+    measure_memory,
+    read_images,
+    read_texts,
+    survey,
+    without_memory,
+)
 from rankwise.forward.reference import usable_positions
-from rankwise.forward.saved_activations import Stack, measured, measured_sides, stacks_of
+from rankwise.forward.saved_activations import (
+    SIDES,
+    Stack,
+    lengths_within,
+    measured,
+    measured_sides,
+    pairs_within,
+    stacks_of,
+    surveyed,
+)
 from rankwise.planning.activations import ADAPTED
 from rankwise.planning.config_check import checked_config
 from rankwise.planning.parameters import seen
-from rankwise.planning.shape import (
-    CAUSAL,
-    CLASSIFIER,
-    IMAGE_CLASSIFIER,
-    SEQUENCES,
-    TAGGER,
-    Blocks,
-    ModelShape,
-    NewHead,
-    Saved,
-)
+from rankwise.planning.shape import Blocks, ModelShape, NewHead, Saved
+from rankwise.planning.tasks import CAUSAL, CLASSIFIER, IMAGE_CLASSIFIER, SEQUENCES, TAGGER
 
 MOST_MODULES = 500_000
 """Against a config that would be built without end."""
@@ -86,54 +92,55 @@ def _shape(settings: dict[str, Any], name: str, where: str, new_head: NewHead | 
     text: Any = model.config.get_text_config()  # pyright: ignore[reportCallIssue]
     head = None if new_head is not None else model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
     paths = {id(module): path for path, module in model.named_modules()}
-    layers = list(_layers(model))
-    stacks, stages = stacks_of(model, causal=_auto_class(model.config) == CAUSAL), {}
+    layers, stacks = list(_layers(model)), stacks_of(model, causal=_auto_class(model.config) == CAUSAL)
     whole = Blocks(1, 0, 0, causal=False)  # of a model without a list of blocks
-    if auto_class == SEQUENCES and (both := measured_sides(model, stacks)) is not None:
-        stacks, layers = both.stacks, [both.with_place(layer) for layer in layers]
-        stages = both.stages
-    elif not model.config.is_encoder_decoder and getattr(text, "vocab_size", 0):
-        stacks, stages = measured(model, stacks, masked=new_head is not None)
+    both = auto_class == SEQUENCES and len(stacks) == SIDES
+    if both or (not model.config.is_encoder_decoder and getattr(text, "vocab_size", 0)):
+        stacks, layers = _measured(model, stacks, layers, masked=new_head is not None, both=both)
     return ModelShape(
         name, settings["model_type"], auto_class,
-        tuple(replace(layer, stage=stages.get(layer.path)) for layer in layers),
-        tuple(stack.blocks for stack in stacks) or (whole,), getattr(text, "vocab_size", None) or 0,
+        tuple(layers), tuple(stack.blocks for stack in stacks) or (whole,), getattr(text, "vocab_size", None) or 0,
         _context(model, text, new_head), paths.get(id(head)), new_head and new_head.outputs,
         {} if new_head is None else _heads(model, new_head), side_in(settings),
     )  # fmt: skip
 
 
+def _measured(
+    model: Any, stacks: tuple[Stack, ...], layers: list[Layer], *, masked: bool, both: bool
+) -> tuple[tuple[Stack, ...], list[Layer]]:
+    """The stacks with what their blocks save, and the layers with their place; as they were where passes cannot be
+    faked. `masked` rows are padded. Of `both`, an encoder and its decoder, blocks are counted from the encoder's first,
+    and the length of its input tells a layer's side."""
+    given, output = pairs_within(model)[-1] if both else (lengths_within(model)[-1], None)
+    seen = surveyed(model, stacks, read_texts(given, masked=masked, output=output))
+    if seen is None:
+        return stacks, layers
+    sized = measured_sides(model, stacks, seen) if both else measured(model, stacks, seen, masked=masked)
+    if not sized:
+        return stacks, layers
+    placed = [seen.with_stage(layer) for layer in layers]
+    if not both:
+        return sized, placed
+    sides: dict[str, Side] = {path: "input" if size == given else "output" for path, size in seen.lengths.items()}
+    writes, offset = f"{sized[-1].path}.", sized[0].blocks.count
+    return sized, [
+        layer if layer.block is None
+        else replace(layer, side=sides.get(layer.path, ""), offset=offset if layer.path.startswith(writes) else 0)
+        for layer in placed
+    ]  # fmt: skip
+
+
 def _image_shape(settings: dict[str, Any], name: str, where: str, new_head: NewHead, model: Any) -> ModelShape:
     side = new_head.image
     assert side is not None, "a classifier of images has a size"
-    heads = _image_heads(model, new_head)
-    shape = ModelShape(
-        name,
-        settings["model_type"],
-        IMAGE_CLASSIFIER,
-        tuple(_layers(model)),
-        (),
-        0,
-        None,
-        None,
-        new_head.outputs,
-        heads,
-        side,
-    )
+    family, layers, heads = settings["model_type"], tuple(_layers(model)), _heads(model, new_head)
+    shape = ModelShape(name, family, IMAGE_CLASSIFIER, layers, (), 0, None, None, new_head.outputs, heads, side)
     try:
         return with_measured_images(shape, model)
     except Exception as error:  # as many kinds as there are architectures
         raise ModelError(
             f"{where}: this model cannot be planned for images of {side} x {side} pixels: {_reason(error)}"
         ) from None
-
-
-def _image_heads(model: Any, new_head: NewHead) -> dict[str, tuple[int, ...]]:
-    heads = tuple(f"{path}." for path in head_modules(model, images=True))
-    return {
-        name: tuple(value.shape) for name, value in model.named_parameters()
-        if name.startswith(heads) or (new_head.new_pooler and "pooler." in name)
-    }  # fmt: skip
 
 
 def _context(model: nn.Module, text: Any, new_head: NewHead | None) -> int | None:
@@ -144,11 +151,11 @@ def _context(model: nn.Module, text: Any, new_head: NewHead | None) -> int | Non
 
 
 def _heads(model: Any, new_head: NewHead) -> dict[str, tuple[int, ...]]:
-    """The weights of all modules beside the pretrained body, and of its pooler where that is new."""
-    body = f"{model.base_model_prefix}."
+    """The weights of the head, and of the model's pooler where that is new."""
+    heads = tuple(f"{path}." for path in head_modules(model, images=new_head.image is not None))
     return {
         name: tuple(value.shape) for name, value in model.named_parameters()
-        if not name.startswith(body) or (new_head.new_pooler and "pooler." in name)
+        if name.startswith(heads) or (new_head.new_pooler and "pooler." in name)
     }  # fmt: skip
 
 
@@ -258,23 +265,33 @@ def with_measured_images(shape: ModelShape, model: Any) -> ModelShape:
     count = 1 if stack is None else stack.blocks.count
     memory: dict[str, list[Memory]] = {}
     done: dict[tuple[frozenset[nn.Module], torch.dtype], list[Memory]] = {}
+    calls = [read_images(classify(side), batch, side) for batch in BATCHES]
+    with without_memory(model, {}):
+        make_fake(model, torch.float32, everything=False)
+        seen = survey(model, calls[0])
     with without_memory(model, {} if stack is None else {stack.path: stack.short}):
         for learns, dtype in PASSES:
             chosen = learning[learns]
             if (chosen, dtype) not in done:
                 make_fake(model, dtype, everything=False, learning=chosen)
-                done[chosen, dtype] = [measure_memory(model, classify(side), batch, side, paths) for batch in BATCHES]
+                done[chosen, dtype] = [measure_memory(model, call, paths) for call in calls]
             memory[f"{learns} {str(dtype).removeprefix('torch.')}"] = done[chosen, dtype]
-        pass_over = survey(model, classify(side), BATCHES[0], side, paths)
-    placed = tuple(_placed(layer, pass_over, stack, patches) for layer in shape.layers)
+    planned = BATCHES[0] * patches
+    used = {layer.path: 2 * layer.inputs * layer.outputs * seen.positions[layer.path]
+            for layer in shape.layers if layer.kind in MULTIPLYING}  # fmt: skip
     blocks = Blocks(
         count, width, 0, causal=False,
         saved={key: _line([_of_block(one.saved, paths, count) for one in each], patches)
                for key, each in memory.items()},
         passing={key: _line([one.passing for one in each], patches) for key, each in memory.items()},
-        rest=_rest(pass_over, placed, paths, count, patches),
+        rest=max(0.0, seen.operations - sum(used.values())) / (count * planned),
     )  # fmt: skip
-    return replace(shape, layers=placed, stacks=(blocks,))
+    layers = tuple(
+        replace(seen.with_stage(layer), positions=seen.positions[layer.path] / planned)
+        if layer.path in used and layer.path in seen.stages else seen.with_stage(layer)
+        for layer in shape.layers
+    )  # fmt: skip
+    return replace(shape, layers=layers, stacks=(blocks,))
 
 
 def side_in(config: dict[str, Any]) -> int | None:
@@ -337,39 +354,4 @@ def _of_block(saved: dict[str, int], paths: list[str], count: int) -> float:
 def _line(amounts: list[float], patches: int) -> Saved:
     (few, many), (small, large) = BATCHES, amounts
     each = (large - small) / (many - few)
-    return Saved(max(0.0, small - few * each), each / patches)
-
-
-def _placed(layer: Layer, seen: Survey, stack: Stack | None, patches: int) -> Layer:
-    """Blocks that were not gone through are like the last that was."""
-    path, number = layer.path, layer.block
-    inside = stack is not None and path.startswith(f"{stack.path}.")
-    if stack is not None and inside and number is not None and number >= stack.short:
-        path = stack.block_path(stack.short - 1) + path.removeprefix(stack.block_path(number))
-    if path not in seen.stages:
-        return layer
-    stage = seen.stages[path]
-    if number is None:
-        stage = -1 if _before(path, seen) else 0
-    positions = seen.positions[path] / (BATCHES[0] * patches) if layer.kind in MULTIPLYING else None
-    return replace(layer, stage=stage, positions=positions)
-
-
-def _before(path: str, seen: Survey) -> bool:
-    """Whether a layer outside all blocks is called before the first of them."""
-    order = list(seen.stages)
-    numbered = next((at for at, one in enumerate(order) if Layer(one, "other").block is not None), len(order))
-    return order.index(path) < numbered
-
-
-def _rest(seen: Survey, placed: Sequence[Layer], paths: Sequence[str], count: int, patches: int) -> float:
-    """Operations of the mean block beside its layers, such as attention and grouped convolutions, with its share of
-    those outside of all blocks."""
-    own = Counter[str]()
-    for layer in placed:
-        if layer.kind in MULTIPLYING and layer.path in seen.positions:
-            home = next((path for path in paths if layer.path.startswith(f"{path}.")), "")
-            own[home] += 2 * layer.inputs * layer.outputs * seen.positions[layer.path]
-    inside = sum(seen.of_blocks[path] - own[path] for path in paths) / len(paths) if paths else 0.0
-    outside = seen.operations - sum(seen.of_blocks.values()) - own[""]
-    return max(0.0, inside + outside / count) / (BATCHES[0] * patches)
+    return Saved.measured(max(0.0, small - few * each), each / patches)

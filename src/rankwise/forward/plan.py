@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Planned
 from rankwise.config.images import ImagesConfig
-from rankwise.config.objectives import OBJECTIVES
+from rankwise.config.objectives import OBJECTIVES, ClassificationConfig
 from rankwise.errors import ConfigError, ModelError
 from rankwise.planning.devices import Device
 from rankwise.planning.plan import Plan, plan_for
@@ -22,8 +23,8 @@ from rankwise.planning.processes import ALONE, Processes
 from rankwise.planning.reading import PlannedBase
 from rankwise.planning.shape import ModelShape, NewHead
 from rankwise.planning.time import Probe
-from rankwise.rows.classes import read_targets
-from rankwise.rows.tag_classes import holds_tags, read_tags
+from rankwise.rows.classes import holds_tags, read_tags, read_targets
+from rankwise.runs.row_facts import TargetFacts
 
 TWO_CLASSES = 2
 """Outputs where no rows are given."""
@@ -43,67 +44,48 @@ def plan(
             "a base takes that is split over them."
         ])  # fmt: skip
     base = base_of(config.model.name, config.model.revision)
+    config, shape = _decided(config, base, outputs)
     training = config.training.model_copy(update=config.objective_settings.planned)
     config = config.model_copy(update={"training": training})
-    shape = shape_planned(config, base, outputs).with_new_tokens(len(config.model.new_tokens))
     return plan_for(
-        shape, base.tokens, config, device=device, price=price, measured=measured, on=on, processes=processes
+        shape.with_new_tokens(len(config.model.new_tokens)),
+        base.tokens,
+        config,
+        device=device,
+        price=price,
+        measured=measured,
+        on=on,
+        processes=processes,
     )
 
 
 def shape_planned(config: Planned, base: PlannedBase, outputs: int | None = None) -> ModelShape:
-    """The shape of the model as it is trained, with a new head where it is to classify. An encoder whose objective and
-    rows are not given is only counted. ConfigError where a setting has no effect with the objective."""
-    if problems := config.misfits:
-        raise ConfigError(problems)
-    return SHAPES.get(config.objective, _own)(config, base, outputs)
+    """The shape of the model as it is trained, with a new head where it is to classify."""
+    return _decided(config, base, outputs)[1]
 
 
-def _own(config: Planned, base: PlannedBase, outputs: int | None) -> ModelShape:
-    """ConfigError where such a model is not trained with the objective."""
-    own = base.shape()
-    if problem := config.objective_settings.problem(own.nature, f"{base.name} ({own.family})"):
-        raise ConfigError([problem])
-    return own
-
-
-def _decided(config: Planned, base: PlannedBase, outputs: int | None) -> ModelShape:
-    """The shape of the model for the objective that the model and the rows decide. Without rows and without a need for
-    a new head it is the shape of the base."""
+def _decided(config: Planned, base: PlannedBase, outputs: int | None) -> tuple[Planned, ModelShape]:
+    """With the objective that the model and the rows decide. Without rows and without a need for a new head, a model
+    whose objective is not given is only counted. ConfigError where a setting has no effect with the objective, or where
+    such a model is not trained with it."""
     own, data = base.shape(), config.data
     decided = config.objective_settings.decided(own.nature, lambda: data is not None and holds_tags(data))
-    config = config.model_copy(update={"objective": decided.name})
     unmet = config.adapter.needs.keys() - OBJECTIVES["causal-lm"].gives  # without a new head
     if data is not None or config.images != ImagesConfig() or unmet:
-        return shape_planned(config, base, outputs)
+        config = config.model_copy(update={"objective": decided.name})
     if problems := config.misfits:
         raise ConfigError(problems)
-    return own
+    if problem := config.objective_settings.problem(own.nature, f"{base.name} ({own.family})"):
+        raise ConfigError([problem])
+    head = HEADS.get(config.objective)
+    return config, own if head is None else base.shape(head(config, base, outputs))
 
 
-def _of_words(config: Planned, base: PlannedBase, outputs: int | None) -> ModelShape:
-    _own(config, base, outputs)
-    return base.shape(new_head(config, base, outputs, words=True))
-
-
-def _of_images(config: Planned, base: PlannedBase, outputs: int | None) -> ModelShape:
-    own = _own(config, base, outputs)
-    assert own.image is not None, "models of texts are refused"
-    return base.shape(new_head(config, base, outputs, side_of(config, base, own.image)))
-
-
-SHAPES: Mapping[str, Callable[[Planned, PlannedBase, int | None], ModelShape]] = {
-    "auto": _decided,
-    "sequence-classification": lambda config, base, outputs: base.shape(new_head(config, base, outputs)),
-    "token-classification": _of_words, "image-classification": _of_images,
-}  # fmt: skip
-"""By the objective; of language models it is their own."""
-
-
-def side_of(config: Planned, base: PlannedBase, own: int) -> int:
+def side_of(config: Planned, base: PlannedBase) -> int:
     """Pixels a side of the images that a model is trained on: those of the setting, else of the model's own image
-    processor, else `own`, the size that its config.json has."""
-    size = config.images.size
+    processor, else the size that its config.json has."""
+    size, own = config.images.size, base.shape().image
+    assert own is not None, "models of texts are refused"
     if size != "auto":
         return size
     try:
@@ -112,16 +94,29 @@ def side_of(config: Planned, base: PlannedBase, own: int) -> int:
         return own
 
 
-def new_head(
-    config: Planned, base: PlannedBase, outputs: int | None = None, image: int | None = None, *, words: bool = False
-) -> NewHead:
-    """`outputs` saves reading the rows. `image` is the side of the images that a model of images is trained on.
-    `words`: each word has a class, and no pooler is needed for it."""
-    if outputs is None:
-        rows, read = config.data, read_tags if words else read_targets
-        outputs = TWO_CLASSES if rows is None else read(rows, config.classification).outputs
-    pooled = not words and image is None and pooling_of(base.folder, config.classification)[0] != "own"
-    return NewHead(outputs, not words and not pooled and _lacks_pooler(base), image, words, pooled)
+def _of_rows(config: Planned, base: PlannedBase, outputs: int | None) -> NewHead:
+    outputs = outputs or _outputs(config, read_targets)
+    pooled = pooling_of(base.folder, config.classification)[0] != "own"
+    return NewHead(outputs, new_pooler=not pooled and _lacks_pooler(base), pooled=pooled)
+
+
+def _of_words(config: Planned, base: PlannedBase, outputs: int | None) -> NewHead:
+    """No pooler is needed for it."""
+    return NewHead(outputs or _outputs(config, read_tags), words=True)
+
+
+def _of_images(config: Planned, base: PlannedBase, outputs: int | None) -> NewHead:
+    return NewHead(outputs or _outputs(config, read_targets), _lacks_pooler(base), side_of(config, base))
+
+
+def _outputs(config: Planned, read: Callable[[DataConfig, ClassificationConfig], TargetFacts]) -> int:
+    return TWO_CLASSES if config.data is None else read(config.data, config.classification).outputs
+
+
+HEADS: Mapping[str, Callable[[Planned, PlannedBase, int | None], NewHead]] = {
+    "sequence-classification": _of_rows, "token-classification": _of_words, "image-classification": _of_images,
+}  # fmt: skip
+"""By the objective; the last argument is the number of outputs where the rows were read already."""
 
 
 def _lacks_pooler(base: PlannedBase) -> bool:

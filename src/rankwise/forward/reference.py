@@ -55,8 +55,8 @@ class SupervisedLogits:
 def logits_at(module: nn.Module, supervised: Tensor) -> Iterator[None]:
     """Inside, the output head receives the hidden states (N, d) of these positions (B, T) alone."""
 
-    def keep(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (given[0][supervised], *given[1:])
+    def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (arguments[0][supervised], *arguments[1:])
 
     model: Any = module
     hook = model.get_output_embeddings().register_forward_pre_hook(keep)

@@ -5,7 +5,8 @@ A forward pass over fake tensors (fake_pass.py) is made at three lengths. They g
     bytes of a block = constant + token S + pair S^2        for S tokens
 
 In a pass "adapter" the linear layers learn, so their inputs are saved as an adapter over them would save them; in a
-pass "full" everything learns. Of equal blocks that follow each other only the first two are gone through.
+pass "full" everything learns. Of equal blocks that follow each other these passes go through the first two; a survey of
+all tells in which order layers are called.
 
 Of an encoder and its decoder, passes with S tokens read and T written give the numbers of
 
@@ -18,22 +19,18 @@ S and T always differ, so the length of its input tells on which side a layer st
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
 
-from rankwise.config.layer import Layer, Side
-from rankwise.forward.fake_pass import Trace, make_fake, trace, without_memory
+from rankwise.forward.fake_pass import Call, Memory, Survey, kept_bytes, make_fake, read_texts, survey, without_memory
 from rankwise.planning.shape import Blocks, Saved
 
 LENGTHS = (32, 64, 96)
-Value = TypeVar("Value")
-Pass = Callable[..., Trace]
-"""A forward pass over the blocks at some paths."""
 PASSES = (("adapter", torch.bfloat16), ("adapter", torch.float32), ("full", torch.float32))
 
 
@@ -86,38 +83,48 @@ def stacks_of(model: Any, *, causal: bool) -> tuple[Stack, ...]:
     )  # fmt: skip
 
 
-def measured(model: Any, stacks: Sequence[Stack], *, masked: bool = False) -> tuple[tuple[Stack, ...], dict[str, int]]:
-    """The stacks with what their blocks save, and the stage of every layer that is called. Both come back as they
-    were, and empty, where a forward pass needs more than token ids or cannot be faked (experts in float32). The model's
-    weights are replaced by fake ones. `masked` rows are padded."""
+def surveyed(model: Any, stacks: Sequence[Stack], call: Call) -> Survey | None:
+    """None where a forward pass needs more than the call gives or cannot be faked (experts in float32). The model's
+    weights are replaced by fake ones."""
+    blocks = [stack.block_path(number) for stack in stacks for number in range(stack.blocks.count)]
+    try:
+        with without_memory(model, {}):
+            make_fake(model, torch.float32, everything=False)
+            return survey(model, call, blocks)
+    except Exception:  # as many kinds as there are architectures
+        return None
+
+
+def measured(model: Any, stacks: Sequence[Stack], seen: Survey, *, masked: bool) -> tuple[Stack, ...]:
+    """The stacks with what their blocks save; none where their passes cannot be faked. `masked` rows are padded."""
     lengths = lengths_within(model)
-    passes = _passes(model, stacks, [partial(trace, model, length, masked=masked) for length in lengths])
-    if passes is None:
-        return tuple(stacks), {}
-    last = next(iter(passes.values()))[-1]
-    saved = [{name: fitted(lengths, _means(stack, each)) for name, each in passes.items()} for stack in stacks]
-    sized = (with_sizes(stack, last, model, saved=own) for stack, own in zip(stacks, saved, strict=True))
-    return tuple(sized), stages_of_layers(last.stages, stacks)
+    passes = _passes(model, stacks, [read_texts(length, masked=masked) for length in lengths])
+    return tuple(
+        with_sizes(stack, model, seen, saved={
+            name: fitted(lengths, _means(stack, each)) for name, each in passes.items()
+        }) for stack in stacks if passes
+    )  # fmt: skip
 
 
-def _passes(model: Any, stacks: Sequence[Stack], passes: Sequence[Pass]) -> dict[str, list[Trace]] | None:
-    """Each of the passes by what learns and the number format; None where they cannot be faked."""
+def _passes(model: Any, stacks: Sequence[Stack], calls: Sequence[Call]) -> dict[str, list[Memory]]:
+    """Each of the calls by what learns and the number format; none where they cannot be faked."""
     paths = [stack.block_path(at) for stack in stacks for at in range(min(stack.short, stack.blocks.count))]
-    traces: dict[str, list[Trace]] = {}
+    passes: dict[str, list[Memory]] = {}
     try:
         with without_memory(model, {stack.path: stack.short for stack in stacks}):
             for learns, dtype in PASSES:
                 make_fake(model, dtype, everything=learns == "full")
-                traces[f"{learns} {str(dtype).removeprefix('torch.')}"] = [one(blocks=paths) for one in passes]
+                key = f"{learns} {str(dtype).removeprefix('torch.')}"
+                passes[key] = [kept_bytes(model, call, paths) for call in calls]
     except Exception:  # as many kinds as there are architectures
-        return None
-    return traces
+        return {}
+    return passes
 
 
-def _means(stack: Stack, traces: Sequence[Trace]) -> list[float]:
+def _means(stack: Stack, passes: Sequence[Memory]) -> list[float]:
     """Bytes of the mean of all blocks of the stack, each like the example of its kind."""
     examples = stack.examples
-    return [sum(count * one.saved[path] for path, count in examples.items()) / examples.total() for one in traces]
+    return [sum(count * one.saved[path] for path, count in examples.items()) / examples.total() for one in passes]
 
 
 def lengths_within(model: Any) -> list[int]:
@@ -148,108 +155,63 @@ def _window(text: Any) -> int | None:
     return window if isinstance(window, int) and everywhere else None
 
 
-def with_sizes(stack: Stack, last: Trace, model: nn.Module, **measured: Mapping[str, Saved]) -> Stack:
+def with_sizes(stack: Stack, model: nn.Module, seen: Survey, **measured: Mapping[str, Saved]) -> Stack:
     """With what was measured of its blocks, their width, and their queries in the mean."""
-    examples = stack.examples
-    width = next((last.widths[path] for path in examples if path in last.widths), stack.blocks.width)
-    queries = sum(count * _queries(model.get_submodule(path), path, last) for path, count in examples.items())
-    blocks = replace(stack.blocks, width=width, queries=round(queries / stack.blocks.count), **measured)
-    return replace(stack, blocks=blocks)
+    paths = [stack.block_path(number) for number in range(stack.blocks.count)]
+    width = next((seen.widths[path] for path in paths if path in seen.widths), stack.blocks.width)
+    queries = sum(_queries(model.get_submodule(path), path, seen) for path in paths) / len(paths)
+    return replace(stack, blocks=replace(stack.blocks, width=width, queries=round(queries), **measured))
 
 
-def _queries(block: nn.Module, path: str, trace: Trace) -> int:
+def _queries(block: nn.Module, path: str, seen: Survey) -> int:
     """What the first layer after attention gets for each token: as many numbers as its queries have."""
     if not any("Attention" in type(part).__name__ for part in block.modules()):
         return 0
-    inside = (layer for layer, stage in trace.stages.items() if stage == 1 and layer.startswith(f"{path}."))
-    return next((trace.inputs[layer] for layer in inside), 0)
+    inside = (layer for layer, stage in seen.stages.items() if stage == 1 and layer.startswith(f"{path}."))
+    return next((seen.inputs[layer] for layer in inside), 0)
 
 
 def fitted(lengths: Sequence[int], amounts: Sequence[float]) -> Saved:
     """The parabola through three points."""
     (a, b, c), (x, y, z) = lengths, amounts
     if not a < b < c:
-        return Saved(0.0, z / c)
+        return Saved.measured(0.0, z / c)
     first, second = (y - x) / (b - a), (z - y) / (c - b)
     pair = (second - first) / (c - a)
     token = first - pair * (a + b)
-    return Saved(x - token * a - pair * a * a, token, pair)
-
-
-def stages_of_layers(stages: Mapping[str, int], stacks: Sequence[Stack]) -> dict[str, int]:
-    """Of the layers of all blocks, and of those outside: -1 before the first block that is called and 0 after it."""
-    found = in_all_blocks(stages, stacks)
-    at = -1
-    for path in stages:
-        if any(path.startswith(f"{stack.path}.") for stack in stacks):
-            at = 0
-        else:
-            found[path] = at
-    return found
-
-
-def in_all_blocks(known: Mapping[str, Value], stacks: Sequence[Stack]) -> dict[str, Value]:
-    """What is known of the layers of the blocks that were gone through, for the layers of all blocks like them."""
-    found: dict[str, Value] = {}
-    inside = {stack.block_path(number): (stack, number) for stack in stacks for number in range(stack.blocks.count)}
-    for path, value in known.items():
-        home = next((block for block in inside if path.startswith(f"{block}.")), None)
-        if home is None:
-            continue
-        stack, example = inside[home]
-        rest = path.removeprefix(home)
-        for number, kind in enumerate(stack.kinds):
-            if number == example or (kind == stack.kinds[example] and stack.example(number) == example):
-                found[f"{stack.block_path(number)}{rest}"] = value
-    return found
+    return Saved.measured(x - token * a - pair * a * a, token, pair)
 
 
 SIDES = 2
 """Stacks of blocks: an encoder's and a decoder's."""
 
 
-@dataclass(frozen=True)
-class TwoSided:
-    """The stacks with what their blocks save; of every layer its stage, and which tokens it maps."""
-
-    stacks: tuple[Stack, ...]
-    stages: Mapping[str, int]
-    sides: Mapping[str, Side]
-
-    def with_place(self, layer: Layer) -> Layer:
-        """The layer with its side, and with its block counted from the encoder's first."""
-        writes = layer.path.startswith(f"{self.stacks[-1].path}.")
-        offset = self.stacks[0].blocks.count if writes else 0
-        return replace(layer, side=self.sides.get(layer.path, ""), offset=offset)
-
-
-def measured_sides(model: Any, stacks: Sequence[Stack]) -> TwoSided | None:
-    """None where a forward pass cannot be faked, or where the stacks are no encoder and decoder. The model's weights
-    are replaced by fake ones."""
-    if len(stacks) != SIDES:
-        return None
+def pairs_within(model: Any) -> list[tuple[int, int]]:
+    """Tokens that an encoder reads and a decoder writes, in the passes that tell what each keeps."""
     written = lengths_within(model)
     read = [length - 1 for length in written]
     pairs = [(read[0], length) for length in written] + [(length, written[0]) for length in read[1:]]
-    pairs.append((read[1], written[1]))
-    passes = _passes(model, stacks, [partial(trace, model, given, output=output) for given, output in pairs])
-    if passes is None:
-        return None
-    last, (first, second) = next(iter(passes.values()))[-1], stacks
+    return [*pairs, (read[1], written[1])]
+
+
+def measured_sides(model: Any, stacks: Sequence[Stack], seen: Survey) -> tuple[Stack, ...]:
+    """The same of an encoder and its decoder."""
+    written = lengths_within(model)
+    read = [length - 1 for length in written]
+    passes = _passes(model, stacks, [read_texts(given, output=output) for given, output in pairs_within(model)])
+    if not passes:
+        return ()
+    first, second = stacks
     decoded = {name: _writing(read, written, _means(second, each)) for name, each in passes.items()}
-    sized = (
-        with_sizes(first, last, model, saved={
+    return (
+        with_sizes(first, model, seen, saved={
             name: fitted(read, _means(first, [each[0], *each[3:5]])) for name, each in passes.items()
         }),
         with_sizes(
-            second, last, model, saved={name: own for name, (own, _) in decoded.items()},
+            second, model, seen, saved={name: own for name, (own, _) in decoded.items()},
             reading={name: crossing for name, (_, crossing) in decoded.items()},
         ),
     )  # fmt: skip
-    sides: dict[str, Side] = {
-        path: "input" if length == pairs[-1][0] else "output" for path, length in last.lengths.items()
-    }
-    return TwoSided(sized, stages_of_layers(last.stages, sized), in_all_blocks(sides, sized))
 
 
 def _writing(read: Sequence[int], written: Sequence[int], amounts: Sequence[float]) -> tuple[Saved, Saved]:
@@ -260,4 +222,4 @@ def _writing(read: Sequence[int], written: Sequence[int], amounts: Sequence[floa
     pair = (high - low) / (u - t)
     crossing = Saved(0.0, low - pair * t, pair)
     left = [amount - crossing.of(a, width) for amount, width in zip(own, written, strict=True)]
-    return fitted(written, left), crossing
+    return fitted(written, left), Saved.measured(*crossing)

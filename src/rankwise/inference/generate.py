@@ -1,20 +1,30 @@
 """Answers from a model: of one conversation as a stream, or of many that are computed together.
 
 The prompt is what training rendered before an answer, and decoding ends at the tokens that training taught as ends.
+Rows that have ended leave their batch after every STAGE tokens: to copy what is kept of the others costs more than to
+compute an ended row for some tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import count
+
+import torch
+from torch import nn
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ModelError
-from rankwise.inference.decoding import Answer, Settled, TextCallback, decode
+from rankwise.inference.batch import Batch, Draw, EncodedBatch, Row, by_samplers
+from rankwise.inference.decoding import STAGE, Answer, Draft, TextCallback
+from rankwise.inference.sampling import Chosen, drawn_together
 from rankwise.kernels.prepacked import prepacked_weights
-from rankwise.objectives.sequence_to_sequence import text_objective
+from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, text_objective
 from rankwise.rows.text.example import Message
 
 TOGETHER = 64
@@ -24,6 +34,71 @@ TOKENS = 2**14
 PADDING = 16
 """Padding that is read in the time in which another batch would write one more token: reading the weights for a token
 takes as long as computing so many."""
+BATCHES: Mapping[str, type[Batch]] = {CAUSAL_LM.name: Batch, SEQUENCE_TO_SEQUENCE.name: EncodedBatch}
+Settled = Callable[[int, str], bool]
+"""Whether the answer to a prompt, by its number, needs no more tokens than those of this text."""
+
+
+@torch.inference_mode()
+def decode(
+    model: LoadedModel, prompts: Sequence[Sequence[int]], spec: GenerationConfig, on_text: TextCallback | None = None,
+    *, refuse_damage: bool = True, settled: Settled | None = None,
+) -> list[Answer]:  # fmt: skip
+    """`prompts` are ids, computed together. `on_text` needs a single prompt. An answer stops early once it is
+    `settled`, and where the model gives no numbers, which is an error with `refuse_damage`."""
+    assert on_text is None or len(prompts) == 1
+    began, found = time.perf_counter(), dict[int, Answer]()
+    drafts = [
+        Draft(Row(list(ids)), model.template, spec.max_new_tokens, loops=spec.repetition_check) for ids in prompts
+    ]
+    with _evaluating(model.module), drawing(spec) as draw:
+        batch = BATCHES[text_objective(model).name](model.module, draw)
+        batch.begin([draft.row for draft in drafts])
+        for size in count(1):
+            is_border = size % STAGE == 0 and batch.lets_go
+            for at, draft in enumerate(drafts):
+                if at not in found and (
+                    _ends(draft, on_text, refuse_damage)
+                    or (is_border and settled is not None and settled(at, draft.answer().text))
+                ):
+                    found[at] = draft.answer(time.perf_counter() - began)
+            if len(found) == len(drafts):
+                return [found[at] for at in range(len(drafts))]
+            if is_border:
+                batch.leave([drafts[at].row for at in found])
+            batch.step()
+    raise AssertionError("every answer ends")
+
+
+def _ends(draft: Draft, on_text: TextCallback | None, refuse_damage: bool) -> bool:
+    if refuse_damage:
+        draft.row.check()
+    if draft.row.damage is not None:
+        return True
+    if on_text is None:
+        draft.look()
+    elif text := draft.take(Chosen(draft.row.ids[-1])).text:
+        on_text(text)
+    return draft.stopped is not None
+
+
+@contextmanager
+def drawing(spec: GenerationConfig) -> Iterator[Draw]:
+    """How tokens are chosen. The caller's own random numbers stay as they were."""
+    with torch.random.fork_rng(enabled=spec.temperature > 0):
+        if spec.temperature > 0:
+            torch.manual_seed(spec.seed)
+        yield partial(drawn_together, spec) if spec.temperature > 0 else by_samplers
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
 
 
 def answer(

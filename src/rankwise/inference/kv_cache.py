@@ -61,25 +61,33 @@ def _appended(past_states: Tensor | None, room: Tensor | None, new: Tensor) -> t
     return room[:, :, :length], room
 
 
-def preallocated_cache(module: nn.Module) -> dict[str, Any]:
-    """Of a decoder, as the argument that `generate` takes it by; nothing for a model with layers that keep something
-    else, or keys and values of another layer."""
+def cache_name(module: nn.Module) -> str | None:
+    """The argument that the model takes a cache by; None where it takes none."""
     model: Any = module
     taken = inspect.signature(model.forward).parameters
-    name = next((name for name in ("cache", "past_key_values") if name in taken), None)
+    return next((name for name in ("cache", "past_key_values") if name in taken), None)
+
+
+def new_cache(module: nn.Module) -> DynamicCache | None:
+    """Of a decoder, with room where the model keeps keys and values alone; None where it takes no such cache."""
+    model: Any = module
     usual = getattr(model, "_supports_default_dynamic_cache", None)
-    if name is None or usual is None or not usual():
-        return {}
-    cache = DynamicCache(config=model.config)
-    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
-        return {}
-    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return {name: cache}
+    if cache_name(module) is None or usual is None or not usual():
+        return None
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    if is_of_keys_and_values(cache):
+        cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def is_of_keys_and_values(cache: DynamicCache) -> bool:
+    """Whether each layer keeps keys and values of its own, and nothing else."""
+    return all(type(layer) in (RoomyLayer, DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
 
 
 def can_share(module: nn.Module) -> bool:
     """Whether the model's cache is one of keys and values alone."""
-    return bool(preallocated_cache(module))
+    return (cache := new_cache(module)) is not None and is_of_keys_and_values(cache)
 
 
 class LogitsAfter:
@@ -87,7 +95,7 @@ class LogitsAfter:
 
     def __init__(self, module: nn.Module, prefix: Sequence[int]) -> None:
         model: Any = module
-        (self._name,) = preallocated_cache(module)
+        self._name = str(cache_name(module))
         self._logits, self._cache = SupervisedLogits(module), DynamicCache(config=model.config)
         ids = torch.tensor([list(prefix)], device=next(module.parameters()).device)
         nothing = Batch.of_tokens(ids, torch.full_like(ids, -100), len(prefix))

@@ -11,9 +11,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import TopPLogitsWarper
+
+from rankwise.config.generation import GenerationConfig
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,15 @@ def chosen(logits: Tensor, samplers: Sequence[Sampler]) -> list[Chosen]:
         return [Chosen(token) for token in logits.argmax(-1).tolist()]
     rows = logits.float().cpu()
     return [sampler.choose(row) for sampler, row in zip(samplers, rows, strict=True)]
+
+
+def drawn_together(spec: GenerationConfig, logits: Tensor, rows: Sequence[object]) -> list[Chosen]:
+    """All rows (B, V) at once from torch's own generator, as transformers draws them."""
+    scores = logits / spec.temperature
+    if spec.top_p < 1:
+        warp: Any = TopPLogitsWarper(spec.top_p)
+        scores = warp(None, scores)
+    return [Chosen(token) for token in torch.multinomial(scores.softmax(-1), 1)[:, 0].tolist()]
 
 
 GREEDY = Sampling()

@@ -231,7 +231,7 @@ class _FullAttention(torch.autograd.Function):
         queries, keys, values = (_by_head(one, rows, heads) for one in (q, k, v))
         ctx.save_for_backward(queries, keys, values)
         ctx.rows, ctx.heads, ctx.scale, ctx.real = rows, heads, scale, real
-        return _together(_weights(queries, keys, scale, real) @ values, rows, heads)
+        return _joined_heads(_weights(queries, keys, scale, real) @ values, rows, heads)
 
     @staticmethod
     @once_differentiable
@@ -242,7 +242,7 @@ class _FullAttention(torch.autograd.Function):
         dv = weights.mT @ into
         change = torch.ops.aten._softmax_backward_data(into @ values.mT, weights, -1, weights.dtype)
         dq, dk = _product(change, keys, ctx.scale), _product(change.mT, queries, ctx.scale)
-        return *(_together(one, ctx.rows, ctx.heads) for one in (dq, dk, dv)), None, None, None, None
+        return *(_joined_heads(one, ctx.rows, ctx.heads) for one in (dq, dk, dv)), None, None, None, None
 
 
 def _by_head(values: Tensor, rows: int, heads: int) -> Tensor:
@@ -252,7 +252,7 @@ def _by_head(values: Tensor, rows: int, heads: int) -> Tensor:
     return split.transpose(1, 2).reshape(rows * heads, tokens // rows, width // heads)
 
 
-def _together(values: Tensor, rows: int, heads: int) -> Tensor:
+def _joined_heads(values: Tensor, rows: int, heads: int) -> Tensor:
     """(rows * heads, T, D) to (rows * T, heads * D)."""
     _, tokens, width = values.shape
     return values.view(rows, heads, tokens, width).transpose(1, 2).reshape(rows * tokens, heads * width)

@@ -131,9 +131,9 @@ def plain_shared_linears(x: Tensor, specs: Sequence[LinearSpec]) -> tuple[Tensor
 class _SharedLinears(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, frozen: list[tuple[Tensor, Tensor | None]], prologue: Prologue, count: int, *given: Tensor | None
+        ctx: Any, frozen: list[tuple[Tensor, Tensor | None]], prologue: Prologue, count: int, *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
-        values, down, ups = given[:count], given[count], given[count + 1 :]
+        values, down, ups = tensors[:count], tensors[count], tensors[count + 1 :]
         x, saved = prologue.forward(*values)  # pyright: ignore[reportArgumentType]
         h = None if down is None else x @ down.T
         outputs, parts = [], _parts(h, ups)

@@ -112,7 +112,7 @@ def head_divergence(hidden: Tensor, weight: Tensor, base: Tensor) -> Tensor:
 
 
 def divergence(logits: Tensor, base: Tensor) -> Tensor:
-    """The same of logits (N, V) of both models."""
+    """The KL divergence of a tuned model from its base, of logits (N, V) of both."""
     return _Divergence.apply(logits, base, None)
 
 
@@ -137,7 +137,7 @@ def _rows_of(logits: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Divergence(torch.autograd.Function):
-    """Of logits, or with a weight of inputs of the head."""
+    """The KL divergence and its gradient, of logits, or of inputs of the head where its weight is given."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, base: Tensor, weight: Tensor | None) -> Tensor:

@@ -32,10 +32,10 @@ class CompiledRegion(Generic[P, R]):
         update_wrapper(self, plain)
         REGIONS.append(self)
 
-    def __call__(self, *given: P.args, **named: P.kwargs) -> R:
+    def __call__(self, *arguments: P.args, **named: P.kwargs) -> R:
         """Run the region on a first argument that is a tensor of rows. Below two rows the compiler would recompile."""
-        rows: Any = given[0]
-        return (self.plain if self.compiled is None or len(rows) < 2 else self.compiled)(*given, **named)
+        rows: Any = arguments[0]
+        return (self.plain if self.compiled is None or len(rows) < 2 else self.compiled)(*arguments, **named)
 
 
 REGIONS: list[CompiledRegion[..., Any]] = []

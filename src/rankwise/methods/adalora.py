@@ -19,7 +19,7 @@ from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.triplets import Triplets
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.adapters import AdaLoraConfig
-from rankwise.config.budget import Budget, budget_of
+from rankwise.config.parameters import Budget, budget_of
 from rankwise.errors import RunError
 from rankwise.methods.adapter import AdapterMethod, AdapterTrainable
 from rankwise.methods.inject import add_layers

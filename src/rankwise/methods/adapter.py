@@ -34,8 +34,8 @@ from rankwise.adapters.token_rows import tables_of_tokens
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.saving import save_reader
-from rankwise.base.sharding import gathered
 from rankwise.base.sources import FROM_GGUF, Source
+from rankwise.base.split import gathered
 from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RunError, TrainingError, some
@@ -277,7 +277,7 @@ def check_tokens(adapters: AdapterSet, model: LoadedModel, artifact: Artifact) -
 
 def notes_on_tokens(adapters: AdapterSet) -> list[str]:
     """What other programs cannot read of the rows that are written."""
-    if all(getattr(rows.host, "bias", None) is None for rows in adapters.token_rows().values()):
+    if all(getattr(rows.base_layer, "bias", None) is None for rows in adapters.token_rows().values()):
         return []
     return [
         "this model's output head has a bias, which PEFT (0.21) leaves out where rows of new tokens are trained: for "
@@ -317,7 +317,7 @@ def effect_of(adapters: AdapterSet, name: str = "default") -> Effect:
 
 
 def _effect(adapters: AdapterSet, path: str, adapter: Adapter) -> Effect:
-    weight = weight_of(adapters.host(path))
+    weight = weight_of(adapters.base_layer(path))
     norm = torch.linalg.vector_norm(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
     whole = gathered(norm).item()
     change = _size(adapter)

@@ -129,7 +129,7 @@ class FullMethod:
         return replace(model, module=deepcopy(model.module))
 
     def attach(self, model: LoadedModel, setup: Setup) -> FullFineTuning:
-        read_base = partial(base_weights, setup.load, model.spec, model.facts, setup.described, setup.callback)
+        read_base = partial(base_weights, setup.load, model.config, model.facts, setup.described, setup.callback)
         return FullFineTuning(model.module, read_base)
 
     def save(self, trainable: FullFineTuning, model: LoadedModel, folder: Path, record: Record) -> None:
@@ -139,8 +139,8 @@ class FullMethod:
 
     def tuned(self, model: LoadedModel, folder: Path) -> LoadedModel:
         """A model whose own weights have learned is no longer the one that was loaded, but the one that was written."""
-        spec = model.spec.model_copy(update={"name": str(folder), "revision": None})
-        return replace(model, spec=spec, source=find(spec, silent))
+        spec = model.config.model_copy(update={"name": str(folder), "revision": None})
+        return replace(model, config=spec, source=find(spec, silent))
 
     def model_of(self, artifact: Artifact) -> ModelConfig:
         return ModelConfig(name=str(artifact.result), dtype="float32")

@@ -25,7 +25,7 @@ class HeadMethod(AdapterMethod[HeadConfig]):
     def attach_to(self, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> TrainableHead:
         if not setup.heads:
             raise ConfigError([
-                f"adapter.method is head, but {model.spec.name} has no new head to train. Choose another method."
+                f"adapter.method is head, but {model.config.name} has no new head to train. Choose another method."
             ])  # fmt: skip
         return TrainableHead(adapters)
 

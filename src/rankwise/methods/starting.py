@@ -11,7 +11,7 @@ another adapter of it. Dropout and the learning rate of B belong to the training
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,43 +55,27 @@ def continued(given: MethodConfig, own: MethodConfig, described: str) -> MethodC
     `described` names the adapter in messages. ConfigError lists every setting of `given` that contradicts it.
     """
     chosen = given.model_fields_set - {"start_from"}
-    if problems := [*_other_method(given, own, chosen), *_other_shape(given, own, chosen)]:
-        listed = [f"{problem} {WAY_OUT if problem is problems[-1] else ''}".rstrip() for problem in problems]
-        raise ConfigError([f"{described} is continued: {listed[0]}", *listed[1:]])
+    if type(given) not in (type(own), LoraConfig):
+        chosen |= {"method"}
+    values = {name: (getattr(given, name), getattr(own, name, None)) for name in sorted(chosen - OF_TRAINING)}
+    if problems := [
+        f"adapter.{name} is {_listed(value)}, but the adapter has {_actual(name, own)}."
+        for name, (value, actual) in values.items()
+        if value != actual and not (name == "targets" and actual and _same_layers(value, actual))
+    ]:
+        problems[-1] += f" {WAY_OUT}"
+        raise ConfigError([f"{described} is continued: {problems[0]}", *problems[1:]])
     free = {name: getattr(given, name) for name in chosen & OF_TRAINING & type(own).model_fields.keys()}
     return own.model_copy(update={**free, "start_from": given.start_from})
 
 
-def _other_method(given: MethodConfig, own: MethodConfig, chosen: Iterable[str]) -> list[str]:
-    if type(given) is type(own) or not ("method" in chosen or type(given) is not LoraConfig):
-        return []
-    what = "trained heads and no adapted layers" if isinstance(own, HeadConfig) else "adapted layers"
-    return [f"adapter.method is {_method(given)}, but the adapter has {what} (method {_method(own)})."]
-
-
-def _method(config: MethodConfig) -> Any:
-    return getattr(config, "method", None)
-
-
-def _other_shape(given: MethodConfig, own: MethodConfig, chosen: Iterable[str]) -> list[str]:
-    fields, problems = type(own).model_fields.keys(), []
-    for name in sorted(set(chosen) - OF_TRAINING - {"method"}):
-        value: Any = getattr(given, name)
-        actual: Any = getattr(own, name, None)
-        if name in fields and (value == actual or (name == "targets" and _same_layers(value, actual))):
-            continue
-        problems.append(f"adapter.{name} is {_listed(value)}, but {_actual(name, own, fields)}.")
-    return problems
-
-
-def _actual(name: str, own: MethodConfig, fields: Iterable[str]) -> str:
-    if name not in fields:
-        return "the adapter has no adapted layers"
-    if name == "layers":
-        return "the adapter has layers already"
-    pattern: Any = getattr(own, f"{name}_pattern", None)
-    varied = " at most, and other values in some layers" if name == "rank" and pattern else ""
-    return f"the adapter has {_listed(getattr(own, name))}{varied}"
+def _actual(name: str, own: MethodConfig) -> str:
+    if name not in type(own).model_fields:
+        return "no adapted layers"
+    if name in ("layers", "method"):
+        return "layers already" if name == "layers" else f"the method {getattr(own, name)}"
+    varied = " at most, and other values in some layers" if name == "rank" and getattr(own, "rank_pattern", ()) else ""
+    return f"{_listed(getattr(own, name))}{varied}"
 
 
 def _listed(value: Any) -> str:

@@ -21,11 +21,11 @@ from rankwise.runs.records import Callback
 
 @dataclass(frozen=True)
 class Together:
-    """`names` are those of the artifacts' adapters in the set, in their order; a model whose own weights learned has no
-    set, and stands alone."""
+    """`names` are those of the artifacts' adapters in the set, in their order; a model whose own weights learned has
+    none, and stands alone."""
 
     model: LoadedModel
-    adapters: AdapterSet | None
+    adapters: AdapterSet
     names: tuple[str | None, ...]
 
 
@@ -47,7 +47,7 @@ def load_together(
     spec = spec if dtype == "auto" else spec.model_copy(update={"dtype": dtype})
     model, trainable = method.load(first, spec, callback, force_base=force_base)
     if not isinstance(trainable, AdapterTrainable):
-        return Together(model, None, (None,))
+        return Together(model, AdapterSet(model.module), (None,))
     adapters, names = trainable.adapters, [trainable.name]
     base = () if first.base_named is None else (first.base_named.name,)
     for number, other in enumerate(others, start=2):

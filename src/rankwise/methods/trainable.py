@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from rankwise.base.sharding import local_part, part_of
+from rankwise.base.split import local_part, part_of
 from rankwise.errors import RunError, some
 from rankwise.runs.records import RankRecord
 

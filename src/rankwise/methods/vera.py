@@ -90,7 +90,7 @@ class VeraMethod(AdapterMethod[VeraConfig]):
     def attach_to(self, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> TrainableVeRA:
         config, seed = self.config, setup.training.seed
         config.check_heads(setup.heads)
-        sizes = {path: features_of(adapters.host(path)) for path in chosen_paths(model.module, config)}
+        sizes = {path: features_of(adapters.base_layer(path)) for path in chosen_paths(model.module, config)}
         inside, outside = (max(side) for side in zip(*sizes.values(), strict=True))
         A, B = (one.to(model.precision.device) for one in projections(config.rank, inside, outside, seed))
         adapters.add(
@@ -102,7 +102,7 @@ class VeraMethod(AdapterMethod[VeraConfig]):
     def stored(self, trainable: AdapterTrainable) -> Stored:
         assert isinstance(trainable, TrainableVeRA), "it was attached above"
         layers, config = trainable.layers, trainable.config
-        hosts = {path: trainable.adapters.host(path) for path in layers}
+        hosts = {path: trainable.adapters.base_layer(path) for path in layers}
         as_lora = settings_of(
             {path: Factors(*layer.shared, 1.0) for path, layer in layers.items()}, hosts,
             host_view(trainable.adapters.model),

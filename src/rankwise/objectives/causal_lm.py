@@ -106,7 +106,7 @@ class CausalLM(Objective):
         return lambda ids: model.tokenizer.decode(ids).removeprefix(before).removesuffix(behind)
 
     def rendered(self, model: LoadedModel, conversations: Sequence[Messages]) -> list[Rendered]:
-        """Those that the template can say, with their ids."""
+        """The conversations that the template can render, with their token ids."""
         prompts = list[Rendered]()
         for messages in conversations:
             try:
@@ -181,7 +181,7 @@ def _mixed(lengths: Sequence[int]) -> list[int]:
 
 
 def end_learned(row: Tokens, share: float) -> Tokens:
-    """The same with a loss on its last part alone."""
+    """A row whose loss falls on the last `share` of its tokens alone."""
     count = len(row.ids)
     first = min(count - 1, round(count * (1 - share)))
     return Tokens(row.ids, (False,) * first + (True,) * (count - first))

@@ -43,7 +43,6 @@ from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import Encoder
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.outcome import Outcome, RowEncoder, Shown
-from rankwise.rows.text.rendering import Template
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
@@ -118,7 +117,7 @@ class Objective(ABC):
     far_above = 3.0
     """How many times what it was before a loss must be for the training to have diverged."""
     falling = 0.0
-    """Of the best validation loss before, what the last one must be below for more steps to be worth a warning."""
+    """More steps are suggested where the last validation loss is below this share of the best one before it."""
 
     @property
     def targets(self) -> TargetFacts | None:
@@ -207,10 +206,10 @@ class Objective(ABC):
         """Tokens of every row, where all have the same number, as images have patches."""
         return None
 
-    def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
+    def load(self, config: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         """The model by its auto class, and the tokenizer. `checked`: a model that lies in a run must be what training
         wrote there."""
-        return (load if checked else load_unchecked)(spec, callback, self.kind)
+        return (load if checked else load_unchecked)(config, callback, self.kind)
 
     def heads(self, model: LoadedModel) -> tuple[str, ...]:
         """Modules that are trained whole beside an adapter (PEFT's modules_to_save)."""
@@ -227,9 +226,9 @@ class Objective(ABC):
     def check_answering(self, changed: Sequence[str]) -> None:  # noqa: B027  most take all
         """ConfigError where settings of answers were changed that have no effect."""
 
-    def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> RowEncoder:
-        """Of rows of texts."""
-        return Encoder(template, tokenizer, spec, limit)
+    def encoder(self, template: ChatTemplate, tokenizer: HubTokenizer, config: DataConfig, limit: int) -> RowEncoder:
+        """The encoder that turns rows of texts into tokens."""
+        return Encoder(template, tokenizer, config, limit)
 
     def writing(self, model: LoadedModel) -> Writing:
         """How rows are encoded for this model, by its tokenizer and the template that it has now."""
@@ -238,9 +237,9 @@ class Objective(ABC):
             self.encoder, learned=self.facts,
         )  # fmt: skip
 
-    def writing_alone(self, spec: ModelConfig, callback: Callback, *, guessed: bool) -> Writing:
-        """The same where the model is not loaded. `guessed`: nobody named it."""
-        tokenizer, name, context = load_tokenizer(spec, callback)
+    def writing_alone(self, config: ModelConfig, callback: Callback, *, guessed: bool) -> Writing:
+        """How rows are encoded where the model is not loaded. `guessed`: the user did not name the model."""
+        tokenizer, name, context = load_tokenizer(config, callback)
         return TextWriting(
             tokenizer, ChatTemplate.of_model(tokenizer), name, context,
             self.encoder, guessed=guessed, learned=self.facts,
@@ -297,7 +296,7 @@ class Objective(ABC):
         return {}
 
     def sample_logits(self, model: LoadedModel, text: str) -> Tensor:
-        """Of a text, by which two copies of a model are compared."""
+        """The logits of a text, by which two copies of a model are compared."""
         ids = torch.tensor([model.tokenizer.encode(text)], device=model.precision.device)
         return model.module(input_ids=ids).logits
 
@@ -424,7 +423,7 @@ class Classifier(Objective):
         ...
 
     def learned(self, values: Tensor, mask: Tensor) -> Tensor:
-        """Those of the values that are learned: every one of whole rows. `mask` is True where a value is a target."""
+        """The values that the loss falls on, here all of them. `mask` is True where a value is a target."""
         return values
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
@@ -484,10 +483,12 @@ class WithHead(Classifier):
     """Predicts by a new head, which is trained whole beside an adapter."""
 
     base_elsewhere = "With rankwise, add `--base-model path/to/base` if it is elsewhere now."
+    advises: ClassVar[str] = ""
+    """What `advise` measures, where it does not measure this."""
     engine_texts: ClassVar[Sequence[str]] = ()
     """What other software is asked where there are no rows."""
     tolerances: ClassVar[Mapping[str, float]] = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
-    """Of the largest difference of an output in other software, by number format."""
+    """The largest difference of an output that other software may have, by number format."""
 
     @abstractmethod
     def shown(self, model: LoadedModel, rows: Sequence[Tokens], count: int) -> list[Example]:
@@ -508,7 +509,7 @@ class WithHead(Classifier):
         return name is not None
 
     def merged_config(self, base: dict[str, Any], module: nn.Module, tokenizer: HubTokenizer | None) -> dict[str, Any]:
-        """Those that the model with the new head was built with."""
+        """The settings for a merged model, which are those that the model with its new head was built with."""
         config: Any = module.config
         if tokenizer is not None and config.get_text_config().pad_token_id is None:
             config.pad_token_id = config.get_text_config().pad_token_id = tokenizer.pad_id
@@ -519,9 +520,9 @@ class WithHead(Classifier):
     @property
     def cannot(self) -> Mapping[str, str]:
         cannot = NOT_OF_CLASSIFIERS
-        if self.targets.form == "several":
-            several = "advise measures classifiers with one label for a row, and these rows have several."
-            cannot = cannot | {"advised on": several}
+        several = "classifiers with one label for a row, and these rows have several."
+        if advises := self.advises or several * (self.targets.form == "several"):
+            cannot = cannot | {"advised on": f"advise measures {advises}"}
         if (pooling := self.targets.pooling) == "own":
             return cannot
         pooled = (

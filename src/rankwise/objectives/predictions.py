@@ -72,7 +72,7 @@ class ClassShares:
     label: str | None
     value: float | None
     probabilities: dict[str, float]
-    """Of every class, which sum to 1 unless a row may have several."""
+    """The probability of every class. They sum to 1 unless a row may have several classes."""
     labels: list[str] | None = None
     """Where a row may have several classes: those with a probability above THRESHOLD."""
 

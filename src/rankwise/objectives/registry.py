@@ -22,8 +22,9 @@ from rankwise.objectives.preference import Preference
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, SequenceToSequence
 from rankwise.objectives.tagging import Tagging
 from rankwise.objectives.text_classification import TextClassification
-from rankwise.planning.shape import SEQUENCES, ModelShape
-from rankwise.rows.tag_classes import holds_tags
+from rankwise.planning.shape import ModelShape
+from rankwise.planning.tasks import SEQUENCES
+from rankwise.rows.classes import holds_tags
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.runs.row_facts import Pooling, TargetFacts
@@ -80,7 +81,7 @@ def objective_by(
 
 
 def objective_of_shape(shape: ModelShape, base: ModelConfig, callback: Callback) -> Objective:
-    """Of a plan, where nothing is written, so classes have no names."""
+    """The objective of a plan, which reads only a model's shape, so that its classes have no names."""
     if shape.outputs is None:
         return SEQUENCE_TO_SEQUENCE if shape.auto_class == SEQUENCES else CAUSAL_LM
     targets = TargetFacts(classes=tuple(map(str, range(shape.outputs))) if shape.outputs > 1 else ())

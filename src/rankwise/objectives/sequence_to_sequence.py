@@ -48,8 +48,7 @@ from rankwise.rows.encoded.batches import IGNORED, Batch
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import BREAK, Example, Message
 from rankwise.rows.text.outcome import Outcome, read_each
-from rankwise.rows.text.rendering import Template
-from rankwise.rows.text.sequences import input_and_output, input_of
+from rankwise.rows.text.targets import input_and_output, input_of
 from rankwise.rows.text.tokenize import Tokens, prompt_ids
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
@@ -59,7 +58,7 @@ from rankwise.runs.row_facts import Learned, Outputs
 
 NAME = "sequence-to-sequence"
 OUTPUT_SHARE = 0.25
-"""Of a random row: the share of its tokens that the decoder writes."""
+"""The share of the tokens of a random row that the decoder writes."""
 LOADING = """\
 ```python
 from peft import AutoPeftModelForSeq2SeqLM
@@ -82,6 +81,7 @@ RUNNING = (
     "{value} is for running text, and {model} is an encoder with a decoder, which does not continue one. Leave it out."
 )
 CANNOT = {
+    "advised on": "advise measures decoders and classifiers, and this model is an encoder with a decoder.",
     "measured for forgetting": "what this model has forgotten is not measured: rankwise measures it on running text, "
     "which an encoder with a decoder does not continue",
     "--text": RUNNING,
@@ -109,7 +109,7 @@ def bare_template(tokenizer: HubTokenizer) -> ChatTemplate:
 @dataclass(frozen=True)
 class SequenceEncoder:
     tokenizer: HubTokenizer
-    spec: DataConfig
+    config: DataConfig
     limit: int
 
     def encode(self, examples: Sequence[Example]) -> list[Outcome]:
@@ -120,22 +120,21 @@ class SequenceEncoder:
             self._add(outcome, given, output)
         return outcomes
 
-    def _add(self, outcome: Outcome, given: list[int], output: list[int]) -> None:
-        longest = max(len(given), len(output))
+    def _add(self, outcome: Outcome, prompt: list[int], output: list[int]) -> None:
+        longest = max(len(prompt), len(output))
         outcome.lengths = [longest]
         if longest > self.limit:
-            if self.spec.too_long != "truncate":
+            if self.config.too_long != "truncate":
                 outcome.too_long = 1
                 return
             outcome.truncated = 1
-            (given,) = encode_inputs(self.tokenizer, [input_and_output(outcome.example)[0]], self.limit)
-        outcome.methods = ["apart"]
+            (prompt,) = encode_inputs(self.tokenizer, [input_and_output(outcome.example)[0]], self.limit)
         output = output[: self.limit]
-        outcome.sequences = [row_of(given, output, ended=output[-1] in self.tokenizer.end_ids)]
+        outcome.sequences = [row_of(prompt, output, ended=output[-1] in self.tokenizer.end_ids)]
 
 
-def row_of(given: Sequence[int], output: Sequence[int], *, ended: bool = True) -> Tokens:
-    return Tokens((*given, *output), (False,) * len(given) + (True,) * len(output), ended=ended)
+def row_of(prompt: Sequence[int], output: Sequence[int], *, ended: bool = True) -> Tokens:
+    return Tokens((*prompt, *output), (False,) * len(prompt) + (True,) * len(output), ended=ended)
 
 
 def parted(row: Tokens) -> tuple[np.ndarray, np.ndarray]:
@@ -175,10 +174,10 @@ def _with_typed_tokens_as_text(
     return encoded
 
 
-def _around(whole: list[int], inside: list[int]) -> tuple[list[int], list[int]]:
+def _around(framed: list[int], inside: list[int]) -> tuple[list[int], list[int]]:
     """What is put before and behind the ids of a text."""
-    first = next(at for at in range(len(whole)) if whole[at : at + len(inside)] == inside)
-    return whole[:first], whole[first + len(inside) :]
+    first = next(at for at in range(len(framed)) if framed[at : at + len(inside)] == inside)
+    return framed[:first], framed[first + len(inside) :]
 
 
 @dataclass(frozen=True)
@@ -197,8 +196,8 @@ class SequenceToSequence(CausalLM):
     def of_report(cls, data_report: DataReport) -> Self | None:
         return cls() if data_report.encoder_decoder else None
 
-    def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
-        loaded = super().load(spec, callback, checked=checked)
+    def load(self, config: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
+        loaded = super().load(config, callback, checked=checked)
         if not hasattr(loaded.module, "prepare_decoder_input_ids_from_labels"):
             raise ModelError(
                 f"{loaded.source.folder}: this {type(loaded.module).__name__} does not say what its decoder begins "
@@ -210,8 +209,10 @@ class SequenceToSequence(CausalLM):
     def facts(self) -> Learned:
         return Outputs()
 
-    def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> SequenceEncoder:
-        return SequenceEncoder(tokenizer, spec, limit)
+    def encoder(
+        self, template: ChatTemplate, tokenizer: HubTokenizer, config: DataConfig, limit: int
+    ) -> SequenceEncoder:
+        return SequenceEncoder(tokenizer, config, limit)
 
     preview = Objective.preview
 

@@ -29,12 +29,11 @@ from rankwise.config.experiment import Experiment
 from rankwise.objectives import text_classification
 from rankwise.objectives.predictions import Done, Longest, Numbers
 from rankwise.objectives.text_classification import TextClassification, TextEncoder, random_ids
+from rankwise.rows.classes import read_tags
 from rankwise.rows.encoded.batches import IGNORED
 from rankwise.rows.forms.tagged_rows import TAGGED_FORMATS
-from rankwise.rows.tag_classes import read_tags
-from rankwise.rows.text.example import Example
+from rankwise.rows.text.example import BEGIN, INSIDE, OUTSIDE, Example, Range, label_in, spans_of
 from rankwise.rows.text.outcome import Outcome, read_each
-from rankwise.rows.text.tagged import BEGIN, INSIDE, OUTSIDE, Range, label_in, spans_of
 from rankwise.rows.text.targets import tagged_in
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
@@ -75,7 +74,7 @@ class TagEncoder(TextEncoder):
     def _add_words(self, outcome: Outcome, text: Text, encoded: EncodedWords, tags: Sequence[int]) -> None:
         outcome.lengths = [len(encoded.tokens.ids)]
         if len(encoded.tokens.ids) > self.limit:
-            if self.spec.too_long != "truncate":
+            if self.config.too_long != "truncate":
                 outcome.too_long = 1
                 return
             (encoded,) = encode_words(self.tokenizer, [text], self.limit)
@@ -123,6 +122,7 @@ class Tagging(TextClassification):
     encoder_class = TagEncoder
     pipeline_tag, loading_code, names = NAME, LOADING, "tags"
     activity = "Tagging"
+    advises = "language models and classifiers of texts, and these rows have tags of words."
 
     def row_form(self, form: str | None) -> str:
         """It reads either format of words with tags."""
@@ -190,7 +190,7 @@ class Tagging(TextClassification):
         return torch.from_numpy(targets)
 
     def learned(self, values: Tensor, mask: Tensor) -> Tensor:
-        """Of all tokens (B, T, ...) those that begin a learned word (N, ...)."""
+        """Select from all tokens (B, T, ...) the ones that begin a learned word (N, ...)."""
         return values[mask]
 
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
@@ -200,24 +200,24 @@ class Tagging(TextClassification):
 
 @dataclass(frozen=True)
 class TaggedText:
-    whole: str
+    text: str
     spans: list[dict[str, Any]]
     """With start, end, label, text and probability, which is the mean over the span's words of the probability of the
     predicted tag."""
     tags: list[str]
     """One for each word."""
-    given: bool
+    is_split: bool
     """Whether the words were given one by one."""
 
     def as_columns(self, column: str) -> dict[str, Any]:
         """The tags are beside the spans of words that were given."""
-        return {column: self.spans, tags_column(column): self.tags} if self.given else {column: self.spans}
+        return {column: self.spans, tags_column(column): self.tags} if self.is_split else {column: self.spans}
 
     def as_values(self) -> dict[str, Any]:
         return {"spans": self.spans, "tags": self.tags}
 
     def as_shown(self) -> dict[str, Any]:
-        return {"spans": self.spans, "whole": self.whole}
+        return {"spans": self.spans, "whole": self.text}
 
 
 def tags_column(column: str) -> str:

@@ -16,21 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rankwise.config.layer import Layer
 from rankwise.config.method import Form
+from rankwise.config.modules import Layer
+from rankwise.planning.batches import AtOnce
 from rankwise.planning.shape import ModelShape
+from rankwise.planning.tasks import EXACT, OF_TEXTS
 
-EXACT = 4
-"""Bytes of a number in float32."""
-FAST = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "gpt_neox", "gpt2"})
-"""Families that have a fast form on a processor (models/decoders); a test compares both."""
-OF_IMAGES = frozenset({"vit", "deit", "dinov2", "clip", "siglip"})
-"""Families of images with a fast form on a processor (forward/encoders.py); a test compares both."""
-OF_TEXTS = frozenset({"bert", "roberta"})
-"""Families of encoders of texts with a fast form on a processor, likewise. A norm is behind what it norms, so a block
-keeps what goes into each and what comes out of it."""
 WITHOUT_KERNEL = frozenset({"clip"})
-"""Of these: the activation is the model's own, which keeps two tensors more as wide as its feed-forward layer."""
+"""Of the families with a fast form: the activation is the model's own, which keeps two tensors more as wide as its
+feed-forward layer."""
 PARALLEL = frozenset({"gpt_neox"})
 """Of these: attention and feed-forward layer begin from one x. Keys, values and queries are parts of one tensor, which
 stays as it was before the rotation too."""
@@ -40,52 +34,45 @@ ADAPTED = ("adapter", "conv", "both", "head")
 layers at all, or none, where a head learns alone. The other thing that learns is the whole model, "full"."""
 
 
-def block_bytes(
-    shape: ModelShape, ranks: float, number: int, form: Form, *, tokens: int = 1, longest: int = 0,
-    learns: str = "adapter", output_share: float = 0.0,
-) -> float:  # fmt: skip
-    """Bytes that the mean block keeps of `tokens` tokens in sequences of at most `longest`: of an encoder's block and a
-    decoder's the larger amount. `ranks` is the sum over its adapters, `number` the bytes of a number, `learns` what
-    learns, and `output_share` the share of the tokens that a decoder behind an encoder has. A model whose forward pass
-    was not measured is not trained here, and its blocks count as nothing."""
-    every = _bare(shape, number, form, tokens=tokens, longest=longest, learns=learns, share=output_share)
-    return number * ranks * tokens + max((bare for bare, _ in every), default=0.0)
+def block_bytes(shape: ModelShape, amount: AtOnce, ranks: float, number: int, form: Form, learns: str) -> float:
+    """Bytes that the mean block keeps of a micro-batch: of an encoder's block and a decoder's the larger amount.
+    `ranks` is the sum over its adapters, `number` the bytes of a number, and `learns` what learns. A model whose
+    forward pass was not measured is not trained here, and its blocks count as nothing."""
+    bare = max((bare for bare, _ in _bare(shape, amount, number, form, learns)), default=0.0)
+    return number * ranks * amount.tokens + bare
 
 
-def _bare(
-    shape: ModelShape, number: int, form: Form, *, tokens: int, longest: int, learns: str, share: float
-) -> list[tuple[float, float]]:  # fmt: skip
+def _bare(shape: ModelShape, amount: AtOnce, number: int, form: Form, learns: str) -> list[tuple[float, float]]:
     """Of each block in order, the bytes that it keeps without an adapter's own, and those of its input alone."""
-    blocks, key = shape.blocks, f"{learns} {DTYPES[number]}"
-    whole = tokens * positions_of(shape)
+    blocks, key, tokens, longest = shape.blocks, f"{learns} {DTYPES[number]}", amount.tokens, amount.longest
     if blocks.reading:
-        encoder, (given, output) = shape.stacks[0], (tokens * (1 - share), tokens * share)
+        encoder, share = shape.stacks[0], amount.output_share
+        given, output = tokens * (1 - share), tokens * share
         reads = encoder.saved[key].of(given, longest * (1 - share))
         writes = blocks.saved[key].of(output, longest * share) + blocks.reading[key].of(given, longest * share)
         inputs = number * encoder.width * given, number * blocks.width * output
         return [(reads, inputs[0])] * encoder.count + [(writes, inputs[1])] * blocks.count
-    bare = whole * _fast(shape, number) if form == "fast" else 0.0
-    if form != "fast" and blocks.saved:
+    whole, bare = tokens * positions_of(shape), 0.0
+    if form == "fast":
+        bare = whole * _fast(shape, number)
+    elif blocks.saved:
         bare = blocks.saved[key].of(tokens, longest)
     return [(bare, whole * number * blocks.width)] * blocks.count
 
 
 def saved_bytes(
-    shape: ModelShape, ranks: Mapping[int, float], number: int, form: Form, tokens: int, *, recomputed: int = 0,
-    lowest: int = 0, longest: int = 0, learns: str = "adapter", output_share: float = 0.0,
+    shape: ModelShape, amount: AtOnce, ranks: Mapping[int | None, float], number: int, form: Form, learns: str,
+    *, lowest: int = 0, recomputed: int = 0,
 ) -> float:  # fmt: skip
     """Bytes of all blocks from `lowest` on, of which the first `recomputed` keep their input alone. `ranks` by the
     block's number; a decoder's blocks follow those of its encoder."""
-    every = _bare(shape, number, form, tokens=tokens, longest=longest, learns=learns, share=output_share)
+    every = _bare(shape, amount, number, form, learns)
+    own = {block: number * amount.tokens * rank for block, rank in ranks.items() if block is not None}
     first = lowest + min(recomputed, len(every) - lowest)
-    own = number * tokens * sum(rank for block, rank in ranks.items() if block >= first)
     inputs = sum(size for _, size in every[lowest:first])
-    total = inputs + sum(bare for bare, _ in every[first:]) + own
+    total = inputs + sum(bare for bare, _ in every[first:]) + sum(size for block, size in own.items() if block >= first)
     if first > lowest:  # while it is computed again, one of them keeps everything, and those above nothing any more
-        again = [
-            bare + number * tokens * ranks.get(lowest + at, 0.0) for at, (bare, _) in enumerate(every[lowest:first])
-        ]
-        total = max(total, inputs + max(again))
+        total = max(total, inputs + max(every[block][0] + own.get(block, 0.0) for block in range(lowest, first)))
     return total
 
 

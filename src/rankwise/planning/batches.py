@@ -29,21 +29,11 @@ from rankwise.config.experiment import Planned
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import WRITTEN
 from rankwise.planning.operations import Load, Operations
-from rankwise.planning.rows import Drawn, PlannedRows
-from rankwise.planning.shape import (
-    CAUSAL,
-    CLASSIFIER,
-    IMAGE_CLASSIFIER,
-    SEQUENCES,
-    TAGGER,
-    TASKS,
-    ModelShape,
-    PlannedTask,
-)
+from rankwise.planning.rows import Drawn, PlannedRows, limit_of
+from rankwise.planning.shape import ModelShape
+from rankwise.planning.tasks import CAUSAL, TASKS, PlannedTask
 from rankwise.planning.time import Step
 
-UNKNOWN_LENGTH = 1024
-"""Tokens of a document, where no rows are given and no limit is."""
 DEVIATIONS = 2.5
 """By how many standard deviations the fullest step of a run has more tokens than the mean one."""
 OF_SHARE = 0.25
@@ -94,19 +84,14 @@ def longest_of(config: Planned, shape: ModelShape) -> int:
     return limit_of(config, shape) * max(config.objective_settings.texts, shape.task.texts)
 
 
-def limit_of(config: Planned, shape: ModelShape) -> int:
-    """Tokens of the longest text."""
-    limit = UNKNOWN_LENGTH if config.data is None else config.data.max_length
-    return min(limit, shape.context or limit)
-
-
 def largest_batches(config: Planned, shape: ModelShape, rows: PlannedRows | None) -> list[AtOnce]:
     """Several where it takes a forecast of each to know which of them needs the most memory."""
     rows = rows if rows is not None and rows.drawn else None
-    largest = LARGEST.get(
-        shape.auto_class, lambda config, rows, longest: [packed_at_once(rows, config.training, longest)]
-    )
-    return largest(config, rows, longest_of(config, shape))
+    task, training, longest = shape.task, config.training, longest_of(config, shape)
+    if task.stacks > 1:
+        return sides_at_once(rows, training, longest)
+    amount = padded_at_once(rows, training, longest, task) if task.padding else packed_at_once(rows, training, longest)
+    return [amount if shape.image is None or rows is None else _with_images(amount, config, rows)]
 
 
 def packed_at_once(rows: PlannedRows | None, training: TrainingConfig, limit: int) -> AtOnce:
@@ -131,31 +116,12 @@ def _with_anchor(amount: AtOnce, training: TrainingConfig) -> AtOnce:
     return replace(amount, tokens=max(amount.tokens, block), learned=max(amount.learned, block))
 
 
-def padded_at_once(rows: PlannedRows | None, training: TrainingConfig, limit: int) -> AtOnce:
-    """Rows with one target each."""
+def padded_at_once(rows: PlannedRows | None, training: TrainingConfig, limit: int, task: PlannedTask) -> AtOnce:
     longest, count = limit, training.batch_size
     if rows is not None:
         longest, count = rows.longest, training.rows_per_step(rows.count)
     together = max(1, min(count, training.max_batch_tokens // longest))
-    return AtOnce(together * longest, together, longest)
-
-
-def _of_words(config: Planned, rows: PlannedRows | None, longest: int) -> list[AtOnce]:
-    amount = padded_at_once(rows, config.training, longest)
-    return [replace(amount, learned=amount.tokens)]
-
-
-def _of_images(config: Planned, rows: PlannedRows | None, longest: int) -> list[AtOnce]:
-    amount = padded_at_once(rows, config.training, longest)
-    return [amount if rows is None else _with_images(amount, config, rows)]
-
-
-LARGEST: Mapping[str, Callable[[Planned, PlannedRows | None, int], list[AtOnce]]] = {
-    SEQUENCES: lambda config, rows, longest: sides_at_once(rows, config.training, longest),
-    CLASSIFIER: lambda config, rows, longest: [padded_at_once(rows, config.training, longest)],
-    TAGGER: _of_words, IMAGE_CLASSIFIER: _of_images,
-}  # fmt: skip
-"""By the class of transformers; those of every other model are of conversations."""
+    return AtOnce(together * longest, together * task.learned(longest), longest)
 
 
 def _with_images(amount: AtOnce, config: Planned, rows: PlannedRows) -> AtOnce:

@@ -33,3 +33,9 @@ class Estimate:
     def times(self, factor: float) -> Estimate:
         assert factor >= 0, factor
         return Estimate(self.low * factor, self.likely * factor, self.high * factor)
+
+    def over(self, rate: Estimate) -> Estimate:
+        return Estimate(self.low / rate.high, self.likely / rate.likely, self.high / rate.low)
+
+    def at_least(self, other: Estimate) -> Estimate:
+        return Estimate(max(self.low, other.low), max(self.likely, other.likely), max(self.high, other.high))

@@ -14,8 +14,7 @@ from typing import Any
 from rankwise.config.base import shown
 from rankwise.errors import ModelError
 from rankwise.planning.gguf_header import GgufHeader, matrix_bytes, read_gguf_header
-from rankwise.planning.shape import ModelShape, NewHead
-from rankwise.planning.shape_file import Build, cached_shape
+from rankwise.planning.shape import Build, ModelShape, NewHead, cached_shape
 
 FAMILIES = {
     "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2", "gemma3": "gemma3_text",

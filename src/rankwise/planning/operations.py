@@ -23,8 +23,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from rankwise.config.layer import AFTER, BEFORE, Layer, Position
 from rankwise.config.method import MethodConfig
+from rankwise.config.modules import AFTER, BEFORE, Layer, Position
 from rankwise.planning.shape import Blocks, ModelShape
 
 BACKWARD_OF_ATTENTION = 2.5
@@ -122,10 +122,8 @@ class Operations:
     @cached_property
     def _linear(self) -> list[tuple[Layer, Position, float]]:
         """Linear layers but the head, where each stands, and how many tokens it maps."""
-        if self.shape.image is not None:  # convolutions too, and how often each layer is used was measured
-            layers = [layer for layer in self.shape.layers if layer.positions is not None]
-        else:
-            layers = self.shape.linear
+        # of images convolutions too, and how often each layer is used was measured
+        layers = [layer for layer in self.shape.layers if layer.positions is not None] or self.shape.linear
         return [(layer, at, self._tokens(layer)) for layer in layers if (at := layer.position) is not None]
 
     @cached_property
@@ -159,7 +157,7 @@ class Operations:
     def _attention(self) -> list[float]:
         """Of each block, forward; of images all that was measured beside the layers."""
         blocks = self.shape.blocks
-        if self.shape.image is not None:
+        if blocks.rest:
             return [blocks.rest * self.load.tokens] * blocks.count
         if self.load.outputs:
             return self._both_sides(self.shape.stacks[0], blocks)

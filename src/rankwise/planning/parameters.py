@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rankwise.config.adapters import LoraConfig
-from rankwise.config.layer import Layer
 from rankwise.config.method import MethodConfig
-from rankwise.config.modules import ALL_CONV, ALL_LINEAR, Modules, Seen, image_readers
+from rankwise.config.modules import ALL_CONV, ALL_LINEAR, Layer, Modules, Seen, image_readers
 from rankwise.config.parameters import Parameters
 from rankwise.errors import TargetError
 from rankwise.planning.shape import ModelShape

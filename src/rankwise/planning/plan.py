@@ -6,26 +6,24 @@ probe steps said takes the place of the assumed speed (training/probe.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from rankwise.config.adapters import COMPARED
 from rankwise.config.experiment import Planned
 from rankwise.config.reading import with_settings
-from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError
 from rankwise.planning.batches import AtOnce, average_step, largest_batches, longest_of, padded_load, validation_tokens
 from rankwise.planning.devices import DEVICES, HERE, Device, planned_device, refuse_elsewhere
 from rankwise.planning.estimate import Estimate
-from rankwise.planning.fitting import Changes, Fit, Remedy, fit_of, remedies, savings
-from rankwise.planning.forecast import Forecast, anchor_operations, operations_of, planned_forecast
-from rankwise.planning.memory import EXACT, FORMATS, Disk, weights_bytes
+from rankwise.planning.forecast import FORMATS, STEP_OF_TOKENS, Disk, Fit, Forecast, planned_forecast, weights_bytes
 from rankwise.planning.operations import Load
-from rankwise.planning.processes import ALONE, Processes, Several, several_of
-from rankwise.planning.rows import PlannedRows
-from rankwise.planning.shape import CLASSIFIER, IMAGE_CLASSIFIER, SEQUENCES, TAGGER, ModelShape
+from rankwise.planning.processes import ALONE, Processes, rows_in_step, sharded_peak
+from rankwise.planning.rows import PlannedRows, rows_of_training
+from rankwise.planning.shape import ModelShape
 from rankwise.planning.stored_weights import Conversion, conversion_of
+from rankwise.planning.tasks import EXACT
 from rankwise.planning.time import (
     COMPILED_AFTER,
     SECONDS_OF_HOUR,
@@ -38,17 +36,26 @@ from rankwise.planning.time import (
     speed_of,
 )
 from rankwise.planning.tokens import TokenCounter
-from rankwise.planning.training_rows import rows_of_training
 
-OF_TEXTS = "sequence-classification"
 SLOWER_WHEN_SMALL = 1.5
 """By how much a small step may take longer for each token than the steps of a training."""
+SMALLER = "a smaller adapter can learn less"
+SAME, SAME_IN_PARTS = "the same result", "the same result, in more micro-batches"
+LEFT_IN_FILE = "the same result but for rounding; weights stay in their file and are read from it at each use"
+SHORTER = "data.too_long says whether longer rows are left out or shortened"
+BLOCKS, TOKENS = "training.activation_checkpointing={}", "training.max_batch_tokens={}"
 
 
-LOADS: Mapping[str, Callable[[PlannedRows, TrainingConfig], Load]] = dict.fromkeys(
-    (SEQUENCES, CLASSIFIER, TAGGER, IMAGE_CLASSIFIER), padded_load
-)
-"""By the class of transformers; that of every other model is without padding."""
+@dataclass(frozen=True)
+class Remedy:
+    changes: tuple[str, ...]
+    """Each as `--set` takes it."""
+    peak: int
+    price: str
+
+    @property
+    def settings(self) -> str:
+        return " ".join(f"--set {change}" for change in self.changes)
 
 
 @dataclass(frozen=True)
@@ -80,9 +87,8 @@ class Plan:
     def load(self) -> Load:
         """What goes through the model, as a sample of documents."""
         if self.rows is not None and self.rows.drawn:
-            return LOADS.get(self.shape.auto_class, lambda rows, _: rows.load)(
-                self.rows, self.processes.own(self.config.training, self.rows)
-            )
+            own = self.processes.own(self.config.training, self.rows)
+            return padded_load(self.rows, own) if self.shape.task.padding else self.rows.load
         count = max(1, self.amount.tokens // self.amount.longest)
         written = round(self.amount.longest * self.amount.output_share)
         learned = count * self.shape.task.learned(written or self.amount.longest)
@@ -90,7 +96,7 @@ class Plan:
 
     @cached_property
     def flops_per_token(self) -> float:
-        return operations_of(self.forecast, self.load).total / self.load.tokens
+        return self.forecast.operations(self.load).total / self.load.tokens
 
     @property
     def step(self) -> Step:
@@ -104,7 +110,7 @@ class Plan:
 
     @cached_property
     def _rows_of_step(self) -> Step:
-        operations, training = operations_of(self.forecast, self.load), self.config.training
+        operations, training = self.forecast.operations(self.load), self.config.training
         if self.rows is not None and self.rows.drawn:
             return average_step(operations, self.rows, training, self.load)
         tokens = training.batch_size * self.amount.longest
@@ -115,7 +121,7 @@ class Plan:
         """What the method computes once a step, such as AdaLoRA's penalty, is added."""
         own, adapted = self.config.adapter, self.forecast.parameters.adapted
         extra = sum(own.step_operations(one.layer, sum(one.ranks)) for one in adapted)
-        extra += anchor_operations(self.forecast, self.config.training.anchor, self.steps)
+        extra += self.forecast.anchor_operations(self.config.training.anchor, self.steps)
         return replace(step, operations=step.operations + extra, unpacked=self.forecast.unpacked)
 
     @cached_property
@@ -134,7 +140,7 @@ class Plan:
         read = tokens / self.processes.count
         if not read:
             return None
-        forward = operations_of(self.forecast, self.load).forward / self.load.tokens
+        forward = self.forecast.operations(self.load).forward / self.load.tokens
         return Step(forward * read, read / 2)
 
     @property
@@ -154,12 +160,12 @@ class Plan:
 
     @cached_property
     def fit(self) -> Fit:
-        return fit_of(self.forecast, self.device, self.amount)
+        return self.forecast.fit(self.device)
 
     @cached_property
     def fits_elsewhere(self) -> list[Fit]:
         """On cards that are known, of the method that was asked for."""
-        return [fit_of(self.on(device), device, self.amount) for device in DEVICES.values()]
+        return [self.on(device).fit(device) for device in DEVICES.values()]
 
     @property
     def weights_by_format(self) -> dict[str, int]:
@@ -170,27 +176,68 @@ class Plan:
         return self.remedies_for(self.device.usable)
 
     def remedies_for(self, room: int) -> list[Remedy]:
-        return remedies(self.forecast, room, self._changes)
+        """Changes after which it fits, the cheapest first. A change is tried as the plan would try it, by the same
+        arithmetic, so what is said to fit is forecast to fit."""
+        return [remedy for remedy in self._tried(room) if remedy.peak <= room]
 
     @cached_property
     def savings(self) -> list[Remedy]:
         """What takes less memory than is planned, and what it costs."""
-        return savings(self.forecast, self._changes) if self.trained else []
+        if not self.trained:
+            return []
+        fewer, tokens = self.config.adapter.fewer_bits, max(self.amount.longest, self.forecast.amount.tokens // 2)
+        tried = [*(self._with(price, f"model.quantize={name}") for name, price in fewer.items())]
+        tried += [
+            self._with(SAME, BLOCKS.format(self.forecast.blocks)),
+            self._with(SAME_IN_PARTS, TOKENS.format(tokens)),
+        ]
+        return [remedy for one in tried for remedy in one]
 
-    @property
-    def _changes(self) -> Changes:
-        auto = self.config.training.activation_checkpointing == "auto"
-        return Changes(self.amount, self.changed, self._seconds, auto)
+    def _tried(self, room: int) -> Iterator[Remedy]:
+        made, at_once, spec = self.forecast, self.amount.tokens, self.config.adapter
+        tokens, least = (made.most_at_once(room, twice) for twice in (made.recomputed, made.blocks))
+        if 0 < tokens < at_once:
+            yield from self._with(SAME_IN_PARTS, TOKENS.format(tokens))
+        twice, chosen = made.least_recomputed(room), self.config.training.activation_checkpointing
+        if twice is not None and twice > made.recomputed and chosen != "auto":
+            yield from self._with(SAME, BLOCKS.format(twice))
+        if twice is None and 0 < least < at_once:
+            yield from self._with(SAME_IN_PARTS, BLOCKS.format(made.blocks), TOKENS.format(least))
+        device, data, memory = self.device, self.config.data, self.config.model.memory
+        alone = device.kind == "processor" and not self.processes.is_several
+        if room >= 10**8 and alone and not memory and not self.config.model.new_tokens:
+            yield from self._with(LEFT_IN_FILE, f"model.memory={room // 10**8 / 10:.1f}GB")
+        for name, price in spec.fewer_bits.items():
+            yield from self._with(price, f"model.quantize={name}")
+        if made.dtype == "float32":
+            setting, price = spec.lighter_base
+            if setting != "model.dtype=bfloat16" or device.bfloat16 is not None or device.dtype != "float32":
+                yield from self._with(price, setting)
+        if self.rows is not None and data and data.too_long != "split" and self.amount.longest > 2 * STEP_OF_TOKENS:
+            yield from self._with(SHORTER, f"data.max_length={self.amount.longest // 2}")
+        for setting in spec.smaller if spec.start_from is None else ():
+            yield from self._with(SMALLER, setting)
+
+    def _with(self, price: str, *settings: str) -> Iterator[Remedy]:
+        """Nothing where the change means nothing here or saves nothing. Its price in time is what a step takes after it
+        over what it takes before."""
+        changed = self.changed(*settings)
+        if changed is None or changed.needed >= self.forecast.needed:
+            return
+        slower = self._seconds(changed) / self._seconds(self.forecast)
+        yield Remedy(
+            settings, changed.needed, price + (f"; takes about {slower:.2f} times as long" if slower > 1.02 else "")
+        )
 
     def _seconds(self, forecast: Forecast) -> float:
         """Of a step as it would be with another forecast; where no speed is known, its operations."""
         tokens = self.own_step.tokens
-        operations = operations_of(forecast, self.load).total / self.load.tokens * tokens
-        step = Step(operations, tokens, max(1, -(-tokens // forecast.job.tokens)), forecast.unpacked)
-        by, job = self.speed, forecast.job
-        if isinstance(by, Speed) and job.dtype != self.forecast.job.dtype:
-            by = speed_of(self.device, job.dtype, self.shape.blocks.count, self.shape.mostly, job.storage)
-        return seconds_of(step, by, self.flops_per_token, self.device, job.storage)
+        operations = forecast.operations(self.load).total / self.load.tokens * tokens
+        step = Step(operations, tokens, max(1, -(-tokens // forecast.amount.tokens)), forecast.unpacked)
+        by = self.speed
+        if isinstance(by, Speed) and forecast.dtype != self.forecast.dtype:
+            by = speed_of(self.device, forecast.dtype, self.shape.blocks.count, self.shape.mostly, forecast.storage)
+        return seconds_of(step, by, self.flops_per_token, self.device, forecast.storage)
 
     @property
     def disk(self) -> Disk | None:
@@ -204,10 +251,10 @@ class Plan:
     @property
     def conversion(self) -> Conversion | None:
         """That the first training of a base in fewer bits begins with."""
-        return conversion_of(self.shape, self.forecast.job.storage)
+        return conversion_of(self.shape, self.forecast.storage)
 
     def on(self, device: Device) -> Forecast:
-        counted, compiled = self.forecast.parameters, self.forecast.job.compiled
+        counted, compiled = self.forecast.parameters, self.forecast.compiled
         return planned_forecast(self.config, self.shape, device, self.amount, counted=counted, compiled=compiled)
 
     @cached_property
@@ -218,22 +265,28 @@ class Plan:
         usual.pop(own, None)
         return {own: self.forecast} | {
             method: planned_forecast(
-                self.config, self.shape, self.device, self.amount, spec, compiled=self.forecast.job.compiled
+                self.config, self.shape, self.device, self.amount, spec, compiled=self.forecast.compiled
             )
             for method, spec in usual.items()
         }
 
     @property
-    def several(self) -> Several | None:
-        """None for a process alone, and for a model whose training is not planned."""
-        if not self.processes.is_several or not self.trained:
-            return None
-        return several_of(self.processes, self.forecast, self.config.training, self.rows)
+    def rows_in_step(self) -> int:
+        """Of all processes together."""
+        return rows_in_step(self.config.training, self.rows)
+
+    @property
+    def largest_share(self) -> float:
+        """Of the tokens of a step, which the process has that all others wait for."""
+        return self.processes.largest_share(self.config.training, self.rows)
+
+    @property
+    def sharded_peak(self) -> int | None:
+        """Bytes in each process where the base is split over all; None where it is stored in fewer bits."""
+        return sharded_peak(self.forecast, self.processes)
 
     def changed(self, *settings: str) -> Forecast | None:
-        """The same with some settings otherwise; None where they mean nothing here."""
-        if not self._is_possible(settings):
-            return None
+        """The same with some settings otherwise; None where they leave no row."""
         changed = with_settings(self.config, *settings)
         rows, limit = self.rows, longest_of(changed, self.shape)
         if rows is not None and limit < self.amount.longest:
@@ -241,18 +294,6 @@ class Plan:
             if not rows.drawn:
                 return None
         return planned(changed, self.shape, self.device, rows, None, processes=self.processes).forecast
-
-    def _is_possible(self, settings: tuple[str, ...]) -> bool:
-        """Whether a training on the device could have these settings, of which the plan has none."""
-        model, data, device = self.config.model, self.config.data, self.device
-        if any(setting.startswith("data.") for setting in settings):
-            return self.rows is not None and data is not None and data.too_long != "split"
-        if "model.dtype=bfloat16" in settings:
-            return device.bfloat16 is not None or device.dtype != "float32"
-        if any(setting.startswith("model.memory=") for setting in settings):
-            in_the_way = model.memory or model.sharded or model.new_tokens or device.kind != "processor"
-            return self.processes is ALONE and not in_the_way
-        return True
 
 
 def plan_for(
@@ -265,10 +306,9 @@ def plan_for(
         raise ConfigError([f"price is {price:g}; a number above 0 is expected."])
     if measured is not None:
         refuse_elsewhere(device)
-    rows = rows_of_training(config, shape, tokens)
-    if shape.auto_class == CLASSIFIER:
-        apart = rows is not None and config.data is not None and bool(rows.held_out or config.data.validation)
-        config = config.model_copy(update={"objective": OF_TEXTS}).with_defaults(measured=apart, by="loss")
+    rows, data = rows_of_training(config, shape, tokens), config.data
+    apart = rows is not None and data is not None and bool(rows.held_out or data.validation)
+    config = config.with_defaults(measured=apart, by="loss")
     found = on or processes.part_of(planned_device(device, config), here=device in HERE)
     return planned(config, shape, found, rows, measured, price, here=device in HERE, processes=processes)
 
@@ -282,7 +322,7 @@ def planned(
     amounts = largest_batches(own, shape, rows)
     forecasts = [(amount, planned_forecast(config, shape, device, amount)) for amount in amounts]
     amount, first = max(forecasts, key=lambda one: one[1].peak)
-    speed = measured or speed_of(device, first.job.dtype, shape.blocks.count, shape.mostly, first.job.storage)
+    speed = measured or speed_of(device, first.dtype, shape.blocks.count, shape.mostly, first.storage)
     plan = Plan(config, shape, device, rows, amount, first, speed, price, here, processes)
     if not plan.may_compile:
         return plan

@@ -24,7 +24,7 @@ from rankwise.errors import ConfigError
 from rankwise.planning.devices import Device, graphics_cards
 from rankwise.planning.forecast import Forecast
 from rankwise.planning.rows import PlannedRows
-from rankwise.planning.stored_weights import DTYPE_BYTES, EXACT
+from rankwise.planning.stored_weights import DTYPE_BYTES
 from rankwise.planning.time import Probe, Speed, Step
 from rankwise.rows.encoded.dealing import deal
 from rankwise.system.processor import usable_cores
@@ -115,50 +115,23 @@ def rows_in_step(training: TrainingConfig, rows: PlannedRows | None) -> int:
     return training.batch_size if rows is None else training.rows_per_step(rows.count)
 
 
-@dataclass(frozen=True)
-class Several:
-    processes: Processes
-    rows: int
-    """In a step of all processes."""
-    largest_share: float
-    """Of the tokens of a step, which the process has that all others wait for."""
-    gradients: int
-    """Bytes that are added up in each step."""
-    sharded_peak: int | None
-    """Bytes in each process; None where the base is stored in fewer bits."""
-
-    @property
-    def idle(self) -> int:
-        """Processes that have no row of a step."""
-        return max(0, self.processes.count - self.rows)
-
-
-def several_of(
-    processes: Processes, forecast: Forecast, training: TrainingConfig, rows: PlannedRows | None
-) -> Several:  # fmt: skip
-    return Several(
-        processes, rows_in_step(training, rows), processes.largest_share(training, rows),
-        EXACT * forecast.parameters.trainable, sharded_peak(forecast, processes),
-    )  # fmt: skip
-
-
 def sharded_peak(forecast: Forecast, processes: Processes) -> int | None:
-    job, count = forecast.job, processes.count
-    if job.storage != "none":
+    count = processes.count
+    if forecast.storage != "none":
         return None
     groups = sorted(_groups(forecast).values())
     divided, gathered = sum(groups), sum(groups[-2:])
-    gradients, averages = job.method.base_gradients, 2 + job.method.averages  # in float32, each as large as the weights
+    gradients, averages = forecast.method.base_gradients, 2 + forecast.method.averages  # each as large as the weights
     divided, gathered = (1 + gradients * (1 + averages)) * divided, gathered + gradients * groups[-1]
     return round(forecast.peak - max(0.0, (1 - 1 / count) * divided - gathered))
 
 
 def _groups(forecast: Forecast) -> dict[int | str, float]:
     """Bytes of the base's weights that are gathered together; a tied embedding belongs to the rest."""
-    job, shape = forecast.job, forecast.shape
+    shape = forecast.shape
     tied = {layer.shares for layer in shape.layers}
     sizes: defaultdict[int | str, float] = defaultdict(float)
     for layer in shape.layers:
         outside = layer.path if layer.kind == "embedding" and layer.path not in tied else "rest"
-        sizes[outside if layer.block is None else layer.block] += DTYPE_BYTES[job.dtype] * layer.parameters
+        sizes[outside if layer.block is None else layer.block] += DTYPE_BYTES[forecast.dtype] * layer.parameters
     return dict(sizes)

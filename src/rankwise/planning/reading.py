@@ -23,8 +23,7 @@ from rankwise.config.base import shown
 from rankwise.config.images import processing_of
 from rankwise.errors import ModelError, did_you_mean, first_line, some
 from rankwise.planning.gguf_config import shape_of_gguf
-from rankwise.planning.shape import ModelShape, NewHead
-from rankwise.planning.shape_file import Build, cached_shape, shape_from_json
+from rankwise.planning.shape import Build, ModelShape, NewHead, cached_shape, shape_from_json
 from rankwise.planning.tokens import TokenCounter
 from rankwise.system.foreign_json import read_json
 from rankwise.system.hub import could_be_hub_id, folder_here, hub_answers, why_silent
@@ -43,7 +42,8 @@ class CatalogueModel:
     """The names of models on the hub that have this shape."""
     config: Mapping[str, Any]
     stored: Mapping[str, Any]
-    """The shape, as `shape_file.py` writes it."""
+    """The shape as JSON, in which equal blocks that follow each other are written once:
+    `{"repeat": "model.layers", "first": 0, "count": 30, "layers": [{"path": "self_attn.q_proj", ...}, ...]}`."""
     image: int | None = None
     """Side in pixels that its image processor makes, where that is another than its config.json has."""
 
@@ -53,7 +53,19 @@ class CatalogueModel:
 
     @property
     def shape(self) -> ModelShape:
-        return shape_from_json(dict(self.stored), self.name)
+        layers = [layer for run in self.stored["layers"] for layer in _layers(run)]
+        return shape_from_json({**self.stored, "layers": layers}, self.name)
+
+
+def _layers(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    if "repeat" not in run:
+        return [run]
+    numbers = range(run["first"], run["first"] + run["count"])
+    return [
+        {**layer, "path": ".".join(filter(None, (run["repeat"], str(number), layer["path"])))}
+        for number in numbers
+        for layer in run["layers"]
+    ]
 
 
 @cache
@@ -104,7 +116,7 @@ class PlannedBase:
 
     @cached_property
     def tokens(self) -> TokenCounter:
-        return TokenCounter(self.path if self.folder is None else self.folder)
+        return TokenCounter(self.folder)
 
     def shape(self, head: NewHead | None = None) -> ModelShape:
         """With `head` it becomes a classifier, which the catalogue does not have."""

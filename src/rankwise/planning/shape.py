@@ -3,30 +3,50 @@
     layers    by the path that transformers gives them, each with its sizes and where it stands in the forward pass
     stacks    runs of equal transformer blocks: how many, how wide, and what a token keeps for the backward pass
 
-`shape_file.py` writes this value as JSON.
+A shape that was built once is stored as JSON, without the fields that have their default, so a plan takes seconds only
+the first time. A file of this cache is named for the SHA-256 of the config that the shape was built from, of the
+version of transformers that built it, and of what a shape records. One that cannot be read is built anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, cached_property
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter
 
 from rankwise.config.images import patches_of
-from rankwise.config.layer import Heads, Layer
 from rankwise.config.models import BOTH, DECODER, ENCODER, IMAGES
+from rankwise.config.modules import Heads, Layer
+from rankwise.errors import ResourceError
+from rankwise.planning.config_check import checked_config
+from rankwise.planning.tasks import COUNTED, SEQUENCES, TAGGER, TASKS, PlannedTask
+from rankwise.system.cache import cache_folder
+from rankwise.system.files import write_atomic
 
 NEW_TOKENS = "token_adapter.trainable_tokens_delta"
 """What PEFT calls the rows of new tokens in the adapter's file."""
+RECORDED = 4
+"""Raised whenever a shape records other things than before, or measures them otherwise."""
 
 
-@dataclass(frozen=True)
-class Saved:
+class Saved(NamedTuple):
     """Bytes that one block keeps for its backward pass, of one sequence of S tokens: constant + token S + pair S^2."""
 
     constant: float
     token: float
     pair: float = 0.0
+
+    @classmethod
+    def measured(cls, constant: float, token: float, pair: float = 0.0) -> Saved:
+        """To thousandths, as it is stored."""
+        return cls(round(constant, 3), round(token, 3), round(pair, 3))
 
     def of(self, tokens: float, longest: float = 0) -> float:
         """`tokens` in sequences of at most `longest`."""
@@ -73,112 +93,6 @@ class NewHead:
     """Whether it reads a vector that is pooled from all tokens, so that the model's pooler is not there."""
 
 
-class PlannedTask:
-    """What a model is trained for, as far as a plan goes by it: here to continue texts."""
-
-    planned = True
-    """Whether its training can be planned at all."""
-    unplanned = "its forward pass cannot be simulated without its weights; only the parameters are counted"
-    """Why it is not, where it is not."""
-    stacks = 1
-    """Of blocks."""
-    texts = 1
-    """Of a document."""
-    learns = "answer"
-    unit = "row"
-    names = "classes"
-    targets = "rows"
-    """That outputs are counted for."""
-    writes = 1
-    """Answers that a validation has of each row that it may answer."""
-    readings = 1
-    """How often a validation reads each row."""
-    compiled = True
-    """Whether torch's compiler takes its fast form."""
-    trimmed = True
-    """Whether its fast form computes of the last block only what the head gets."""
-    tables = 2
-    """Gradients of the table of words that are there at once, where it learns."""
-    holes = 1.0
-    """Of the usual holes between pieces of memory."""
-    padding = ""
-    lengths = "median length {0:,}, longest {1:,} tokens"
-
-    def learned(self, tokens: int) -> int:
-        """Of a document of so many, those with a loss."""
-        return tokens
-
-    def above(self, tokens: int, targets: float) -> float:
-        """Positions that the layers above all blocks map."""
-        return tokens
-
-    def backward(self, plain: float, adapted: float) -> float:
-        """How many times what a block keeps is held on the way through its backward pass, where it runs through an
-        adapter: as `plain`, or as `adapted`."""
-        return plain
-
-    def learned_share(self, share: float) -> str:
-        """For people; `share` is that of tokens with a loss."""
-        return f"{share:.0%} of them in the loss"
-
-
-class Counting(PlannedTask):
-    """Of a model without the head of a task, whose parameters alone are counted."""
-
-    planned = False
-    unplanned = "memory and time are forecast for models that write texts and for classifiers only"
-
-
-class Rewriting(PlannedTask):
-    """An encoder reads a text and a decoder writes another."""
-
-    stacks = texts = 2
-    padding = " with padding"
-    lengths = "of each input and output the longer has {0:,} tokens in the median, at most {1:,}"
-
-
-class Classifying(PlannedTask):
-    """Of whole rows."""
-
-    unplanned = Counting.unplanned
-    learns = "label"
-    writes, readings = 0, 2
-    compiled = trimmed = False
-    tables, holes = 1, 0.0
-    padding = " with padding"
-
-    def above(self, tokens: int, targets: float) -> float:
-        return targets
-
-    def backward(self, plain: float, adapted: float) -> float:
-        return adapted
-
-    def learned(self, tokens: int) -> int:
-        return 1
-
-    def learned_share(self, share: float) -> str:
-        return f"one target per {self.unit}"
-
-
-class TaggingWords(Classifying):
-    """Of each word."""
-
-    unit, names, targets = "word", "tags", "tokens"
-
-    def above(self, tokens: int, targets: float) -> float:
-        return tokens
-
-
-CAUSAL, CLASSIFIER, TAGGER, IMAGE_CLASSIFIER, SEQUENCES = (
-    "AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModelForTokenClassification",
-    "AutoModelForImageClassification", "AutoModelForSeq2SeqLM",
-)  # fmt: skip
-COUNTED = Counting()
-TASKS: Mapping[str, PlannedTask] = {
-    CAUSAL: PlannedTask(), SEQUENCES: Rewriting(), CLASSIFIER: Classifying(), TAGGER: TaggingWords(),
-    IMAGE_CLASSIFIER: Classifying(),
-}  # fmt: skip
-"""By the class of transformers that built the model."""
 NATURES = {SEQUENCES: BOTH}
 """By the same, of models without a new head that generate texts; every other is a decoder."""
 
@@ -250,17 +164,13 @@ class ModelShape:
         return max(("patches", sizes["linear"]), ("convolutions", sizes["conv2d"]), key=lambda one: one[1])[0]
 
     @property
-    def is_encoder(self) -> bool:
-        """Whether it reads texts and generates none, so that it is trained as a classifier unless somebody decides
-        otherwise."""
-        return self.auto_class == "AutoModel" and self.vocabulary > 0 and self.is_measured
-
-    @property
     def nature(self) -> str:
-        """What it is before it gets a new head (config/models.py)."""
+        """What it is before it gets a new head (config/models.py). An encoder reads texts and generates none, so that
+        it is trained as a classifier unless somebody decides otherwise."""
         if self.image is not None:
             return IMAGES
-        return ENCODER if self.is_encoder else NATURES.get(self.auto_class, DECODER)
+        reads = self.auto_class == "AutoModel" and self.vocabulary > 0 and self.is_measured
+        return ENCODER if reads else NATURES.get(self.auto_class, DECODER)
 
     @property
     def is_measured(self) -> bool:
@@ -285,3 +195,36 @@ class ModelShape:
         sizes = {f"{one.path}.{NEW_TOKENS}": (tokens, one.outputs) for one in tables}
         sizes |= {f"{one.path}.{NEW_TOKENS}": (tokens, one.inputs) for one in heads}
         return replace(self, heads={**self.heads, **sizes})
+
+
+Build = Callable[[dict[str, Any], str, str, NewHead | None], ModelShape]
+"""A config, the model's name, the file that the config was read from and the head that the model gets, to its shape."""
+
+
+@cache
+def _stored() -> TypeAdapter[ModelShape]:
+    return TypeAdapter(ModelShape)
+
+
+def shape_to_json(shape: ModelShape) -> dict[str, Any]:
+    return _stored().dump_python(shape, mode="json", exclude={"name"}, exclude_defaults=True)
+
+
+def shape_from_json(stored: Any, name: str) -> ModelShape:
+    """ValueError or TypeError where `stored` is not what `shape_to_json` makes."""
+    return _stored().validate_python(stored | {"name": name})
+
+
+def cached_shape(
+    config: dict[str, Any], name: str, where: str, build: Build, head: NewHead | None = None
+) -> ModelShape:
+    settings = checked_config(config, where)
+    key = json.dumps([RECORDED, version("transformers"), settings, head and asdict(head)], sort_keys=True)
+    file = cache_folder() / "shapes" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+    with suppress(OSError, ValueError, TypeError, RecursionError):
+        return shape_from_json(json.loads(file.read_text(encoding="utf-8")), name)
+    shape = build(settings, name, where, head)
+    with suppress(OSError, ResourceError):  # where nothing can be written, it is built each time
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, json.dumps(shape_to_json(shape), separators=(",", ":")).encode())
+    return shape

@@ -24,15 +24,14 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Literal
 
-from rankwise.config.layer import Layer
+from rankwise.config.modules import Layer
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.shape import ModelShape
+from rankwise.planning.tasks import EXACT
 
 Storage = Literal["none", "nf4", "int8", "file", "mapped"]
 """How the weights of linear layers are stored: in the number format of the run, packed, as a GGUF file has them, or in
 full in the folder's own files."""
-EXACT = 4
-"""Bytes of a number in float32."""
 BLOCK, OUTER = 64, 256
 """Numbers of NF4 that share a maximum, and maxima that share one; a test compares both with the format's own."""
 FOR_MAXIMA = 3

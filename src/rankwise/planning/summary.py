@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rankwise.planning.fitting import Fit
-from rankwise.planning.forecast import Forecast
+from rankwise.planning.forecast import Fit, Forecast
 from rankwise.planning.parameters import target_notes
 from rankwise.planning.plan import Plan
 from rankwise.planning.time import Speed
@@ -38,8 +37,8 @@ def _memory(plan: Plan) -> dict[str, Any]:
         "memory_bytes": _parts(plan.forecast),
         "memory_formulas": {part.name: part.formula for part in plan.forecast.memory.parts},
         "memory_bytes_of_methods": {method: _parts(one) for method, one in plan.methods.items()},
-        "device": plan.device.name, "form": plan.forecast.job.form, "dtype": plan.forecast.job.dtype,
-        "storage": plan.forecast.job.storage, "conversion": plan.conversion,
+        "device": plan.device.name, "form": plan.forecast.form, "dtype": plan.forecast.dtype,
+        "storage": plan.forecast.storage, "conversion": plan.conversion,
     }  # fmt: skip
 
 
@@ -76,13 +75,12 @@ def _time(plan: Plan) -> dict[str, Any]:
 
 def _processes(plan: Plan) -> dict[str, Any] | None:
     """Null for one process. Memory and fit are then those of each process, time is that of all together."""
-    several = plan.several
-    if several is None:
+    if not plan.processes.is_several:
         return None
+    count, rows, peak = plan.processes.count, plan.rows_in_step, plan.sharded_peak
     return {
-        "count": several.processes.count, "rows_per_step": several.rows, "idle": several.idle,
-        "largest_share": several.largest_share, "gradient_bytes": several.gradients,
-        "sharded": None if several.sharded_peak is None else {"peak": several.sharded_peak},
+        "count": count, "rows_per_step": rows, "idle": max(0, count - rows), "largest_share": plan.largest_share,
+        "gradient_bytes": round(plan.forecast.memory["gradients"]), "sharded": None if peak is None else {"peak": peak},
     }  # fmt: skip
 
 
@@ -91,11 +89,8 @@ def _tuning(plan: Plan) -> dict[str, Any] | None:
     planned = tuning_of(plan)
     if planned is None:
         return None
-    trials = planned.trials
-    return {
-        "trials": trials.trials if trials else 0, "steps": trials.cost if trials else 0.0,
-        "seconds": planned.seconds,
-    }  # fmt: skip
+    trials, seconds = planned
+    return {"trials": trials.trials if trials else 0, "steps": trials.cost if trials else 0.0, "seconds": seconds}
 
 
 def _parts(forecast: Forecast) -> dict[str, int]:

@@ -92,6 +92,17 @@ ms (lab/LOG.md, 2026-11-28); the range is a guess."""
 
 
 @dataclass(frozen=True)
+class Step:
+    """What one optimizer step is on average."""
+
+    operations: float
+    tokens: float
+    micro_batches: float = 1.0
+    unpacked: float = 0.0
+    """Numbers of packed weights that each micro-batch unpacks."""
+
+
+@dataclass(frozen=True)
 class Speed:
     rate: float
     """Operations per second that were assumed."""
@@ -106,16 +117,12 @@ class Speed:
     """Numbers of packed weights that are unpacked in a second; None where none are, or where it takes no time."""
     origin: Literal["assumed"] = "assumed"
 
-
-@dataclass(frozen=True)
-class Step:
-    """What one optimizer step is on average."""
-
-    operations: float
-    tokens: float
-    micro_batches: float = 1.0
-    unpacked: float = 0.0
-    """Numbers of packed weights that each micro-batch unpacks."""
+    def seconds(self, step: Step) -> Estimate:
+        work = Estimate.exactly(step.operations).over(self.efficiency.share.times(self.rate))
+        seconds = work.at_least(self.launch.times(step.micro_batches)).plus(self.preparation.times(step.micro_batches))
+        if not step.unpacked or self.unpacking is None:
+            return seconds
+        return seconds.plus(Estimate.exactly(step.unpacked * step.micro_batches).over(self.unpacking))
 
 
 @dataclass(frozen=True)
@@ -148,14 +155,16 @@ class Probe:
         slope = min((long - short) / (many - few), long / many)  # else a step of no tokens would take less than none
         return cls(long - slope * many, slope, machine, when, spread, unpacking)
 
+    def seconds(self, step: Step) -> Estimate:
+        seconds = self.constant + self.per_token * step.tokens + self.unpacking * step.micro_batches
+        return Estimate.within(seconds, self.spread * seconds)
+
 
 @dataclass(frozen=True)
 class Duration:
     step: Estimate
     """Seconds, as `total`."""
-    steps: int
     total: Estimate
-    by: Speed | Probe
 
 
 def speed_of(
@@ -199,29 +208,12 @@ def duration(
 ) -> Duration:
     """`error`: by what share the tokens of a step may be others than was estimated. `validation` is all that the run
     reads beside its steps, with as many tokens as it costs in a training step."""
-    seconds = _probed(step, by) if isinstance(by, Probe) else _assumed(step, by)
+    seconds = by.seconds(step)
     seconds = Estimate(seconds.low * max(0.0, 1 - error), seconds.likely, seconds.high * (1 + error))
     total = seconds.times(steps)
     if validation is not None:
-        extra = _probed(validation, replace(by, constant=0.0)) if isinstance(by, Probe) else _assumed(validation, by)
-        total = total.plus(extra)
-    return Duration(seconds, steps, total, by)
-
-
-def _assumed(step: Step, speed: Speed) -> Estimate:
-    share, launch = speed.efficiency.share, speed.launch.times(step.micro_batches)
-    low, likely, high = (step.operations / (speed.rate * part) for part in (share.high, share.likely, share.low))
-    seconds = Estimate(max(low, launch.low), max(likely, launch.likely), max(high, launch.high))
-    seconds = seconds.plus(speed.preparation.times(step.micro_batches))
-    if not step.unpacked or speed.unpacking is None:
-        return seconds
-    rate, numbers = speed.unpacking, step.unpacked * step.micro_batches
-    return seconds.plus(Estimate(numbers / rate.high, numbers / rate.likely, numbers / rate.low))
-
-
-def _probed(step: Step, probe: Probe) -> Estimate:
-    seconds = probe.constant + probe.per_token * step.tokens + probe.unpacking * step.micro_batches
-    return Estimate.within(seconds, probe.spread * seconds)
+        total = total.plus((replace(by, constant=0.0) if isinstance(by, Probe) else by).seconds(validation))
+    return Duration(seconds, total)
 
 
 def _efficiency(device: Device, dtype: str, images: str | None) -> Efficiency:

@@ -110,16 +110,10 @@ def most_cost(steps: int) -> float:
     return min(LATE_SHARE * steps, MOST)
 
 
-@dataclass(frozen=True)
-class PlannedTuning:
-    trials: TrialPlan | None
-    """None where trials long enough to tell something would cost too much."""
-    seconds: Estimate | None
-    """None where the device's speed is not known."""
-
-
-def tuning_of(plan: Plan) -> PlannedTuning | None:
-    """What `--tune` adds to a training; None where it is not set or the number of steps is not known."""
+def tuning_of(plan: Plan) -> tuple[TrialPlan | None, Estimate | None] | None:
+    """What `--tune` adds to a training: its trials, None where those long enough to tell something would cost too much,
+    and seconds, None where the device's speed is not known. None where it is not set or the number of steps is not
+    known."""
     training, rows = plan.config.training, plan.rows
     if training.learning_rate != "tune" or plan.steps is None or not plan.trained:
         return None
@@ -129,5 +123,5 @@ def tuning_of(plan: Plan) -> PlannedTuning | None:
         row_tokens = rows.tokens.likely / rows.documents.likely
     trials = TrialPlan.of(plan.steps, batch, row_tokens, plan.config.adapter.trial_part)
     if trials is None or plan.duration is None:
-        return PlannedTuning(trials, None)
-    return PlannedTuning(trials, plan.duration.step.times(trials.cost))
+        return trials, None
+    return trials, plan.duration.step.times(trials.cost)

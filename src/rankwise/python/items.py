@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.config.base import shown
-from rankwise.errors import DataError, together
+from rankwise.errors import DataError, joined_problems
 from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.tagging import Tagging
 from rankwise.objectives.text_classification import TextClassification
-from rankwise.rows.files.in_memory_images import image_bytes
+from rankwise.rows.files.in_memory import image_bytes
 from rankwise.rows.forms.formats import find_format, parse_row
 from rankwise.rows.forms.tagged_rows import untagged
 from rankwise.rows.text.example import Example, ImageContent, Message
@@ -64,7 +64,7 @@ def rows_given(rows: object) -> list[Example]:
     return _rows(rows if isinstance(rows, Iterable) else [rows], "of the rows to predict", ROW, _parsed)
 
 
-GIVEN: Mapping[type[Objective], Callable[[object], list[Example]]] = {
+READERS: Mapping[type[Objective], Callable[[object], list[Example]]] = {
     TextClassification: texts_given, Tagging: untagged_given, ImageClassification: images_given, Objective: rows_given,
 }  # fmt: skip
 """The items of each objective that classifies."""
@@ -83,7 +83,7 @@ def _rows(items: Iterable[Any], of: str, expected: str, row_of: Callable[[Any, s
         except DataError as error:
             problems.append(f"{where}: {error}")
     if problems:
-        raise DataError(together(problems))
+        raise DataError(joined_problems(problems))
     return rows
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rankwise.config.generation import GenerationConfig
-from rankwise.errors import DataError, RunError, together
+from rankwise.errors import DataError, RunError, joined_problems
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import Callback, silent
@@ -105,11 +105,11 @@ class Run:
         list of words, which are joined by spaces. An image is a path, the bytes of a file, a picture of Pillow or a
         uint8 array. RunError where the run is a language model. DataError where an image cannot be read, or a text has
         more tokens than a row of the run may have, unless the run was trained with data.too_long=truncate."""
-        from rankwise.python.items import GIVEN
+        from rankwise.python.items import READERS
 
-        predicted, problems = self.tuned.predict(self.tuned.classifier.among(GIVEN)(items))
+        predicted, problems = self.tuned.predict(self.tuned.classifier.among(READERS)(items))
         if problems:
-            raise DataError(together([*problems.values()]))
+            raise DataError(joined_problems([*problems.values()]))
         return [one.as_values() for one in predicted.values()]
 
     def plot(self) -> LossPlot:

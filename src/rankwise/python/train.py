@@ -19,11 +19,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from rankwise.cli.display import Display
-from rankwise.cli.settings import CONFIGS, FLAGS
-from rankwise.commands.starting import base_of_start
+from rankwise.commands.plan import base_of_start
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.reading import Setting, read_experiment
+from rankwise.config.settings import FLAGS, SECTIONS
 from rankwise.errors import ConfigError, did_you_mean
 from rankwise.python.run import Run
 from rankwise.runs.records import Callback, StatusMessage, silent
@@ -84,7 +84,7 @@ def experiment_with(
         raise ConfigError(
             [f'{verb} needs {" and ".join(missing)}, for example {verb}(model="smollm2-135m", data=rows).']
         )
-    model = loaded.spec if loaded is not None else str(model) if isinstance(model, Path) else model
+    model = loaded.config if loaded is not None else str(model) if isinstance(model, Path) else model
     if run is None:
         stem = str(start_from) if model is None else model
         run = _free_name(str(getattr(stem, "name", stem if isinstance(stem, str) else "run")))
@@ -126,10 +126,10 @@ def experiment_of(model: Any, data: Any, run: str, settings: Mapping[str, Any]) 
                 f"validation is a {type(value).__name__}, but it sets when and how validation rows are used. Give the "
                 "rows themselves as validation_data=…."
             )
-        elif name in CONFIGS or name == "objective":
+        elif name in SECTIONS:
             given += _section(name, value, "")
         elif name in FLAGS:
-            given.append(Setting(FLAGS[name].setting, value, name))
+            given.append(Setting(FLAGS[name].key, value, name))
         else:
             given += _flat(name, value, problems)
     if problems:
@@ -137,7 +137,7 @@ def experiment_of(model: Any, data: Any, run: str, settings: Mapping[str, Any]) 
     return read_experiment(None, [setting for setting in given if setting.value is not None], base_of_start)
 
 
-def _section(name: str, value: Any, alone: str) -> Iterator[Setting]:
+def _section(name: str, value: Any, default_key: str) -> Iterator[Setting]:
     """A section given as a mapping or a config, or as the one setting that may stand for it alone."""
     if isinstance(value, BaseModel):
         named = {"method"} & type(value).model_fields.keys()  # a method's config has it even where nobody set it
@@ -145,11 +145,11 @@ def _section(name: str, value: Any, alone: str) -> Iterator[Setting]:
     if isinstance(value, Mapping):
         yield from (Setting(f"{name}.{key}", part, f"{name}={{{key!r}: …}}") for key, part in value.items())
     else:
-        yield Setting(f"{name}.{alone}" if alone else name, value, name)
+        yield Setting(f"{name}.{default_key}" if default_key else name, value, name)
 
 
 def _flat(name: str, value: Any, problems: list[str]) -> Iterator[Setting]:
-    keys = sorted({f"{section}.{name}" for section, configs in CONFIGS.items() for config in configs
+    keys = sorted({f"{section}.{name}" for section, configs in SECTIONS.items() for config in configs
                    if name in config.model_fields and f"{section}.{name}" not in GIVEN_APART})  # fmt: skip
     if len(keys) == 1:
         yield Setting(keys[0], value, name)
@@ -157,7 +157,7 @@ def _flat(name: str, value: Any, problems: list[str]) -> Iterator[Setting]:
         sections = " or ".join(f"{key.partition('.')[0]}={{{name!r}: …}}" for key in keys)
         problems.append(f"{name}={value!r}: several sections have a setting of this name. Write {sections}.")
     else:
-        names = {field for configs in CONFIGS.values() for config in configs for field in config.model_fields}
+        names = {field for configs in SECTIONS.values() for config in configs for field in config.model_fields}
         problems.append(
             f"{name}={value!r}: there is no such setting.{did_you_mean(name, sorted(names | FLAGS.keys()))}"
         )

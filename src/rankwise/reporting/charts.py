@@ -97,7 +97,7 @@ def strength_chart(curve: StrengthCurve) -> Markup:
     def draw(sheet: Sheet) -> None:
         panel = sheet.panel(44, 36, 46, 46)
         _scaled(panel, [end for one in points for end in (one.loss.low, one.loss.high)])
-        panel.across(0, 1.04 * max([*(one.kl.high for one in points), 1e-9]), whole=False,
+        panel.across(0, 1.04 * max([*(one.kl.high for one in points), 1e-9]), integers=False,
                      under="KL from the base, nats per token")  # fmt: skip
         panel.headed("loss on the task, nats per loss token")
         panel.line([one.kl.value for one in points], [one.loss.value for one in points], "quiet", width=1.2)
@@ -107,7 +107,7 @@ def strength_chart(curve: StrengthCurve) -> Markup:
             panel.span((one.kl.low, one.kl.high), (y, y), role, width=1)
             panel.span((x, x), (one.loss.low, one.loss.high), role, width=1)
             panel.dots([x], [y], role, size=10 if best else 6, hollow=not best)
-            panel.word(x, y, f"{one.strength:g}{name}", role, to="start", beside=beside, bold=best)
+            panel.word(x, y, f"{one.strength:g}{name}", role, to="start", offset=beside, bold=best)
 
     label = "; ".join(f"strength {p.strength:g}: loss {figure(p.loss.value)}, KL {figure(p.kl.value)}" for p in points)
     return chart(f"Loss on the task against KL from the base. {label}", draw, (320, 280))
@@ -120,7 +120,7 @@ def _named(panel: Panel, ends: list[tuple[float, str, str]]) -> None:
         wanted = panel.level(y)
         at = max(wanted, placed[-1] + 14) if placed else wanted
         placed.append(at)
-        panel.word(panel.x[1], y, _cut(name), role, to="start", beside=(9, at - wanted), bold=True)
+        panel.word(panel.x[1], y, _cut(name), role, to="start", offset=(9, at - wanted), bold=True)
 
 
 def _cut(name: str) -> str:

@@ -8,9 +8,9 @@ from rankwise.reporting.figures import Panel, Sheet, drawn
 from rankwise.reporting.markup import Content, Markup, Rows, element, joined, picture
 from rankwise.reporting.quality import HEIGHT, WIDTH, value, whisker
 from rankwise.reporting.quantities import figure as number
-from rankwise.reporting.quantities import measured, plural, share
+from rankwise.reporting.quantities import plural, share, with_interval
 from rankwise.runs.evaluations import Evaluation
-from rankwise.runs.measured import SUMMARISED, ClassDetails, Measured, OneClass, SetDetails
+from rankwise.runs.measured import SUMMARISED, ClassDetails, Measurement, OneClass, SetDetails
 from rankwise.runs.snapshot import RunSnapshot
 
 MOST_CLASSES, MOST_CONFUSIONS, IN_A_SENTENCE, OPEN_ROWS = 20, 20, 5, 8
@@ -65,19 +65,19 @@ def _figures(details: ClassDetails) -> list[Markup]:
     return [paragraph(f"The {len(shown)} classes with the lowest F1 of {len(details.classes):,}:"), whole, rest]
 
 
-def _cells(one: OneClass) -> list[Content]:
+def _cells(scores: OneClass) -> list[Content]:
     """A line of the table of figures."""
-    return [one.name, f"{one.rows:,}", f"{one.predicted:,}", value(one.precision), value(one.recall), value(one.f1),
-            _scale(one.f1)]  # fmt: skip
+    figures = map(value, (scores.precision, scores.recall, scores.f1))
+    return [scores.name, f"{scores.rows:,}", f"{scores.predicted:,}", *figures, _scale(scores.f1)]
 
 
-def _scale(one: Measured | None) -> Content:
+def _scale(value: Measurement | None) -> Content:
     """Draw an interval on a scale from 0 to 1."""
-    if one is None:
+    if value is None:
         return ""
-    ends = [4 + (WIDTH - 8) * end for end in (one.low, one.value, one.high)]
+    ends = [4 + (WIDTH - 8) * end for end in (value.low, value.value, value.high)]
     rule = element("line", x1=4, x2=WIDTH - 4, y1=HEIGHT / 2, y2=HEIGHT / 2, class_="s-rule")
-    return whisker(rule, ends, "tuned", f"{number(one.value)} on a scale from 0 to 1")
+    return whisker(rule, ends, "tuned", f"{number(value.value)} on a scale from 0 to 1")
 
 
 def _confusions(details: ClassDetails) -> list[Markup]:
@@ -126,7 +126,7 @@ def _sure(details: ClassDetails) -> str:
 
 def _calibration(evaluation: Evaluation, details: ClassDetails) -> Markup:
     error = evaluation.tuned.metrics.get("calibration_error")
-    own = f"The calibration error is {measured(error)}. " if error else ""
+    own = f"The calibration error is {with_interval(error)}. " if error else ""
     caption = (
         "Left: the share of right predictions by the probability that the model gave them, with intervals; a "
         f"calibrated model follows the dashed line. Right: the number of rows by that probability. {own}"
@@ -186,7 +186,7 @@ def calibration_charts(details: ClassDetails) -> Markup:
 
 def _panel(sheet: Sheet, heading: str) -> Panel:
     panel = sheet.panel(52, 34, 16, 40)
-    panel.across(0, 1, whole=False, under=UNDER)
+    panel.across(0, 1, integers=False, under=UNDER)
     panel.headed(heading)
     return panel
 

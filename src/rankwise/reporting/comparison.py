@@ -48,21 +48,24 @@ def _verdict(comparisons: Sequence[Comparison]) -> str:
     return f"{'; '.join(parts)}."
 
 
-def _sentence(one: Comparison) -> str:
-    paired = {task.task: primary(task.differences)[1] for task in one.tasks if task.differences}
+def _sentence(comparison: Comparison) -> str:
+    paired = {task.task: primary(task.differences)[1] for task in comparison.tasks if task.differences}
     counts = counted(list(paired.values()))
     where = next(iter(paired)) if len(paired) == 1 else f"{len(paired)} tasks"
-    if not paired and any(task.set_apart for task in one.tasks):
-        return f"no measurement of {one.b} and {one.a} can be compared, so neither can be called better"
+    if not paired and any(task.set_apart for task in comparison.tasks):
+        return f"no measurement of {comparison.b} and {comparison.a} can be compared, so neither can be called better"
     if not paired:
-        return f"{one.b} and {one.a} were not evaluated on the same items, so neither can be called better"
+        return (
+            f"{comparison.b} and {comparison.a} were not evaluated on the same items, so neither can be called better"
+        )
     if set(counts) == {"cannot tell"}:
-        sentence = f"no difference between {one.b} and {one.a} is significant on {where}"
+        sentence = f"no difference between {comparison.b} and {comparison.a} is significant on {where}"
     else:
         first, *rest = counts
-        sentence = f"{one.b} is {first} than {one.a} on {'' if len(paired) == 1 else f'{counts[first]:,} of '}{where}"
+        part = "" if len(paired) == 1 else f"{counts[first]:,} of "
+        sentence = f"{comparison.b} is {first} than {comparison.a} on {part}{where}"
         sentence += "".join(f", {FOLLOWING[kind]} on {counts[kind]:,}" for kind in rest)
-    verdict = one.forgetting.verdict if one.forgetting else None
+    verdict = comparison.forgetting.verdict if comparison.forgetting else None
     moved = {"better": "less", "worse": "more"}.get(verdict or "")
     return f"{sentence}; it moved {moved} from the base on unrelated text" if moved else sentence
 
@@ -96,16 +99,16 @@ def _task_rows(task: ComparedTask) -> Rows:
     return rows
 
 
-def _notes(one: Comparison) -> Markup:
-    notes = [f"{task.task}: {task.unpaired}." for task in one.tasks if task.unpaired]
-    notes += [f"{task.task}: {metric} is not compared: {why}." for task in one.tasks
+def _notes(comparison: Comparison) -> Markup:
+    notes = [f"{task.task}: {task.unpaired}." for task in comparison.tasks if task.unpaired]
+    notes += [f"{task.task}: {metric} is not compared: {why}." for task in comparison.tasks
               for metric, why in task.set_apart.items()]  # fmt: skip
     notes += [
         f"{task.task} was evaluated with different settings:  "
         + "; ".join(f"{one.key} is {one.a} in one and {one.b} in the other" for one in task.settings) + "."
-        for task in one.tasks if task.settings
+        for task in comparison.tasks if task.settings
     ]  # fmt: skip
-    reasons = [note for task in one.tasks for note in undecided(task.task, task.differences)]
+    reasons = [note for task in comparison.tasks for note in undecided(task.task, task.differences)]
     return joined([element("p", note, class_="about") for note in notes], reasons)
 
 
@@ -143,10 +146,15 @@ def _judged(compared: ComparedForgetting | None) -> list[Content]:
     ]
 
 
-def _moved(one: Forgetting | None) -> list[Content]:
-    if one is None:
+def _moved(forgetting: Forgetting | None) -> list[Content]:
+    if forgetting is None:
         return ["not measured", "\u2013", "\u2013", "\u2013"]
-    return [within(one.kl, one.low, one.high), number(one.delta_nll, True), share(one.agreement, 1), one.measured_on]
+    return [
+        within(forgetting.kl, forgetting.low, forgetting.high),
+        number(forgetting.delta_nll, True),
+        share(forgetting.agreement, 1),
+        forgetting.measured_on,
+    ]
 
 
 def _losses(candidates: Sequence[Candidate]) -> Section | None:

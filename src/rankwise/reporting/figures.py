@@ -64,24 +64,32 @@ class Panel:
 
     def word(
         self, x: float, y: float, words: str, role: str = "ink", *, to: str = "middle",
-        beside: tuple[float, float] = (0, 0), bold: bool = False,
+        offset: tuple[float, float] = (0, 0), bold: bool = False,
     ) -> None:  # fmt: skip
         """Write text whose start, middle or end (`to`) is at a point, moved by `beside` pixels to the right and up."""
         right, down = self._at(x, y)
-        self._write(right + beside[0], down - beside[1] + 0.36 * SIZE, words, role, to, bold=bold)
+        self._write(right + offset[0], down - offset[1] + 0.36 * SIZE, words, role, to, bold=bold)
 
     def headed(self, words: str) -> None:
         """Write the label of the vertical axis above the axes instead of along them."""
         self._write(0, self.top - 14, words, "quiet", "start")
 
     def across(
-        self, low: float, high: float, *, whole: bool = True, under: str = "", marks: Mapping[float, str] | None = None
+        self,
+        low: float,
+        high: float,
+        *,
+        integers: bool = True,
+        under: str = "",
+        marks: Mapping[float, str] | None = None,
     ) -> None:
         """Set up the horizontal axis; `under` is written below its right end. Without `marks` it has round numbers."""
         self.x = low, high if high > low else low + 1
         bottom, right = self.top + self.height, self.left + self.width
         self._add("line", x1=self.left, x2=right, y1=bottom, y2=bottom, class_="s-rule")
-        for x, words in (marks or {x: _tick(x) for x in ticks(*self.x, 4 if self.sheet.narrow else 8, whole)}).items():
+        for x, words in (
+            marks or {x: _tick(x) for x in ticks(*self.x, 4 if self.sheet.narrow else 8, integers)}
+        ).items():
             self._write(self._at(x, self.y[0])[0], bottom + GAP + 0.9 * SIZE, words, "quiet", "middle")
         self._write(right, bottom + 32, under, "quiet", "end")
 
@@ -140,14 +148,14 @@ def drawn(label: str, draw: Callable[[Sheet], None], height: float, variant: str
     )  # fmt: skip
 
 
-def ticks(low: float, high: float, most: int, whole: bool = False) -> list[float]:
+def ticks(low: float, high: float, most: int, integers: bool = False) -> list[float]:
     """Round numbers between the ends of an axis, one, two, five or ten times a power of ten apart."""
     rough = (high - low) / most
     if not 1e-300 < rough < 1e300:
         return []
     power = 10.0 ** math.floor(math.log10(rough))
     apart = next(power * times for times in (1, 2, 5, 10) if power * times >= rough * (1 - 1e-9))
-    apart = max(1.0, apart) if whole else apart
+    apart = max(1.0, apart) if integers else apart
     return [at * apart for at in range(math.ceil(low / apart - 1e-9), math.floor(high / apart + 1e-9) + 1)]
 
 

@@ -22,10 +22,8 @@ from rankwise.runs.snapshot import RunSnapshot
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 FULL = 16
 """Bytes per parameter: weight, gradient and AdamW's two moments, four bytes each."""
-SLOWER = {("lora", "fused"): 6.2, ("lora", "eager"): 2.5}
-"""Time of a step of full fine-tuning in float32 relative to this method with this backend (docs/speed.md)."""
 SHOWN_ROWS = 5
-"""Of those that were left out."""
+"""At most so many of the rows that were left out are shown."""
 FORECASTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "trainable_parameters": ("trained parameters", "{:,.0f}".format),
     "adapter_bytes": ("saved file size", size),
@@ -94,7 +92,7 @@ def cost_section(run: RunSnapshot) -> Section:
         )  # fmt: skip
     against = against_full(manifest, results, run.experiment)
     blocks = [foreseen_table(manifest), _arithmetic(against) if against else Markup("")]
-    twin = {"results": results, "by_arithmetic": against, "forecast": foreseen(manifest)}
+    twin = {"results": results, "by_arithmetic": against, "forecast": forecast_and_fact(manifest)}
     return Section("cost", "Cost", twin, [block for block in blocks if block])
 
 
@@ -116,7 +114,7 @@ def against_full(manifest: Manifest, results: Results, experiment: Experiment) -
 
 def _time(manifest: Manifest, experiment: Experiment) -> str | None:
     """Return a sentence about time from a benchmark of another model, if it applies to this method and backend."""
-    times = SLOWER.get((experiment.adapter.method, manifest.backend))
+    times = experiment.adapter.full_takes.get(manifest.backend)
     if times is None or manifest.base_model.device != "cpu":
         return None
     return (
@@ -181,7 +179,7 @@ def _of_machine(machine: JsonObject) -> list[str]:
     return [recorded(name, value) for name, value in machine.items()]
 
 
-def foreseen(manifest: Manifest) -> JsonObject | None:
+def forecast_and_fact(manifest: Manifest) -> JsonObject | None:
     """Pairs of forecast and fact, and by what share the forecast was off; None where there was no forecast. What a card
     held is not measured."""
     forecast, results = manifest.forecast, manifest.results
@@ -206,7 +204,7 @@ def _pair(expected: float, actual: float) -> dict[str, float | None]:
 
 
 def foreseen_table(manifest: Manifest) -> Markup:
-    pairs, forecast = foreseen(manifest), manifest.forecast
+    pairs, forecast = forecast_and_fact(manifest), manifest.forecast
     if not pairs or forecast is None:
         return Markup("")
     rows: Rows = []

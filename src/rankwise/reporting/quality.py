@@ -8,16 +8,16 @@ from typing import Any
 from rankwise.reporting.charts import strength_chart
 from rankwise.reporting.document import Section, facts, figure, folded, paragraph, table
 from rankwise.reporting.markup import Content, Markup, Rows, element, joined
-from rankwise.reporting.quantities import chance, interval, measured, plural, share, within
+from rankwise.reporting.quantities import chance, interval, plural, share, with_interval, within
 from rankwise.reporting.quantities import figure as number
 from rankwise.runs.evaluations import Evaluation, Forgetting, Sample, StrengthCurve
-from rankwise.runs.measured import Difference, FeatureForgetting, Measured, Verdict
+from rankwise.runs.measured import Difference, FeatureForgetting, Measurement, Verdict
 from rankwise.runs.records import SampleRecord
 from rankwise.runs.snapshot import RunSnapshot
 
 LONGEST, MOST_SAMPLES, OPEN_SAMPLES = 3000, 40, 4
 WIDTH, HEIGHT = 132, 18
-"""Of a whisker, in pixels."""
+"""The size of the small drawing of an interval, in pixels."""
 CSS_OF: dict[Verdict, str] = {"better": "good", "worse": "bad", "cannot tell": "open"}
 HEADS = ("task", "metric", "n", "base", "tuned", "difference", "", "p", "verdict")
 OF_FEATURES = (
@@ -59,15 +59,20 @@ def undecided(task: str, differences: Mapping[str, Difference]) -> list[Markup]:
             for metric, one in differences.items() if one.undecided]  # fmt: skip
 
 
-def _settings(one: Evaluation) -> Markup:
-    given: list[tuple[str, Content]] = [("items", f"{one.data} (n = {one.n:,})"), ("against", one.against or "nothing")]
-    return facts([*given, ("created", one.created), *((key, str(value)) for key, value in one.settings.items())])
+def _settings(evaluation: Evaluation) -> Markup:
+    given: list[tuple[str, Content]] = [
+        ("items", f"{evaluation.data} (n = {evaluation.n:,})"),
+        ("against", evaluation.against or "nothing"),
+    ]
+    return facts(
+        [*given, ("created", evaluation.created), *((key, str(value)) for key, value in evaluation.settings.items())]
+    )
 
 
-def _without_classes(one: Evaluation) -> dict[str, Any]:
+def _without_classes(evaluation: Evaluation) -> dict[str, Any]:
     """Return the summary without what the section on classes has, and with its origin."""
-    summary = {key: value for key, value in one.summary().items() if key not in ("classification", "sets")}
-    return summary | {"data": one.data, "against": one.against, "created": one.created}
+    summary = {key: value for key, value in evaluation.summary().items() if key not in ("classification", "sets")}
+    return summary | {"data": evaluation.data, "against": evaluation.against, "created": evaluation.created}
 
 
 def _rows(evaluation: Evaluation) -> Rows:
@@ -89,8 +94,12 @@ def difference_cells(difference: Difference | None) -> list[Content]:
     return [change, _difference_whisker(difference), chance(difference.p), chip(difference.verdict)]
 
 
-def value(one: Measured | None) -> Content:
-    return "\u2013" if one is None else joined(number(one.value), _between(interval(one.low, one.high)))
+def value(measurement: Measurement | None) -> Content:
+    return (
+        "\u2013"
+        if measurement is None
+        else joined(number(measurement.value), _between(interval(measurement.low, measurement.high)))
+    )
 
 
 def _between(ends: str) -> Markup:
@@ -101,12 +110,12 @@ def chip(verdict: Verdict) -> Markup:
     return element("span", verdict, class_=f"chip {CSS_OF[verdict]}")
 
 
-def _difference_whisker(one: Difference) -> Markup:
+def _difference_whisker(difference: Difference) -> Markup:
     """Draw the interval of a difference relative to zero, on its own scale."""
-    reach = 2.2 * max(abs(one.low), abs(one.high), 1e-12)
-    places = [0.5 + end / reach for end in (one.low, one.difference, one.high)]
-    role = {"better": "good", "worse": "bad", "cannot tell": "quiet"}[one.verdict]
-    label = f"{number(one.difference, True)}, from {interval(one.low, one.high, True)}"
+    reach = 2.2 * max(abs(difference.low), abs(difference.high), 1e-12)
+    places = [0.5 + end / reach for end in (difference.low, difference.difference, difference.high)]
+    role = {"better": "good", "worse": "bad", "cannot tell": "quiet"}[difference.verdict]
+    label = f"{number(difference.difference, True)}, from {interval(difference.low, difference.high, True)}"
     zero = element("line", x1=WIDTH / 2, x2=WIDTH / 2, y1=0, y2=HEIGHT, class_="s-quiet", stroke_opacity=0.6)
     return whisker(zero, [WIDTH * place for place in places], role, label)
 
@@ -143,27 +152,30 @@ def forgetting_section(run: RunSnapshot) -> Section | None:
     )  # fmt: skip
 
 
-def feature_facts(one: FeatureForgetting) -> Markup:
+def feature_facts(forgetting: FeatureForgetting) -> Markup:
     pairs: list[tuple[str, Content]] = [
-        ("images", f"{one.images:,} of {one.data}"),
-        ("CKA of base and tuned features", measured(one.cka)),
+        ("images", f"{forgetting.images:,} of {forgetting.data}"),
+        ("CKA of base and tuned features", with_interval(forgetting.cka)),
     ]
-    if (probe := one.probe) is not None:
+    if (probe := forgetting.probe) is not None:
         accuracies = f"{share(probe.b, 1)} with the tuned model's features, {share(probe.a, 1)} with the base's"
         change = within(probe.difference, probe.low, probe.high, signed=True)
         pairs.append(
-            (f"linear probe of {len(one.classes)} classes", joined(accuracies, "; ", change, " ", chip(probe.verdict)))
+            (
+                f"linear probe of {len(forgetting.classes)} classes",
+                joined(accuracies, "; ", change, " ", chip(probe.verdict)),
+            )
         )
     return facts(pairs)
 
 
-def forgetting_facts(one: Forgetting) -> Markup:
+def forgetting_facts(forgetting: Forgetting) -> Markup:
     return facts([
-        ("KL(base || tuned)", within(one.kl, one.low, one.high, unit=" nats per token")),
+        ("KL(base || tuned)", within(forgetting.kl, forgetting.low, forgetting.high, unit=" nats per token")),
         ("increase of the loss on the text",
-         within(one.delta_nll, one.delta_nll_low, one.delta_nll_high, True, " nats per token")),
-        ("same most likely token", share(one.agreement, 1)),
-        ("text", f"{one.measured_on}; {plural(one.positions, 'position')}"),
+         within(forgetting.delta_nll, forgetting.delta_nll_low, forgetting.delta_nll_high, True, " nats per token")),
+        ("same most likely token", share(forgetting.agreement, 1)),
+        ("text", f"{forgetting.measured_on}; {plural(forgetting.positions, 'position')}"),
     ])  # fmt: skip
 
 
@@ -223,17 +235,17 @@ def _during(records: list[SampleRecord]) -> list[tuple[Sample, tuple[str, str]]]
     return pairs
 
 
-def _pair(task: str, one: Sample, titles: tuple[str, str]) -> Markup:
+def _pair(task: str, sample: Sample, titles: tuple[str, str]) -> Markup:
     def side(title: str, words: str | None, kind: str) -> Markup:
-        right = words is not None and one.target is not None and words.strip() == one.target.strip()
+        right = words is not None and sample.target is not None and words.strip() == sample.target.strip()
         mark = element("span", "matches the target", class_="chip good") if right else Markup("")
         return element("div", element("h4", title, " ", mark), _words(words), class_=kind)
 
-    target = [element("h4", "target"), _words(one.target)] if one.target is not None else []
+    target = [element("h4", "target"), _words(sample.target)] if sample.target is not None else []
     return element(
         "article",
-        element("div", element("h4", task), _words(one.prompt), target, class_="prompt"),
-        element("div", side(titles[0], one.base, "was"), side(titles[1], one.tuned, "is"), class_="pair"),
+        element("div", element("h4", task), _words(sample.prompt), target, class_="prompt"),
+        element("div", side(titles[0], sample.base, "was"), side(titles[1], sample.tuned, "is"), class_="pair"),
         class_="sample",
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from rankwise.runs.measured import Measured
+from rankwise.runs.measured import Measurement
 
 MINUS = "\u2212"
 
@@ -26,8 +26,8 @@ def interval(low: float, high: float, signed: bool = False) -> str:
     return f"{figure(low, signed)} to {figure(high, signed)}"
 
 
-def measured(one: Measured) -> str:
-    return within(one.value, one.low, one.high)
+def with_interval(measurement: Measurement) -> str:
+    return within(measurement.value, measurement.low, measurement.high)
 
 
 def within(value: float, low: float, high: float, signed: bool = False, unit: str = "") -> str:
@@ -76,10 +76,10 @@ def rough_duration(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
-def share(part: float, whole: float) -> str:
+def share(part: float, total: float) -> str:
     """Format a share in percent with three digits."""
-    return f"{100 * part / whole:.3g} %" if whole else "\u2013"
+    return f"{100 * part / total:.3g} %" if total else "\u2013"
 
 
-def plural(many: int, one: str, several: str | None = None) -> str:
-    return f"{many:,} {one if many == 1 else several or one + 's'}"
+def plural(many: int, singular: str, several: str | None = None) -> str:
+    return f"{many:,} {singular if many == 1 else several or singular + 's'}"

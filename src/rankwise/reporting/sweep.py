@@ -107,7 +107,7 @@ def _table_section(sweep: SweepRecord) -> Section:
     )  # fmt: skip
 
 
-def _row(one: SweptTrial, keys: Sequence[str]) -> list[Content]:
-    loss = one.problem or "failed" if one.loss is None else f"{one.loss:.4f}"
-    time = "\u2013" if one.seconds is None else duration(one.seconds)
-    return [one.run, *(shown(one.values[key]) for key in keys), loss, time]
+def _row(trial: SweptTrial, keys: Sequence[str]) -> list[Content]:
+    loss = trial.problem or "failed" if trial.loss is None else f"{trial.loss:.4f}"
+    time = "\u2013" if trial.seconds is None else duration(trial.seconds)
+    return [trial.run, *(shown(trial.values[key]) for key in keys), loss, time]

@@ -162,7 +162,7 @@ def outcome(run: RunSnapshot, unit: str | None = None) -> list[tuple[str, str]]:
 
 def _finished(manifest: Manifest, results: Results, unit: str) -> list[tuple[str, str | None]]:
     forecast = manifest.forecast
-    time = _foreseen(forecast and forecast.seconds, duration)
+    time = _forecast_note(forecast and forecast.seconds, duration)
     return [
         ("steps", f"{results.steps:,}"), ("time", f"{duration(results.train_seconds)}{time}"),
         ("speed", results.speed),
@@ -182,11 +182,11 @@ def _finished(manifest: Manifest, results: Results, unit: str) -> list[tuple[str
         ("trained parameters", f"{results.trainable_parameters:,} of {results.total_parameters:,} "
          f"({share(results.trainable_parameters, results.total_parameters)})"),
         ("saved file size", size(results.adapter_bytes)),
-        ("peak memory", size(results.peak_rss_bytes) + _foreseen(forecast and forecast.peak_bytes, size)),
+        ("peak memory", size(results.peak_rss_bytes) + _forecast_note(forecast and forecast.peak_bytes, size)),
     ]  # fmt: skip
 
 
-def _foreseen(value: float | None, form: Callable[[float], str]) -> str:
+def _forecast_note(value: float | None, form: Callable[[float], str]) -> str:
     return "" if value is None else f" (forecast {form(value)})"
 
 

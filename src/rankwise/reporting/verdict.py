@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from rankwise.config.experiment import Experiment
 from rankwise.config.tasks import BUILT_IN, HELD_OUT
-from rankwise.reporting.quantities import figure, interval, measured, plural
+from rankwise.reporting.quantities import figure, interval, plural, with_interval
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.directory import BY_REQUEST
 from rankwise.runs.evaluations import Evaluation, Forgetting, ModelScores, StrengthCurve
@@ -25,7 +25,7 @@ OPENING: dict[Verdict, str] = {
     "better": "Better than", "worse": "Worse than", "cannot tell": "No significant difference from",
 }  # fmt: skip
 FOLLOWING: dict[Verdict, str] = {"better": "better", "worse": "worse", "cannot tell": "undecided"}
-WHOLE, LOSS = 1e-9, "loss"
+TOLERANCE, LOSS = 1e-9, "loss"
 _Value = TypeVar("_Value")
 
 
@@ -127,7 +127,7 @@ def _scored(evaluations: dict[str, Evaluation]) -> str:
     for task, evaluation in evaluations.items():
         if evaluation.tuned.metrics:
             metric, one = primary(evaluation.tuned.metrics)
-            parts.append(f"{metric} {measured(one)} on {task}, n = {evaluation.n:,}")
+            parts.append(f"{metric} {with_interval(one)} on {task}, n = {evaluation.n:,}")
     return f"Evaluated without comparison to a base: {'; '.join(parts) or 'nothing'}"
 
 
@@ -163,7 +163,7 @@ def _losses(run: RunSnapshot) -> str:
 
 
 def _way(first: float, last: float) -> str:
-    if abs(last - first) <= WHOLE * max(1.0, abs(first)):
+    if abs(last - first) <= TOLERANCE * max(1.0, abs(first)):
         return "stayed the same"
     return "fell" if last < first else "rose"
 

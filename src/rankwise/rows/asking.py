@@ -14,11 +14,10 @@ from rankwise.config.data import Rows, column_text
 from rankwise.errors import DataError
 from rankwise.rows.files.hub import Part
 from rankwise.rows.forms.columns import Row, renamed
-from rankwise.rows.forms.formats import ANSWER_FIELDS, SIGNS
+from rankwise.rows.forms.formats import ANSWER_FIELDS, FORMS
 from rankwise.rows.forms.tagged_rows import TAGGED_FORMATS, list_in
 from rankwise.rows.sources import Reading
-from rankwise.rows.text.example import Example
-from rankwise.rows.text.tagged import OUTSIDE
+from rankwise.rows.text.example import OUTSIDE, Example
 
 PLACEHOLDER = "?"
 ANSWERS: Mapping[str, tuple[str, ...]] = {
@@ -58,11 +57,11 @@ def with_answer(row: Row, source: Rows, form: str | None, where: str) -> Row:
     given = source.format if source.format != "auto" else form
     if given is not None and set(given.split(", ")) & set(TAGGED_FORMATS):
         return _untagged(row, source)
-    forms = [given] if given in SIGNS else []
+    forms = [given] if given in FORMS else []
     for one in [*forms, *(other for other in (*ANSWERS, *TURNS) if other != "classification")]:
         filled = _filled(row, source, one)
         try:
-            fits = SIGNS[one](renamed(filled, source.columns, where))
+            fits = FORMS[one].fits(renamed(filled, source.columns, where))
         except DataError:  # another column is missing; reading the row reports it
             fits = False
         if fits:

@@ -1,35 +1,43 @@
-"""The classes of labelled rows, or the range of their numbers, which a classifier's head is built for.
+"""The classes of labelled rows, the range of their numbers, or the tags of their words, which a classifier's head is
+built for.
 
 All training rows are read once for this before a model is loaded, those that will be held out included. Labels are
 numbers where all of them are and one has decimals, and names of classes elsewhere. Classes are in the order of
-data.labels, or sorted: as numbers if all are whole numbers, as text elsewhere.
+data.labels, or sorted: as numbers if all are whole numbers, as text elsewhere. Of BIO tags there are always O, and B-x
+and I-x of each type x, also where the rows have only one of the two; O comes first and the others are sorted by type.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rankwise.config.base import shown
-from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
-from rankwise.errors import ConfigError, DataError, did_you_mean, some, together
+from rankwise.config.objectives import ClassificationConfig
+from rankwise.errors import ConfigError, DataError, did_you_mean, joined_problems, some
 from rankwise.rows.forms.proposals import NO_FORM
+from rankwise.rows.forms.tagged_rows import TAGGED_FORMATS
 from rankwise.rows.sources import open_source
-from rankwise.rows.text.example import Example
-from rankwise.rows.text.targets import label_of, labels_of, number_of
+from rankwise.rows.text.example import BEGIN, INSIDE, OUTSIDE, Example, label_in
+from rankwise.rows.text.targets import label_of, labels_of, number_of, tagged_in
 from rankwise.runs.row_facts import TargetFacts
 
 MOST_CLASSES = 1000
 NAMES = "\nA classifier needs the columns text and label. Name yours with --text COLUMN and --label COLUMN."
+OF_TAGS = (
+    "\nToken classification needs the columns tokens and tags, or text and spans. Name yours with --set "
+    "data.columns.tokens=COLUMN and --set data.columns.tags=COLUMN."
+)
+_OTHER_SCHEME = re.compile(r"[BIESLUM]-.+")
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 
 @dataclass
 class _Labels:
-    """The labels that were read, with the place of the first row of each."""
+    """The labels or tags that were read, with the place of the first row of each."""
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
@@ -37,13 +45,10 @@ class _Labels:
     sets: Counter[tuple[str, ...]] = field(default_factory=Counter)
     """Where rows have several labels: those of each row."""
 
-    def add(self, example: Example, *, several: bool) -> None:
-        names = labels_of(example) if several else (label_of(example),)
-        if several:
-            self.sets[tuple(sorted(names))] += 1
-        for label in names:
-            self.counts[label] += 1
-            self.first.setdefault(label, example.where)
+    def add(self, names: Sequence[str], where: str) -> None:
+        self.counts.update(names)
+        for name in names:
+            self.first.setdefault(name, where)
 
 
 def read_targets(spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
@@ -58,11 +63,13 @@ def read_targets(spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
                     f"{example.where}: the label is one name, and other rows have lists of names. Write a list, or set "
                     "classification.targets to several."
                 )
-            labels.add(example, several=several)
+            names = labels_of(example) if several else (label_of(example),)
+            labels.sets.update([tuple(sorted(names))] if several else [])
+            labels.add(names, example.where)
         except DataError as error:
             problems.append(str(error))
     if problems and (spec.on_bad_row == "stop" or not (labels.counts or labels.sets)):
-        raise DataError(f"{together(problems)}{NAMES if any(NO_FORM in why for why in problems) else ''}")
+        raise DataError(f"{joined_problems(problems)}{NAMES if any(NO_FORM in why for why in problems) else ''}")
     if not labels.counts and not labels.sets:
         raise DataError(f"{', '.join(source.path for source in spec.all_sources)}: has no rows.")
     if labels.sets:
@@ -151,8 +158,12 @@ def _classes(labels: _Labels, spec: DataConfig, config: ClassificationConfig) ->
     return TargetFacts(classes=names, counts=counts, weights=weights, balanced=balanced)
 
 
+def _named(spec: DataConfig) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for source in spec.all_sources for name in source.labels))
+
+
 def _ordered(labels: _Labels, spec: DataConfig) -> tuple[str, ...]:
-    named = tuple(dict.fromkeys(name for source in spec.all_sources for name in source.labels))
+    named = _named(spec)
     others = [label for label in labels.counts if label not in named]
     whole = all(_WHOLE.fullmatch(label) for label in others)
     return (*named, *sorted(others, key=(lambda label: (int(label), label)) if whole else None))
@@ -180,3 +191,77 @@ def weights_of(names: tuple[str, ...], counts: tuple[int, ...], config: Classifi
 
 def _first_row_of(labels: _Labels, label: str) -> str:
     return f"{shown(label)} in {labels.first[label]}"
+
+
+def holds_tags(spec: DataConfig) -> bool:
+    """Whether the first rows of the data have tags or spans."""
+    reading = open_source(spec, spec.all_sources[0].model_copy(update={"rows": None}))
+    next(reading.chunks(), None)
+    formats = {part.format for part in reading.parts} - {None}
+    return bool(formats) and formats <= set(TAGGED_FORMATS)
+
+
+def read_tags(spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
+    """DataError where rows have no tags, tags of two kinds, or nothing to tell apart."""
+    _refuse_settings(config)
+    tags, problems = _Labels(), list[str]()
+    for example in examples_of(spec, problems):
+        try:
+            tags.add(tagged_in(example).tags, example.where)
+        except DataError as error:
+            problems.append(str(error))
+    wrong = _of_other_schemes(tags)
+    if problems and (spec.on_bad_row == "stop" or not tags.counts):
+        every = joined_problems([*problems, *wrong])
+        raise DataError(f"{every}{OF_TAGS if any(NO_FORM in why for why in problems) else ''}")
+    sources = ", ".join(source.path for source in spec.all_sources)
+    if not tags.counts:
+        raise DataError(f"{sources}: has no rows.")
+    if wrong:
+        raise DataError(joined_problems(wrong))
+    names = _ordered_tags(tags, spec)
+    if len(tags.counts) < 2:
+        only = next(iter(tags.counts))
+        raise DataError(
+            f"{tags.first[only]}: every word of this and all other rows has the tag {shown(only)}, so there is nothing "
+            "to learn. At least two tags are needed."
+        )
+    if len(names) > MOST_CLASSES:
+        raise DataError(f"{sources}: has {len(names):,} different tags, and a classifier has at most {MOST_CLASSES:,}.")
+    counts = tuple(tags.counts[name] for name in names)
+    return TargetFacts(classes=names, counts=counts, weights=weights_of(names, counts, config), form="tags")
+
+
+def _refuse_settings(config: ClassificationConfig) -> None:
+    problems = []
+    if config.targets == "numbers":
+        problems.append("classification.targets is numbers, but tags are names. Leave it out.")
+    if config.sampling == "balanced":
+        problems.append("classification.sampling is balanced, which needs rows of one class each. Leave it out.")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _of_other_schemes(tags: _Labels) -> list[str]:
+    """Tags that are no BIO among some that are, such as S-PER of BIOES."""
+    bio = {tag for tag in tags.counts if tag.startswith((BEGIN, INSIDE))}
+    others = [tag for tag in tags.counts if tag not in bio and tag != OUTSIDE]
+    if not bio and not (others and all(map(_OTHER_SCHEME.fullmatch, others))):
+        return []
+    return [
+        f"{tags.first[tag]}: the tag {shown(tag)} is not O, B-TYPE or I-TYPE, and other rows have such tags. Write a "
+        "span of one word (S-, U-) as B-, and the last word of a longer one (E-, L-) as I-." for tag in others
+    ]  # fmt: skip
+
+
+def _ordered_tags(tags: _Labels, spec: DataConfig) -> tuple[str, ...]:
+    named = _named(spec)
+    bio = [tag for tag in (*named, *tags.counts) if tag.startswith((BEGIN, INSIDE))]
+    if bio:
+        types = sorted({str(label_in(tag)) for tag in bio})
+        every = [OUTSIDE, *(f"{prefix}{name}" for name in types for prefix in (BEGIN, INSIDE))]
+    else:
+        every = sorted(tags.counts, key=lambda tag: (tag != OUTSIDE, tag))
+    if named and set(every) <= set(named):
+        return named
+    return tuple(dict.fromkeys([*(name for name in named if name in every), *every]))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from sys import intern
 from typing import TypeVar
@@ -20,7 +20,7 @@ import numpy as np
 
 from rankwise.config.data import DataConfig
 from rankwise.rows.forms.labels import Labels
-from rankwise.rows.report.duplicates import TextIndex, overlap
+from rankwise.rows.report.duplicates import TextIndex
 from rankwise.rows.report.image_report import SeenImage, overlap_of_images
 from rankwise.rows.sources import Reading
 from rankwise.rows.text.example import Example, ImageRecord
@@ -33,13 +33,14 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True)
 class Candidates:
-    """The usable rows of one source. Each list has one entry per row, or is empty if it is not needed."""
+    """The usable rows of one source. Each sequence has one entry per row, or is empty if it is not needed."""
 
     size: int
     labels: Sequence[str]
-    prompts: Sequence[Hashable] | np.ndarray
-    groups: Sequence[str | None] | np.ndarray
-    """An array has numbers, which are negative where a row has no value."""
+    prompts: np.ndarray
+    """A number for each question."""
+    groups: np.ndarray
+    """A number for each group, negative where a row has none."""
 
 
 def hold_out(sources: Sequence[Candidates], spec: DataConfig) -> list[np.ndarray]:
@@ -62,26 +63,22 @@ def facts_of(sources: Sequence[Candidates], apart: Sequence[np.ndarray], spec: D
     held_out = [(source, one.nonzero()[0].tolist()) for source, one in zip(sources, apart, strict=True)]
     labelled = any(source.labels for source in sources)
     labels = Counter(source.labels[row] for source, rows in held_out if source.labels for row in rows)
-    groups = _distinct([_at(source.groups, rows) for source, rows in held_out if spec.group])
-    every = _distinct([source.groups for source in sources])
+    groups = _groups([source.groups[rows] for source, rows in held_out if spec.group])
+    every = _groups([source.groups for source in sources])
     size = sum(source.size for source in sources)
     return HoldOutFacts(
         order=spec.held_out_order, requested=spec.held_out_of(size), rows=count, of=size,
         by_default=spec.held_out == "auto",
         seed=spec.seed if spec.held_out_order == "seed" else None,
         labels=dict(labels.most_common(MOST_LABELS)) if labelled else None,
-        group=spec.group, groups=len(groups) if spec.group else None, groups_in_all=len(every) if spec.group else None,
+        group=spec.group, groups=groups if spec.group else None, groups_in_all=every if spec.group else None,
     )  # fmt: skip
 
 
-def _at(groups: Sequence[str | None] | np.ndarray, rows: list[int]) -> Sequence[str | None] | np.ndarray:
-    return groups[rows] if isinstance(groups, np.ndarray) else [groups[row] for row in rows]
-
-
-def _distinct(parts: Sequence[Sequence[str | None] | np.ndarray]) -> set[Hashable]:
-    """The groups among those of some rows."""
-    sets = (set(np.unique(one[one >= 0]).tolist()) if isinstance(one, np.ndarray) else {*one} - {None} for one in parts)
-    return set[Hashable]().union(*sets)
+def _groups(parts: Sequence[np.ndarray]) -> int:
+    """How many groups some rows have."""
+    every = np.concatenate([np.empty(0, np.int64), *parts])
+    return len(np.unique(every[every >= 0]))
 
 
 def shares(count: int, sizes: Sequence[int]) -> list[int]:
@@ -128,15 +125,9 @@ def _strata(sources: Sequence[Candidates]) -> tuple[np.ndarray, list[tuple[int, 
     return strata, list(numbers)
 
 
-def _numbered(parts: Sequence[Sequence[Hashable] | np.ndarray]) -> np.ndarray | None:
-    """A number for each row, the same for the same value. A row without a value, None or negative, has its own."""
-    numbers: dict[Hashable, int] = {}
-    arrays = [
-        part if isinstance(part, np.ndarray)
-        else np.array([-1 if one is None else numbers.setdefault(one, len(numbers)) for one in part], np.int64)
-        for part in parts
-    ]  # fmt: skip
-    every = np.concatenate([np.empty(0, np.int64), *arrays])
+def _numbered(parts: Sequence[np.ndarray]) -> np.ndarray | None:
+    """A number for each row of all sources; a row without a value has its own. None where there are none."""
+    every = np.concatenate([np.empty(0, np.int64), *parts])
     alone = np.flatnonzero(every < 0)
     every[alone] = every.max(initial=0) + 1 + np.arange(len(alone))
     return every if len(every) else None
@@ -249,8 +240,9 @@ class SourceRows:
         self.labels.add(row, classification=classification)
 
     def candidates(self, questions: np.ndarray | None) -> Candidates:
-        own = questions[self.question : self.question + len(self)] if questions is not None else ()
-        groups = np.frombuffer(self.groups, np.int64) if self.groups else ()
+        none = np.empty(0, np.int64)
+        own = questions[self.question : self.question + len(self)] if questions is not None else none
+        groups = np.frombuffer(self.groups, np.int64) if self.groups else none
         return Candidates(len(self), self.labels.of_rows if self.labels else (), own, groups)
 
     @property
@@ -307,5 +299,5 @@ def overlap_between(prompts: TextIndex, trained: Sequence[SourceRows], measured:
         none, *(source.questions(apart=True) for source in trained),
         *(source.question + np.arange(len(source)) for source in measured),
     ])  # fmt: skip
-    exact, near = overlap(prompts, own, prompts, others).counts
+    exact, near = prompts.overlap(own, prompts, others).counts
     return OverlapFacts(exact=exact, near=near, of=len(own))

@@ -1,44 +1,179 @@
-"""Encoded rows (encoding.py) into what training reads, and the report on them.
+"""The rows of all sources in one pass, encoded into columns and counted; what training reads of them, and the report.
 
-Which rows are held out (hold_out.py) and how often each is seen in a pass is decided here, so every row is encoded
-once. Without a tokenizer everything is reported that can be counted without tokens.
+A thousand rows are encoded at a time. Memory holds some bytes a row and none a token: its number of sequences, a digest
+of its text and of its question, its length, and its group and label where there are any. Which rows are held out
+(hold_out.py) and how often each is seen in a pass is decided here, so every row is encoded once. Without a tokenizer
+everything is reported that can be counted without tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rankwise.config.base import shown
-from rankwise.errors import did_you_mean, some
+from rankwise.config.data import DataConfig
+from rankwise.config.images import ImageProcessing
+from rankwise.errors import DataError
 from rankwise.rows.encoded.row_order import BalancedOrder, Replay, ReplayOrder, repeats_of
-from rankwise.rows.encoded.sequences import EncodedRows, SelectedRows
-from rankwise.rows.encoding import Encoding, EncodingFacts, ReadRows, compares
+from rankwise.rows.encoded.sequences import EncodedRows, RowWriter, SelectedRows
 from rankwise.rows.files.hub import Part
 from rankwise.rows.files.licences import UNKNOWN, find_licence, normalised, strictest
-from rankwise.rows.forms.formats import ANSWER_FIELDS, FIELDS
-from rankwise.rows.forms.labels import Labels
-from rankwise.rows.forms.proposals import REASONS, can_be_typed, ignoring, literal_breaks, options_for
+from rankwise.rows.forms.labels import Labels, list_problems
+from rankwise.rows.forms.proposals import literal_breaks
 from rankwise.rows.hold_out import MOST_LABELS, SourceRows, facts_of, hold_out, overlap_between
+from rankwise.rows.report.duplicates import TextIndex
 from rankwise.rows.report.image_report import findings_of
 from rankwise.rows.report.report import Tally, advice_on, fatal_problems, left_out, warnings_of
-from rankwise.rows.report.unused import Unused
-from rankwise.rows.sources import Reading
-from rankwise.runs.data_report import DataReport, OverlapFacts, PartFacts, UnusedColumn, ValidationFacts
-from rankwise.runs.row_facts import HoldOutFacts
+from rankwise.rows.sources import Reading, open_source
+from rankwise.rows.text.example import Example, ImageRecord
+from rankwise.rows.text.outcome import Outcome, RowEncoder
+from rankwise.rows.unused_columns import problems, sentence, unused_columns
+from rankwise.runs.data_report import DataReport, OverlapFacts, PartFacts, TemplateFacts, ValidationFacts
+from rankwise.runs.records import Callback, ProgressUpdate
+from rankwise.runs.row_facts import ANSWERS, HoldOutFacts, Learned
 
-PROMPT_FORMATS = ("prompt", "alpaca", "dolly", "input-output", "classification")
-"""Formats whose rows could be written with --prompt and --completion instead."""
-BESIDE_TEXT = {
-    "completion", "response", "answer", "answers", "output", "target", "summary", "sql", "translation", "fields",
-    "json", "extracted", "extraction",
-}  # fmt: skip
-"""Columns that are an answer by their name, so that rows of `text` would be trained on without it."""
-IS_ANSWER = "an answer, by its name"
-ANSWERS = (*ANSWER_FIELDS, "output", "label")
+_Usable = tuple[int, ImageRecord | None]
+"""The number of a row's sequences, and what is known of its image."""
+
+
+def goes_on() -> None:
+    """Nobody stops it."""
+
+
+def compares(spec: DataConfig) -> bool:
+    """Whether validation rows are compared with training rows."""
+    return spec.may_hold_out or spec.validation is not None
+
+
+@dataclass(frozen=True)
+class EncodingFacts:
+    """How rows are encoded, for the data report."""
+
+    learned: Learned = ANSWERS
+    template: TemplateFacts | None = None
+    processing: ImageProcessing | None = None
+    reads: frozenset[str] = frozenset()
+    """Forms of rows that are learned (Example.special), and lists of labels."""
+
+
+@dataclass
+class ReadRows:
+    """All rows that are read."""
+
+    writer: RowWriter
+    tally: Tally
+    apart: Tally
+    """Of the rows of the validation source, which are counted nowhere else."""
+    prompts: TextIndex
+    """What rows with the same question share, of the usable rows of all sources."""
+    groups: dict[str, int] = field(default_factory=dict)
+    """A number for each group."""
+    trained: list[SourceRows] = field(default_factory=list)
+    measured: list[SourceRows] = field(default_factory=list)
+
+    def questions(self, spec: DataConfig) -> np.ndarray | None:
+        """A number for each usable row, the same for rows with the same question; None where nobody needs it."""
+        needed = spec.may_hold_out and spec.held_out_order == "seed" and spec.group is None
+        return self.prompts.firsts() if needed else None
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How the rows of all sources are encoded. Without an `encoder` they are only counted."""
+
+    spec: DataConfig
+    encoder: RowEncoder | None
+    empty: Tally
+    """What each tally begins as."""
+    callback: Callback
+    model: str | None
+    facts: EncodingFacts
+    check_stop: Callable[[], None] = goes_on
+    """Raises where this process is to end."""
+    look: Callable[[Example], Outcome] = Outcome
+    """How a row is looked at that is only counted."""
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens of a row at most."""
+        return self.encoder.limit if self.encoder is not None else None
+
+    def read(self, folder: Path | None) -> ReadRows:
+        """Read and encode all rows. What takes room lies in files without names in the folder, or in memory."""
+        spec, own = self.spec, self.spec.measured_source
+        readings = [(open_source(spec, source), source.weight) for source in spec.all_sources]
+        measured = [] if own is None else [open_source(spec, own)]
+        every = ReadRows(RowWriter(folder), self.empty.anew(folder), self.empty.anew(), TextIndex(folder))
+        for reading, weight in readings:
+            every.trained.append(self._source(reading, weight, every, every.tally))
+        for reading in measured:
+            every.measured.append(self._source(reading, 1.0, every, every.apart))
+        return every
+
+    def _source(self, reading: Reading, weight: float, every: ReadRows, tally: Tally) -> SourceRows:
+        rows = SourceRows(reading, weight, len(every.writer), len(every.prompts))
+        for number, chunk in enumerate(reading.chunks()):
+            if number >= 2 and (share := reading.share):
+                self.callback(ProgressUpdate("Reading and encoding", reading.rows, reading.rows / share, "rows"))
+            self.check_stop()
+            self._add(chunk, rows, every, tally)
+        tally.unreadable(reading.skipped)
+        return rows
+
+    def _add(self, chunk: list[list[Example]], rows: SourceRows, every: ReadRows, tally: Tally) -> None:
+        if self.encoder is not None:
+            chunk = self._learnable(chunk, rows.reading.source.path, tally)
+        tally.read(chunk)
+        formats = {part.format for part in rows.reading.parts} - {None}
+        classification = bool(formats) and formats <= {"classification", "image"}
+        encoded = self._encoded(chunk, every.writer, tally)
+        usable = [(row, *found) for row, found in zip(chunk, encoded, strict=True) if found is not None]
+        if compares(self.spec):
+            every.prompts.add([_question(row, image) for row, _, image in usable])
+        for row, sequences, image in usable:
+            rows.add(row, sequences, image, classification=classification)
+            if self.spec.group is not None:
+                group = row[0].group
+                rows.groups.append(-1 if group is None else every.groups.setdefault(group, len(every.groups)))
+
+    def _learnable(self, chunk: list[list[Example]], path: str, tally: Tally) -> list[list[Example]]:
+        """Rows without those whose label is a list that the model cannot learn; DataError where all have another
+        form."""
+        if (special := chunk[0][0].special) is not None and special[0] not in self.facts.reads:
+            raise DataError(f"{path}: holds {special[1].format(model=self.model)}")
+        if "lists" in self.facts.reads:
+            return chunk
+        tally.unreadable(list_problems(chunk))
+        return [row for row in chunk if row[0].labels is None]
+
+    def _encoded(self, chunk: Sequence[list[Example]], writer: RowWriter, tally: Tally) -> list[_Usable | None]:
+        """For each row what training can use of it."""
+        encoder = self.encoder
+        if encoder is None:
+            outcomes = [self.look(row[0]) for row in chunk]
+            return [
+                (0, outcome.image) if tally.keep_unencoded(row, outcome.problem) else None
+                for row, outcome in zip(chunk, outcomes, strict=True)
+            ]
+        outcomes = iter(encoder.encode([example for row in chunk for example in row]))
+        usable: list[_Usable | None] = []
+        tokens = []
+        for row in chunk:
+            own = [next(outcomes) for _ in row]
+            learned = [sequence for outcome in own for sequence in outcome.sequences]
+            learned = learned if tally.encoded(own, encoder.limit) else []
+            usable.append((len(learned), own[0].image) if learned else None)
+            tokens += learned
+        writer.add(EncodedRows.of(tokens))
+        return usable
+
+
+def _question(row: Sequence[Example], image: ImageRecord | None) -> str:
+    return "\n".join(example.prompt_text for example in row) if image is None else image.content.hex()
 
 
 @dataclass(frozen=True)
@@ -142,7 +277,7 @@ def _data_report(
     unused = unused_columns(readings)
     images = [image for source in sources for image in source.images]
     findings = findings_of(images, [name for reading in readings for name in reading.passed_over]) if images else None
-    exact, near = tally.texts.repeats().counts if findings is None else findings.copies
+    exact, near = (tally.texts.repeats() if findings is None else findings.duplicates).counts
     tags = tally.tags.facts(encoded=encodes) if tally.tags.words else None
     doubts = tally.meaning.doubts(labels, learned, spec.accept)
     of_measured = Labels.together(source.labels for source in every.measured)
@@ -257,120 +392,3 @@ def part_facts(reading: Reading, part: Part) -> PartFacts:
     return PartFacts(
         name=part.name, sha256=part.identity(), format=part.format, rows=part.rows, licence=licence, layout=part.layout
     )
-
-
-def unused_columns(readings: Sequence[Reading]) -> tuple[UnusedColumn, ...]:
-    """Facts about the unused columns of each source, over all its files."""
-    facts: list[UnusedColumn] = []
-    for reading in readings:
-        files: dict[str, list[str]] = {}
-        for file, unused in reading.unused.items():
-            for name in unused.columns:
-                files.setdefault(name, []).append(file)
-        facts += [_fact(name, among, reading) for name, among in files.items()]
-    return tuple(facts)
-
-
-def _fact(name: str, files: Sequence[str], reading: Reading) -> UnusedColumn:
-    every = [(reading.unused[file], reading.unused[file].columns[name]) for file in files]
-    stopping = [(unused, column) for unused, column in every if column.stops(unused.judged)]
-    unused, column = (stopping or every)[0]
-    filled, rows = sum(column.filled for _, column in every), sum(unused.rows for unused, _ in every)
-    of_text = any(part.format == "text" and part.name in files for part in reading.parts)
-    is_answer = of_text and 2 * filled > rows and _is_answer(name)
-    return UnusedColumn(
-        column=name.encode(errors="backslashreplace").decode(),
-        file=files[0] if len(files) == 1 else reading.source.path,
-        filled=filled, rows=rows, example=column.example, stops=bool(stopping) or is_answer,
-        why=IS_ANSWER if is_answer else column.why(unused.judged),
-    )  # fmt: skip
-
-
-def _is_answer(name: str) -> bool:
-    return name.casefold() in BESIDE_TEXT or name.casefold().startswith("answer_")
-
-
-def sentence(fact: UnusedColumn) -> str:
-    return (
-        f"{fact.file}: the column {shown(fact.column)} is not used; {fact.filled:,} of {fact.rows:,} rows have a "
-        f"value, such as {fact.example} ({fact.why})"
-    )
-
-
-def problems(readings: Sequence[Reading], facts: Sequence[UnusedColumn]) -> list[str]:
-    """Why training stops: unused columns with text, and ignored columns that do not exist."""
-    stopping = list(dict.fromkeys(fact.column for fact in facts if fact.stops))
-    ways = _way_to_use(readings, stopping) if stopping else ""
-    them = "it" if len(stopping) == 1 else "them"
-    stops = [
-        f"{fact.file}: the column {shown(fact.column)} has {'values' if fact.why == IS_ANSWER else 'text'} in most "
-        f"rows, such as {fact.example}, but is not used; {ways}leave {them} out with {ignoring(stopping)} "
-        "(data.ignore_columns)."
-        for fact in facts
-        if fact.stops
-    ]
-    return [*stops, *_ignored_in_vain(readings)]
-
-
-def _way_to_use(readings: Sequence[Reading], stopping: Sequence[str]) -> str:
-    """How to use the columns, as part of a sentence; empty if the row format has no prompt."""
-    for reading in readings:
-        writable = [name for name in stopping if _is_writable(name, reading)]
-        rest = [name for name in stopping if name not in writable]
-        for part in reading.parts:
-            unused = reading.unused.get(part.name, Unused())
-            if part.format == "text" and reading.source.prompt is None and set(writable) & set(unused.columns):
-                return _of_text(reading, writable)
-            if reading.source.prompt is None and (
-                part.format not in PROMPT_FORMATS or not set(stopping) & set(unused.columns)
-            ):
-                continue
-            if not writable:
-                return "write its values as text into the file and use that, or "
-            if reading.source.prompt is not None:
-                return f"add {' '.join(f'{{{name}}}' for name in writable)} to --prompt (data.prompt), or "
-            return _typed(reading, unused, writable, f" {ignoring(rest)}" if rest else "")
-    return ""
-
-
-def _of_text(reading: Reading, columns: Sequence[str]) -> str:
-    """The flags that train on a column as the answer to the text, and not on the text alone."""
-    answer = next(filter(_is_answer, columns), columns[-1])
-    prompt = [reading.source.columns.get("text", "text"), *(name for name in columns if name != answer)]
-    return f"to train on it as the answer to the text, use {options_for(prompt, [answer])}, or "
-
-
-def _is_writable(name: str, reading: Reading) -> bool:
-    among = [unused.columns[name] for unused in reading.unused.values() if name in unused.columns]
-    return can_be_typed(name) and bool(among) and all(column.writable for column in among)
-
-
-def _typed(reading: Reading, unused: Unused, stopping: Sequence[str], more: str) -> str:
-    """The flags that use the columns, in the order of the file. Reasoning comes before the answer."""
-    ours = {theirs: field for field, theirs in reading.source.columns.items()}
-    fields = {name: ours.get(name, name) for name in unused.names if can_be_typed(name)}
-    answer = next((name for name, field in fields.items() if field in ANSWERS and name not in unused.columns), None)
-    reasons = [name for name in stopping if name.casefold() in REASONS]
-    question = [
-        name
-        for name, field in fields.items()
-        if (name in stopping and name not in reasons)
-        or (name not in unused.columns and field in FIELDS and field not in (*ANSWERS, "history"))
-    ]
-    if answer is None:
-        return ""
-    what = "it" if len(stopping) == 1 else "them"
-    how = f"put {what} before the answer with" if reasons == list(stopping) else f"add {what} to the prompt with"
-    how = how if not reasons or reasons == list(stopping) else f"use {what} with"
-    return f"{how} {options_for(question, [*reasons, answer])}{more}, or "
-
-
-def _ignored_in_vain(readings: Sequence[Reading]) -> list[str]:
-    names = dict.fromkeys(name for reading in readings for unused in reading.unused.values() for name in unused.names)
-    ignored = dict.fromkeys(name for reading in readings for name in reading.source.ignore_columns)
-    return [
-        f'data.ignore_columns names "{name}", but no row has this column; the columns are {some(map(shown, names), 8)}.'
-        f"{did_you_mean(name, names)}"
-        for name in ignored
-        if name not in names
-    ]

@@ -24,9 +24,8 @@ import numpy as np
 from rankwise.config.data import DataConfig
 from rankwise.errors import DataError, RankwiseError
 from rankwise.rows.encoded.sequences import EncodedRows, RowWriter
-from rankwise.rows.encoding import Encoding, EncodingFacts, ReadRows, goes_on
 from rankwise.rows.files.licences import find_licence
-from rankwise.rows.preparation import Prepared, prepared_of
+from rankwise.rows.preparation import Encoding, EncodingFacts, Prepared, ReadRows, goes_on, prepared_of
 from rankwise.rows.report.report import Tally
 from rankwise.rows.sources import open_source
 from rankwise.rows.text.outcome import RowEncoder
@@ -44,11 +43,11 @@ class Writing(Protocol):
         """The model's name."""
         ...
 
-    def by(self, spec: DataConfig) -> Self:
+    def by(self, config: DataConfig) -> Self:
         """The same with what the settings of the data change."""
         ...
 
-    def encoder(self, spec: DataConfig) -> RowEncoder: ...
+    def encoder(self, config: DataConfig) -> RowEncoder: ...
 
     def tally(self) -> Tally: ...
 

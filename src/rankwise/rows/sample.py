@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -75,47 +75,42 @@ def _sample(reading: Reading, source: Rows, indices: Sequence[_Index], drawn: in
     rows_by_index = [(index, number) for index in indices for number in range(len(index.sizes))]
     if not rows_by_index:
         raise DataError(f"{source.path}: has no rows.")
-    reader = _Reader(reading)
     for index in indices:
-        reader.settle_form(index)
+        _settle_form(reading, index)
     by_size = sorted(rows_by_index, key=lambda row: -row[0].sizes[row[1]])[:largest]
     chosen = sorted(Random(0).sample(range(len(rows_by_index)), min(drawn, len(rows_by_index))))
-    read = reader.read([rows_by_index[number] for number in chosen])
-    problems = tuple(reader.problems)
+    problems: list[str] = []
+    read = _read(reading, [rows_by_index[number] for number in chosen], problems)
     if not read:
         raise DataError(problems[0])
     rows = len(rows_by_index) if source.rows is None else min(source.rows, len(rows_by_index))
     size = sum(sum(index.sizes) for index in indices)
     size = round(size * rows / len(rows_by_index))
-    return Sample(rows, len(rows_by_index), size, read, reader.read(by_size), problems, len(problems))
+    every = len(rows_by_index)
+    return Sample(rows, every, size, read, _read(reading, by_size, []), tuple(problems), len(problems))
 
 
-@dataclass
-class _Reader:
-    """Reads single rows, and collects the problems of those that cannot be read."""
+def _settle_form(reading: Reading, index: _Index) -> None:
+    """Recognise the format by the first readable row of the file, as training does."""
+    for number in range(min(len(index.sizes), DRAWN)):
+        where, row = index.row(number)
+        if not isinstance(row, DataError):
+            with suppress(DataError):
+                reading.examples(index.part, where, row)
+            return
 
-    reading: Reading
-    problems: list[str] = field(default_factory=list)
 
-    def settle_form(self, index: _Index) -> None:
-        """Recognise the format by the first readable row of the file, as training does."""
-        for number in range(min(len(index.sizes), DRAWN)):
-            where, row = index.row(number)
-            if not isinstance(row, DataError):
-                self._examples(index, where, row)
-                break
-        self.problems.clear()
-
-    def read(self, rows: list[tuple[_Index, int]]) -> tuple[Seen, ...]:
-        read = [(index.sizes[number], self._examples(index, *index.row(number))) for index, number in rows]
-        return tuple(Seen(size, tuple(examples)) for size, examples in read if examples)
-
-    def _examples(self, index: _Index, where: str, row: Any) -> list[Example]:
+def _read(reading: Reading, rows: Sequence[tuple[_Index, int]], problems: list[str]) -> tuple[Seen, ...]:
+    """Single rows; what is wrong with those that cannot be read is added to the problems."""
+    seen: list[Seen] = []
+    for index, number in rows:
         try:
-            return self.reading.examples(index.part, where, row)
+            examples = reading.examples(index.part, *index.row(number))
         except DataError as error:
-            self.problems.append(str(error))
-            return []
+            problems.append(str(error))
+        else:
+            seen.append(Seen(index.sizes[number], tuple(examples)))
+    return tuple(seen)
 
 
 def _index(part: Part, files: ExitStack) -> _Index:

@@ -9,10 +9,8 @@ import numpy as np
 from rankwise.config.data import DataConfig
 from rankwise.config.recipe import recipe_named
 from rankwise.errors import DataError
-from rankwise.rows.encoding import Encoding, EncodingFacts
-from rankwise.rows.images.decode import decode
-from rankwise.rows.images.perceptual import record_of
-from rankwise.rows.preparation import Prepared, prepared_of
+from rankwise.rows.images.decode import decode, record_of
+from rankwise.rows.preparation import Encoding, EncodingFacts, Prepared, prepared_of
 from rankwise.rows.report.report import Tally
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import Encoder, EncoderOf
@@ -39,16 +37,16 @@ class TextWriting:
     """Nobody named this model; it was here."""
     learned: Learned = ANSWERS
 
-    def by(self, spec: DataConfig) -> TextWriting:
+    def by(self, config: DataConfig) -> TextWriting:
         """With the template of the recipe, where there is one, and asked to reason where rows have reasoning."""
         own = self.template
-        if spec.recipe is not None:
-            own = ChatTemplate.of_recipe(self.tokenizer, recipe_named(spec.recipe))
-        return replace(self, template=own.with_reasoning(spec.reasoning))
+        if config.recipe is not None:
+            own = ChatTemplate.of_recipe(self.tokenizer, recipe_named(config.recipe))
+        return replace(self, template=own.with_reasoning(config.reasoning))
 
-    def encoder(self, spec: DataConfig) -> RowEncoder:
-        limit = min(spec.max_length, self.context or spec.max_length)
-        return self.encoder_of(self.template, self.tokenizer, spec, limit)
+    def encoder(self, config: DataConfig) -> RowEncoder:
+        limit = min(config.max_length, self.context or config.max_length)
+        return self.encoder_of(self.template, self.tokenizer, config, limit)
 
     def tally(self) -> Tally:
         tokenizer = self.tokenizer
@@ -93,9 +91,9 @@ class TextWriting:
         return f"{self.tokenizer.identity} {self.template.identity} {self.guessed} {learned}"
 
 
-def count_only(spec: DataConfig, callback: Callback) -> DataReport:
+def count_only(config: DataConfig, callback: Callback) -> DataReport:
     """What can be said of rows without any tokenizer."""
-    work = Encoding(spec, None, Tally(), callback, None, EncodingFacts(), look=looked_at)
+    work = Encoding(config, None, Tally(), callback, None, EncodingFacts(), look=looked_at)
     return prepared_of(work, work.read(None)).data_report
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from rankwise.config.base import Config
 from rankwise.runs.manifest import BaseModelFacts
-from rankwise.runs.measured import Difference, Measured
+from rankwise.runs.measured import Difference, Measurement
 
 Advised = Literal["train", "prompt", "neither", "undecided"]
 Reason = Literal["better", "examples", "probe", "solved", "unrelated", "no gain", "too few rows", "too short"]
@@ -19,8 +19,8 @@ VERDICTS = {
 class AdvisedSide(Config):
     """One way to answer the held-out rows."""
 
-    loss: Measured
-    score: Measured | None = None
+    loss: Measurement
+    score: Measurement | None = None
     """The share of rows that are answered exactly, or of right classes."""
 
 
@@ -28,17 +28,17 @@ class AdviceCost(Config):
     """Work is counted in steps of the full run."""
 
     full_steps: int
-    """Of the run that the settings describe."""
+    """Steps of the full run that the settings describe."""
     short_steps: int
     part_steps: int
-    """Of the adapter that learns from a part of the rows; 0 without one."""
+    """Steps of the adapter that learns from a part of the rows; 0 without one."""
     work: float
     """Steps that advising is worth, by the plan."""
     forecast_seconds: float | None
     seconds: float
     """That measuring took, without loading the model and reading the rows."""
     full_seconds: float
-    """Of the steps of the full run, by the steps that were made."""
+    """The time that the full run would take, estimated from the steps that were made."""
 
     @property
     def share(self) -> float:
@@ -48,10 +48,7 @@ class AdviceCost(Config):
 class Advice(Config):
     """On a language model; that on a classifier says what is other."""
 
-    others: ClassVar[str] = "the questions"
-    """Of other rows, which stood before the answers."""
-    content_of: ClassVar[str] = "the questions"
-    """What the answers depend on, or do not."""
+    untested: ClassVar[str] = "The rows have no questions, so it was not tested whether the answers depend on them."
     learner: ClassVar[str] = "the loss"
     """Whose learning curve it is."""
     passes: ClassVar[str] = ", in as many passes"
@@ -62,28 +59,29 @@ class Advice(Config):
     base: AdvisedSide
     """The base model; of a classifier the frequencies of the labels."""
     untrained: AdvisedSide | None
-    """The base with examples in the prompt; of a classifier a linear probe of its features."""
+    """The base with examples in the prompt; of a classifier its head fitted to the frozen model."""
     adapter: AdvisedSide
     """After the short training."""
     part: AdvisedSide | None
-    """After the short training on a part of the rows; of a classifier a probe fitted on half of them."""
+    """After the short training on a part of the rows; of a classifier its head fitted on half of them."""
     examples: int
-    """Examples in the prompt, or rows that the probe was fitted on."""
+    """Examples in the prompt, or rows that the head was fitted on."""
     gain: Difference
     """Loss of the adapter minus that of the base."""
     untrained_gain: Difference | None
     over_untrained: Difference | None
-    """Loss of the adapter minus that of the base with examples, or of the probe."""
+    """Loss of the adapter minus that of the base with examples, or of the fitted head."""
     content: Difference | None
-    """Loss of the adapter behind other rows' questions minus that behind a row's own; None without questions."""
-    doubling: Measured | None
+    """Loss of the adapter behind other rows' questions minus that behind a row's own; None without questions, and of
+    a classifier, whose gain over the frequencies of the labels says it."""
+    doubling: Measurement | None
     """What twice the rows, in as many passes, would lower the loss by."""
     margin: float
     """The least gain that counts, in the unit of the loss."""
     rows_to_decide: int | None
     """Held-out rows that would decide, where these do not."""
     training_rows: int
-    """Rows at the end of the learning curve: those that the adapter learns from, or a classifier's probe."""
+    """Rows at the end of the learning curve: those that the adapter learns from, or a classifier's fitted head."""
     part_rows: int
     """Rows at its beginning."""
     measured_rows: int
@@ -102,7 +100,7 @@ class Advice(Config):
 
     @property
     def names(self) -> tuple[str, str, str, str]:
-        """Of what was measured."""
+        """The names of the four quantities that were measured."""
         examples = "example" if self.examples == 1 else "examples"
         part = f"adapter, {self.cost.part_steps} steps on {self.part_rows:,} rows"
         return "base", f"base with {self.examples} {examples}", f"adapter, {self.cost.short_steps} steps", part
@@ -111,19 +109,16 @@ class Advice(Config):
 class LabelAdvice(Advice):
     """On a classifier."""
 
-    others = "the labels"
-    content_of = "the inputs"
-    learner = "the probe's loss"
+    untested, learner = "", "the loss of the fitted head"
     passes = ""
     score_name = "accuracy"
     classifies: bool = True
 
     @property
     def names(self) -> tuple[str, str, str, str]:
-        probe, short = "linear probe of the features", f"adapter, {self.cost.short_steps} steps"
-        return (
-            "frequencies of the labels", f"{probe}, {self.examples:,} rows", short, f"{probe}, {self.part_rows:,} rows",
-        )  # fmt: skip
+        fitted, short = "head fitted to the frozen model", f"adapter, {self.cost.short_steps} steps"
+        half = f"{fitted}, {self.part_rows:,} rows"
+        return "frequencies of the labels", f"{fitted}, {self.examples:,} rows", short, half
 
 
 def lines_of(advice: Advice) -> list[str]:
@@ -164,7 +159,7 @@ REASONS: dict[Reason, str] = {
     "better": "{gain}.",
     "examples": "the loss of the {untrained} is {untrained_gain} than that of the {base}, and a full run is expected "
     "to gain {expected} beyond that: {gain}.",
-    "probe": "the labels can be learned: the loss of a {untrained} is {untrained_gain} than that of the {base}. "
+    "probe": "the labels can be learned: the loss of the {untrained} is {untrained_gain} than that of the {base}. "
     "{gain}, so begin with the head alone (--method head), and see whether a long run of an adapter does better.",
     "solved": "the task is solved already: the base answers {share} of the rows exactly.",
     "unrelated": "the answers do not depend on the questions: {gain}, but it is no higher when the questions of other "
@@ -192,12 +187,12 @@ def _verdict(advice: Advice) -> str:
 
 def _content(advice: Advice) -> list[str]:
     if advice.content is None:
-        return ["The rows have no questions, so it was not tested whether the answers depend on them."]
+        return [advice.untested] * bool(advice.untested)
     if advice.reason in ("unrelated", "solved"):
         return []
     seen = "depend" if advice.content.low > 0 else "are not seen to depend"
-    return [f"With {advice.others} of other rows the adapter's loss changes by {_interval(advice.content, 1)}, so its "
-            f"answers {seen} on {advice.content_of}."]  # fmt: skip
+    return [f"With the questions of other rows the adapter's loss changes by {_interval(advice.content, 1)}, so its "
+            f"answers {seen} on the questions."]  # fmt: skip
 
 
 def _rows(advice: Advice) -> str:

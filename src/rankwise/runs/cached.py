@@ -33,7 +33,7 @@ class Kind:
     folder: str
     names: str
     about: str
-    whole: bool = False
+    is_single: bool = False
     settles: bool = False
 
 
@@ -51,10 +51,10 @@ KINDS = {
     "scores": Kind("scores", r"[0-9a-f]{64}\.json", "scores of base models"),
     "references": Kind("references", r"[0-9a-f]{64}\.json", "what preference pairs are compared with"),
     "shapes": Kind("shapes", r"[0-9a-f]{64}\.json", "shapes of models, for plans"),
-    "compiled": Kind("compiled", r".*", "code that torch compiled", whole=True, settles=True),
+    "compiled": Kind("compiled", r".*", "code that torch compiled", is_single=True, settles=True),
 }
 OTHER = "other"
-SETTLED = 600
+SETTLING_SECONDS = 600
 """Seconds after its last change during which an entry that `settles` counts as in use."""
 _UNFINISHED = re.compile(r"\.(?P<name>.+?)(\.t\d+)?\.(?P<process>\d+)\.tmp")
 
@@ -86,7 +86,7 @@ def cached_entries() -> list[Cached]:
         found += sorted(_entries(root, kind, busy), key=lambda one: -one.bytes)
     known = {one.path for one in found}
     markers = set((root / "models").glob("*.folder"))
-    return [*found, *_others(root, known | markers)]
+    return [*found, *_unknown_files(root, known | markers)]
 
 
 def _entries(root: Path, kind: str, busy: dict[str, str]) -> Iterator[Cached]:
@@ -94,10 +94,10 @@ def _entries(root: Path, kind: str, busy: dict[str, str]) -> Iterator[Cached]:
     folder = root / what.folder
     if folder.is_symlink() or not folder.is_dir():
         return
-    for path in [folder] if what.whole else folder.iterdir():
+    for path in [folder] if what.is_single else folder.iterdir():
         unfinished = _UNFINISHED.fullmatch(path.name)
         name = unfinished["name"] if unfinished else path.name
-        if path.is_symlink() or not (what.whole or re.fullmatch(what.names, name)):
+        if path.is_symlink() or not (what.is_single or re.fullmatch(what.names, name)):
             continue
         with suppress(FileNotFoundError):  # removed meanwhile
             when = _last_change(path) if what.settles else path.lstat().st_mtime
@@ -106,7 +106,7 @@ def _entries(root: Path, kind: str, busy: dict[str, str]) -> Iterator[Cached]:
             yield Cached(kind, path, _size(path), _timestamp(when), source, used)
 
 
-def _others(root: Path, known: set[Path]) -> Iterator[Cached]:
+def _unknown_files(root: Path, known: set[Path]) -> Iterator[Cached]:
     """List files that rankwise did not make, and links, without descending into them."""
     parts = {root / kind.folder for kind in KINDS.values()}
     for path in sorted(root.iterdir()):
@@ -135,8 +135,8 @@ def _writer(unfinished: re.Match[str] | None) -> str | None:
 
 
 def _settling(what: Kind, when: float) -> str | None:
-    recent = what.settles and time.time() - when < SETTLED
-    return f"it was changed less than {SETTLED // 60} minutes ago" if recent else None
+    recent = what.settles and time.time() - when < SETTLING_SECONDS
+    return f"it was changed less than {SETTLING_SECONDS // 60} minutes ago" if recent else None
 
 
 def _user(path: Path, busy: dict[str, str]) -> str | None:

@@ -64,6 +64,12 @@ class LengthFacts(Config):
     suggested_max_length: int
     """Long enough for 99 % of the sequences, rounded up to a multiple of 64."""
 
+    def describe(self) -> str:
+        return (
+            f"median {self.median:,}, 90 % {self.p90:,}, 99 % {self.p99:,}, longest {self.longest:,}; --max-length "
+            f"{self.suggested_max_length} is enough for 99 % of them"
+        )
+
 
 class Skipped(Config):
     where: str
@@ -246,48 +252,32 @@ def verdict_of(data_report: DataReport) -> str:
 def lines_of(data_report: DataReport) -> list[tuple[str, str, int]]:
     """Label, text and count of each line."""
     apart = f", {data_report.validation_rows:,} for validation" if data_report.validation_rows else ""
-    left_out = _left_out(data_report.skipped_why)
-    lines = [("rows", f"{data_report.rows:,} read, {data_report.used:,} used{apart}{left_out}", data_report.rows)]
-    if data_report.hold_out is not None:
-        lines.append(("held out", data_report.hold_out.counts(), data_report.validation_rows))
-    if data_report.labels:
-        counts = some((f"{one_line(label)} {count:,}" for label, count in data_report.labels.items()), 12)
-        lines.append(("labels", counts, len(data_report.labels)))
-    if data_report.validation is not None:
-        validation = data_report.validation
-        text = f"{validation.rows:,}{_left_out(validation.skipped_why)}"
-        lines.append(("validation rows", text, validation.rows))
-    looks = data_report.images or TEXTS
-    lines += looks.lines()
-    if (pairs := data_report.pairs) is not None:
-        lines.append(("pairs", pairs.counts(), pairs.rows))
-        lines.append(("pairs to look at", pairs.doubts(), pairs.duplicates + pairs.contradictions + pairs.ties))
-    lines += _token_lines(data_report)
-    if data_report.lengths is not None:
-        lengths = data_report.lengths
-        lines.append((
-            "length in tokens",
-            f"median {lengths.median:,}, 90 % {lengths.p90:,}, 99 % {lengths.p99:,}, longest {lengths.longest:,}; "
-            f"--max-length {lengths.suggested_max_length} is enough for 99 % of them",
-            lengths.longest,
-        ))  # fmt: skip
-    repeated = data_report.duplicates + data_report.near_duplicates
-    exact = f"{data_report.duplicates:,} exact, {data_report.near_duplicates:,} near"
-    lines.append((f"duplicate {looks.unit}", exact, repeated))
-    if data_report.overlap is not None:
-        both = data_report.overlap
-        text = f"{both.exact:,} exact, {both.near:,} near, of {both.of:,} validation rows"
-        lines.append(("overlap with training", text, both.of))
-    lines.append(("strictest licence", data_report.licence, data_report.used))
-    if data_report.sampling is not None:
-        lines.append(("sampling", data_report.sampling, data_report.used))
-    if data_report.new_tokens is not None:
-        lines.append(("new tokens", data_report.new_tokens.describe(), len(data_report.new_tokens.counts)))
-    if data_report.template is not None:
-        lines.append(
-            ("template", f"{data_report.template.kind} ({data_report.template.sha256[:12]})", data_report.used)
-        )
-    return [line for line in lines if line[0] not in looks.without]
+    looks, pairs, lengths = data_report.images or TEXTS, data_report.pairs, data_report.lengths
+    labels, validation, both = data_report.labels or {}, data_report.validation, data_report.overlap
+    new, template, used = data_report.new_tokens, data_report.template, data_report.used
+    left_out = f"read, {used:,} used{apart}{_left_out(data_report.skipped_why)}"
+    lines = [
+        ("rows", f"{data_report.rows:,} {left_out}", data_report.rows),
+        ("held out", data_report.hold_out and data_report.hold_out.counts(), data_report.validation_rows),
+        ("labels", some((f"{one_line(label)} {count:,}" for label, count in labels.items()), 12), len(labels)),
+        ("validation rows", validation and f"{validation.rows:,}{_left_out(validation.skipped_why)}",
+         validation.rows if validation else 0),
+        *looks.lines(),
+        ("pairs", pairs and pairs.counts(), pairs.rows if pairs else 0),
+        ("pairs to look at", pairs and pairs.doubts(),
+         pairs.duplicates + pairs.contradictions + pairs.ties if pairs else 0),
+        *_token_lines(data_report),
+        ("length in tokens", lengths and lengths.describe(), lengths.longest if lengths else 0),
+        (f"duplicate {looks.unit}", f"{data_report.duplicates:,} exact, {data_report.near_duplicates:,} near",
+         data_report.duplicates + data_report.near_duplicates),
+        ("overlap with training", both and f"{both.exact:,} exact, {both.near:,} near, of {both.of:,} validation rows",
+         both.of if both else 0),
+        ("strictest licence", data_report.licence, used),
+        ("sampling", data_report.sampling, used),
+        ("new tokens", new and new.describe(), len(new.counts) if new else 0),
+        ("template", template and f"{template.kind} ({template.sha256[:12]})", used),
+    ]  # fmt: skip
+    return [(label, text, count) for label, text, count in lines if text and label not in looks.without]
 
 
 def _token_lines(data_report: DataReport) -> list[tuple[str, str, int]]:
@@ -300,20 +290,18 @@ def _token_lines(data_report: DataReport) -> list[tuple[str, str, int]]:
     prompts = "the same as in training" if data_report.template_parity else f"differs from training in {differs:,}"
     tokens = f"{data_report.tokens:,}, {share:.0%} of them in the loss ({data_report.loss_tokens:,})"
     learned, tags, sequences = data_report.learned, data_report.tags, data_report.sequences or 0
-    ends = f"in {data_report.eos_in_loss or 0:,} of {sequences:,} sequences"
     lines = {
         "tokens": ("tokens", f"{data_report.tokens:,}", data_report.tokens),
         "tokens and loss": ("tokens", tokens, data_report.tokens),
         "targets": ("targets", learned.describe(), sequences),
-        "end": ("end token in the loss", ends, sequences),
+        "end": ("end token in the loss", f"in {data_report.eos_in_loss or 0:,} of {sequences:,} sequences", sequences),
         "truncated": ("truncated", f"{cut:,}", cut),
         "truncated or emptied": ("truncated", f"{cut:,}; no loss tokens left in {emptied:,}", cut + emptied),
         "masks": ("answers located", masks or "none", len(data_report.masks)),
         "prompt": ("inference prompt", prompts, sequences),
+        "words": ("words with tags", tags.describe() if tags else "", tags.words if tags else 0),
     }
-    if tags is not None:
-        lines["words"] = "words with tags", tags.describe(), tags.words
-    return [lines[name] for name in learned.lines if name in lines]
+    return [lines[name] for name in learned.lines]
 
 
 def _left_out(reasons: dict[str, int]) -> str:

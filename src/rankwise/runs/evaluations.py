@@ -18,7 +18,7 @@ from rankwise.config.tasks import MEANINGS
 from rankwise.errors import RunError
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import now, versions
-from rankwise.runs.measured import ClassDetails, Difference, FeatureForgetting, Measured, SetDetails, Verdict
+from rankwise.runs.measured import ClassDetails, Difference, FeatureForgetting, Measurement, SetDetails, Verdict
 from rankwise.runs.own_files import read_json, with_hash
 from rankwise.system.files import check_place, write_json
 
@@ -34,7 +34,7 @@ BEGINS = b'{\n  "format": 1,\n  "task": '
 class Scores(Config):
     """One metric of one model: its value and each item's sums."""
 
-    measured: Measured
+    measured: Measurement
     sums: list[list[Sum]]
 
 
@@ -51,7 +51,7 @@ class ModelScores(Config):
     """Details of a classifier that gives a row several labels or spans."""
 
     @property
-    def metrics(self) -> dict[str, Measured]:
+    def metrics(self) -> dict[str, Measurement]:
         return {name: one.measured for name, one in self.scores.items()}
 
 
@@ -178,8 +178,8 @@ class StrengthPoint(Config):
     """The model at one adapter strength; `loss` is in nats per loss token of the task."""
 
     strength: float
-    loss: Measured
-    kl: Measured
+    loss: Measurement
+    kl: Measurement
     delta_nll: float
 
 
@@ -275,8 +275,8 @@ class ComparedTask(Config):
     task: str
     n_a: int
     n_b: int
-    a: dict[str, Measured]
-    b: dict[str, Measured]
+    a: dict[str, Measurement]
+    b: dict[str, Measurement]
     differences: dict[str, Difference]
     unpaired: str | None = None
     set_apart: dict[str, str] = Field(default_factory=dict)

@@ -69,8 +69,7 @@ def hashes_of(folder: Path, result: Path) -> dict[str, str]:
 
 
 def settings_hash(folder: Path) -> str | None:
-    """Of the run's settings, which decide how rows are written, but for its name, which may change. None where they
-    cannot be read."""
+    """The hash of the run's settings without its name, which may change. None where they cannot be read."""
     with suppress(OSError, ValueError, RecursionError):
         settings = json.loads((folder / SETTINGS).read_bytes())
         if isinstance(settings, dict):
@@ -97,7 +96,7 @@ def check_result(run: RunSnapshot, callback: Callback, *, force: bool = False, w
 
 
 def check_folder(folder: Path, callback: Callback) -> Integrity | None:
-    """The same for a result that is named by its own folder, also as "." or by a link; None where it is of no run."""
+    """Check a result that is named by its own folder, also as "." or by a link. None where it belongs to no run."""
     for path in (Path(os.path.abspath(folder)), folder.resolve()):  # noqa: PTH100  the link itself may lie in a run
         if path.name not in RESULTS or not RunDirectory(path.parent).is_run:
             continue

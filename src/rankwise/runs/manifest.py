@@ -118,7 +118,7 @@ class AnchorFacts(Config):
     """The text on which a run was held to its base."""
 
     text: str
-    """Its name, and which blocks of it were used."""
+    """The name of the text, and which blocks of it were used."""
     sha256: str
     """Hash of these blocks, as token ids."""
     origins: tuple[str, ...] = ()
@@ -130,7 +130,7 @@ class KeptBudget(Config):
 
     forget_at_most: float
     divergence: float
-    """Of the result from its base on ordinary text, in nats per token."""
+    """KL divergence of the result from its base on ordinary text, in nats per token."""
     strength: float
     """What the change of the last step was multiplied by; 1 where it kept the budget as it was."""
     divergence_at_full_strength: float
@@ -146,7 +146,8 @@ class KeptTask(Config):
     base: float
     result: float
     difference: float
-    """Of the result from the base, with its paired interval of 95 %; 0.01 is one percentage point."""
+    """Accuracy of the result minus that of the base; `low` and `high` are its paired interval of 95 %. 0.01 is one
+    percentage point."""
     low: float
     high: float
 
@@ -163,7 +164,7 @@ class KeptAccuracy(Config):
     lost_at_full_strength: float
     """Percentage points that the task with the largest loss loses, on the rows that decided."""
     lost: float
-    """The same at `strength`."""
+    """Percentage points that the task with the largest loss loses at `strength`."""
     tasks: tuple[KeptTask, ...]
     validation_loss_at_full_strength: float | None
     """None without validation rows."""
@@ -297,7 +298,7 @@ class Manifest(Config):
     """The hash of every file of the result, of the data report and of the metrics log, by its path in the run's folder
     (runs/integrity.py). None in runs of earlier versions and in those that did not finish."""
     settings_sha256: str | None = None
-    """Of config.json without the run's name, which may change. None as above."""
+    """The hash of config.json without the run's name, which may change. None in the same cases as `result_sha256`."""
     anchor: AnchorFacts | None = None
     """None where the run was not held to its base."""
     replay: ReplayFacts | None = None

@@ -14,7 +14,7 @@ LEVEL = 0.05
 """Significance level of the paired test; intervals have level 1 - LEVEL."""
 
 
-class Measured(Config):
+class Measurement(Config):
     """A value with its 95 % interval."""
 
     value: float
@@ -70,11 +70,11 @@ class OneClass(Config):
     name: str
     rows: Count
     predicted: Count
-    precision: Measured | None
+    precision: Measurement | None
     """The share of the predicted rows that are right; None if there are none."""
-    recall: Measured | None
+    recall: Measurement | None
     """The share of the class's rows that are right; None if there are none."""
-    f1: Measured | None
+    f1: Measurement | None
     """None if the class never occurs."""
 
 
@@ -86,7 +86,7 @@ class CalibrationBin(Config):
     rows: Count
     confidence: Share
     """The mean probability of the predicted class."""
-    right: Measured
+    right: Measurement
     """The share of these rows that are right."""
 
 
@@ -128,7 +128,7 @@ class WrongSet(Config):
     name: str
     """Where the row stands."""
     text: str
-    """Its beginning."""
+    """The beginning of the text."""
     missed: list[str]
     """What is true and was not predicted."""
     wrong: list[str]
@@ -153,7 +153,7 @@ class SetDetails(Config):
 class FeatureForgetting(Config):
     """Features of the last layer before the head, of the base and of the tuned model, on the same other images."""
 
-    cka: Measured
+    cka: Measurement
     """Linear CKA: 1 if the features are the same up to rotation and scale, about 0 if they are unrelated."""
     probe: Difference | None
     """Accuracy of a linear probe on the tuned model's features (b) and on the base's (a); None without labels."""
@@ -171,7 +171,7 @@ class PairResults(Config):
 
     pairs: int
     accuracy_before: float
-    accuracy_after: Measured
+    accuracy_after: Measurement
     """Share of the pairs whose chosen answer is preferred, with its 95 % interval; an undecided pair counts half."""
     margin_before: float
     margin_after: float

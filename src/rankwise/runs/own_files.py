@@ -123,7 +123,7 @@ def check_file(folder: Path, name: str, facts: JsonObject) -> None:
 
 
 def with_hash(value: JsonObject) -> JsonObject:
-    """The same with a hash of itself, as `state.json` has one."""
+    """A JSON object with a hash of itself added, as `state.json` has one."""
     facts = {name: one for name, one in value.items() if name != "sha256"}
     return facts | {"sha256": hash_of(facts)}
 
@@ -238,7 +238,7 @@ def read_experiment(folder: Path) -> Experiment:
 
 
 def data_here(experiment: Experiment, folder: Path) -> DataConfig:
-    """Its settings of the data. Relative paths that are not here are those of the folder that holds `runs/`."""
+    """The data settings of a run. A relative path that does not exist here is looked for beside the folder `runs/`."""
     config = _resolved(experiment.data.model_dump(exclude_unset=True), folder)
     for name in ("sources", "validation"):
         if part := config.get(name):

@@ -27,7 +27,7 @@ from rankwise.runs.own_files import MANIFEST, TENSORS, DamagedStep, check_file, 
 from rankwise.system.files import json_bytes
 
 METRICS = "metrics.jsonl"
-OWN: dict[str, type[Config] | None] = {
+RUN_FILES: dict[str, type[Config] | None] = {
     SETTINGS: Experiment,
     MANIFEST: Manifest,
     DATA_REPORT: DataReport,
@@ -37,7 +37,7 @@ OWN: dict[str, type[Config] | None] = {
 CHANGING = {
     "status", "ended", "problem", "resumed", "back_offs", "warnings", "results", "result_sha256", "settings_sha256",
 }  # fmt: skip
-"""Of a manifest: what is written while the run goes on."""
+"""The parts of a manifest that are written while the run goes on."""
 _Kind = TypeVar("_Kind", bound=Config)
 
 
@@ -92,7 +92,7 @@ class Resumable:
         """RunError with all reasons where no checkpoint is whole."""
         self.run = run
         self.lines: list[str] = []
-        self._candidates = self._whole()
+        self._candidates = self._undamaged()
         self.checkpoint = self._first()
 
     def older(self, why: DamagedStep) -> bool:
@@ -118,7 +118,7 @@ class Resumable:
     def restored(self) -> tuple[dict[str, bytes], list[str]]:
         """The files that the run goes on with, but for the metrics log, and a line for each that was damaged."""
         files, lines = dict[str, bytes](), list[str]()
-        for name, kind in OWN.items():
+        for name, kind in RUN_FILES.items():
             file, copy = self.run.folder / name, self.checkpoint.file(name)
             own = _content(file) if kind is None else _read(file, kind)
             if isinstance(own, str) and not os.path.lexists(file) and not copy.exists():
@@ -139,17 +139,17 @@ class Resumable:
                 )
         return files, lines
 
-    def _fits(self, own: object) -> bool:
+    def _fits(self, current: object) -> bool:
         """Whether one of the run's own files can be what became of its copy in the checkpoint."""
-        match own:
+        match current:
             case Experiment():
-                return _renamed(own, self.run) == self.checkpoint.experiment
+                return _renamed(current, self.run) == self.checkpoint.experiment
             case Manifest():
-                return _goes_on(own, self.checkpoint)
+                return _goes_on(current, self.checkpoint)
             case DataReport():
-                return own == self.checkpoint.data_report
+                return current == self.checkpoint.data_report
             case bytes():
-                return own == self.checkpoint.file(REFERENCE).read_bytes()
+                return current == self.checkpoint.file(REFERENCE).read_bytes()
             case _:
                 return False
 
@@ -173,7 +173,7 @@ class Resumable:
         self._candidates = iter(others[1:])
         return others[0]
 
-    def _whole(self) -> Iterator[Checkpoint]:
+    def _undamaged(self) -> Iterator[Checkpoint]:
         """From the newest; what is not whole gets its line as it is passed over."""
         for step in reversed(self.run.checkpoints.named):
             try:
@@ -193,14 +193,14 @@ def _passed_over(folder: Path, error: DamagedStep | None = None) -> str:
     return f"{start} {file}: {error.why}"
 
 
-def _goes_on(own: Manifest, checkpoint: Checkpoint) -> bool:
+def _goes_on(current: Manifest, checkpoint: Checkpoint) -> bool:
     """Whether a manifest can be what became of that of a checkpoint, which lies before all steps that it went back
     from since."""
     earlier = checkpoint.manifest
-    first, then = (one.model_dump(mode="json") for one in (earlier, own))
+    first, then = (one.model_dump(mode="json") for one in (earlier, current))
     same = all(first[key] == then[key] for key in first.keys() - CHANGING)
-    lists = ((own.resumed, earlier.resumed), (own.back_offs, earlier.back_offs))
-    since = own.back_offs[len(earlier.back_offs) :]
+    lists = ((current.resumed, earlier.resumed), (current.back_offs, earlier.back_offs))
+    since = current.back_offs[len(earlier.back_offs) :]
     return (
         same
         and all(now[: len(before)] == before for now, before in lists)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from rankwise.config.base import Config
-from rankwise.config.preference import PairLoss
+from rankwise.config.objectives import PairLoss
 from rankwise.errors import one_line, some
 from rankwise.runs.records import OF_LANGUAGE_MODELS
 
@@ -35,7 +35,7 @@ class Learned(Config):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the classes that are predicted."""
+        """The names of the classes that are predicted."""
         return ()
 
     @property
@@ -111,7 +111,7 @@ class TargetFacts(Learned):
     """What the head reads of a whole text (classification.pooling); earlier runs do not record it and have their
     own."""
     low: float | None = None
-    """Of numbers, the lowest and the highest target."""
+    """The lowest target, where targets are numbers; `high` is the highest."""
     high: float | None = None
 
     @property
@@ -423,7 +423,7 @@ class NewTokenFacts(Config):
     counts: dict[str, int]
     """How often each occurs in the training rows."""
     existing: tuple[str, ...] = ()
-    """Those that the tokenizer had already, which are not added."""
+    """The tokens that the tokenizer had already, which are not added."""
 
     @property
     def warnings(self) -> list[str]:
@@ -467,7 +467,7 @@ class ReplayFacts(Config):
     origins: tuple[str, ...] = ()
     """The SHA-256 of the files that they come from."""
     share: float
-    """Of replay rows in the rows that training shows."""
+    """The share of replay rows in the rows that training shows."""
     rows: int
     """Different rows to choose from."""
     tokens: int
@@ -475,7 +475,8 @@ class ReplayFacts(Config):
     rows_in_pass: int
     """Replay rows that are shown in the course of one pass over the training rows."""
     loss_share: float
-    """Of replay rows in the tokens that the loss falls on, about: more than `share` where they have long answers."""
+    """The share of replay rows in the tokens that the loss falls on, about: more than `share` where their answers are
+    long."""
     left_out: int = 0
     """Rows that are validation rows too, which are not shown."""
 

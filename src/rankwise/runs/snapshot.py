@@ -78,7 +78,7 @@ class RunSnapshot:
 
     @cached_property
     def recorded_data(self) -> DataReport:
-        """The same for those who need it: RunError where it is missing."""
+        """The data report of a run that must have one: RunError where it is missing."""
         return read_json(self.folder / DATA_REPORT, DataReport)
 
     @cached_property
@@ -164,14 +164,14 @@ def open_candidates(names: Sequence[str]) -> list[Candidate]:
     ]
 
 
-def _tail(one: Candidate, others: Sequence[Candidate]) -> str:
+def _tail(candidate: Candidate, namesakes: Sequence[Candidate]) -> str:
     """The end of its path, as short as tells it from that of each other."""
-    places = {other.path for other in others}
+    places = {other.path for other in namesakes}
     if len(places) == 1:
-        return one.name
+        return candidate.name
     longest = max(len(place.parts) for place in places)
     enough = next((n for n in range(1, longest) if len({place.parts[-n:] for place in places}) == len(places)), longest)
-    return "/".join(one.path.parts[-enough:])
+    return "/".join(candidate.path.parts[-enough:])
 
 
 def open_candidate(name: str) -> Candidate:

@@ -4,7 +4,6 @@ GET  /health            whether answers are being written; needs no key
 GET  /metrics           counts for Prometheus
 GET  /v1/models         the base and each adapter
 POST /v1/chat/completions, /v1/completions
-GET  /openapi.json      the requests' schema
 POST /v1/load_lora_adapter, /v1/unload_lora_adapter     where it is allowed, as in vLLM
 /v1/files, /v1/fine_tuning/jobs                         where it is allowed (tuning/routes.py)
 """
@@ -12,11 +11,11 @@ POST /v1/load_lora_adapter, /v1/unload_lora_adapter     where it is allowed, as 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -26,31 +25,21 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from rankwise import __version__
-from rankwise.config.base import Config, JsonObject
+from rankwise.config.base import Config
 from rankwise.errors import TYPED, ResourceError, typed
+from rankwise.inference.decoding import Piece
 from rankwise.serving.bodies import BadRequest, ChatBody, CompletionBody, Generation, Switch
 from rankwise.serving.changes import NAME, Changes
-from rankwise.serving.engine import STOPPED, Engine, Full, Stopped
+from rankwise.serving.engine import STOPPED, Engine, Full, Pending, Stopped
 from rankwise.serving.guards import Guard, problem, refusal
-from rankwise.serving.pending import Pending, Piece
 from rankwise.serving.questions import Question, chat_question, completion_question, served_by
 from rankwise.serving.reading import read_json_body
-from rankwise.serving.replies import DONE, Choice, Reply, event
+from rankwise.serving.replies import DONE, Reply, event
 from rankwise.serving.served import Serving
-from rankwise.serving.tuning.bodies import JobBody
 from rankwise.serving.tuning.routes import FineTuning
 
 Pieces = asyncio.Queue[tuple[int, Piece]]
 Name = Annotated[str, Field(pattern=NAME)]
-STREAMED = ("application/json", "text/event-stream")
-ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
-REFUSED = {
-    "400": "something in the request is wrong; the message says what", "401": "the key is missing or wrong",
-    "403": "the host or the origin is not allowed", "404": "no such model, file or job",
-    "408": "the body came too slowly", "409": "it is in use", "413": "the body is too large",
-    "415": "the body is of another type", "429": "too many requests are waiting; Retry-After has the seconds",
-}  # fmt: skip
 
 
 class LoadBody(Config):
@@ -99,7 +88,7 @@ class Server:
     def app(self, *, key: str | None, host: str, origins: tuple[str, ...] = ()) -> Starlette:
         """A browser asks without the key whether a page may ask, so that comes before the Guard."""
         routes = [
-            Route("/health", self.health), Route("/metrics", self.metrics), Route("/openapi.json", self.openapi),
+            Route("/health", self.health), Route("/metrics", self.metrics),
             Route("/v1/models", self.models), Route("/v1/models/{name:path}", self.one_model),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/completions", self.completions, methods=["POST"]),
@@ -126,10 +115,6 @@ class Server:
         for name, value in (("waiting", self.engine.waiting), ("running", self.engine.running)):
             lines.append(f"# TYPE rankwise_answers_{name} gauge\nrankwise_answers_{name} {value}")
         return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
-
-    async def openapi(self, request: Request) -> Response:
-        loading = self.changes is not None and self.changes.folder is not None
-        return JSONResponse(schema(loading=loading, tuning=self.tuning is not None))
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [one.as_json() for one in self.serving.models.values()]})
@@ -172,20 +157,19 @@ class Server:
 
     async def _whole(self, request: Request, reply: Reply, pending: list[Pending], pieces: Pieces) -> Response:
         """Ends early where nobody waits for it any more."""
-        choices = [Choice(one.row) for one in pending]
-        left = asyncio.ensure_future(_disconnected(request))
+        unfinished, left = len(pending), asyncio.ensure_future(_disconnected(request))
         try:
-            while any(one.finish is None for one in choices):
+            while unfinished:
                 following = asyncio.ensure_future(pieces.get())
                 await asyncio.wait({following, left}, return_when=asyncio.FIRST_COMPLETED)
                 if not following.done():
                     following.cancel()
                     return Response(status_code=499)
-                number, piece = following.result()
+                _, piece = following.result()
                 if piece.problem is not None:
                     return refusal(500, piece.problem)
-                choices[number].add(piece)
-            return JSONResponse(reply.whole(choices))
+                unfinished -= piece.stopped is not None
+            return JSONResponse(reply.whole(pending))
         finally:
             left.cancel()
             self.engine.cancel(pending)
@@ -194,22 +178,22 @@ class Server:
         self, reply: Reply, pending: list[Pending], pieces: Pieces, *, usage: bool
     ) -> AsyncIterator[bytes]:
         """An answer that may call tools is given in one piece, since its text may be a call."""
-        choices, at_once = [Choice(one.row) for one in pending], bool(reply.question.tools)
+        unfinished, at_once = len(pending), bool(reply.question.tools)
         try:
             for number in range(len(pending)) if reply.chat else ():
                 yield event(reply.opening(number))
-            while any(one.finish is None for one in choices):
+            while unfinished:
                 number, piece = await pieces.get()
                 if piece.problem is not None:
                     yield event({"error": problem(500, piece.problem)})
                     return
-                choices[number].add(piece)
-                if at_once and piece.finish is not None:
-                    yield event(reply.calls(number, choices[number]))
-                elif not at_once and (piece.text or piece.finish or reply.listed):
+                unfinished -= piece.stopped is not None
+                if at_once and piece.stopped is not None:
+                    yield event(reply.calls(number, pending[number]))
+                elif not at_once and (piece.text or piece.stopped or reply.listed):
                     yield event(reply.piece(number, piece))
             if usage:
-                yield event(reply.last(choices))
+                yield event(reply.last(pending))
             yield DONE
         finally:
             self.engine.cancel(pending)
@@ -253,77 +237,3 @@ HANDLERS = {
     **dict.fromkeys(TYPED, _met), HTTPException: _refused, BadRequest: _refused, Full: _full, Stopped: _stopped,
     Exception: _failed,
 }  # fmt: skip
-
-
-def schema(*, loading: bool = False, tuning: bool = False) -> JsonObject:
-    """Of the routes that a server has."""
-    open_to_all = ("401", "403")
-    paths: JsonObject = {
-        "/health": {"get": _operation("whether answers are being written", refused=open_to_all)},
-        "/metrics": {"get": _operation("counts for Prometheus", "text/plain", refused=open_to_all)},
-        "/v1/models": {"get": _operation("the base and each adapter", refused=open_to_all)},
-        "/v1/chat/completions": {"post": _asking(ChatBody, "the answer to a conversation", *STREAMED)},
-        "/v1/completions": {"post": _asking(CompletionBody, "how the model continues a text", *STREAMED)},
-    }
-    kinds: list[type[BaseModel]] = [ChatBody, CompletionBody]
-    if loading:
-        paths["/v1/load_lora_adapter"] = {"post": _asking(LoadBody, "the adapter is served", "text/plain")}
-        paths["/v1/unload_lora_adapter"] = {"post": _asking(UnloadBody, "the adapter is gone", "text/plain")}
-        kinds += [LoadBody, UnloadBody]
-    if tuning:
-        paths |= _tuning()
-        kinds.append(JobBody)
-    bodies = {}
-    for kind in kinds:
-        own = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-        bodies |= own.pop("$defs", {}) | {kind.__name__: own}
-    return {
-        "openapi": "3.1.0", "info": {"title": "rankwise serve", "version": __version__}, "paths": paths,
-        "components": {"schemas": bodies, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
-    }  # fmt: skip
-
-
-def _tuning() -> JsonObject:
-    """Files and fine-tuning jobs."""
-    upload = {"type": "object", "required": ["file", "purpose"], "properties": {
-        "file": {"type": "string", "contentMediaType": "application/octet-stream"},
-        "purpose": {"type": "string", "enum": ["fine-tune"]},
-    }}  # fmt: skip
-    file, job = "/v1/files/{id}", "/v1/fine_tuning/jobs/{id}"
-    after, limit, order, purpose = map(_in_query, ("after", "limit", "order", "purpose"))
-    of_job = _operation("the job", parameters=[ID])
-    return {
-        "/v1/files": {
-            "get": _operation("the files", parameters=[after, limit, order, purpose]),
-            "post": _operation("the file", body={"multipart/form-data": {"schema": upload}}),
-        },
-        file: {
-            "get": _operation("the file", parameters=[ID]), "delete": _operation("that it is gone", parameters=[ID]),
-        },
-        f"{file}/content": {"get": _operation("what was uploaded", "application/octet-stream", parameters=[ID])},
-        "/v1/fine_tuning/jobs": {
-            "get": _operation("the jobs, the newest first", parameters=[after, limit]),
-            "post": _asking(JobBody, "the job"),
-        },
-        job: {"get": of_job},
-        **{f"{job}/{name}": {"get": _operation(f"the {name} of a job", parameters=[after, limit, ID])}
-           for name in ("events", "checkpoints")},
-        **{f"{job}/{how}": {"post": of_job} for how in ("cancel", "pause", "resume")},
-    }  # fmt: skip
-
-
-def _in_query(name: str) -> JsonObject:
-    return {"name": name, "in": "query", "schema": {"type": "string"}}
-
-
-def _asking(kind: type[BaseModel], answer: str, *media: str) -> JsonObject:
-    schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
-    return _operation(answer, *media, body={"application/json": {"schema": schema}})
-
-
-def _operation(answer: str, *media: str, refused: Iterable[str] = REFUSED, **request: Any) -> JsonObject:
-    """A way to ask: `parameters` or the `body` of its request, its answer, and how it may be refused."""
-    if (body := request.pop("body", None)) is not None:
-        request["requestBody"] = {"required": True, "content": body}
-    answers = {"200": {"description": answer, "content": {one: {} for one in media or ("application/json",)}}}
-    return request | {"responses": answers | {code: {"description": REFUSED[code]} for code in refused}}

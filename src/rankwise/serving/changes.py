@@ -62,7 +62,7 @@ class Changes:
         """Serve a run or an adapter under this name. A RankwiseError where it cannot be served over the base; nothing
         has changed then."""
         with self._changing:
-            adapters, before = self._adapters(), self._serving.models.get(name)
+            adapters, before = self._serving.adapters, self._serving.models.get(name)
             if not re.fullmatch(NAME, name):
                 raise RunError(f"{name[:80]!r} is not a possible name of a model.")
             if before is not None and not replace:
@@ -88,12 +88,7 @@ class Changes:
             if served.adapter is None:
                 raise BadRequest(f'"{name}" is the base model, which cannot be unloaded.', parameter="lora_name")
             self._serving.models = {one: other for one, other in self._serving.models.items() if one != name}
-            self._retire(self._adapters(), served.adapter)
-
-    def _adapters(self) -> AdapterSet:
-        if self._serving.adapters is None:
-            raise RunError("this server serves a whole model, so no adapter can be loaded beside it.")
-        return self._serving.adapters
+            self._retire(self._serving.adapters, served.adapter)
 
     def _read(self, artifact: Artifact, own: str, name: str, parent: str) -> tuple[AdapterWeights, Served]:
         """The hash is that of what was read."""
@@ -114,7 +109,6 @@ class Changes:
     def _lay(self, adapters: AdapterSet, weights: AdapterWeights, own: str) -> None:
         """In the engine's thread; all of it or nothing."""
         rows = self._serving.rows
-        assert rows is not None, "where there are adapters"
         lay(adapters.model, weights, name=own, into=adapters)
         adapters.model.eval()
         try:
@@ -128,7 +122,6 @@ class Changes:
 
     def _retire(self, adapters: AdapterSet, own: str) -> None:
         rows = self._serving.rows
-        assert rows is not None, "where there are adapters"
 
         def leave() -> None:
             discard(adapters, own)

@@ -17,15 +17,16 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
-from rankwise.errors import EvaluationError, RankwiseError, typed
-from rankwise.inference.growing_batch import NO_NUMBER, ByRow, GrowingBatch
+from rankwise.adapters.by_row import AdaptersByRow
+from rankwise.errors import RankwiseError, typed
+from rankwise.inference.batch import GrowingBatch
+from rankwise.inference.decoding import Draft, Piece
 from rankwise.inference.prefixes import MOST, Prefixes
 from rankwise.inference.sampling import Chosen
-from rankwise.serving.pending import Pending, Piece
 from rankwise.serving.served import Served
 
 _log = logging.getLogger(__name__)
@@ -69,13 +70,23 @@ class Stopped(Exception):
     """Nothing is written any more."""
 
 
+@dataclass(eq=False)
+class Pending(Draft):
+    """One answer that somebody asked for. `send` is called in the engine's thread."""
+
+    send: Callable[[Piece], None] = field(kw_only=True)
+    cancelled: bool = False
+    began: float = 0.0
+    """When its prompt was read, by the engine's clock."""
+
+
 STOPPED = "the server was stopped before the answer had ended."
 
 
 class Engine:
-    def __init__(self, module: nn.Module, by_row: ByRow, mixes: bool, limits: Limits) -> None:
+    def __init__(self, module: nn.Module, rows: AdaptersByRow, limits: Limits) -> None:
         self.limits, self.counts = limits, Counts()
-        self._module, self._by_row, self._mixes = module, by_row, mixes
+        self._module, self._rows = module, rows
         self._prefixes = Prefixes(limits.prefix_bytes)
         self._waiting: deque[Pending] = deque()
         self._running: dict[str | None, tuple[GrowingBatch, list[Pending]]] = {}
@@ -160,7 +171,7 @@ class Engine:
         """Nobody reads these any more."""
         with self._changed:
             for pending in several:
-                self.counts.cancelled += not (pending.finished or pending.cancelled)
+                self.counts.cancelled += not (pending.stopped or pending.cancelled)
                 pending.cancelled = True
             self._waiting = deque(pending for pending in self._waiting if not pending.cancelled)
 
@@ -236,8 +247,8 @@ class Engine:
 
     def _read(self, pending: Pending, most: int) -> int:
         """Read so many tokens of a prompt at most; after the last of them it joins. Returns how many were read."""
-        key, row, before = None if self._mixes else pending.row.adapter, pending.row, pending.row.read
-        batch, every = self._running.setdefault(key, (GrowingBatch(self._module, self._by_row, self._prefixes), []))
+        key, row, before = None if self._rows.mixes else pending.row.adapter, pending.row, pending.row.read
+        batch, every = self._running.setdefault(key, (GrowingBatch(self._module, self._rows.of, self._prefixes), []))
         chosen = None
         try:
             chosen = None if pending.cancelled else batch.read(row, most)
@@ -279,24 +290,20 @@ class Engine:
             self._fail(every, error)
             del self._running[key]
             return
-        numbered = [(pending, one) for pending, one in zip(every, chosen, strict=True) if one is not None]
-        broken = [pending for pending, one in zip(every, chosen, strict=True) if one is None]
-        if broken:
-            self._fail(broken, EvaluationError(NO_NUMBER))
-            self._leave(key, broken)
-        if numbered:
-            self._deliver(key, numbered)
+        self._deliver(key, list(zip(every, chosen, strict=True)))
 
-    def _deliver(self, key: str | None, given: Sequence[tuple[Pending, Chosen]]) -> None:
+    def _deliver(self, key: str | None, given: Sequence[tuple[Pending, Chosen | None]]) -> None:
         ended = []
         for pending, chosen in given:
-            self.counts.answer_tokens += 1
             try:
+                pending.row.check()
+                assert chosen is not None, "the row has its token"
+                self.counts.answer_tokens += 1
                 pending.send(pending.take(chosen))
-            except Exception as error:  # of its text; the others go on
+            except Exception as error:  # of its numbers or its text; the others go on
                 self._fail([pending], error)
                 ended.append(pending)
-            if pending.finished:
+            if pending.stopped is not None:
                 ended.append(pending)
                 self._seconds += 0.1 * (time.monotonic() - pending.began - self._seconds)
         self._leave(key, ended)

@@ -10,17 +10,19 @@ import secrets
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from rankwise.errors import DataError, RankwiseError, did_you_mean
-from rankwise.inference.growing_batch import Row
+from rankwise.inference.batch import Row
+from rankwise.inference.decoding import Piece
 from rankwise.inference.sampling import Sampler, Sampling
 from rankwise.rows.asking import PLACEHOLDER
 from rankwise.rows.forms.turns import NOT_SUPPORTED, read_tools, read_turns
 from rankwise.rows.text.example import Message
 from rankwise.rows.text.tokenize import prompt_ids
 from rankwise.serving.bodies import CHOICES, BadRequest, ChatBody, CompletionBody, Generation
-from rankwise.serving.pending import Pending, Piece, spoken, written
+from rankwise.serving.engine import Pending
 from rankwise.serving.served import Served, Serving
 
 Send = Callable[[int, Piece], None]
@@ -42,17 +44,17 @@ class Question:
     tools: tuple[str, ...] = ()
     """The names of those that may be called."""
 
-    def pending(self, body: Generation, send: Send) -> list[Pending]:
-        """One for each choice. Without a seed each request draws from its own."""
+    def pending(self, body: Generation, send: Send, *, loops: bool = False) -> list[Pending]:
+        """One for each choice, which ends where it repeats itself if it `loops`. Without a seed each request draws from
+        its own."""
         seed = secrets.randbits(63) if body.seed is None else body.seed % 2**63
-        chat, template, every = isinstance(body, ChatBody), self.served.template, list[Pending]()
+        every = list[Pending]()
         for number in range(len(self.prompts) * body.n):
             prompt = self.prompts[number // body.n]
             row = Row(prompt, self.served.adapter, Sampler.seeded(self.sampling, (seed + number % body.n) % 2**63))
             every.append(Pending(
-                row, self.longest, frozenset(template.end_ids), body.stops, (spoken if chat else written)(template),
-                template.has_end_text if chat else (lambda ids: False),
-                lambda piece, number=number: send(number, piece),
+                row, self.served.template, self.longest, body.stops, isinstance(body, ChatBody), loops,
+                send=partial(send, number),
             ))  # fmt: skip
         return every
 

@@ -21,30 +21,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rankwise.config.base import JsonObject
-from rankwise.inference.growing_batch import Row
+from rankwise.inference.decoding import UNFINISHED, Draft, Piece
 from rankwise.inference.sampling import Chosen
 from rankwise.rows.text.tokenizer import HubTokenizer
-from rankwise.serving.pending import UNFINISHED, Piece
 from rankwise.serving.questions import Question, tokens_of
 
 MARKS = re.compile(r"(<tool_call>|<\|python_tag\|>|\[TOOL_CALLS\]|\[|```(json)?|\s)*$")
 """Behind the content and before the first object."""
 MOST = 64
-
-
-@dataclass
-class Choice:
-    """What has come of one answer, whose row the engine writes."""
-
-    row: Row
-    text: str = ""
-    chosen: list[Chosen] = field(default_factory=list)
-    finish: str | None = None
-
-    def add(self, piece: Piece) -> None:
-        self.text += piece.text
-        self.chosen += piece.chosen
-        self.finish = piece.finish or self.finish
+FINISH = {"end": "stop", "repetition": "stop", "length": "length", None: None}
 
 
 @dataclass(frozen=True)
@@ -59,7 +44,7 @@ class Reply:
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, choices: Sequence[Choice]) -> JsonObject:
+    def whole(self, choices: Sequence[Draft]) -> JsonObject:
         every = [self._choice(number, one) for number, one in enumerate(choices)]
         return self._head("chat.completion" if self.chat else "text_completion") | {
             "choices": every, "usage": self.usage(choices),
@@ -71,23 +56,23 @@ class Reply:
 
     def piece(self, number: int, piece: Piece) -> JsonObject:
         part = {"content": piece.text} if self.chat else {"text": piece.text}
-        return self._piece(number, part if piece.text or not self.chat else {}, piece.finish, piece.chosen)
+        return self._piece(number, part if piece.text or not self.chat else {}, FINISH[piece.stopped], piece.chosen)
 
-    def calls(self, number: int, choice: Choice) -> JsonObject:
+    def calls(self, number: int, choice: Draft) -> JsonObject:
         """An answer that may call tools, in one piece at its end."""
         message, finish = self._message(choice)
         calls = [{"index": at} | call for at, call in enumerate(message.get("tool_calls", ()))]
         part = {"content": message["content"]} | ({"tool_calls": calls} if calls else {})
         return self._piece(number, part, finish, choice.chosen)
 
-    def last(self, choices: Sequence[Choice]) -> JsonObject:
+    def last(self, choices: Sequence[Draft]) -> JsonObject:
         """The piece that tells the numbers of tokens."""
         return self._stream_head() | {"choices": [], "usage": self.usage(choices)}
 
-    def usage(self, choices: Sequence[Choice]) -> JsonObject:
+    def usage(self, choices: Sequence[Draft]) -> JsonObject:
         """A prompt counts once, however many answers it has."""
         prompt = tokens_of(self.question.prompts)
-        answers = sum(len(one.chosen) for one in choices)
+        answers = sum(len(one.row.ids) for one in choices)
         reused = sum(one.row.reused for one in choices[:: len(choices) // len(self.question.prompts)])
         return {
             "prompt_tokens": prompt, "completion_tokens": answers, "total_tokens": prompt + answers,
@@ -109,16 +94,17 @@ class Reply:
         own = {"index": number, "finish_reason": finish, "logprobs": logprobs}
         return self._stream_head() | {"choices": [own | ({"delta": part} if self.chat else part)]}
 
-    def _choice(self, number: int, choice: Choice) -> JsonObject:
+    def _choice(self, number: int, choice: Draft) -> JsonObject:
         message, finish = self._message(choice)
         own = {"index": number, "logprobs": self._logprobs(choice.chosen) if self.listed else None}
-        return own | {"finish_reason": finish} | ({"message": message} if self.chat else {"text": choice.text})
+        return own | {"finish_reason": finish} | ({"message": message} if self.chat else {"text": message["content"]})
 
-    def _message(self, choice: Choice) -> tuple[JsonObject, str | None]:
-        content, calls = calls_in(choice.text, self.question.tools) if self.question.tools else (choice.text, [])
+    def _message(self, choice: Draft) -> tuple[JsonObject, str | None]:
+        text = choice.answer().text
+        content, calls = calls_in(text, self.question.tools) if self.question.tools else (text, [])
         message: JsonObject = {"role": "assistant", "content": content or None if calls else content}
         if not calls:
-            return message, choice.finish
+            return message, FINISH[choice.stopped]
         return message | {"tool_calls": [_as_json(one) for one in calls]}, "tool_calls"
 
     def _logprobs(self, chosen: Iterable[Chosen]) -> JsonObject:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from rankwise.adapters.set import AdapterSet
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.models import Dtype
 from rankwise.errors import ConfigError, RunError, some
-from rankwise.inference.growing_batch import ByRow, can_grow
+from rankwise.inference.batch import can_grow
 from rankwise.inference.tuned_model import with_own_template
 from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.methods.together import load_base, load_together
@@ -46,17 +45,8 @@ class Serving:
 
     model: LoadedModel
     models: dict[str, Served]
-    adapters: AdapterSet | None
-    """None where the model's own weights learned."""
-    rows: AdaptersByRow | None
-
-    @property
-    def by_row(self) -> ByRow:
-        return (lambda names: nullcontext()) if self.rows is None else self.rows.of
-
-    @property
-    def mixes(self) -> bool:
-        return self.rows is None or self.rows.mixes
+    adapters: AdapterSet
+    rows: AdaptersByRow
 
     @property
     def base_names(self) -> tuple[str, str]:
@@ -84,10 +74,10 @@ def load_serving(
             f"{model.source.name} keeps more than keys and values of what it has read, so its answers cannot be "
             "written together. Use rankwise chat, or an export in another server."
         )
-    served = [] if adapters is None else [
-        Served(own_name(model.source.name), None, model.template, None, None, _created(Path(model.source.folder)), None)
-    ]  # fmt: skip
-    parent = None if adapters is None else served[0].name
+    created = _created(Path(model.source.folder))
+    base_itself = Served(own_name(model.source.name), None, model.template, None, None, created, None)
+    served = [] if None in together.names else [base_itself]
+    parent = served[0].name if served else None
     if aliases and not served:
         raise ConfigError([f"--alias {aliases[0]}: the base is not served beside a model whose own weights learned."])
     served += [replace(served[0], name=alias) for alias in aliases]
@@ -96,7 +86,7 @@ def load_serving(
     if twice := {one.name for one in served if [other.name for other in served].count(one.name) > 1}:
         raise ConfigError([f"several models would be served under the name {some(sorted(twice))}. Rename a run."])
     models = {one.name: one for one in served}
-    return Serving(model, models, adapters, None if adapters is None else AdaptersByRow(adapters))
+    return Serving(model, models, adapters, AdaptersByRow(adapters))
 
 
 def served_as(

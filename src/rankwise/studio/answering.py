@@ -1,4 +1,4 @@
-"""Answers for the Ask screen, with the engine of the server where a run allows it, and else with the model alone."""
+"""Answers for the Ask screen: of several adapters over one base side by side, and else of one model alone."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import Any
 
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import RankwiseError, RunError, typed
-from rankwise.inference.decoding import STAGE, TextCallback, repeats
+from rankwise.inference.batch import ByRow, GrowingBatch
+from rankwise.inference.decoding import Draft, TextCallback
 from rankwise.inference.generate import asking_ids
-from rankwise.inference.growing_batch import ByRow
+from rankwise.inference.prefixes import Prefixes
 from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.methods.artifact import open_artifact
 from rankwise.objectives.objective import Classifier, Objective
@@ -23,13 +24,10 @@ from rankwise.objectives.sequence_to_sequence import text_objective
 from rankwise.rows.text.example import Message
 from rankwise.runs.records import Callback
 from rankwise.serving.bodies import BadRequest, ChatBody
-from rankwise.serving.engine import Engine, Limits
-from rankwise.serving.pending import Pending, Piece
 from rankwise.serving.questions import chat_question, served_by
 from rankwise.serving.served import Serving, load_serving
-from rankwise.studio.asking import BASE, MOST_SIDES, USUAL, Answering, AskBody, Cancel, Send, Side
+from rankwise.studio.asking import BASE, USUAL, Answering, AskBody, Send, Side
 
-FAILED = "The answer failed. The terminal that runs the studio shows why."
 ROLES = ("user", "assistant")
 
 
@@ -49,7 +47,7 @@ def load(names: Sequence[str], callback: Callback) -> Answering:
 
 
 class Together:
-    """Several adapters over one base, all sides at once."""
+    """Several adapters over one base: each side has a batch of its own, and gets a token in its turn."""
 
     def __init__(self, serving: Serving) -> None:
         serving.model.module.eval()
@@ -57,26 +55,39 @@ class Together:
         self._systems = {name: one.system for name, one in serving.models.items()}
         silent_models = {name: replace(one, system=None) for name, one in serving.models.items()}
         self._serving = replace(serving, models=silent_models)
-        limits = Limits(together=MOST_SIDES, waiting=MOST_SIDES)
-        self._engine = Engine(serving.model.module, by_strength(serving), False, limits)
-        self._engine.start()
+        self._prefixes = Prefixes()
 
-    def begin(self, body: AskBody, send: Send) -> Cancel:
-        every: list[Pending] = []
-        left = [len(body.sides)]
-        for number, side in enumerate(body.sides):
-            try:
-                every.append(self._pending(body, number, side, _counted(send, left)))
-            except Exception as error:
-                own = typed(error) or error
-                if not isinstance(own, RankwiseError | BadRequest):
-                    raise
-                _counted(send, left)({"side": number, "problem": str(own)})
-        if every:
-            self._engine.submit(every)
-        return lambda: self._engine.cancel(every)
+    def answer(self, body: AskBody, send: Send, left: threading.Event) -> None:
+        going = {number: self._events(body, side) for number, side in enumerate(body.sides)}
+        while going and not left.is_set():
+            for number, events in list(going.items()):
+                try:
+                    event = next(events)
+                except Exception as error:
+                    event = {"problem": problem_of(error)}
+                send({"side": number} | event)
+                if "text" not in event:
+                    del going[number]
 
-    def _pending(self, body: AskBody, number: int, side: Side, send: Send) -> Pending:
+    def _events(self, body: AskBody, side: Side) -> Iterator[dict[str, Any]]:
+        """Pieces of the text of a side, and how it ended."""
+        began, draft = time.monotonic(), self._draft(body, side)
+        batch = GrowingBatch(self._serving.model.module, by_strength(self._serving), self._prefixes)
+        piece = draft.take(batch.join(draft.row))
+        while piece.stopped is None:
+            if piece.text:
+                yield {"text": piece.text}
+            (chosen,) = batch.step()
+            draft.row.check()
+            assert chosen is not None, "the row has its token"
+            piece = draft.take(chosen)
+        batch.leave([draft.row])
+        if piece.text:
+            yield {"text": piece.text}
+        seconds = round(time.monotonic() - began, 2)
+        yield {"finish": piece.stopped, "tokens": len(draft.row.ids), "seconds": seconds}
+
+    def _draft(self, body: AskBody, side: Side) -> Draft:
         trained = self._systems[side.run if side.run in self._systems and side.run else body.runs[0]]
         said = trained if body.system is None else body.system
         system = [{"role": "system", "content": said}] if said and said.strip() else []
@@ -85,50 +96,21 @@ class Together:
             top_p=body.top_p, seed=body.seed, max_tokens=body.max_new_tokens,
         )  # fmt: skip
         question = chat_question(self._serving, served_by(self._serving, chat.model), chat, USUAL)
-        served = replace(question.served, adapter=keyed(question.served.adapter, side.strength))
-        began, written, looping = time.monotonic(), [0], [False]
-
-        def tell(_: int, piece: Piece) -> None:
-            written[0] += len(piece.chosen)
-            if piece.problem is not None:
-                send({"side": number, "problem": piece.problem})
-                return
-            if piece.text:
-                send({"side": number, "text": piece.text})
-            if piece.finish is not None:
-                why = "repetition" if looping[0] else "end" if piece.finish == "stop" else "length"
-                seconds = round(time.monotonic() - began, 2)
-                send({"side": number, "finish": why, "tokens": written[0], "seconds": seconds})
-
-        (pending,) = replace(question, served=served).pending(chat, tell)
-        ends = pending.has_ended
-
-        def has_ended(ids: Sequence[int]) -> bool:
-            looping[0] = len(ids) % STAGE == 0 and repeats(ids)
-            return looping[0] or ends(ids)
-
-        pending.has_ended = has_ended
-        return pending
-
-    def close(self) -> None:
-        self._engine.stop()
+        (draft,) = question.pending(chat, lambda number, piece: None, loops=True)
+        draft.row.adapter = keyed(question.served.adapter, side.strength)
+        return draft
 
 
-def _counted(send: Send, left: list[int]) -> Send:
-    """Tells the end after the last side."""
-
-    def tell(event: dict[str, Any]) -> None:
-        send(event)
-        if "finish" in event or "problem" in event:
-            left[0] -= 1
-            if not left[0]:
-                send({"end": True})
-
-    return tell
+def problem_of(error: Exception) -> str:
+    """What is wrong with a side; our own mistakes are raised."""
+    own = typed(error) or error
+    if not isinstance(own, RankwiseError | BadRequest):
+        raise error
+    return str(own)
 
 
 def keyed(adapter: str | None, strength: float) -> str | None:
-    """The name of an adapter with its strength, by which the engine keeps answers apart; None for the base."""
+    """The name of an adapter with its strength, by which what was read is kept apart; None for the base."""
     return None if adapter is None or strength == 0 else f"{strength!r} {adapter}"
 
 
@@ -138,8 +120,8 @@ def by_strength(serving: Serving) -> ByRow:
     @contextmanager
     def of(keys: Sequence[str | None]) -> Iterator[None]:
         strength, _, name = (keys[0] or "1 ").partition(" ")
-        with serving.by_row([name or None] * len(keys)):
-            if serving.adapters is None or strength == "1.0" or not name:
+        with serving.rows.of([name or None] * len(keys)):
+            if strength == "1.0" or not name:
                 yield
                 return
             with serving.adapters.scaled(float(strength)):
@@ -149,48 +131,28 @@ def by_strength(serving: Serving) -> ByRow:
 
 
 class Alone:
-    """A model that answers one side after the other, in a thread of its own."""
+    """A model that answers one side after the other."""
 
     def __init__(self, tuned: TunedModel) -> None:
         self._tuned = tuned
-        self._turn = threading.Lock()
 
-    def begin(self, body: AskBody, send: Send) -> Cancel:
-        cancelled = threading.Event()
+    def answer(self, body: AskBody, send: Send, left: threading.Event) -> None:
+        for number, side in enumerate(body.sides):
 
-        def work() -> None:
-            with self._turn:
-                for number, side in enumerate(body.sides):
-                    if cancelled.is_set():
-                        break
-                    try:
-                        self._answer(body, number, side, send, cancelled)
-                    except _Cancelled:
-                        break
-                    except Exception as error:
-                        own = typed(error) or error
-                        send({"side": number, "problem": str(own) if isinstance(own, RankwiseError) else FAILED})
-                        if not isinstance(own, RankwiseError):
-                            raise
-            send({"end": True})
+            def on_text(part: str, number: int = number) -> None:
+                if left.is_set():
+                    raise _Left
+                send({"side": number, "text": part})
 
-        threading.Thread(target=work, name="rankwise-ask", daemon=True).start()
-        return cancelled.set
-
-    def _answer(self, body: AskBody, number: int, side: Side, send: Send, cancelled: threading.Event) -> None:
-        def on_text(part: str) -> None:
-            if cancelled.is_set():
-                raise _Cancelled
-            send({"side": number, "text": part})
-
-        send({"side": number} | reply(self._tuned.objective, self._tuned, body, side, on_text))
-
-    def close(self) -> None:
-        with self._turn:
-            pass
+            try:
+                send({"side": number} | reply(self._tuned.objective, self._tuned, body, side, on_text))
+            except _Left:
+                return
+            except Exception as error:
+                send({"side": number, "problem": problem_of(error)})
 
 
-class _Cancelled(Exception):
+class _Left(Exception):
     pass
 
 

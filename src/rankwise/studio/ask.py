@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
@@ -23,7 +23,7 @@ from rankwise.runs.snapshot import RunSnapshot
 from rankwise.serving.bodies import BadRequest, read_body
 from rankwise.serving.reading import read_content
 from rankwise.serving.replies import event as event_of
-from rankwise.studio.asking import LARGEST_IMAGE, LONGEST_IMAGE, Answering, AskBody, Cancel, Desk, Send
+from rankwise.studio.asking import LARGEST_IMAGE, LONGEST_IMAGE, Answering, AskBody, Desk, Send
 from rankwise.studio.pages import Screen, moved, page
 
 LARGEST = 2_000_000
@@ -126,51 +126,27 @@ async def _streamed(
     """Ends early, and stops the answers, where the page has gone."""
     if tuple(body.runs) != DESK.names:
         yield event_of({"status": "Loading the model"})
-    question = _Question()
-    work = asyncio.ensure_future(run_in_threadpool(_begin, question, body, send, callback))
+    left = threading.Event()
+    work = asyncio.ensure_future(run_in_threadpool(_answer, body, send, left, callback))
     work.add_done_callback(lambda done: done.cancelled() or done.exception())  # the page was told of it
     try:
         while "end" not in (event := await events.get()):
             yield event_of(event)
         yield event_of(event)
     finally:
-        question.left()
+        left.set()
 
 
-@dataclass
-class _Question:
-    """Stops what was begun once it has begun and the page has left, whichever comes last. No loop of events is needed
-    for it, since that may have ended by then."""
-
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _cancel: Cancel | None = None
-    _has_left: bool = False
-
-    def begun(self, cancel: Cancel) -> None:
-        with self._lock:
-            self._cancel = cancel
-            has_left = self._has_left
-        if has_left:
-            cancel()
-
-    def left(self) -> None:
-        with self._lock:
-            self._has_left = True
-            cancel = self._cancel
-        if cancel is not None:
-            threading.Thread(target=cancel, daemon=True).start()  # it may wait for a model that is being loaded
-
-
-def _begin(question: _Question, body: AskBody, send: Send, callback: Callback) -> None:
+def _answer(body: AskBody, send: Send, left: threading.Event, callback: Callback) -> None:
     try:
-        question.begun(DESK.ask(body, send, callback))
+        DESK.ask(body, send, left, callback)
     except (RankwiseError, BadRequest) as error:
         send({"problem": str(error)})
-        send({"end": True})
     except Exception:
         send({"problem": FAILED})
-        send({"end": True})
         raise
+    finally:
+        send({"end": True})
 
 
 def release(request: Request) -> Response:

@@ -1,6 +1,6 @@
 """One model in memory for the Ask screen: loaded with the first question, and freed after some time without one.
 
-    runs over one base      serving's engine writes the answers of all sides at once, each with its adapter and strength
+    runs over one base      the answers of all sides are written at once, each with its adapter and strength
     any other run           a classifier, a whole model, an encoder with a decoder: one side after the other
 
 Answers are those of `rankwise chat`: the same prompt, the same ends, and a stop where an answer repeats itself.
@@ -34,7 +34,6 @@ LONGEST_IMAGE = LARGEST_IMAGE * 4 // 3 + 4
 BASE = ""
 """The side of the untouched base."""
 Send = Callable[[dict[str, Any]], None]
-Cancel = Callable[[], None]
 
 
 class Side(Config):
@@ -61,11 +60,11 @@ class AskBody(Config):
 
 
 class Answering(Protocol):
-    """A model in memory. `begin` returns at once; `send` gets what is new of each side, and at last {"end": true}."""
+    """A model in memory."""
 
-    def begin(self, body: AskBody, send: Send) -> Cancel: ...
-
-    def close(self) -> None: ...
+    def answer(self, body: AskBody, send: Send, left: threading.Event) -> None:
+        """`send` gets what is new of each side, until the last has ended or the page has `left`."""
+        ...
 
 
 Load = Callable[[Sequence[str], Callback], Answering]
@@ -78,6 +77,8 @@ class Desk:
     load: Load
     idle: float = IDLE
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _turn: threading.Lock = field(default_factory=threading.Lock)
+    """Of who is answered."""
     _names: tuple[str, ...] = ()
     _loaded: Answering | None = None
     _using: int = 0
@@ -89,8 +90,8 @@ class Desk:
         """The runs in memory."""
         return self._names
 
-    def ask(self, body: AskBody, send: Send, callback: Callback) -> Cancel:
-        """Load what is not loaded yet, and begin. RunError while answers of another model are being written."""
+    def ask(self, body: AskBody, send: Send, left: threading.Event, callback: Callback) -> None:
+        """Load what is not loaded yet, and answer. RunError while answers of another model are being written."""
         with self._lock:
             names = tuple(body.runs)
             if self._loaded is None or self._names != names:
@@ -101,22 +102,13 @@ class Desk:
             self._using += 1
             loaded = self._loaded
         try:
-            cancel = loaded.begin(body, send)
-        except BaseException:
-            self._left()
-            raise
-
-        def done() -> None:
-            cancel()
-            self._left()
-
-        return done
-
-    def _left(self) -> None:
-        with self._lock:
-            self._using -= 1
-            self._used = time.monotonic()
-            self._wait()
+            with self._turn:
+                loaded.answer(body, send, left)
+        finally:
+            with self._lock:
+                self._using -= 1
+                self._used = time.monotonic()
+                self._wait()
 
     def _wait(self) -> None:
         if self._timer is not None:
@@ -136,7 +128,6 @@ class Desk:
     def _close(self) -> None:
         if self._loaded is None:
             return
-        self._loaded.close()
         self._loaded, self._names = None, ()
         gc.collect()
         if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rankwise.commands.plan import as_continued
 from rankwise.commands.plan import plan as plan_of
-from rankwise.commands.starting import as_continued
 from rankwise.config.data import DataConfig
 from rankwise.errors import ConfigError, DataError, ModelError, RankwiseError
 from rankwise.planning.estimate import Estimate

@@ -22,7 +22,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from rankwise.commands.queue import listed
+from rankwise.commands.runs import waiting_runs
 from rankwise.config.base import JsonObject
 from rankwise.config.experiment import RUN_NAME
 from rankwise.errors import RankwiseError
@@ -61,7 +61,7 @@ class Queued:
 
 def queued() -> Queued:
     """Also starts the worker where one was killed and a run waits."""
-    state, known = listed(), set(run_names())
+    state, known = waiting_runs(), set(run_names())
     return Queued(state.working, state.waiting, [one for one in state.ended if one.run not in known])
 
 

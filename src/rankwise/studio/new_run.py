@@ -113,7 +113,7 @@ def _page(
         beside.setdefault(problem.field, []).append(problem.text)
     groups: dict[str, list[Any]] = {}
     for knob in KNOBS.values():
-        groups.setdefault(knob.group, []).append(knob)
+        groups.setdefault(knob.mark.group, []).append(knob)
     return page(
         request, "new_run.html", 422 if problems else 200, title="New run", fields=fields, problems=problems,
         beside=beside, groups=groups, cards=CARDS, card=form.card, shown=_forecast(form, hub), text=_as_text(form),

@@ -12,25 +12,22 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import Any, Literal, cast, get_args
+from functools import cached_property
+from typing import Any, Literal
 
-from pydantic_core import PydanticUndefined
-
-from rankwise.commands.starting import base_of_start
+from rankwise.commands.plan import base_of_start
 from rankwise.config.adapters import METHODS
-from rankwise.config.base import Config, descriptions_of
-from rankwise.config.data import OF_HUB, OF_TABLES, DataConfig, Format, Reasoning, ValidationDataConfig
+from rankwise.config.base import Label
+from rankwise.config.data import OF_HUB, OF_TABLES, DataConfig
 from rankwise.config.experiment import Experiment, Planned
-from rankwise.config.objectives import OBJECTIVES
-from rankwise.config.reading import Setting, parse_setting, read_data, read_experiment, read_planned
+from rankwise.config.reading import SHORTHAND, Setting, parse_setting, read_data, read_experiment, read_planned
+from rankwise.config.settings import FLAGS, Declared, marked
 from rankwise.config.yaml import dump_yaml
 from rankwise.errors import ConfigError, RankwiseError
 
 Kind = Literal["text", "long", "number", "choice", "switch"]
-_SENTENCE = re.compile(r"(?<=[.])\s+(?=[A-Z`])")
 
 
 CARDS = tuple(card for config in METHODS.values() for card in config.cards)
@@ -41,126 +38,46 @@ ANCHORED = tuple(card.name for config in METHODS.values() for card in config.car
 
 @dataclass(frozen=True)
 class Knob:
-    """`flag` is that of `rankwise train`, None where only --set gives it; `cards` are those that it belongs to."""
+    """A setting as a field of the form: what it is follows from its declaration."""
 
-    setting: str
-    flag: str | None
-    label: str
-    group: str
-    kind: Kind = "text"
-    choices: tuple[str, ...] = ()
-    cards: tuple[str, ...] = ()
-    off: bool = False
-    """Whether the feature is off unless a value is given."""
+    declared: Declared
+    mark: Label
 
     @property
-    def help(self) -> str:
-        return help_of(self.setting)
+    def setting(self) -> str:
+        return f"{self.declared.key}.{self.mark.key}" if self.mark.key else self.declared.key
 
     @property
-    def hint(self) -> str:
-        """The first sentence of its help."""
-        return _SENTENCE.split(self.help, maxsplit=1)[0]
+    def flag(self) -> str | None:
+        """That of `rankwise train`; None where only --set gives it."""
+        return next((one.flag.name for one in FLAGS.values() if one.setting.key == self.declared.key), None)
 
-    @property
-    def more(self) -> str:
-        """The others."""
-        return self.help[len(self.hint) :].strip()
+    @cached_property
+    def kind(self) -> Kind:
+        kinds = self.declared.kinds
+        if self.mark.long:
+            return "long"
+        return "switch" if bool in kinds else "number" if kinds & {int, float} else "text" if kinds else "choice"
+
+    @cached_property
+    def cards(self) -> tuple[str, ...]:
+        """Those that it belongs to: of the methods that have it, or that leave what it needs."""
+        if self.setting in OF_CARDS:
+            return OF_CARDS[self.setting]
+        section, _, name = self.setting.rpartition(".")
+        having = [one for one in METHODS.values() if section == "adapter" and name in one.model_fields]
+        return tuple(card.name for one in having for card in one.cards)
 
     @property
     def default(self) -> str:
         """As the form shows it where nothing is given."""
-        if self.off:
-            return "off"
-        found = _field(self.setting)
-        value = None if found is None else found[0].model_fields[found[1]].default
-        if value is None or value is PydanticUndefined or isinstance(value, bool | tuple | dict):
-            return ""
-        return f"{value:g}" if isinstance(value, int | float) else str(value)
+        return self.declared.default.partition(";")[0]
 
 
-def _with(setting: str) -> tuple[str, ...]:
-    """The cards of the methods that have this setting."""
-    return tuple(card.name for one in METHODS.values() if setting in one.model_fields for card in one.cards)
+OF_CARDS = {"adapter.start_from": ("lora",), "training.anchor.weight": ANCHORED}
 
 
-def _knobs() -> Sequence[Knob]:
-    return (
-        Knob("model.name", "--model", "Model", "model"),
-        Knob("model.quantize", "--quantize", "Weights in fewer bits", "memory", "choice", ("none", "nf4", "int8")),
-        Knob("model.memory", "--memory", "Memory limit", "memory"),
-        Knob("training.auto_batch", "--auto-batch", "Smaller batches when memory runs out", "memory", "switch"),
-        Knob("training.max_batch_tokens", None, "Tokens at once", "memory", "number"),
-        Knob("data.path", "--data", "Rows on this machine", "data"),
-        Knob("data.prompt", "--prompt", "Prompt", "columns", "long"),
-        Knob("data.completion", "--completion", "Answer", "columns", "long"),
-        Knob("data.ignore_columns", "--ignore-columns", "Columns to ignore", "columns"),
-        Knob("data.format", "--format", "Row format", "rows", "choice", get_args(Format)[1:]),
-        Knob("data.system", "--system", "System message", "rows", "long"),
-        Knob("data.max_length", "--max-length", "Longest row in tokens", "rows", "number"),
-        Knob("data.on_bad_row", "--on-bad-row", "A row that cannot be used", "rows", "choice", ("skip",)),
-        Knob("data.reasoning", "--reasoning", "Reasoning in answers", "rows", "choice", get_args(Reasoning)[1:]),
-        Knob("objective", "--objective", "What is learned", "rows", "choice", tuple(OBJECTIVES)[1:]),
-        Knob("data.held_out", "--held-out", "Validation rows", "validation", "number"),
-        Knob("data.validation.path", "--validation-data", "Or a file of validation rows", "validation"),
-        Knob("data.group", "--group", "Column of groups", "validation"),
-        Knob("validation.steps", "--validate-every", "Steps between validations", "validation", "number"),
-        Knob("validation.keep", "--keep", "Checkpoint to keep", "validation", "choice", ("best",)),
-        Knob("validation.patience", "--patience", "Stop early after", "validation", "number"),
-        Knob("adapter.rank", "--rank", "Rank", "knobs", "number", cards=_with("rank")),
-        Knob("adapter.alpha", "--alpha", "Alpha", "more", "number", cards=_with("rank")),
-        Knob("adapter.budget", "--budget", "Budget", "knobs", cards=_with("budget")),
-        Knob("adapter.dropout", "--dropout", "Dropout", "more", "number", cards=_with("targets")),
-        Knob("adapter.targets", "--targets", "Layers to adapt", "more", cards=_with("targets")),
-        Knob("adapter.start_from", "--from", "Begin with an adapter", "more", cards=("lora",)),
-        Knob("training.epochs", "--epochs", "Epochs", "knobs", "number"),
-        Knob("training.steps", "--steps", "Or steps", "knobs", "number"),
-        Knob("training.batch_size", "--batch-size", "Rows in a step", "knobs", "number"),
-        Knob("training.learning_rate", "--learning-rate", "Learning rate", "knobs", "number"),
-        Knob("training.anchor.weight", "--anchor", "Hold to the base", "more", "number", cards=ANCHORED, off=True),
-        Knob("training.replay.share", "--replay", "Share of replay rows", "more", "number", off=True),
-        Knob("training.seed", "--seed", "Seed", "more", "number"),
-        Knob("preference.loss", "--preference-loss", "Preference loss", "preference", "choice", ("orpo",)),
-        Knob("preference.beta", "--beta", "Beta", "preference", "number"),
-        Knob("images.size", "--image-size", "Image size", "images", "number"),
-        Knob("images.augmentation", "--augmentation", "Augmentation", "images", "choice", ("flip", "crop", "trivial")),
-        Knob("run", "--run", "Name", "run"),
-    )  # fmt: skip
-
-
-KNOBS: dict[str, Knob] = {knob.setting: knob for knob in _knobs()}
-
-
-def help_of(setting: str) -> str:
-    """The docstring of a setting."""
-    if (found := _field(setting)) is None:
-        return ""
-    config, name = found
-    return _descriptions(cast("type", config)).get(name, "")
-
-
-@cache
-def _descriptions(config: type) -> dict[str, str]:
-    """Read once: each reading parses the source of a class."""
-    return descriptions_of(config)
-
-
-def _field(setting: str) -> tuple[type[Config], str] | None:
-    """The class that has a setting, and the name of its field there."""
-    if setting.startswith("data.validation."):
-        return ValidationDataConfig, setting.rpartition(".")[2]
-    *parents, name = setting.split(".")
-    several: list[type[Config]] = [Experiment]
-    for part in parents:
-        several = [*METHODS.values()] if part == "adapter" else [
-            inside for one in several if part in one.model_fields for inside in _configs(one.model_fields[part])
-        ]  # fmt: skip  # pyright: ignore[reportAssignmentType]
-    return next(((one, name) for one in several if name in one.model_fields), None)
-
-
-def _configs(info: Any) -> list[type[Config]]:
-    options = (info.annotation, *get_args(info.annotation))
-    return [one for one in options if isinstance(one, type) and issubclass(one, Config)]
+KNOBS = {one.setting: one for one in (Knob(setting, mark) for mark, setting in marked(Label).items())}
 
 
 CARD, OTHER, TUNE = "card", "other", "tune"
@@ -301,7 +218,7 @@ def _named_in(text: str) -> str:
     part = match[1] if (match := re.match(r'setting "([\w.]+)"', text)) else ""
     inside = [name for name in KNOBS if name.startswith(part)]
     named = max(whole, key=len, default="") or next((name for name in inside if name.split(".")[-1] in words), "")
-    return named or (inside[0] if part and inside and text.endswith(MISSING) else "")
+    return named or (f"{part}.{SHORTHAND[part]}" if part in SHORTHAND and text.endswith(MISSING) else "")
 
 
 def fields_of(experiment: Experiment) -> dict[str, str]:
@@ -362,4 +279,4 @@ def _as_field(key: str, value: Any, card: str) -> str | None:
         return "true" if value else None
     text = str(value)
     is_plain = not isinstance(value, dict) and text == text.strip() and "\r" not in text and text
-    return text if is_plain and (knob.kind != "choice" or text in knob.choices) else None
+    return text if is_plain and (knob.kind != "choice" or text in knob.declared.choices) else None

@@ -17,7 +17,7 @@ from rankwise.system.extras import installed_version
 
 KEPT_SECONDS = 30 * 86_400
 MOST_BYTES = 20 * 10**9
-"""Of the entries of one kind that are computed from others' files. The newest stays in any case."""
+"""The most bytes that the computed entries of one kind may take. The newest stays in any case."""
 GGUF_FOLDER, STARTER_FOLDER, QUANTIZED_FOLDER = "gguf-", "starter-", "quantized-"
 """How the names of cached models begin: converted GGUF files, starters that came as a folder, and weights in fewer
 bits."""

@@ -63,7 +63,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """The same for a name that must be free: FileExistsError where it is not, whoever came first."""
+    """Write a file whose name must be free, whole or not at all: FileExistsError where another has taken the name."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         with told_when_full(path), temporary.open("xb") as file:
@@ -99,7 +99,7 @@ def published(folder: Path, *, first_stays: bool = False) -> Iterator[Path]:
     If a folder with this name already has content, that is an error. With `first_stays`, the existing folder is used,
     because another process has written the same content.
     """
-    with _beside(folder) as temporary:
+    with _temporary_folder(folder) as temporary:
         yield temporary
         readable = temporary.stat().st_mode & 0o666
         for file in temporary.rglob("*"):
@@ -115,7 +115,7 @@ def published(folder: Path, *, first_stays: bool = False) -> Iterator[Path]:
 def published_file(path: Path, *, first_stays: bool = False) -> Iterator[Path]:
     """A temporary file that takes the name `path` when the block ends, and is removed if the block fails. An existing
     file is an error, or stays with `first_stays`, because somebody has written the same content."""
-    with _beside(path) as temporary:
+    with _temporary_folder(path) as temporary:
         yield temporary / path.name
         _flush(temporary / path.name)
         if os.path.lexists(path):
@@ -127,7 +127,7 @@ def published_file(path: Path, *, first_stays: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
+def _temporary_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`, which is removed with what is still in it."""
     with folders_above(path):
         temporary = _own_name(path)

@@ -36,7 +36,7 @@ class Lock:
 
     @classmethod
     def with_folder(cls, path: Path) -> Lock:
-        """The same in a folder that is created, and that its last owner may remove just now."""
+        """Lock a file in a folder that is created if necessary, also while its last owner removes the folder."""
         for _ in range(ATTEMPTS):
             make_folders(path.parent)
             with suppress(FileNotFoundError):
@@ -53,7 +53,7 @@ class Lock:
 
     @property
     def descriptor(self) -> int:
-        """Of the open file. A process that inherits it holds the lock as well, until both have ended."""
+        """The number of the open file. A process that inherits it holds the lock as well, until both have ended."""
         return self._descriptor
 
     def take_again(self) -> None:

@@ -30,7 +30,7 @@ class MappedRanges:
 
 
 def mapped_ranges() -> MappedRanges:
-    """Of private mappings of files on a disk, as safetensors and torch map weights."""
+    """The address ranges of private mappings of files on a disk, as safetensors and torch map weights."""
     begins: list[int] = []
     ends: list[int] = []
     for line in MAPS.read_text().splitlines() if MAPS.exists() else ():

@@ -47,7 +47,8 @@ def is_limited() -> bool:
 
 
 def _addresses_left() -> list[int]:
-    """Of a limit of address space; below it torch's threads and compiled parts end without an error."""
+    """The bytes left under a limit of address space, below which torch's threads and compiled parts end without an
+    error."""
     if sys.platform == "win32":
         return []
     import resource  # Windows has no such module

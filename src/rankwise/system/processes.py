@@ -13,7 +13,7 @@ import psutil
 FLAGS = 0 if os.name == "posix" else 0x208
 """On Windows: a process group of its own, without a console."""
 _started: list[subprocess.Popen[bytes]] = []
-"""Those that this process started. Ended ones are waited for when the next is started, so that no zombie stays."""
+"""The processes that this one started. Ended ones are waited for when the next starts, so that no zombie stays."""
 
 
 def start_detached(

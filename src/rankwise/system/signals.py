@@ -37,7 +37,7 @@ def requested() -> KeyboardInterrupt | None:
     return _requests[0] if _requests else None
 
 
-def heed() -> None:
+def raise_if_requested() -> None:
     """Raise a stop request whose exception was lost."""
     if _requests:
         raise _requests[0]

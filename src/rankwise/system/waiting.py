@@ -16,11 +16,11 @@ import os
 
 SPINS = 20_000
 """About a millisecond, where a round takes some 50 nanoseconds."""
-OWN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+USER_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 """The variables by which users choose a policy themselves."""
 
 
 def wait_briefly() -> None:
     """Let threads sleep early, in this process and in those that it starts; before torch is imported."""
-    if not any(name in os.environ for name in OWN):
+    if not any(name in os.environ for name in USER_VARIABLES):
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)

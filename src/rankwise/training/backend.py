@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from rankwise.adapters.token_rows import TokenRows
-from rankwise.base.sharding import is_sharded
+from rankwise.base.split import is_sharded
 from rankwise.errors import ConfigError, RunError, is_out_of_memory
 from rankwise.forward.agreement import Agreement, agreement, check_finite, encoder_agreement
 from rankwise.forward.checkpointing import activation_checkpointing
@@ -35,8 +35,7 @@ from rankwise.objectives.causal_lm import CausalLM
 from rankwise.objectives.objective import Objective, WithHead
 from rankwise.planning.time import COMPILED_AFTER
 from rankwise.rows.encoded.batches import Batch
-from rankwise.rows.encoded.flat import flat
-from rankwise.rows.encoded.packing import pack
+from rankwise.rows.encoded.packing import flat, pack
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.manifest import BackendName
 from rankwise.runs.records import StatusMessage, WarningMessage

@@ -25,7 +25,7 @@ is scaled, and the run says what each would cost.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
@@ -44,6 +44,7 @@ from rankwise.evaluation.text import Text, Written, cut
 from rankwise.inference.generate import TOGETHER
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.manifest import KeptAccuracy, KeptBudget, KeptTask, Results
+from rankwise.runs.metrics_log import History
 from rankwise.runs.records import BudgetRecord, StatusMessage, WarningMessage, silent
 from rankwise.training.anchor import Anchor, BaseOnText
 from rankwise.training.trainer import Hook, Trainer
@@ -86,9 +87,8 @@ class ForgettingBudget(Hook):
     def interval_of(steps: int) -> int:
         return max(1, ceil(steps / MEASUREMENTS))
 
-    def take_up(self, records: Iterable[BudgetRecord]) -> None:
-        """Go on where an earlier process was."""
-        self.records = list(records)
+    def take_up(self, history: History) -> None:
+        self.records = list(history.budget)
         if self.records:
             self.anchor.weight = self.records[-1].weight
 
@@ -229,9 +229,6 @@ class AccuracyBudget(Hook):
     outcome: KeptAccuracy | None = None
     _lost: dict[float, float] = field(default_factory=dict[float, float])
     """Percentage points by strength."""
-
-    def take_up(self, records: Iterable[BudgetRecord]) -> None:
-        """Nothing is measured between steps, so an earlier process has left nothing."""
 
     def recorded(self, results: Results) -> Results:
         return results.model_copy(update={"accuracy_budget": self.outcome})

@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rankwise.base.sharding import split_as, write_gathered
+from rankwise.base.sharding import write_gathered
+from rankwise.base.split import split_as
 from rankwise.errors import RunError, some
 from rankwise.methods.trainable import TrainableState
 from rankwise.runs.own_files import TENSORS, DamagedStep, check_file, read_facts, seal

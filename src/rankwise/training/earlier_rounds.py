@@ -28,7 +28,8 @@ from rankwise.objectives.registry import objective_for
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.preparation import Prepared
 from rankwise.rows.writing import TextWriting
-from rankwise.runs.manifest import EarlierRound
+from rankwise.runs.manifest import EarlierRound, Results
+from rankwise.runs.metrics_log import History
 from rankwise.runs.records import Callback, EarlierRecord, LossRecord, ScoreRecord, StatusMessage, WarningMessage
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.training.backend import Eager, Fused, why_unsupported
@@ -157,6 +158,12 @@ class EarlierRounds(Hook):
         if training.replay is None or training.replay.data is None or training.replay.data.run != name:
             return f". To keep it, train with some of its rows: --replay 0.3 --replay-data run:{name}"
         return f". A larger --replay than {training.replay.share:g} keeps more of it"
+
+    def take_up(self, history: History) -> None:
+        self.records = list(history.earlier)
+
+    def recorded(self, results: Results) -> Results:
+        return results.model_copy(update={"earlier_rounds": self.outcomes()})
 
     def outcomes(self) -> tuple[EarlierRound, ...]:
         """Of the rounds that were measured before and after."""

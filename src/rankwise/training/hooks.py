@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from rankwise.config.experiment import Experiment
@@ -37,7 +37,7 @@ from rankwise.config.training import TrainingConfig
 from rankwise.errors import RunError
 from rankwise.runs.directory import BY_REQUEST, SETTINGS, RunDirectory, forget_end_request, is_asked_to_end
 from rankwise.runs.manifest import BackOff, Manifest
-from rankwise.runs.metrics_log import MetricsLog
+from rankwise.runs.metrics_log import History, MetricsLog
 from rankwise.runs.own_files import read_json
 from rankwise.runs.records import Callback, Event, LossRecord, Record, StatusMessage, StepRecord, WarningMessage
 from rankwise.runs.resumable import METRICS
@@ -198,10 +198,9 @@ class LossWatch(Hook):
     before: float | None = None
     """The validation loss before the first step, where one was measured."""
 
-    def take_up(self, steps: Iterable[StepRecord], validations: Iterable[object]) -> None:
-        """What is behind a run that goes on."""
-        self.steps = list(steps)
-        for record in validations:
+    def take_up(self, history: History) -> None:
+        self.steps = list(history.steps)
+        for record in history.losses:
             self._note(record)
 
     def on_event(self, event: Event) -> None:

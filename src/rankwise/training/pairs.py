@@ -6,8 +6,8 @@ clears and reads.
 
 The reference is the log-probabilities of all answers under the model before training, which dpo compares with. They are
 computed once, before the first step, by the backend that trains: with a new adapter under the base with the adapter
-off, otherwise under the model as training begins. They lie in the cache, by everything that they depend on, and in the
-folder of the run until it is finished, so that a run that is resumed goes on with the same numbers.
+off, otherwise under the model as training begins. They lie in the folder of the run until it is finished, so that a run
+that is resumed goes on with the same numbers.
 
 At a validation, the accuracy and the margin come from the losses of the validation pairs, which were computed just
 before. The divergence from the base needs the base beside the model, so it is measured on a few of the pairs.
@@ -16,9 +16,8 @@ before. The divergence from the base needs the base beside the model, so it is m
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -30,7 +29,7 @@ from torch import Tensor
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.validation import ValidationConfig
-from rankwise.errors import RankwiseError, RunError
+from rankwise.errors import RunError
 from rankwise.evaluation.intervals import measured_share
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.preference import PairLosses, Preference, log_probabilities
@@ -40,14 +39,10 @@ from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.preparation import Prepared
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.lineage import Round
-from rankwise.runs.manifest import BackendName, BaseModelFacts
+from rankwise.runs.manifest import BackendName
 from rankwise.runs.measured import PairResults
-from rankwise.runs.records import Callback, ProgressUpdate, SampleRecord, ScoreRecord, StatusMessage, silent
-from rankwise.system.cache import cache_folder, forget_old, our_own
-from rankwise.system.extras import installed_version
-from rankwise.system.files import write_json
-from rankwise.system.processor import processor_name
-from rankwise.system.signals import heed
+from rankwise.runs.records import Callback, ProgressUpdate, SampleRecord, ScoreRecord, silent
+from rankwise.system.signals import raise_if_requested
 from rankwise.training.backend import Eager, Fused
 from rankwise.training.losses import Backend, PairTally
 from rankwise.training.validation_prompts import AnswerScorer, answer_scorer
@@ -63,9 +58,6 @@ class Reference:
     needed."""
 
     values: np.ndarray
-
-    def write(self, file: Path) -> None:
-        write_json(file, self.facts)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -89,42 +81,17 @@ class Reference:
 
 
 def reference_of(
-    backend: PairBackend, prepared: Prepared, base: BaseModelFacts, lineage: Sequence[Round], max_tokens: int,
-    callback: Callback, world: World = ALONE,
+    backend: PairBackend, prepared: Prepared, lineage: Sequence[Round], max_tokens: int, callback: Callback,
+    world: World = ALONE,
 ) -> Reference:  # fmt: skip
-    """For the rows of a training and its validation, from the cache if possible. The model must be as training begins:
-    `lineage` are the rounds behind it. Of several processes the first has the cache, and each computes its share."""
+    """For the rows of a training and its validation. The model must be as training begins: `lineage` are the rounds
+    behind it. Of several processes each computes its share."""
     numbers = np.unique(np.concatenate([prepared.trained, prepared.measured]))
-    file = cache_folder() / "references" / f"{_key(backend, prepared, numbers, base, lineage, world)}.json"
-    known = world.share(lambda: _cached(file, len(prepared.sequences)))
-    if known is not None:
-        callback(StatusMessage("the reference of these pairs was computed before; it is taken from the cache"))
-        return Reference(np.array(known, np.float64).reshape(-1, 2))
     context = nullcontext() if lineage else backend.start()
     lengths = prepared.sequences.starts[numbers + 1] - prepared.sequences.starts[numbers]
     own = numbers[deal(lengths.tolist(), world.size)[world.rank]]
     parts = world.exchange(_computed(backend, context, prepared, own, max_tokens, callback).tolist())
-    reference = Reference(np.fmax.reduce([np.array(part, np.float64).reshape(-1, 2) for part in parts]))
-    if world.is_first:
-        _cache(reference, file, callback)
-    return reference
-
-
-def _cached(file: Path, rows: int) -> list[list[float]] | None:
-    if (known := Reference.read(file, rows)) is None:
-        return None
-    with suppress(OSError):
-        os.utime(file)  # mark as used
-    return known.values.tolist()
-
-
-def _cache(reference: Reference, file: Path, callback: Callback) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        reference.write(file)
-        forget_old(file.parent)
-    except (RankwiseError, OSError) as error:
-        callback(StatusMessage(f"the reference could not be cached: {error}"))
+    return Reference(np.fmax.reduce([np.array(part, np.float64).reshape(-1, 2) for part in parts]))
 
 
 def reference_of_run(files: Sequence[Path], rows: int) -> Reference:
@@ -133,23 +100,6 @@ def reference_of_run(files: Sequence[Path], rows: int) -> Reference:
     if known is None:
         raise RunError(f"{files[0]} is missing or damaged, so the run cannot be resumed. Use --restart.")
     return known
-
-
-def _key(
-    backend: PairBackend, prepared: Prepared, numbers: np.ndarray, base: BaseModelFacts, lineage: Sequence[Round],
-    world: World,
-) -> str:  # fmt: skip
-    rows, digest = prepared.sequences, sha256()
-    types = rows.token_type_ids
-    assert types is not None, "the rows are pairs"
-    for column in (rows.starts, rows.ids, rows.loss_mask, types, numbers):
-        digest.update(np.ascontiguousarray(column).tobytes())
-    parts = [
-        digest.hexdigest(), base.fingerprint, base.dtype, base.device, base.quantization, backend.name,
-        [one.sha256 for one in lineage], our_own(), installed_version("torch"), processor_name(),
-        torch.get_num_threads(), *([world.size] if world.is_several else []),
-    ]  # fmt: skip
-    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _computed(
@@ -170,7 +120,7 @@ def _computed(
                 assert there.pairs is not None, "they are where the batch is"
                 sums = there.pairs.sums(reading.log_probabilities(there))
                 values[part[list(batch.pairs.positions)]] = sums.cpu().numpy()
-            heed()
+            raise_if_requested()
             done = min(first + TOGETHER, len(order))
             callback(ProgressUpdate("Computing the reference", done, len(order), "pairs"))
     if not np.isfinite(values[numbers]).all():

@@ -20,8 +20,7 @@ from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError, RankwiseError, ResourceError, first_line
 from rankwise.forward.plan import plan
 from rankwise.planning.devices import OF_LIMIT, Device, read_cards, this_machine, this_processor
-from rankwise.planning.fitting import Remedy
-from rankwise.planning.plan import Plan
+from rankwise.planning.plan import Plan, Remedy
 from rankwise.planning.processes import ALONE, Processes
 from rankwise.runs.manifest import BackendName, Forecasted
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
@@ -48,10 +47,9 @@ class Foresight:
         """Bytes, with as many blocks computed twice and as little at once as a run may choose by itself."""
         made, training = self.plan.forecast, self.plan.config.training
         smaller = training.auto_batch or (self.plan.config.model.memory is not None and not self.settled)
-        tokens = self.plan.amount.longest if smaller else made.job.tokens
-        twice = made.blocks if training.activation_checkpointing == "auto" else made.job.recomputed
-        learned = self.plan.amount.learned_of(tokens)
-        return min(made.needed, made.changed(tokens=tokens, learned=learned, recomputed=twice).needed)
+        tokens = self.plan.amount.longest if smaller else made.amount.tokens
+        twice = made.blocks if training.activation_checkpointing == "auto" else made.recomputed
+        return min(made.needed, made.with_tokens(tokens, twice).needed)
 
     @property
     def _limited(self) -> str | None:
@@ -123,12 +121,12 @@ def within_limit(
     if experiment.model.memory is None or foreseen is None:
         return training, foreseen
     plan, changes = foreseen.plan, {}
-    job, auto = plan.forecast.job, training.activation_checkpointing == "auto"
+    made, auto = plan.forecast, training.activation_checkpointing == "auto"
     tokens = plan.fit.tokens_recomputed if auto else plan.fit.tokens
-    if not plan.fit.fits and 0 < tokens < job.tokens:
+    if not plan.fit.fits and 0 < tokens < made.amount.tokens:
         changes["max_batch_tokens"] = tokens
-    if auto and (changes or job.recomputed):
-        changes["activation_checkpointing"] = job.recomputed or plan.forecast.blocks
+    if auto and (changes or made.recomputed):
+        changes["activation_checkpointing"] = made.recomputed or made.blocks
     if not changes:
         return training, foreseen
     settings = ", ".join(f"training.{name}={value}" for name, value in changes.items())
@@ -152,7 +150,7 @@ def _planned(planned: Callable[[], Plan], callback: Callback) -> Foresight | Non
 
 def foresee_backend(foreseen: Foresight | None, backend: BackendName, callback: Callback) -> Foresight | None:
     """A new forecast where a run computes with the eager backend, and the first one took the fused one for granted."""
-    if foreseen is None or backend != "eager" or foreseen.plan.forecast.job.form == "plain":
+    if foreseen is None or backend != "eager" or foreseen.plan.forecast.form == "plain":
         return foreseen
     asked, device = foreseen.plan.config, foreseen.plan.device
     training = asked.training.model_copy(update={"backend": "eager"})

@@ -18,21 +18,13 @@ from rankwise.runs.data_report import DataReport
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import leaves
 from rankwise.runs.manifest import Manifest, Resumed, machine
-from rankwise.runs.metrics_log import first_lines, history_of, line_of, read_history, read_metrics_log
+from rankwise.runs.metrics_log import History, first_lines, history_of, line_of, read_history, read_metrics_log
 from rankwise.runs.own_files import DamagedStep
-from rankwise.runs.records import (
-    BackOffRecord,
-    BudgetRecord,
-    Callback,
-    EarlierRecord,
-    RankRecord,
-    StepRecord,
-    WarningMessage,
-)
+from rankwise.runs.records import BackOffRecord, Callback, RankRecord, WarningMessage
 from rankwise.runs.resumable import METRICS, Resumable
 from rankwise.training.checkpoints import restore
 from rankwise.training.state import TrainState
-from rankwise.training.validation import Validated, check_best
+from rankwise.training.validation import check_best, validations_in
 from rankwise.training.world import World
 
 SAID_OF_ROWS: Mapping[str, Any] = {
@@ -52,14 +44,11 @@ class Past:
     """What a run has behind it as this process takes it up: for a new one nothing."""
 
     manifest: Manifest
-    steps: list[StepRecord] = field(default_factory=list)
-    validations: list[Validated] = field(default_factory=list)
-    budget: list[BudgetRecord] = field(default_factory=list)
-    earlier: list[EarlierRecord] = field(default_factory=list)
+    history: History = field(default_factory=History)
 
     @property
     def seconds(self) -> float:
-        return sum(record.seconds for record in self.steps)
+        return sum(record.seconds for record in self.history.steps)
 
 
 def settings_of(resumable: Resumable, experiment: Experiment) -> Experiment:
@@ -147,7 +136,7 @@ def _restored(resumable: Resumable, state: TrainState) -> tuple[Past, bytes]:
         checkpoint = resumable.checkpoint
         try:
             rows, past = _until(checkpoint.step, checkpoint.file(METRICS), resumable.manifest)
-            check_best(resumable.run, state, resumable.experiment, past.validations)
+            check_best(resumable.run, state, resumable.experiment, validations_in(past.history))
             restore(state, checkpoint.folder)
         except DamagedStep as error:
             if not resumable.older(error):
@@ -200,4 +189,4 @@ def _until(step: int, metrics: Path, begun: Manifest) -> tuple[list[dict[str, An
             f"{metrics} lacks steps before step {step}, the step of the checkpoint. Use --restart to start the "
             "run again."
         )
-    return rows, Past(begun, history.steps, [*history.losses, *history.scores], history.budget, history.earlier)
+    return rows, Past(begun, history)

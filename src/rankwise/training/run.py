@@ -1,6 +1,6 @@
 """One training run: what was decided before its first step, its trainer with all hooks, and what it came to.
 
-What the run's folder says of it, from its beginning to its end, is in commands/recorded_run.py.
+What the run's folder says of it, from its beginning to its end, is in commands/train.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from rankwise.base.loaded import LoadedModel
-from rankwise.base.sharding import is_split, save_whole
+from rankwise.base.sharding import save_whole
+from rankwise.base.split import is_split
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.evaluation.text import Text
@@ -20,8 +21,9 @@ from rankwise.methods.artifact import BaseFacts
 from rankwise.methods.method import Method, Record
 from rankwise.methods.model_card import CardFacts, card
 from rankwise.methods.trainable import Trainable
-from rankwise.planning.memory import EXACT, SLOW_DISK, Disk
-from rankwise.rows.images.augment import augmentation
+from rankwise.planning.forecast import SLOW_DISK, Disk
+from rankwise.planning.tasks import EXACT
+from rankwise.rows.images.processor import augmentation
 from rankwise.rows.preparation import Prepared
 from rankwise.runs.data_report import about, lines_of
 from rankwise.runs.directory import REFERENCE, RunDirectory
@@ -53,8 +55,6 @@ from rankwise.training.validation import EarlyStopping, Scorer, Validation, earl
 from rankwise.training.validation_classes import baselines, never_predicted, still_falling
 from rankwise.training.workload import Workload, batches_of, prefix_room
 from rankwise.training.world import ALONE, World, divided_over
-
-Budget = ForgettingBudget | AccuracyBudget
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,8 @@ class TrainingRun:
         return replace(self, prepared=self.prepared.with_references(reference.values))
 
     def _reference(self, backend: PairBackend) -> Reference:
-        most, facts = self.config.max_batch_tokens, self.model.facts
-        return reference_of(backend, self.prepared, facts, self.lineage, most, self.callback, self.world)
+        most = self.config.max_batch_tokens
+        return reference_of(backend, self.prepared, self.lineage, most, self.callback, self.world)
 
     def validation(self, backend: Backend) -> Validation:
         rows, config = self.prepared.measured_rows, self.experiment.validation
@@ -188,7 +188,7 @@ class TrainingRun:
             world=self.world,
         )
 
-    def earlier(self, backend: Backend) -> EarlierRounds:
+    def _earlier(self, backend: Backend) -> EarlierRounds:
         """What becomes of the runs that it goes on from."""
         rounds = [
             (rows, replace(self, prepared=rows.prepared, scorer=rows.scorer).validation(rows.backend(backend)))
@@ -196,7 +196,7 @@ class TrainingRun:
         ]
         return EarlierRounds(rounds, self.experiment)
 
-    def anchor(self, backend: Backend) -> Anchor | None:
+    def _anchor(self, backend: Backend) -> Anchor | None:
         """None where the run is not held to its base."""
         if (config := self.config.anchor) is None or self.anchor_text is None:
             return None
@@ -204,20 +204,20 @@ class TrainingRun:
         base = BaseOnText(self.anchor_text, self.trainable, backend, prefix_room(available_memory()), self.world)
         return Anchor(base, config.weight, self.config.seed, self.config.max_batch_tokens)
 
-    def budget(self, anchor: Anchor | None, validation: Validation) -> Budget | None:
-        """None where none was given."""
+    def _budgets(self, anchor: Anchor | None, validation: Validation) -> list[Hook]:
+        """At most one."""
         config = self.config.anchor
         if config is None or anchor is None:
-            return None
+            return []
         if config.most_points is not None:
-            return AccuracyBudget(config.most_points, self.accuracy_tasks, self.model, validation, self.world)
+            return [AccuracyBudget(config.most_points, self.accuracy_tasks, self.model, validation, self.world)]
         if (most := config.most_nats) is None:
-            return None
+            return []
         interval = ForgettingBudget.interval_of(self.steps)
         ordinary = replace(anchor.base, text=ordinary_text(self.model))
-        return ForgettingBudget(most, ordinary, anchor, validation, interval)
+        return [ForgettingBudget(most, ordinary, anchor, validation, interval)]
 
-    def watch(self) -> LossWatch:
+    def _watch(self) -> LossWatch:
         """It recommends the rate of `auto`, or a tenth of the run's where that is lower."""
         auto = self.config.model_copy(update={"learning_rate": "auto"})
         rate = min(self.rate / 10, auto.highest_rate(self.model.width, self.experiment.auto_rate))
@@ -225,19 +225,16 @@ class TrainingRun:
         objective = self.work.objective
         return LossWatch(objective.far_above, rows, rate, objective.choices(self.model))
 
-    def trainer(
-        self, backend: Backend, validation: Validation, log: MetricsLog, anchor: Anchor | None,
-        budget: Budget | None, watch: LossWatch, earlier: EarlierRounds,
-    ) -> Trainer:  # fmt: skip
+    def trainer(self, backend: Backend, validation: Validation, log: MetricsLog) -> Trainer:
         """Before its first step, with everything that happens between steps. A budget comes before what measures the
         result. Of several processes, the first writes and reports."""
+        anchor, watch = self._anchor(backend), self._watch()
         config, took = self.config, 3 * EXACT * self.trained_parameters / SLOW_DISK
         pace = CheckpointPace(config.checkpoint_interval(self.steps), config.checkpoint_seconds, took)
         backs_off = config.on_divergence == "back-off"
         checkpoints = SaveCheckpoints(self.run, pace, config.keep_checkpoints, log, watch, backs_off)
-        budgets = [] if budget is None else [budget]
         ends = [] if self.world.is_several else [EndByRequest(self.run, validation)]
-        measures = [watch, *budgets, validation, earlier]
+        measures = [watch, *self._budgets(anchor, validation), validation, self._earlier(backend)]
         hooks: list[Hook] = [LogMetrics(log), *ends, *measures, checkpoints, Report(self.callback)]
         vary = augmentation(self.experiment.images, config.seed)
         beside = 0 if anchor is None else anchor.base.text.length

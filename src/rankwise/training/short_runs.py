@@ -1,6 +1,6 @@
 """A short training in memory: an adapter is attached, learns for some steps, is measured, and is removed again.
 
-    with short_run(...) as trained:      the model with what was learned; afterwards the base, bit for bit
+    with short_run(...) as run:      the model with what was learned; afterwards the base, bit for bit
 
 Its schedule decays within its own steps. Nothing is written, and the loop is that of every training (trainer.py).
 """
@@ -20,7 +20,7 @@ from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.methods.trainable import Trainable
 from rankwise.objectives.objective import Objective
-from rankwise.rows.images.augment import augmentation
+from rankwise.rows.images.processor import augmentation
 from rankwise.rows.preparation import Prepared
 from rankwise.runs.manifest import BackendName
 from rankwise.runs.records import Callback, Event, StatusMessage, WarningMessage, silent
@@ -48,31 +48,6 @@ def trainer_of(
 
 @dataclass(frozen=True)
 class ShortRun:
-    """`config` are the full run's settings, with its learning rate named."""
-
-    experiment: Experiment
-    config: TrainingConfig
-    model: LoadedModel
-    objective: Objective
-    prepared: Prepared
-    steps: int
-    rows: int
-    """Training rows that it learns from, drawn by the seed."""
-
-    @property
-    def drawn(self) -> Prepared:
-        """The same rows with fewer of them in training."""
-        if self.rows >= len(self.prepared.trained):
-            return self.prepared
-        order = np.random.default_rng([self.config.seed, 11]).permutation(len(self.prepared.trained))[: self.rows]
-        return Prepared(
-            self.prepared.sequences, self.prepared.trained[np.sort(order)], self.prepared.measured,
-            self.prepared.data_report,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Trained:
     backend: BackendName
     seconds: float
     """Of a step."""
@@ -80,31 +55,30 @@ class Trained:
 
 @contextmanager
 def short_run(
-    run: ShortRun, callback: Callback, stepped: Callable[[], None], backend: BackendName | None = None
-) -> Iterator[Trained]:
-    """Train, and leave the adapter attached inside the block. `stepped` is called after each step. `backend` is that
-    of a run before, which need not be compared with the model's own code again."""
-    experiment, prepared, objective = run.experiment, run.drawn, run.objective
-    rows = prepared.trained_rows
-    config = run.config.model_copy(update={"steps": run.steps})
-    tokens = run.steps * config.rows_per_step(len(rows)) * rows.tokens // len(rows)
+    experiment: Experiment, config: TrainingConfig, model: LoadedModel, objective: Objective, prepared: Prepared,
+    callback: Callback, stepped: Callable[[], None], backend: BackendName | None = None,
+) -> Iterator[ShortRun]:  # fmt: skip
+    """Train, and leave the adapter attached inside the block. `config` names its steps and learning rate, and `stepped`
+    is called after each step. `backend` is that of a run before, which need not be compared with the model's own code
+    again."""
+    rows, steps = prepared.trained_rows, config.steps or 1
+    tokens = steps * config.rows_per_step(len(rows)) * rows.tokens // len(rows)
 
     def choice(work: Workload) -> Backend:
         return choose_backend(work, config.backend, tokens) if backend is None else backend_named(backend, work)
 
-    trainable = method_of(experiment.adapter).attach(run.model, Setup(
-        config, run.steps, rows, heads=objective.heads(run.model), load=objective.load, described="a short training",
+    trainable = method_of(experiment.adapter).attach(model, Setup(
+        config, steps, rows, heads=objective.heads(model), load=objective.load, described="a short training",
         callback=callback,
     ))  # fmt: skip
     try:
-        trainer = trainer_of(
-            experiment, objective, config, trainable, prepared, choice, [Sentences(callback)], callback
-        )
+        hooks = [Sentences(callback)]
+        trainer = trainer_of(experiment, objective, config, trainable, prepared, choice, hooks, callback)
         seconds: list[float] = []
         for record in trainer.run():
             seconds.append(record.seconds)
             stepped()
-        yield Trained(trainer.backend.name, float(np.mean(seconds)))
+        yield ShortRun(trainer.backend.name, float(np.mean(seconds)))
     finally:
         trainable.remove()
 

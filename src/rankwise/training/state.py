@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rankwise.base.sharding import is_split, local_part
+from rankwise.base.split import is_split, local_part
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import RunError, TrainingError, some
 from rankwise.methods.trainable import Trainable

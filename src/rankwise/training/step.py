@@ -13,7 +13,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from rankwise.base.sharding import gathered
+from rankwise.base.split import gathered
 from rankwise.errors import is_out_of_memory
 from rankwise.objectives.preference.batches import chosen_targets, with_chosen_tokens
 from rankwise.rows.encoded.batches import Batch

@@ -47,13 +47,15 @@ from typing import Protocol
 
 import torch
 
-from rankwise.base.sharding import is_sharded, is_split
+from rankwise.base.split import is_sharded, is_split
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import TrainingError, some
 from rankwise.methods.trainable import Trainable
 from rankwise.rows.encoded.batches import Batch, Batches
+from rankwise.runs.manifest import Results
+from rankwise.runs.metrics_log import History
 from rankwise.runs.records import Event, RankRecord, StepRecord, WarningMessage
-from rankwise.system.signals import deferred, heed, requested
+from rankwise.system.signals import deferred, raise_if_requested, requested
 from rankwise.training.losses import Backend
 from rankwise.training.state import TrainState, adamw, averages_of, check_finite, preserve_rng_state, seed_process
 from rankwise.training.step import Anchoring, NoRoom, StepTotals, optimizer_step
@@ -193,6 +195,13 @@ class Hook:
 
     def on_event(self, event: Event) -> None: ...
 
+    def take_up(self, history: History) -> None:
+        """What is behind a run that goes on, before its next step."""
+
+    def recorded(self, results: Results) -> Results:
+        """With what this came to."""
+        return results
+
 
 class Trainer:
     """`config` names its steps and its learning rate (TrainingConfig.resolved)."""
@@ -292,7 +301,7 @@ class Trainer:
                     if not self.world.is_several:
                         if requested():
                             self._keep()
-                        heed()
+                        raise_if_requested()
         finally:
             self._training = False
             self.trainable.train(False)

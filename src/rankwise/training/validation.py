@@ -26,6 +26,7 @@ from rankwise.objectives.tagging import Tagging
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.preparation import Prepared
 from rankwise.runs.directory import RunDirectory
+from rankwise.runs.metrics_log import History
 from rankwise.runs.records import OF_LANGUAGE_MODELS, LossRecord, SampleRecord, ScoreRecord, StatusMessage
 from rankwise.training.checkpoints import check_snapshot, load_snapshot, save_snapshot
 from rankwise.training.losses import Backend, sum_loss
@@ -157,6 +158,9 @@ class Validation(Hook):
     def after_training(self, trainer: Trainer) -> None:
         self._sample(trainer, self.result_step)
 
+    def take_up(self, history: History) -> None:
+        self.records = validations_in(history)
+
     def loss_after(self, step: int) -> LossRecord | None:
         losses = (record for record in self.records if isinstance(record, LossRecord))
         return next((record for record in losses if record.step == step), None)
@@ -227,6 +231,10 @@ class Validation(Hook):
         order = "highest" if self.early_stopping.more_is_better else "lowest"
         count = len(self.early_stopping.candidates(self.records))
         return f"the {order} {self._measure} of {count} validations, {best.value:.4f}"
+
+
+def validations_in(history: History) -> list[Validated]:
+    return [*history.losses, *history.scores]
 
 
 def _check_loss(record: Validated) -> None:

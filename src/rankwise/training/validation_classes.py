@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
@@ -14,16 +14,7 @@ from torch import nn
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.validation import ValidationConfig
 from rankwise.errors import ConfigError, one_line, some
-from rankwise.evaluation.class_metrics import (
-    Scored,
-    ScoredLabels,
-    ScoredTags,
-    metric_rows,
-    one_target,
-    score_labels,
-    score_rows,
-    score_tags,
-)
+from rankwise.evaluation.class_metrics import FORMS, metric_rows, one_target, score_rows
 from rankwise.evaluation.metrics import METRICS
 from rankwise.objectives.objective import Classifier
 from rankwise.objectives.predictions import Done
@@ -45,9 +36,6 @@ MOST_READ = 5000
 
 @dataclass(frozen=True)
 class ClassScorer:
-    score: Callable[..., Scored | ScoredLabels | ScoredTags]
-    joined: Callable[[list[Any]], Any]
-    """Of the outputs of single rows, those of all."""
     objective: Classifier
     model: LoadedModel
     rows: Sequence[Tokens]
@@ -63,7 +51,7 @@ class ClassScorer:
         """All metrics of the objective, without intervals."""
         if not self.rows:
             return []
-        rows = self.score(self.objective, self.model.module, self.rows, outputs=self._outputs).rows
+        rows = score_rows(self.objective, self.model.module, self.rows, outputs=self._outputs).rows
         if pairs := rows.get("matthews"):
             predicted, actual = (Counter(int(pair[at]) for pair in pairs) for at in (0, 1))
             self.counted[step] = predicted, actual
@@ -83,7 +71,7 @@ class ClassScorer:
 
         lengths, width = [len(row.ids) for row in rows], objective.targets.outputs
         every = computed_by_all(self.world, rows, lengths, compute)
-        return self.joined([np.asarray(one).reshape(-1, width) for one in every])
+        return FORMS[objective.targets.form].joined([np.asarray(one).reshape(-1, width) for one in every])
 
     def samples(self, step: int) -> list[SampleRecord]:
         """A classifier writes no answers."""
@@ -101,13 +89,12 @@ def class_scorer(
             f"validation.by is {config.by}, but the rows have {predicts}, whose metrics are {', '.join(names)}. "
             "Choose one of these."
         ])  # fmt: skip
-    score = score_labels if targets.form == "several" else score_rows
-    return ClassScorer(score, np.concatenate, objective, model, prepared.measured_rows)
+    return ClassScorer(objective, model, prepared.measured_rows)
 
 
 def tag_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepared, objective: Classifier) -> ClassScorer:
     """Of words with tags; that `validation.by` is one of their metrics was checked with the settings."""
-    return ClassScorer(score_tags, list, objective, model, prepared.measured_rows)
+    return ClassScorer(objective, model, prepared.measured_rows)
 
 
 def rare_in(scorer: object) -> list[str]:

@@ -37,7 +37,7 @@ import psutil
 import torch
 from torch import Tensor, distributed, nn
 
-from rankwise.base.sharding import is_split, local_part
+from rankwise.base.split import is_split, local_part
 from rankwise.errors import DataError, Interrupted, TrainingError, first_line, is_out_of_memory
 from rankwise.objectives.preference.batches import chosen_targets, with_chosen_tokens
 from rankwise.rows.encoded.batches import Arrange, Batch

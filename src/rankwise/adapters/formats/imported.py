@@ -20,7 +20,7 @@ from rankwise.adapters.base_layers import features_of, is_conv2d, is_embedding, 
 from rankwise.adapters.formats.peft_config import settings_of
 from rankwise.adapters.formats.tensors import LISTED, refuse
 from rankwise.adapters.weights import AdapterWeights, Factors
-from rankwise.config.old_names import new_names
+from rankwise.config.expressions import new_names
 from rankwise.errors import some
 
 Modules = Mapping[str, nn.Module]

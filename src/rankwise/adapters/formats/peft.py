@@ -123,7 +123,7 @@ def weights_of(adapters: AdapterSet, name: str) -> AdapterWeights:
     change nothing and PEFT refuses them."""
     adapters.check_decided(name)
     trained, heads = adapters.adapters(name), adapters.trained_heads(name)
-    layers = {path: layer.host for path, layer in adapters.layers.items() if path in trained}
+    layers = {path: layer.base_layer for path, layer in adapters.layers.items() if path in trained}
     factors = {path: part for path, adapter in trained.items() if (part := _factors(adapter, layers[path])).rank}
     dropout = max((adapter.dropout for adapter in trained.values()), default=0.0)
     settings = settings_of(factors, {path: layers[path] for path in factors}, host_view(adapters.model))

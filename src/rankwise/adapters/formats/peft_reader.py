@@ -42,8 +42,7 @@ from rankwise.adapters.formats.peft_config import PeftConfig, check_config, is_i
 from rankwise.adapters.formats.tensors import pickles_in, read_tensors, refuse
 from rankwise.adapters.weights import AdapterWeights, Factors, TokenValues
 from rankwise.config.experts import NESTED, PARAMETERS, stored_names
-from rankwise.config.expressions import matches_of
-from rankwise.config.old_names import new_names
+from rankwise.config.expressions import matches_of, new_names
 from rankwise.errors import one_line, some
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -7,7 +7,7 @@ even if the file was converted before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -15,15 +15,35 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from rankwise.base.gguf.tensors import check_tensors
+from rankwise.base.gguf.vocabulary import PREFIX
 from rankwise.base.quiet import hush
+from rankwise.config.base import shown
 from rankwise.errors import ModelError, RankwiseError, first_line, is_out_of_memory, some
-from rankwise.planning.tokens import checked_vocabulary
+from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage
 from rankwise.system.cache import GGUF_FOLDER, SOURCE, cache_folder
 from rankwise.system.contents import hash_of
 from rankwise.system.files import need_space, published, write_json
 
 MAGIC = b"GGUF"
+FAMILY, TEMPLATE = "general.architecture", "tokenizer.chat_template"
+MODEL, TOKENS, MERGES, SCORES = (f"{PREFIX}{name}" for name in ("model", "tokens", "merges", "scores"))
+BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
+"""What MODEL may be."""
+SPECIAL = "bos", "eos", "unknown", "padding"
+
+
+def _are(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(isinstance(one, kinds) for one in value)
+
+
+EXPECTED: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    **{key: ("a text", lambda value: isinstance(value, str)) for key in (FAMILY, MODEL, f"{PREFIX}pre", TEMPLATE)},
+    TOKENS: ("a list of texts", _are(str)), f"{PREFIX}token_type": ("a list of numbers", _are(int)),
+    SCORES: ("a list of numbers", _are(int, float)),
+    MERGES: ("a list of pairs", lambda value: _are(str)(value) and all(one.count(" ") == 1 for one in value)),
+}  # fmt: skip
+"""What each setting of a tokenizer is, where it is there."""
 
 
 def converted(file: Path, callback: Callback) -> Path:
@@ -50,7 +70,7 @@ def checked(file: Path, callback: Callback) -> None:
         if opened.read(4) != MAGIC:
             raise ModelError(f"{file} is not a GGUF file (it does not begin with GGUF).")
     hush()
-    checked_vocabulary(file)
+    check_vocabulary(file)
     with refused(file):
         unused = check_tensors(file)
     if unused:
@@ -58,6 +78,23 @@ def checked(file: Path, callback: Callback) -> None:
             f"{some(unused)} of {file.name} {'is' if len(unused) == 1 else 'are'} ignored: long texts use the "
             "architecture's own positions instead of those in the file"
         ))  # fmt: skip
+
+
+def check_vocabulary(file: Path) -> None:
+    """ModelError where the settings of its tokenizer are of kinds that no reader can use."""
+    settings: dict[str, Any] = {**read_gguf_header(file, vocabulary=True).settings}
+    order = MERGES if settings.get(MODEL) == BYTE_LEVEL else SCORES if settings.get(MODEL) == SENTENCEPIECE else MODEL
+    needed = (MODEL, TOKENS, *([] if MERGES in settings else [order]))
+    problems = [f'setting "{key}" is missing.' for key in dict.fromkeys(needed) if key not in settings]
+    problems += [
+        f'setting "{key}" is {shown(settings[key])}: {wanted} is expected.'
+        for key, (wanted, fits) in EXPECTED.items() if key in settings and not fits(settings[key])
+    ]  # fmt: skip
+    for key in (f"{PREFIX}{name}_token_id" for name in SPECIAL if not problems):
+        if (number := settings.get(key, 0)) not in range(len(settings[TOKENS])):
+            problems.append(f'setting "{key}" is {shown(number)}: the number of a token is expected.')
+    if problems:
+        raise ModelError("\n  ".join([f"{file} cannot be used; download or make the file again:", *problems]))
 
 
 @contextmanager

@@ -29,11 +29,11 @@ _PREFIXES = ("", "model.", "transformer.")
 class GgufBase(Protocol):
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Of all tensors, as in torch."""
+        """The shape of each tensor, in the order that torch uses."""
         ...
 
     def value(self, name: str) -> Tensor:
-        """Its numbers in float32."""
+        """The numbers of one tensor in float32."""
         ...
 
 

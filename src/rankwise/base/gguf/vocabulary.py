@@ -16,12 +16,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from rankwise.errors import ModelError
-from rankwise.planning.tokens import CONTROL, MARK, PREFIX, SPLITS, USER_DEFINED
 from rankwise.rows.text.tokenizer import HubTokenizer
 
 Fields = dict[str, "int | float | bool | str | list[str] | list[int] | list[float]"]
-NORMAL, UNKNOWN, UNUSED, BYTE = 1, 2, 5, 6
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 NO_SCORE = -1e9
+PREFIX = "tokenizer.ggml."
+MARK = "\u2581"
+"""SentencePiece's visible space."""
+_CASES = ("(?i:'s|'t|'re|'ve|'m|'ll|'d)", "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])")
+_WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPLITS: Mapping[tuple[str, bool], str] = {
+    ("gpt-2", False): "gpt-2",
+    ("digits, gpt-2", False): "smollm",
+    **{(case + _WORDS % r"\p{N}{1,3}", whole): name for case in _CASES
+       for whole, name in ((True, "llama-bpe"), (False, "smaug-bpe"))},
+    **{(case + _WORDS % r"\p{N}", False): "qwen2" for case in _CASES},
+    (_TEKKEN, True): "tekken",
+}  # fmt: skip
+"""llama.cpp's name of a rule, by the rule and whether a word that is itself a piece is taken without merging."""
 
 
 def vocabulary_fields(tokenizer: HubTokenizer, size: int, described: str) -> tuple[Fields, list[str]]:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from rankwise.adapters.base_layers import is_transposed, weight_of
 from rankwise.adapters.combining import Combining, Laid, Weighted, cut, cut_laid, joined, laid
 from rankwise.adapters.weights import Factors
-from rankwise.base.tensor_files import MappedFiles, StoredTensor, Written, header_of, pieces, writing
+from rankwise.base.tensor_files import MappedFiles, StoredTensor, WrittenFile, header_of, open_writer, pieces
 from rankwise.errors import AdapterError
 from rankwise.exporting.merging.plan import FORMATS, MergePlan, Planned
 from rankwise.runs.records import Callback, ProgressUpdate
@@ -225,15 +225,15 @@ class Values:
         )  # fmt: skip
 
 
-def write_weights(plan: MergePlan, folder: Path, callback: Callback) -> tuple[list[Written], list[Rounding]]:
+def write_weights(plan: MergePlan, folder: Path, callback: Callback) -> tuple[list[WrittenFile], list[Rounding]]:
     """Write the plan's files into a folder, each flushed to the disk, and measure what rounding costs."""
-    written, roundings, done = list[Written](), list[Rounding](), 0
+    written, roundings, done = list[WrittenFile](), list[Rounding](), 0
     with one_thread():
         for shard in plan.shards:
             files = MappedFiles()
             values = Values(plan, files)
             header = header_of(((one.key, one.code, one.shape) for one in shard.tensors), shard.metadata)
-            with writing(folder / shard.name, header) as writer:
+            with open_writer(folder / shard.name, header) as writer:
                 for tensor in shard.tensors:
                     meter = RoundingMeter(tensor.key)
                     copied = tensor.source if tensor.copied else None

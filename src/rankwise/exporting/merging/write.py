@@ -25,7 +25,7 @@ from rankwise.base.loading import load_tokenizer
 from rankwise.base.preprocessing import save_processing
 from rankwise.base.rotary_names import with_older_names
 from rankwise.base.saving import save_tokenizer
-from rankwise.base.tensor_files import INDEX, Written
+from rankwise.base.tensor_files import INDEX, WrittenFile
 from rankwise.errors import ModelError, RunError
 from rankwise.exporting.merge import beside
 from rankwise.exporting.merging.apply import Rounding, write_weights
@@ -72,7 +72,7 @@ def write_merged(plan: MergePlan, folder: Path, callback: Callback) -> MergedFol
     )  # fmt: skip
 
 
-def _write_record(plan: MergePlan, written: Sequence[Written], folder: Path) -> None:
+def _write_record(plan: MergePlan, written: Sequence[WrittenFile], folder: Path) -> None:
     files = {file.name: file.sha256 for file in written} | {CONFIG: sha256_of(folder / WAITING)}
     if (folder / INDEX).is_file():
         files[INDEX] = sha256_of(folder / INDEX)

@@ -28,7 +28,7 @@ LEVELS = (
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
-"""Of bitsandbytes, where they are rounded to float32."""
+"""The sixteen levels of NF4 as bitsandbytes has them, rounded to float32."""
 FEW = 16
 """Up to so many levels, a number is compared with each midpoint between two of them."""
 TINY = torch.finfo(torch.float32).tiny
@@ -112,7 +112,7 @@ def block_maxima(codes: Tensor, outer: Tensor, mean: Tensor) -> Tensor:
 
 
 def plain_block_maxima(codes: Tensor, outer: Tensor, mean: Tensor) -> Tensor:
-    """The same by torch alone."""
+    """The largest magnitude of each block, by torch alone."""
     within = dynamic_values(codes.device)[codes.int()]
     return (within * outer.repeat_interleave(OUTER)[: len(codes)]).add_(mean)
 
@@ -164,8 +164,8 @@ def _unpacked_by_library(codes: Tensor, maxima: Tensor, shape: tuple[int, int], 
 
 
 def plain_unpacked(codes: Tensor, maxima: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """The same by torch alone: each byte is looked up as its pair of levels, which is one number of eight bytes, in
-    pieces that stay in the cache."""
+    """Unpacked weights, by torch alone: each byte is looked up as its pair of levels, which is one number of eight
+    bytes, in pieces that stay in the cache."""
     levels, byte = torch.tensor(LEVELS, device=codes.device), torch.arange(256, device=codes.device)
     pairs = torch.stack([levels[byte >> 4], levels[byte & 15]], 1).view(torch.int64).flatten()
     codes, maxima = codes.view(-1, BLOCK // 2), maxima.view(-1, 1)

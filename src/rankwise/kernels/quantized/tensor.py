@@ -79,7 +79,7 @@ class QuantizedTensor(torch.Tensor):
     def like(
         self, *, parts: Sequence[Tensor] | None = None, dtype: torch.dtype | None = None, turned: bool = False
     ) -> QuantizedTensor:
-        """The same numbers from other parts, in another format for products, or transposed."""
+        """This tensor with other packed parts, computed in another dtype, or transposed."""
         return QuantizedTensor(
             self.format, self.parts if parts is None else parts, self.stored_shape, dtype or self.dtype,
             self.transposed != turned,
@@ -128,8 +128,8 @@ def stored_bytes(tensor: Tensor) -> int:
     return tensor.stored_bytes if isinstance(tensor, QuantizedTensor) else tensor.nbytes
 
 
-def unpacked_in(given: Any) -> Any:
-    return tree_map_only(QuantizedTensor, QuantizedTensor.unpacked, given)
+def unpacked_in(value: Any) -> Any:
+    return tree_map_only(QuantizedTensor, QuantizedTensor.unpacked, value)
 
 
 def _refuse_writing(func: Any, args: Sequence[Any]) -> None:

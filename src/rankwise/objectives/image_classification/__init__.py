@@ -79,6 +79,7 @@ class ImageClassification(WithHead):
     pipeline_tag, loading_code, row = NAME, LOADING, "image"
     tolerances = IMAGE_TOLERANCES
     shown_as = "images"
+    advises = "language models and classifiers of texts, and this model reads images."
 
     @classmethod
     def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
@@ -91,9 +92,9 @@ class ImageClassification(WithHead):
         targets, processing = data_report.targets, data_report.image_processing
         return cls(targets, processing) if targets is not None and processing is not None else None
 
-    def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
+    def load(self, config: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         need_vision(f"the objective {NAME}")
-        loaded = super().load(spec, callback, checked=checked)
+        loaded = super().load(config, callback, checked=checked)
         if not head_modules(loaded.module, images=True):
             raise ModelError(
                 f"{loaded.source.folder}: this {type(loaded.module).__name__} has no head of a known name, so it "
@@ -155,8 +156,8 @@ class ImageClassification(WithHead):
     def writing(self, model: LoadedModel) -> ImageWriting:
         return ImageWriting(model.source.name, self.processing, self.targets)
 
-    def writing_alone(self, spec: ModelConfig, callback: Callback, *, guessed: bool) -> ImageWriting:
-        return ImageWriting(spec.name, self.processing, self.targets)
+    def writing_alone(self, config: ModelConfig, callback: Callback, *, guessed: bool) -> ImageWriting:
+        return ImageWriting(config.name, self.processing, self.targets)
 
     def example_of(self, text: str, image: bytes | None = None) -> Example:
         """`text` names the image."""
@@ -168,7 +169,7 @@ class ImageClassification(WithHead):
         return ImageEncoder(self.processing, PixelFile(cache_folder() / "pixels")).encode(examples)
 
     def shown(self, model: LoadedModel, rows: Sequence[Tokens], count: int) -> list[Example]:
-        """Of those that are files by now."""
+        """Examples of the rows whose images are still files on the disk."""
         files = [path for row in rows if row.name is not None and (path := Path(row.name)).is_file()]
         return [Example((), str(path), image=ImageContent(path)) for path in evenly(files, count)]
 
@@ -192,7 +193,7 @@ class ImageClassification(WithHead):
         return outputs_in(module(pixels, **size_arguments(module, self.processing.size)).logits, self.targets)
 
     def sample_logits(self, model: LoadedModel, text: str) -> Tensor:
-        """Of random images."""
+        """The logits of random images, by which two copies of a model are compared."""
         rows = self.random_rows(model.module, [1] * SAMPLES, torch.Generator().manual_seed(0))
         return self.predict(model.module, self.batch_of(rows).to(model.precision.device))
 

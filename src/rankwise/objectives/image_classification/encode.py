@@ -17,11 +17,9 @@ import numpy as np
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImageProcessing
 from rankwise.errors import DataError
-from rankwise.rows.encoding import EncodingFacts
-from rankwise.rows.images.decode import DecodedImage, decode
-from rankwise.rows.images.perceptual import record_of
+from rankwise.rows.images.decode import DecodedImage, decode, record_of
 from rankwise.rows.images.processor import pixels_of
-from rankwise.rows.preparation import Prepared
+from rankwise.rows.preparation import EncodingFacts, Prepared
 from rankwise.rows.report.report import Tally
 from rankwise.rows.text.example import Example, ImageRecord
 from rankwise.rows.text.outcome import Outcome, read_each
@@ -56,7 +54,7 @@ class PixelFile:
 
 @dataclass(frozen=True)
 class ImageEncoder:
-    """Of images that are only to be predicted."""
+    """Encodes images that have no class, because it is to be predicted."""
 
     processing: ImageProcessing
     file: PixelFile | None = None
@@ -108,10 +106,10 @@ class ImageWriting:
     processing: ImageProcessing
     learned: TargetFacts
 
-    def by(self, spec: DataConfig) -> ImageWriting:
+    def by(self, config: DataConfig) -> ImageWriting:
         return self
 
-    def encoder(self, spec: DataConfig) -> ImageEncoder:
+    def encoder(self, config: DataConfig) -> ImageEncoder:
         return LabelledEncoder(self.processing, targets=RowTargets(self.learned))
 
     def tally(self) -> Tally:

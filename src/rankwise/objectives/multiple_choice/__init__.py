@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
-from rankwise.errors import DataError, RunError, together
+from rankwise.errors import DataError, RunError, joined_problems
 from rankwise.forward.reference import SupervisedLogits, random_documents
 from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
 from rankwise.objectives.multiple_choice.encode import ChoiceEncoder, row_of
@@ -38,9 +38,9 @@ from rankwise.objectives.preference import log_probabilities
 from rankwise.rows.classes import examples_of
 from rankwise.rows.encoded.batches import IGNORED, Batch, collate, padded_length
 from rankwise.rows.forms.formats import Choices, choice_example
+from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.outcome import Outcome, Shown
-from rankwise.rows.text.rendering import Template
 from rankwise.rows.text.tokenize import Tokens, sides_of
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
@@ -130,8 +130,8 @@ class MultipleChoice(Classifier, CausalLM):
     def columns(self, column: str) -> list[str]:
         return columns_beside(column)
 
-    def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> ChoiceEncoder:
-        return ChoiceEncoder(template, tokenizer, spec, limit, self.targets.outputs)
+    def encoder(self, template: ChatTemplate, tokenizer: HubTokenizer, config: DataConfig, limit: int) -> ChoiceEncoder:
+        return ChoiceEncoder(template, tokenizer, config, limit, self.targets.outputs)
 
     def preview(self, outcome: Outcome, writing: TextWriting, encoder: Any) -> list[Shown]:
         """The question with each choice."""
@@ -215,17 +215,17 @@ class MultipleChoice(Classifier, CausalLM):
         return [row_of(pair) for pair in zip(sides[::2], sides[1::2], strict=True)]
 
 
-def read_places(spec: DataConfig) -> ChoiceFacts:
+def read_places(config: DataConfig) -> ChoiceFacts:
     """Where the right choices stand. DataError where no row has one, or what is wrong with the rows."""
     problems, places, most = list[str](), Counter[int](), 0
-    for example in examples_of(spec, problems):
+    for example in examples_of(config, problems):
         if isinstance(example, Choices):
             most = max(most, len(example.choices))
             places.update([] if example.answer is None else [example.answer])
-    if problems and (spec.on_bad_row == "stop" or not places):
-        raise DataError(together(problems))
+    if problems and (config.on_bad_row == "stop" or not places):
+        raise DataError(joined_problems(problems))
     if not places:
-        names = ", ".join(source.path for source in spec.all_sources)
+        names = ", ".join(source.path for source in config.all_sources)
         raise DataError(f"{names}: no row has a question with choices and an answer.")
     classes = tuple(f"choice {number}" for number in range(most))
     return ChoiceFacts(classes=classes, counts=tuple(places[number] for number in range(most)))

@@ -21,18 +21,19 @@ from rankwise.config.data import DataConfig
 from rankwise.errors import DataError
 from rankwise.objectives.preference.encode import prompt_of
 from rankwise.rows.forms.formats import Choices
+from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import Encoder
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.outcome import Outcome, read_each
-from rankwise.rows.text.rendering import Template
-from rankwise.rows.text.tokenize import Tokenizer, Tokens
+from rankwise.rows.text.tokenize import Tokens
+from rankwise.rows.text.tokenizer import HubTokenizer
 
 
 @dataclass(frozen=True)
 class ChoiceEncoder:
-    template: Template
-    tokenizer: Tokenizer
-    spec: DataConfig
+    template: ChatTemplate
+    tokenizer: HubTokenizer
+    config: DataConfig
     limit: int
     """Tokens of a question with one of its choices, at most."""
     most: int
@@ -42,7 +43,7 @@ class ChoiceEncoder:
 
     def encode(self, examples: Sequence[Example]) -> list[Outcome]:
         outcomes, usable = read_each(examples, self._choices_in)
-        every = Encoder(self.template, self.tokenizer, self.spec, sys.maxsize)
+        every = Encoder(self.template, self.tokenizer, self.config, sys.maxsize)
         encoded = iter(every.encode([
             Example(turns, choices.where) for _, choices in usable for turns in choices.conversations
         ]))  # fmt: skip
@@ -69,7 +70,7 @@ class ChoiceEncoder:
         if any(prompt_of(row) != prompt_of(rows[0]) for row in rows):
             outcome.problem = f"{where}: the tokens before the choices differ."
             return
-        outcome.lengths, outcome.methods = [len(row.ids) for row in rows], sides[0].methods
+        outcome.lengths = [len(row.ids) for row in rows]
         outcome.too_long = int(max(outcome.lengths) > self.limit)
         if not outcome.too_long:
             outcome.sequences = [replace(row_of(rows), target=answer if self.answered else None, name=where)]
@@ -81,6 +82,7 @@ def row_of(sides: Sequence[Tokens]) -> Tokens:
         np.concatenate([side.ids for side in sides]),
         np.concatenate([side.loss_mask for side in sides]),
         as_asked=all(side.as_asked for side in sides),
+        method=sides[0].method,
         token_type_ids=np.repeat(np.arange(len(sides)), [len(side.ids) for side in sides]),
         target=0.0,
     )

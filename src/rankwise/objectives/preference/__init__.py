@@ -29,15 +29,14 @@ from torch.nn import functional as F
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
-from rankwise.config.preference import PairLoss, PreferenceConfig
+from rankwise.config.objectives import PairLoss, PreferenceConfig
 from rankwise.forward.reference import random_documents
 from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
 from rankwise.objectives.preference.batches import flat_pairs, padded_pairs
 from rankwise.objectives.preference.encode import PairEncoder, pair_of
-from rankwise.rows.encoded.batches import Batch
-from rankwise.rows.encoded.pairs import Pairs
+from rankwise.rows.encoded.batches import Batch, Pairs
+from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.outcome import Outcome, Shown
-from rankwise.rows.text.rendering import Template
 from rankwise.rows.text.tokenize import Tokens, sides_of
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
@@ -51,7 +50,7 @@ LEAST = 1e-12
 
 @dataclass(frozen=True)
 class PairLosses:
-    """Of P pairs, in the dtype of their reference."""
+    """The losses of P pairs, in the dtype of their reference."""
 
     losses: Tensor
     """(P,) with gradients, in nats."""
@@ -95,8 +94,8 @@ class Preference(CausalLM):
     """Whether the likelihood of orpo also covers the prompts."""
     name = NAME
 
-    def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> PairEncoder:
-        return PairEncoder(template, tokenizer, spec, limit)
+    def encoder(self, template: ChatTemplate, tokenizer: HubTokenizer, config: DataConfig, limit: int) -> PairEncoder:
+        return PairEncoder(template, tokenizer, config, limit)
 
     @classmethod
     def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
@@ -119,7 +118,8 @@ class Preference(CausalLM):
     def cannot(self) -> Mapping[str, str]:
         return {
             "measured at strengths": "{model} was trained on preference pairs, and strengths are compared by the loss "
-            "of answers. Measure it with rankwise evaluate."
+            "of answers. Measure it with rankwise evaluate.",
+            "advised on": "the objective is preference, and advise compares answers alone. Use rankwise evaluate.",
         }
 
     @property
@@ -149,7 +149,7 @@ class Preference(CausalLM):
         return padded_pairs(rows, max_tokens, prompts=self.prompts)
 
     def flat(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
-        """The same without padding, for the fused backend."""
+        """Batches of pairs without padding, for the fused backend."""
         return flat_pairs(rows, max_tokens, prompts=self.prompts)
 
     def losses(self, logs: Tensor, batch: Batch) -> PairLosses:

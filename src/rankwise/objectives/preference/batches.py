@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from rankwise.rows.encoded.batches import IGNORED, Batch, collate, input_length, padded_length, questions
-from rankwise.rows.encoded.flat import string
-from rankwise.rows.encoded.pairs import Pairs
+from rankwise.rows.encoded.batches import IGNORED, Batch, Pairs, collate, input_length, padded_length, questions
+from rankwise.rows.encoded.packing import string
 from rankwise.rows.text.tokenize import Tokens, sides_of
 
 
@@ -23,7 +22,7 @@ class _Pair:
     """Among the rows of the step."""
     sides: tuple[Tokens, Tokens]
     answers: tuple[np.ndarray, np.ndarray]
-    """Of the targets of either side, whether they belong to the answer."""
+    """For each target of the chosen and of the rejected side, whether it belongs to the answer."""
     reference: np.ndarray
 
     @property
@@ -49,7 +48,7 @@ def padded_pairs(rows: Sequence[Tokens], max_tokens: int, *, prompts: bool = Fal
 
 
 def flat_pairs(rows: Sequence[Tokens], max_tokens: int, *, prompts: bool = False) -> list[Batch]:
-    """The same without padding: the sequences of each batch lie one behind the other in a single row."""
+    """Batches of pairs without padding: the sequences of each batch lie one behind the other in a single row."""
     pairs = _pairs(rows, prompts=prompts)
 
     def fits(part: Sequence[_Pair], pair: _Pair) -> bool:
@@ -59,12 +58,12 @@ def flat_pairs(rows: Sequence[Tokens], max_tokens: int, *, prompts: bool = False
 
 
 def chosen_targets(batches: Sequence[Batch]) -> float:
-    """Of all chosen conversations of batches that were laid out together."""
+    """The number of targets in the chosen conversations of these batches."""
     return sum(batch.count * batch.pairs.chosen_tokens for batch in batches if batch.pairs is not None)
 
 
 def with_chosen_tokens(batches: Sequence[Batch], mean: float) -> list[Batch]:
-    """The same where others have laid out more pairs of the step: `mean` is that of all its pairs."""
+    """Batches that count `mean` chosen tokens, which is the mean over the pairs of all processes in this step."""
     return [
         batch if batch.pairs is None else replace(batch, pairs=replace(batch.pairs, chosen_tokens=mean))
         for batch in batches

@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rankwise.config.data import DataConfig
+from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import Encoder, shortened
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.outcome import Outcome
-from rankwise.rows.text.rendering import Template
-from rankwise.rows.text.tokenize import Tokenizer, Tokens, sides_of
+from rankwise.rows.text.tokenize import Tokens, sides_of
+from rankwise.rows.text.tokenizer import HubTokenizer
 
 REWRITTEN = (
     "the chat template rewrites earlier turns, so the answers of this conversation do not lie in one sequence. Write "
@@ -31,14 +32,14 @@ REWRITTEN = (
 
 @dataclass(frozen=True)
 class PairEncoder:
-    template: Template
-    tokenizer: Tokenizer
-    spec: DataConfig
+    template: ChatTemplate
+    tokenizer: HubTokenizer
+    config: DataConfig
     limit: int
     """Largest number of tokens of either conversation."""
 
     def encode(self, examples: Sequence[Example]) -> list[Outcome]:
-        spec = self.spec.model_copy(update={"learned": "answers"})
+        spec = self.config.model_copy(update={"learned": "answers"})
         every = Encoder(self.template, self.tokenizer, spec, sys.maxsize)
         others = [replace(example, messages=example.rejected, rejected=()) for example in examples]
         encoded = every.encode([*examples, *others])
@@ -57,20 +58,20 @@ class PairEncoder:
             outcome.problem = f"{example.where}: the tokens before the chosen and before the rejected answer differ."
             return outcome
         outcome.lengths = [len(one.ids), len(other.ids)]
-        if max(outcome.lengths) > self.limit and self.spec.too_long != "truncate":
+        if max(outcome.lengths) > self.limit and self.config.too_long != "truncate":
             outcome.too_long = 1
             return outcome
         outcome.truncated = int(max(outcome.lengths) > self.limit)
-        self._add(outcome, shortened(one, self.limit), shortened(other, self.limit), chosen.methods[0])
+        self._add(outcome, shortened(one, self.limit), shortened(other, self.limit))
         return outcome
 
-    def _add(self, outcome: Outcome, chosen: Tokens, rejected: Tokens, method: str) -> None:
+    def _add(self, outcome: Outcome, chosen: Tokens, rejected: Tokens) -> None:
         if not (chosen.loss_count and rejected.loss_count):
             outcome.without_loss_tokens = 1
         elif list(chosen.ids) == list(rejected.ids):
             outcome.tied = 1
         else:
-            outcome.sequences, outcome.methods = [pair_of(chosen, rejected, outcome.example.where)], [method]
+            outcome.sequences = [pair_of(chosen, rejected, outcome.example.where)]
 
 
 def pair_of(chosen: Tokens, rejected: Tokens, where: str | None = None) -> Tokens:
@@ -80,6 +81,7 @@ def pair_of(chosen: Tokens, rejected: Tokens, where: str | None = None) -> Token
         np.concatenate([chosen.loss_mask, rejected.loss_mask]),
         as_asked=chosen.as_asked and rejected.as_asked,
         ended=chosen.ended and rejected.ended,
+        method=chosen.method,
         token_type_ids=np.repeat([0, 1], [len(chosen.ids), len(rejected.ids)]),
         name=where,
     )

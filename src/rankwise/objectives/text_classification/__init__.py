@@ -48,9 +48,9 @@ from rankwise.rows.classes import read_targets
 from rankwise.rows.encoded.batches import IGNORED, Batch
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.forms.tagged_rows import untagged
+from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import BREAK, Example
 from rankwise.rows.text.outcome import Outcome, RowEncoder, read_each
-from rankwise.rows.text.rendering import Template
 from rankwise.rows.text.targets import RowTargets, texts_of
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
@@ -142,7 +142,7 @@ Target = float | Sequence[float]
 @dataclass(frozen=True)
 class TextEncoder:
     tokenizer: HubTokenizer
-    spec: DataConfig
+    config: DataConfig
     limit: int
     targets: TargetFacts
 
@@ -160,7 +160,7 @@ class TextEncoder:
     def _add(self, outcome: Outcome, texts: tuple[str, str], tokens: Tokens, target: Target) -> None:
         outcome.lengths = [len(tokens.ids)]
         if len(tokens.ids) > self.limit:
-            if self.spec.too_long != "truncate":
+            if self.config.too_long != "truncate":
                 outcome.too_long = 1
                 return
             (tokens,) = encode_texts(self.tokenizer, [texts], self.limit)
@@ -206,14 +206,14 @@ class TextClassification(WithHead):
     def of_report(cls, data_report: DataReport) -> Self | None:
         return data_report.targets and cls(data_report.targets)
 
-    def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
-        loaded = super().load(spec, callback, checked=checked)
+    def load(self, config: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
+        loaded = super().load(config, callback, checked=checked)
         read_pooled(loaded.module, self.targets.pooling)
         modules = dict(loaded.module.named_modules())
         loaded = replace(loaded, new_modules=tuple(path for path in loaded.new_modules if path in modules))
-        config: Any = loaded.module.config
-        if config.get_text_config().pad_token_id is None:  # by it a decoder finds the last token of a row
-            config.pad_token_id = config.get_text_config().pad_token_id = loaded.tokenizer.pad_id
+        settings: Any = loaded.module.config
+        if settings.get_text_config().pad_token_id is None:  # by it a decoder finds the last token of a row
+            settings.pad_token_id = settings.get_text_config().pad_token_id = loaded.tokenizer.pad_id
         longest = loaded.tokenizer.hub.model_max_length
         context = min(longest, loaded.context_length or longest, usable_positions(loaded.module) or longest)
         return replace(loaded, context_length=context if context < LONGEST_MODEL else None)
@@ -246,8 +246,8 @@ class TextClassification(WithHead):
         """Every module beside the pretrained body, and those inside it whose weights the folder lacks."""
         return tuple(dict.fromkeys([*head_modules(model.module, images=False), *model.new_modules]))
 
-    def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> RowEncoder:
-        return self.encoder_class(tokenizer, spec, limit, self.targets)
+    def encoder(self, template: ChatTemplate, tokenizer: HubTokenizer, config: DataConfig, limit: int) -> RowEncoder:
+        return self.encoder_class(tokenizer, config, limit, self.targets)
 
     def example_of(self, text: str, image: bytes | None = None) -> Example:
         if image is not None:

@@ -125,9 +125,9 @@ class _Problem:
         best = int(losses.argmin())
         return PENALTIES[best - 1] if losses[best] < BETTER * losses[0] else None
 
-    def constant_on(self, others: _Problem) -> Tensor:
+    def constant_on(self, other: _Problem) -> Tensor:
         """The loss of other rows by a bias alone."""
-        alone, left = (replace(one, features=one.features[:, :0]) for one in (self, others))
+        alone, left = (replace(one, features=one.features[:, :0]) for one in (self, other))
         zeros = torch.zeros(self.targets.outputs, 0, dtype=torch.float64)
         return left.loss(alone.fit((0.0,), NEARLY)[0][0] if self.bias else zeros)
 

@@ -5,6 +5,10 @@ no attention mask and the id it has does not matter. Which rows a step holds is 
 Inside a step the rows are sorted by length and portioned so that no portion computes more than a given number of
 padded tokens; the step's loss is a sum over all of them, so the portions change nothing but memory and padding.
 How the rows of a step are laid out comes in as a value: padded, as here, or several to a row, as in packing.py.
+
+A batch of P pairs of answers holds 2P sequences, chosen and rejected in turn. `Pairs.sums` maps one number for each
+target of the batch to (P, 2). Targets that belong to no answer are those of a chosen conversation's prompt, where these
+are learned too.
 """
 
 from __future__ import annotations
@@ -17,9 +21,34 @@ import torch
 from torch import Tensor
 
 from rankwise.config.training import TrainingConfig
-from rankwise.rows.encoded.pairs import Pairs
 from rankwise.rows.encoded.row_order import shuffled
 from rankwise.rows.text.tokenize import Tokens
+
+
+@dataclass(frozen=True)
+class Pairs:
+    counts: tuple[int, ...]
+    """Targets of each of the 2P sequences, one behind the other."""
+    answers: Tensor
+    """(N,) whether it is a token of the answer; False for a token of the prompt."""
+    reference: Tensor
+    """(P, 2) log-probabilities of both answers before training, in float64 where the device has it; zeros where nothing
+    was computed."""
+    chosen_tokens: float
+    """Targets of the chosen conversations in the whole step, by the number of its pairs."""
+    positions: tuple[int, ...]
+    """Of these pairs among the rows that were laid out together."""
+
+    def sums(self, values: Tensor, *, prompts: bool = False) -> Tensor:
+        """(N,) to (P, 2), in the dtype of the reference: over the targets of answers, or with `prompts` over all."""
+        exact = values.to(self.reference.dtype)
+        exact = exact if prompts else exact * self.answers
+        return torch.stack([part.sum() for part in exact.split(self.counts)]).view(-1, 2)
+
+    def to(self, device: torch.device | str) -> Pairs:
+        reference = self.reference.float() if torch.device(device).type == "mps" else self.reference
+        return replace(self, answers=self.answers.to(device), reference=reference.to(device))
+
 
 IGNORED = -100
 ROUND_TO = 8
@@ -41,7 +70,7 @@ class Batch:
     tokens: int
     """Without padding."""
     lengths: tuple[int, ...] | None = None
-    """Of the sequences, where these lie one behind the other in a single row (flat.py)."""
+    """Of the sequences, where these lie one behind the other in a single row (packing.py)."""
     images: int = 0
     """Number of images; 0 where rows are texts."""
     pairs: Pairs | None = None

@@ -4,24 +4,65 @@
 
 As files these are a few bytes a token and are read from the disk as they are needed, so a hundred million tokens are no
 burden. They are written once, row after row, by `RowWriter`. `SelectedRows` is a view of some rows, in any order and as
-often as needed.
+often as needed. `Growing` is an array that grows at its end: in memory it takes a few bytes a value, where a list of
+Python objects takes ten times as many, and in a file it takes none, since what is read of it is mapped.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, BinaryIO, TypeVar, overload
 
 import numpy as np
 
-from rankwise.errors import DataError
-from rankwise.rows.encoded.growing import Growing
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.system.files import unnamed_file
+
+
+class Growing:
+    """Values of one type; rows of `width` values where that is given. A file has no name, so that nothing is left of
+    it."""
+
+    def __init__(self, dtype: Any, width: int | None = None, file: BinaryIO | None = None) -> None:
+        self._dtype, self._shape = np.dtype(dtype), (-1,) if width is None else (-1, width)
+        self._file = file
+        self._memory = bytearray()
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def extend(self, values: Sequence[Any] | np.ndarray) -> None:
+        array = np.ascontiguousarray(values, self._dtype).reshape(self._shape)
+        self._length += len(array)
+        content = array.data.cast("B") if array.size else b""
+        if self._file is None:
+            self._memory += content
+        else:
+            self._file.write(content)
+
+    def view(self) -> np.ndarray:
+        """The values so far, to be read only. In memory, nothing may be added while they are used."""
+        if self._file is None:
+            return np.frombuffer(self._memory, self._dtype).reshape(self._shape)
+        self._file.flush()
+        values = np.memmap(self._file, self._dtype, "r") if self._length else np.empty(0, self._dtype)
+        return np.asarray(values).reshape(self._shape)
+
+    def write(self, path: Path) -> None:
+        """The values as a file of this name. Nothing is added afterwards."""
+        with path.open("wb") as out:
+            if self._file is None:
+                out.write(self._memory)
+            else:
+                self._file.seek(0)
+                shutil.copyfileobj(self._file, out)
+
 
 CHANNELS = 3
 ROWS_AT_ONCE = 10_000
@@ -32,6 +73,8 @@ class Column:
     """What rows have in a file of its own: one value a token, or with `shape` the same number for each row."""
 
     dtype: Any
+    part: str
+    """Its name in Tokens."""
     of: Callable[[Tokens], Any]
     """None where rows have none of it."""
     shape: Callable[[int], tuple[int, ...]] | None = None
@@ -48,58 +91,42 @@ def _square(size: int) -> tuple[int, ...]:
 
 
 COLUMNS = {
-    "ids": Column(np.int32, lambda row: row.ids),
-    "loss_mask": Column(np.bool_, lambda row: row.loss_mask),
-    "token_type_ids": Column(np.int8, lambda row: row.token_type_ids),
-    "tags": Column(np.int16, lambda row: row.tags),
-    "targets": Column(np.float64, lambda row: row.target, _vector),
-    "images": Column(np.uint8, lambda row: row.image, _square),
+    "ids": Column(np.int32, "ids", lambda row: row.ids),
+    "loss_mask": Column(np.bool_, "loss_mask", lambda row: row.loss_mask),
+    "token_type_ids": Column(np.int8, "token_type_ids", lambda row: row.token_type_ids),
+    "tags": Column(np.int16, "tags", lambda row: row.tags),
+    "targets": Column(np.float64, "target", lambda row: row.target, _vector),
+    "images": Column(np.uint8, "image", lambda row: row.image, _square),
 }
 BORDERS = {"starts": "ids", "name_starts": "names"}
-"""Columns that say where each row begins in another."""
-NEEDED = ("starts", "ids", "loss_mask")
-
-
-@dataclass(frozen=True)
-class RowNames:
-    """Where each row came from, as one array of bytes for all, so that a million names are no burden.
-
-    name of row n = letters[starts[n] : starts[n + 1]]        in UTF-8
-    """
-
-    letters: np.ndarray
-    """(B,) uint8"""
-    starts: np.ndarray
-    """(N + 1,) int64"""
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def __getitem__(self, number: int) -> str:
-        return self.letters[self.starts[number] : self.starts[number + 1]].tobytes().decode(errors="replace")
+"""Columns that say where each row begins in another, before which they stand."""
+NEEDED = ("ids", "loss_mask")
 
 
 @dataclass(frozen=True)
 class EncodedRows(Sequence[Tokens]):
-    ids: np.ndarray
-    """(T,) int32"""
-    loss_mask: np.ndarray
-    """(T,) bool"""
-    starts: np.ndarray
-    """(N + 1,) int64: row n is [starts[n], starts[n + 1])."""
-    token_type_ids: np.ndarray | None = None
-    """(T,) int8"""
-    targets: np.ndarray | None = None
-    """(N,) float64: the class or the value of each row; (N, C) where a row has several of C classes."""
-    images: np.ndarray | None = None
-    """(N, S, S, 3) uint8: the pixels of each row."""
-    names: RowNames | None = None
-    """Where each row came from."""
-    tags: np.ndarray | None = None
-    """(T,) int16: the class of each token that the loss mask has, where words have tags."""
+    """Rows by their columns, of which those that no row has are left out. Where rows have names, such as file:line, the
+    letters of all are one column in UTF-8, so that a million names are no burden."""
+
+    columns: Mapping[str, np.ndarray]
     references: np.ndarray | None = None
     """(N, 2) float64: of pairs, the log-probabilities of both answers before training. They belong to a run and are not
     written."""
+
+    @property
+    def ids(self) -> np.ndarray:
+        """(T,)"""
+        return self.columns["ids"]
+
+    @property
+    def loss_mask(self) -> np.ndarray:
+        """(T,)"""
+        return self.columns["loss_mask"]
+
+    @property
+    def starts(self) -> np.ndarray:
+        """(N + 1,): row n is [starts[n], starts[n + 1])."""
+        return self.columns["starts"]
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -115,52 +142,35 @@ class EncodedRows(Sequence[Tokens]):
             raise IndexError(index)
         number = index % len(self)
         row = slice(self.starts[number], self.starts[number + 1])
-        target = _at(self.targets, number)
-        return Tokens(
-            self.ids[row], self.loss_mask[row], token_type_ids=_at(self.token_type_ids, row),
-            target=target if target is None else target.tolist(), image=_at(self.images, number),
-            name=_at(self.names, number), reference=_at(self.references, number), tags=_at(self.tags, row),
-        )  # fmt: skip
+        parts: dict[str, Any] = {column.part: self.columns[name][row if column.shape is None else number]
+                 for name, column in COLUMNS.items() if name in self.columns}  # fmt: skip
+        if "target" in parts:
+            parts["target"] = parts["target"].tolist()
+        if "names" in self.columns:
+            begin, end = self.columns["name_starts"][number : number + 2]
+            parts["name"] = self.columns["names"][begin:end].tobytes().decode()
+        if self.references is not None:
+            parts["reference"] = self.references[number]
+        return Tokens(**parts)
 
     def lengths_of_sides(self, numbers: np.ndarray) -> np.ndarray:
         """(N, 2) tokens of the chosen and the rejected conversation of such rows of pairs."""
-        assert self.token_type_ids is not None, "the rows are pairs"
-        rejected = sums_of_rows(self.token_type_ids, self.starts)[numbers]
+        rejected = sums_of_rows(self.columns["token_type_ids"], self.starts)[numbers]
         return np.stack([self.starts[numbers + 1] - self.starts[numbers] - rejected, rejected], axis=1)
 
-    @property
-    def columns(self) -> dict[str, np.ndarray]:
-        """Those that there are, by the names of their files; borders come before what they divide."""
-        letters, begins = (None, None) if self.names is None else (self.names.letters, self.names.starts)
-        columns = {
-            "starts": self.starts, "ids": self.ids, "loss_mask": self.loss_mask, "token_type_ids": self.token_type_ids,
-            "tags": self.tags, "targets": self.targets, "images": self.images, "name_starts": begins, "names": letters,
-        }  # fmt: skip
-        return {name: column for name, column in columns.items() if column is not None}
-
     @classmethod
-    def of_columns(cls, columns: Mapping[str, np.ndarray], folder: Path | None = None) -> EncodedRows:
-        """DataError where they are not those of the same rows."""
-        damaged = f"{folder} is damaged:"
-        if missing := [name for name in NEEDED if name not in columns]:
-            raise DataError(f"{damaged} it has no {missing[0]}.bin.")
-        starts = columns["starts"]
-        if not len(starts) or starts[0] != 0 or (np.diff(starts) < 1).any():
-            raise DataError(f"{damaged} its rows do not follow each other.")
-        shaped = dict[str, np.ndarray]()
-        for name in COLUMNS.keys() & columns.keys():
-            size, (rows, tokens) = columns[name].size, (len(starts) - 1, int(starts[-1]))
-            form = COLUMNS[name].shape
-            count, shape = (tokens, ()) if form is None else (rows, form(size // max(1, rows)))
-            if size != math.prod(shape, start=count):
-                raise DataError(f"{damaged} {name}.bin does not hold {rows:,} rows of {tokens:,} tokens.")
-            shaped[name] = columns[name].reshape(count, *shape)
-        return cls(**shaped, starts=starts, names=_names(columns, len(starts) - 1, damaged))
+    def of_columns(cls, columns: Mapping[str, np.ndarray]) -> EncodedRows:
+        """Columns as they lie in files, where those of whole rows have lost their shape."""
+        shaped, rows = dict(columns), len(columns["starts"]) - 1
+        for name, column in COLUMNS.items():
+            if name in columns and column.shape is not None:
+                shaped[name] = columns[name].reshape(rows, *column.shape(columns[name].size // max(1, rows)))
+        return cls(shaped)
 
     @classmethod
     def of(cls, tokens: Iterable[Tokens]) -> EncodedRows:
-        rows, columns = list(tokens), dict[str, np.ndarray]()
-        columns["starts"] = _borders([len(row.ids) for row in rows])
+        rows = list(tokens)
+        columns = {"starts": _borders([len(row.ids) for row in rows])}
         for name, column in COLUMNS.items():
             values = [value for row in rows if (value := column.of(row)) is not None]
             if column.shape is not None and values:
@@ -170,9 +180,9 @@ class EncodedRows(Sequence[Tokens]):
                 columns[name] = np.fromiter(chain.from_iterable(values), column.dtype)
         if names := [row.name.encode(errors="replace") for row in rows if row.name is not None]:
             assert len(names) == len(rows), "either every row has a name or none"
-            columns["names"] = np.frombuffer(b"".join(names), np.uint8)
             columns["name_starts"] = _borders([len(name) for name in names])
-        return cls.of_columns(columns)
+            columns["names"] = np.frombuffer(b"".join(names), np.uint8)
+        return cls(columns)
 
     @classmethod
     def gathered(cls, parts: Sequence[EncodedRows]) -> EncodedRows:
@@ -185,11 +195,11 @@ class EncodedRows(Sequence[Tokens]):
     @classmethod
     def read(cls, folder: Path) -> EncodedRows:
         """Map the files that a `RowWriter` wrote; their content is read from the disk as it is needed."""
-        types = {name: column.dtype for name, column in COLUMNS.items()} | {"names": np.uint8}
-        types |= dict.fromkeys(BORDERS, np.int64)
+        types = dict.fromkeys(BORDERS, np.int64) | {name: column.dtype for name, column in COLUMNS.items()}
+        types |= {"names": np.uint8}
         files = {name: folder / f"{name}.bin" for name in types}
         columns = {name: _mapped(file, types[name]) for name, file in files.items() if file.exists()}
-        return cls.of_columns(columns | {name: np.array(columns[name]) for name in BORDERS if name in columns}, folder)
+        return cls.of_columns(columns | {name: np.array(columns[name]) for name in BORDERS if name in columns})
 
 
 class RowWriter:
@@ -219,7 +229,7 @@ class RowWriter:
         """All that were added. Nothing is added afterwards."""
         if not self._columns:
             self.add(EncodedRows.of([]))
-        return EncodedRows.of_columns({name: column.view().array for name, column in self._columns.items()})
+        return EncodedRows.of_columns({name: column.view() for name, column in self._columns.items()})
 
     def write(self, folder: Path) -> None:
         """One file for each column."""
@@ -227,29 +237,12 @@ class RowWriter:
             column.write(folder / f"{name}.bin")
 
 
-def _at(column: Any, values: int | slice) -> Any:
-    """None where rows have no such column."""
-    return None if column is None else column[values]
-
-
 def _borders(lengths: Sequence[int]) -> np.ndarray:
     return np.cumsum([0, *lengths], dtype=np.int64)
 
 
 def _mapped(file: Path, dtype: Any) -> np.ndarray:
-    if file.stat().st_size % np.dtype(dtype).itemsize:
-        raise DataError(f"{file.parent} is damaged: {file.name} ends within a value.")
     return np.memmap(file, dtype, "r") if file.stat().st_size else np.empty(0, dtype)
-
-
-def _names(columns: Mapping[str, np.ndarray], rows: int, damaged: str) -> RowNames | None:
-    if columns.keys().isdisjoint(("names", "name_starts")):
-        return None
-    nothing = np.empty(0, np.uint8)
-    starts, letters = columns.get("name_starts", nothing), columns.get("names", nothing)
-    if len(starts) != rows + 1 or starts[0] != 0 or starts[-1] != len(letters) or (np.diff(starts) < 0).any():
-        raise DataError(f"{damaged} its names are not those of {rows:,} rows.")
-    return RowNames(letters, starts)
 
 
 def sums_of_rows(values: np.ndarray, starts: np.ndarray) -> np.ndarray:

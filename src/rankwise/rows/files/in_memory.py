@@ -1,11 +1,13 @@
 """Rows that a Python program holds in memory, written to a file that training can read like any other.
 
     rows_file([{"prompt": "2 + 2", "completion": "4"}]) -> runs/.rows/1f0c….jsonl
+    {"image": pixels, "label": "cat"}                   -> runs/.rows/images/5ee1….png  and its path
 
 A list of dicts, a pandas DataFrame or a `datasets.Dataset` becomes JSON lines. The file is named after the hash of its
 content, so the same rows are written once, the data report names it, and a run can be resumed, evaluated and reproduced
 after the program has ended. The numbers of a Dataset's ClassLabel column are written as the names of the classes.
-Neither pandas nor datasets is imported here: their objects are read as they are.
+Neither pandas nor datasets is imported here: their objects are read as they are. Images are pictures of Pillow, uint8
+arrays (H, W), (H, W, 1) and (H, W, 3), bytes of an image file, and paths.
 """
 
 from __future__ import annotations
@@ -18,11 +20,68 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rankwise.errors import DataError, some
 from rankwise.rows.files.hub import with_names
-from rankwise.rows.files.in_memory_images import with_image_files
+from rankwise.rows.forms.formats import form_of
+from rankwise.rows.forms.image_rows import IMAGE_MARKS, is_image_path
+from rankwise.rows.images.pictures import png_of_array, png_of_picture
 from rankwise.rows.text.text_encoding import is_unicode
 from rankwise.system.files import write_atomic
+
+NAME = "images"
+
+
+def with_image_files(row: Mapping[Any, Any], where: str, folder: Path, problems: list[str]) -> dict[Any, Any]:
+    """The row with each image replaced by the path of its file in `folder`. Problems are added to `problems`."""
+    texts = {str(name): value if isinstance(value, str | list | dict) else None for name, value in row.items()}
+    names_files = form_of(texts) in (None, "image")
+    replaced: dict[Any, Any] = {}
+    for name, value in row.items():
+        replaced[name] = value
+        path = Path(value) if isinstance(value, str) and names_files and is_image_path(value) else value
+        if isinstance(value, str) and path is value:
+            continue
+        try:
+            content = image_bytes(path)
+        except DataError as error:
+            problems.append(f"{where}, column {name!r}: {str(error).rstrip('.')}")
+            replaced[name] = None
+            continue
+        if content is not None:
+            replaced[name] = _written(content, folder)
+    return replaced
+
+
+def image_bytes(value: Any) -> bytes | None:
+    """The image as the bytes of a file; None for any other value."""
+    if isinstance(value, Mapping) and value.keys() == {"bytes", "path"}:
+        value = value["bytes"] or (value["path"] and Path(value["path"]))
+    if isinstance(value, bytes):
+        return value if value.startswith(tuple(IMAGE_MARKS)) else None
+    if isinstance(value, Path):
+        return _file(value) if is_image_path(str(value)) else None
+    if isinstance(value, np.ndarray) and value.ndim in (2, 3):
+        return png_of_array(value)
+    return png_of_picture(value) if type(value).__module__.startswith("PIL.") else None
+
+
+def _file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}).") from None
+
+
+def _written(content: bytes, folder: Path) -> str:
+    suffix = next((suffix for mark, suffix in IMAGE_MARKS.items() if content.startswith(mark)), ".png")
+    name = f"{NAME}/{sha256(content).hexdigest()[:24]}{suffix}"
+    if not (folder / name).is_file():
+        (folder / NAME).mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / name, content)
+    return name
+
 
 FOLDER = Path("runs") / ".rows"
 ACCEPTED = "a path, a list of dicts, a pandas DataFrame or a datasets.Dataset"
@@ -70,47 +129,38 @@ def _line(number: int, record: object, problems: list[str]) -> str:
         problems.append(f"row {number} is a {type(record).__name__} and not a dict")
         return ""
     record = with_image_files(record, f"row {number}", FOLDER, problems)
-    row = {
-        _text(str(name), f"row {number}, a column name", problems): _value(
-            value, f"row {number}, column {name!r}", problems
-        )
-        for name, value in record.items()
-    }
-    if len(row) < len(record):
+    cells: dict[str, str] = {}
+    for name, value in record.items():
+        try:
+            cells[str(name)] = _cell(name, value)
+        except (TypeError, ValueError) as error:
+            problems.append(f"row {number}, column {name!r} {error}")
+    if len({*map(str, record)}) < len(record):
         problems.append(f"row {number} has two columns of the same name")
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    return f"{{{', '.join(f'{json.dumps(name, ensure_ascii=False)}: {text}' for name, text in cells.items())}}}\n"
 
 
-def _value(value: Any, where: str, problems: list[str]) -> Any:
-    """A value as JSON holds it: NumPy numbers as numbers, dates as ISO 8601 text, NaN and missing values as null."""
-    if hasattr(value, "item") and getattr(value, "shape", None) == ():
-        value = value.item()
-    if isinstance(value, str):
-        return _text(value, where, problems)
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else _not_finite(value, where, problems)
-    if isinstance(value, datetime | date):
-        return None if value != value else value.isoformat()
-    if isinstance(value, Mapping):
-        return {_text(str(name), where, problems): _value(part, where, problems) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_value(part, where, problems) for part in value]
+def _cell(name: object, value: Any) -> str:
+    """A value as JSON; NaN is how pandas writes a missing one. Half of a surrogate pair cannot be written as UTF-8."""
+    if isinstance(value, float) and not math.isfinite(value):
+        if math.isinf(value):
+            raise ValueError(f"is {value}")
+        return "null"
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
+    if not is_unicode(f"{name}{text}"):
+        raise ValueError("holds a lone surrogate, which is not text")
+    return text
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know: NumPy's numbers, dates as ISO 8601 text, and missing values."""
     if type(value).__name__ in ("NAType", "NaTType"):
         return None
-    problems.append(f"{where} holds a {type(value).__name__}")
-    return None
-
-
-def _text(value: str, where: str, problems: list[str]) -> str:
-    """Half of a surrogate pair is not a character and cannot be written as UTF-8."""
-    if not is_unicode(value):
-        problems.append(f"{where} holds a lone surrogate, which is not text")
-    return value
-
-
-def _not_finite(value: float, where: str, problems: list[str]) -> None:
-    """NaN is how pandas writes a missing value; infinity is a mistake."""
-    if math.isinf(value):
-        problems.append(f"{where} is {value}")
+    if hasattr(value, "item") and value.shape == ():
+        number = value.item()
+        return None if number != number else number
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"holds a {type(value).__name__}")

@@ -153,109 +153,80 @@ def detect_table(path: Path, source: Reading, header: list[str] | None = None) -
     head, whole = _head(path, encoding)
     marked = re.match(r"sep=(.)\r?[\n\r]", head)
     if marked is not None and source.delimiter in (None, marked[1]):
-        return _quoted(Table(path, encoding, marked[1], skipped_lines=1), header)
+        return _quoted(Table(path, encoding, marked[1], skipped_lines=1))
     default = "\t" if path.suffix.lower() == ".tsv" else ","
-    delimiter = source.delimiter or _delimiter(path, _Splits(head, whole, len(header or [])), default)
-    return _quoted(Table(path, encoding, delimiter), header)
+    splits = {delimiter: _split(head, whole, delimiter) for delimiter in DELIMITERS}
+    delimiter = source.delimiter or _delimiter(path, splits, len(header or []), default)
+    return _quoted(Table(path, encoding, delimiter))
 
 
-def _quoted(table: Table, header: list[str] | None) -> Table:
+def _quoted(table: Table) -> Table:
     """Read tab-separated text without quoting if that leaves fewer bad rows."""
     if table.delimiter != "\t":
         return table
     bare = Table(table.path, table.encoding, "\t", csv.QUOTE_NONE, table.skipped_lines)
-    return table if _bad_rows(table, header) <= _bad_rows(bare, header) else bare
+    return table if _bad_rows(table) <= _bad_rows(bare) else bare
 
 
-def _bad_rows(table: Table, header: list[str] | None) -> float:
-    width = len(header) if header is not None else None
-    bad = 0
+def _bad_rows(table: Table) -> float:
     try:
-        for where, cells in table.rows():
-            if width is None:
-                width = len(column_names(named(_without_unnamed(cells)), where)) and len(cells)
-            elif cells and len(cells) != width:
-                bad += 1
+        widths = [len(cells) for _, cells in table.rows() if cells]
     except DataError:
         return float("inf")
-    return bad
+    return sum(width != widths[0] for width in widths)
 
 
-class _Splits:
-    """The first rows of a file, separated by each delimiter."""
-
-    def __init__(self, head: str, whole: bool, columns: int) -> None:
-        self.rows: dict[str, list[list[str]]] = {}
-        self.broken: set[str] = set()
-        """Delimiters with which a quote is not closed properly."""
-        for delimiter in DELIMITERS:
-            self.rows[delimiter] = self._split(head, whole, delimiter)
-        self.wide = [one for one, rows in self.rows.items() if rows and _fits(len(rows[0]), columns)]
-
-    def _split(self, head: str, whole: bool, delimiter: str) -> list[list[str]]:
-        csv.field_size_limit(LONGEST_CELL)
-        rows: list[list[str]] = []
-        try:
-            for row in csv.reader(io.StringIO(head, newline=""), delimiter=delimiter, strict=True):
-                if row:
-                    rows.append(row)
-                if len(rows) > HEAD_ROWS:
-                    break
-        except csv.Error:
-            if whole:
-                self.broken.add(delimiter)
-        return rows if whole or len(rows) < 2 else rows[:-1]
-
-    def share(self, delimiter: str) -> float:
-        """Share of the rows with as many cells as the first row."""
-        rows = self.rows[delimiter]
-        return sum(len(row) == len(rows[0]) for row in rows) / len(rows)
-
-    def only_names(self, delimiters: list[str]) -> bool:
-        """Whether these characters occur in the first line only, so that they belong to a column name."""
-        rows = [row for one in delimiters for row in self.rows[one][1:]]
-        return bool(rows) and all(len(row) == 1 for row in rows)
-
-    def even(self, delimiter: str) -> bool:
-        return delimiter not in self.broken and self.share(delimiter) == 1
+Splits = dict[str, list[list[str]]]
+"""The first rows of a file, separated by each delimiter."""
 
 
-def _fits(width: int, columns: int) -> bool:
-    return width == columns if columns else width > 1
+def _split(head: str, whole: bool, delimiter: str) -> list[list[str]]:
+    """Where a quote is not closed properly, the last row has no cells."""
+    csv.field_size_limit(LONGEST_CELL)
+    rows: list[list[str]] = []
+    try:
+        lines = csv.reader(io.StringIO(head, newline=""), delimiter=delimiter, strict=True)
+        rows += islice(filter(None, lines), HEAD_ROWS)
+    except csv.Error:
+        rows += [[]] if whole else []
+    return rows if whole or len(rows) < 2 else rows[:-1]
 
 
-def _delimiter(path: Path, splits: _Splits, default: str) -> str:
-    wide = splits.wide
-    if not wide or (wide != [default] and splits.only_names(wide)):
-        return _of_one_column(path, splits, default)
+def _widths(rows: list[list[str]]) -> set[int]:
+    return set(map(len, rows))
+
+
+def _delimiter(path: Path, splits: Splits, columns: int, default: str) -> str:
+    """`columns` is the number of those that are named elsewhere, or 0."""
+    filled = {one: rows for one, rows in splits.items() if rows and rows[0]}
+    wide = [one for one, rows in filled.items() if (len(rows[0]) == columns if columns else len(rows[0]) > 1)]
+    only_in_names = wide != [default] and all(_widths(splits[one][1:]) == {1} for one in wide)
+    if only_in_names:
+        return _of_one_column(path, filled, default)
     if len(wide) == 1 or default == "\t" in wide:
         return wide[0] if len(wide) == 1 else default
-    even = [one for one in wide if splits.even(one)]
+    even = [one for one in wide if len(_widths(splits[one])) == 1]
     if len(even) == 1:
         return even[0]
-    ranked = sorted(even or wide, key=splits.share, reverse=True)
-    if not even and splits.share(ranked[0]) > 2 * splits.share(ranked[1]):
-        return ranked[0]
-    readings = ", or ".join(f"separated by {DELIMITERS[one]}, with the columns {_names(splits, one)}" for one in ranked)
+    readings = ", or ".join(
+        f"separated by {DELIMITERS[one]}, with the columns {' and '.join(map(shown, splits[one][0][:4]))}"
+        for one in even or wide
+    )
     raise DataError(f"{path}: can be read in more than one way: {readings}. Set data.delimiter to the right one.")
 
 
-def _names(splits: _Splits, delimiter: str) -> str:
-    return " and ".join(shown(name) for name in splits.rows[delimiter][0][:4])
-
-
-def _of_one_column(path: Path, splits: _Splits, default: str) -> str:
+def _of_one_column(path: Path, splits: Splits, default: str) -> str:
     """The separator of a table with one column name. Refuses rows with more columns, because names are missing."""
-    for delimiter, rows in splits.rows.items():
-        widths = {len(row) for row in rows[1:]}
-        if len(widths) == 1 and (width := widths.pop()) > 1 and delimiter not in splits.broken:
+    for delimiter, rows in splits.items():
+        width = max(_widths(rows[1:]), default=0)
+        if width > 1 and _widths(rows[1:]) == {width}:
             other = "tab" if delimiter != "\t" else "comma"
             raise DataError(
                 f"{path}: can be read in more than one way: the first line names one column ({shown(rows[0][0])}), and "
                 f"{DELIMITERS[delimiter]} separate every row into {width}. Name all columns in the first line, or set "
                 f"data.delimiter to {other} if each line is one cell."
             )
-    unsplit = [one for one, rows in splits.rows.items() if rows and {len(row) for row in rows} == {1}]
+    unsplit = [one for one, rows in splits.items() if _widths(rows) == {1}]
     return default if default in unsplit or not unsplit else unsplit[0]
 
 

@@ -16,8 +16,17 @@ import numpy as np
 
 from rankwise.config.base import shown
 from rankwise.errors import DataError, some
-from rankwise.rows.forms.columns import Row, answered, renamed
-from rankwise.rows.forms.fields import ABOUT, SYSTEM, context_of, refuse_rivals, require, system_of
+from rankwise.rows.forms.columns import (
+    ABOUT,
+    SYSTEM,
+    Row,
+    answered,
+    context_of,
+    refuse_rivals,
+    renamed,
+    require,
+    system_of,
+)
 from rankwise.rows.forms.image_rows import image_example, image_field, is_image
 from rankwise.rows.forms.labels import label_set, label_text
 from rankwise.rows.forms.pair_rows import FIELDS_OF_PAIRS, is_pair, pair_example
@@ -162,7 +171,7 @@ class Options:
 
 
 def form_of(row: Row) -> str | None:
-    return next((form for form, fits in SIGNS.items() if fits(row)), None)
+    return next((name for name, form in FORMS.items() if form.fits(row)), None)
 
 
 def find_format(row: Row, where: str) -> str:
@@ -192,7 +201,7 @@ def parse_row(
             f"{where}: the label is {row['label']}, so this is a preference row, which is not supported yet."
         )
     options = Options(labels, alternatives == "each", bool(columns), folder)
-    return [_with_system(example, system) for example in PARSERS[form](row, where, options)]
+    return [_with_system(example, system) for example in FORMS[form].examples(row, where, options)]
 
 
 def refuse_other_form(row: Row, form: str, where: str, *, given: bool) -> None:
@@ -200,7 +209,7 @@ def refuse_other_form(row: Row, form: str, where: str, *, given: bool) -> None:
 
     If the user gave the format, a row that fits it is accepted.
     """
-    other = form if given and SIGNS[form](row) else form_of(row)
+    other = form if given and FORMS[form].fits(row) else form_of(row)
     if other is not None and other != form:
         keys = some(map(shown, row), 8)
         raise DataError(f"{where}: is in the {other} format, but its file is in the {form} format ({keys}).")
@@ -211,10 +220,6 @@ def _with_system(example: Example, system: str | None) -> Example:
         return example
     rejected = example.rejected and (Message("system", system), *example.rejected)
     return replace(example, messages=(Message("system", system), *example.messages), rejected=rejected)
-
-
-def _sharegpt(row: Row, where: str, options: Options) -> list[Example]:
-    return [_conversation(row, where, "conversations", skip_first_answer=True)]
 
 
 def _conversation(row: Row, where: str, key: str, *, skip_first_answer: bool = False) -> Example:
@@ -334,70 +339,80 @@ def _system(row: Row, where: str) -> tuple[Message, ...]:
     return (Message("system", text),) if text else ()
 
 
-SIGNS: dict[str, Callable[[Row], bool]] = {
-    "preference": is_pair,
-    "multiple-choice": lambda row: "question" in row and lists_choices(row.get("choices")),
-    "tokens": has_tags,
-    "spans": has_spans,
-    "messages": lambda row: "messages" in row,
-    "sharegpt": lambda row: "conversations" in row,
-    "oasst-trees": lambda row: isinstance(row.get("prompt"), dict) and "replies" in row["prompt"],
-    "self-instruct": lambda row: "instruction" in row and "instances" in row,
-    "alpaca": lambda row: "instruction" in row and "output" in row,
-    "dolly": lambda row: "instruction" in row and "response" in row,
-    "prompt": lambda row: any(key in row for key in QUESTION_FIELDS) and any(key in row for key in ANSWER_FIELDS),
-    "input-output": is_input_output,
-    "classification": lambda row: "label" in row and classified(row) is not None,
-    "text": lambda row: "text" in row,
-    "image": lambda row: image_field(row) is not None,
-}
+@dataclass(frozen=True)
+class Form:
+    """A row format: whether a row fits, the fields that are read of it, and the examples that it becomes."""
+
+    fits: Callable[[Row], bool]
+    fields: frozenset[str]
+    examples: Callable[[Row, str, Options], list[Example]]
+
+
 _SYSTEM = frozenset(SYSTEM)
 _TALK = _SYSTEM | {"tools"}
 _INSTRUCTION = _SYSTEM | {"instruction", "output", "response", "history", *ABOUT}
-USED = {
-    "preference": FIELDS_OF_PAIRS,
-    "multiple-choice": _SYSTEM | {"question", "choices", "answer", *ABOUT},
-    "tokens": frozenset({"tokens", "tags"}),
-    "spans": frozenset({"text", "spans"}),
-    "messages": _TALK | {"messages"},
-    "sharegpt": _TALK | {"conversations"},
-    "oasst-trees": frozenset({"prompt"}),
-    "self-instruct": frozenset({"instruction", "instances"}),
-    "alpaca": _INSTRUCTION,
-    "dolly": _INSTRUCTION,
-    "prompt": _TALK | {*QUESTION_FIELDS, *ANSWER_FIELDS, *ABOUT},
-    "input-output": FIELDS_OF_INPUT_OUTPUT,
-    "text": frozenset({"text"}),
-}
-"""The fields that each format reads."""
+FORMS = {
+    "preference": Form(is_pair, FIELDS_OF_PAIRS, lambda row, where, options: [pair_example(row, where)]),
+    "multiple-choice": Form(
+        lambda row: "question" in row and lists_choices(row.get("choices")),
+        _SYSTEM | {"question", "choices", "answer", *ABOUT},
+        lambda row, where, options: [choice_example(row, where)],
+    ),
+    "tokens": Form(
+        has_tags, frozenset({"tokens", "tags"}),
+        lambda row, where, options: [tokens_example(row, options.labels, where)],
+    ),
+    "spans": Form(
+        has_spans, frozenset({"text", "spans"}),
+        lambda row, where, options: [spans_example(row, options.labels, where)],
+    ),
+    "messages": Form(
+        lambda row: "messages" in row, _TALK | {"messages"},
+        lambda row, where, options: [_conversation(row, where, "messages")],
+    ),
+    "sharegpt": Form(
+        lambda row: "conversations" in row, _TALK | {"conversations"},
+        lambda row, where, options: [_conversation(row, where, "conversations", skip_first_answer=True)],
+    ),
+    "oasst-trees": Form(
+        lambda row: isinstance(row.get("prompt"), dict) and "replies" in row["prompt"], frozenset({"prompt"}),
+        lambda row, where, options: [tree_example(row, where)],
+    ),
+    "self-instruct": Form(
+        lambda row: "instruction" in row and "instances" in row, frozenset({"instruction", "instances"}),
+        _self_instruct,
+    ),
+    "alpaca": Form(lambda row: "instruction" in row and "output" in row, _INSTRUCTION, _alpaca),
+    "dolly": Form(lambda row: "instruction" in row and "response" in row, _INSTRUCTION, _dolly),
+    "prompt": Form(
+        lambda row: any(key in row for key in QUESTION_FIELDS) and any(key in row for key in ANSWER_FIELDS),
+        _TALK | {*QUESTION_FIELDS, *ANSWER_FIELDS, *ABOUT}, _prompt,
+    ),
+    "input-output": Form(
+        is_input_output, FIELDS_OF_INPUT_OUTPUT,
+        lambda row, where, options: input_output_examples(row, where, each=options.each),
+    ),
+    "classification": Form(
+        lambda row: "label" in row and classified(row) is not None, _SYSTEM | {"label"}, _classification
+    ),
+    "text": Form(lambda row: "text" in row, frozenset({"text"}), _text),
+    "image": Form(
+        lambda row: image_field(row) is not None, frozenset({"label"}),
+        lambda row, where, options: [image_example(row, options.labels, where, options.folder)],
+    ),
+}  # fmt: skip
+"""By name; a file has the first that its first row fits."""
 
 
 def used_fields(row: Row, form: str) -> frozenset[str]:
+    """The fields that are read of a row."""
+    fields = FORMS[form].fields
     if form == "image":
-        return frozenset({image_field(row) or "image", "label"})
+        return fields | {image_field(row) or "image"}
     if form != "classification":
-        return USED[form]
+        return fields
     names = classified(row) or CLASSIFIED[0]
-    return _SYSTEM | {*names, "label"} | ({"text_pair"} if len(names) == 1 else set())
-
-
-PARSERS: dict[str, Callable[[Row, str, Options], list[Example]]] = {
-    "messages": lambda row, where, options: [_conversation(row, where, "messages")],
-    "sharegpt": _sharegpt,
-    "oasst-trees": lambda row, where, options: [tree_example(row, where)],
-    "self-instruct": _self_instruct,
-    "alpaca": _alpaca,
-    "dolly": _dolly,
-    "prompt": _prompt,
-    "input-output": lambda row, where, options: input_output_examples(row, where, each=options.each),
-    "classification": _classification,
-    "text": _text,
-    "preference": lambda row, where, options: [pair_example(row, where)],
-    "multiple-choice": lambda row, where, options: [choice_example(row, where)],
-    "tokens": lambda row, where, options: [tokens_example(row, options.labels, where)],
-    "spans": lambda row, where, options: [spans_example(row, options.labels, where)],
-    "image": lambda row, where, options: [image_example(row, options.labels, where, options.folder)],
-}
+    return fields | {*names} | ({"text_pair"} if len(names) == 1 else set())
 
 
 def tree_example(row: Row, where: str) -> Example:
@@ -453,7 +468,7 @@ def refuse_images(row: Mapping[str, Any], columns: Mapping[str, str], where: str
     """
     if "image" in row and (isinstance(row["image"], np.ndarray) or row["image"]):
         others = {name: value for name, value in row.items() if name != "image"}
-        form = next((form for form, fits in SIGNS.items() if form != "image" and fits(others)), None)
+        form = next((name for name, one in FORMS.items() if name != "image" and one.fits(others)), None)
         if form is not None:
             column = columns.get("image", "image")
             raise DataError(

@@ -3,6 +3,7 @@
     {"prompt": text, "chosen": text, "rejected": text}
     {"prompt": [turns], "chosen": [turns], "rejected": [turns]}     as TRL writes it; the answers may be texts
     {"chosen": [turns], "rejected": [turns]}                        both begin with the turns of the prompt
+    {"chosen": "\\n\\nHuman: …\\n\\nAssistant: …", "rejected": …}       the same as one text, as hh-rlhf writes it
 
 What both answers must share is one prompt, and the two must differ. Anything else is refused, because nothing can be
 learned from a comparison of answers to two different questions, nor from one of an answer with itself.
@@ -10,14 +11,14 @@ learned from a comparison of answers to two different questions, nor from one of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from rankwise.config.base import shown
 from rankwise.errors import DataError
-from rankwise.rows.forms.columns import Row
-from rankwise.rows.forms.fields import require, system_of
+from rankwise.rows.forms.columns import Row, require, system_of
 from rankwise.rows.forms.turns import ROLES, read_tools, read_turns, refuse_unsupported, text_of, turns_of_prompt
 from rankwise.rows.text.example import Example, Message
 from rankwise.system.strict_json import loads
@@ -27,6 +28,7 @@ PROMPTS = ("prompt", "question")
 FIELDS_OF_PAIRS = frozenset({CHOSEN, REJECTED, *PROMPTS, "system", "system_prompt", "tools"})
 
 Turns = tuple[Message, ...]
+_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 
 
 def is_pair(row: Row) -> bool:
@@ -76,7 +78,17 @@ def _turns_or_text(value: Any, where: str, name: str) -> str | list[Any]:
         raise DataError(f"{where}: the {name} is empty.")
     if not isinstance(value, str):
         raise DataError(f"{where}: the {name} is {shown(value)}; a text or a list of turns is expected.")
-    return text_of(value, where, name)
+    return _spoken(text_of(value, where, name))
+
+
+def _spoken(text: str) -> str | list[Any]:
+    """The turns of a dialogue in one text. A prompt may end where the assistant is to speak."""
+    before, *parts = _SPEAKER.split(text)
+    if before.strip() or parts[:1] != ["Human"]:
+        return text
+    spoken = zip(parts[::2], parts[1::2], strict=True)
+    turns = [{"role": speaker.lower(), "content": words.strip()} for speaker, words in spoken]
+    return turns if turns[-1]["content"] else turns[:-1]
 
 
 def _is_whole(answer: str | list[Any]) -> bool:

@@ -14,8 +14,7 @@ from typing import Any
 from rankwise.config.base import shown
 from rankwise.errors import DataError, did_you_mean, some
 from rankwise.rows.forms.proposals import ignoring
-from rankwise.rows.text.example import BREAK, Message, Role, ToolCall
-from rankwise.rows.text.reasoning import CLOSE, joined
+from rankwise.rows.text.example import BREAK, CLOSE, Message, Role, ToolCall, with_thought
 from rankwise.system.strict_json import loads
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
@@ -47,7 +46,7 @@ def _turn(turn: Any) -> Any:
     if field is None or content is None or CLOSE in turn[content]:
         return turn
     others = {name: value for name, value in turn.items() if name != field}
-    return others | {content: joined(turn[field], turn[content])}
+    return others | {content: with_thought(turn[field], turn[content])}
 
 
 def read_turns(turns: Any, where: str, key: str, *, skip_first_answer: bool = False) -> tuple[Message, ...]:

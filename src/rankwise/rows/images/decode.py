@@ -1,16 +1,13 @@
-"""Decode an image and check it: RGB pixels, upright, and what was changed on the way.
+"""Decode an image and check it: RGB pixels, upright, what was changed on the way, and fingerprints to find copies.
 
 Only formats that hold pixels are read, each by Pillow's decoder for it, and nothing that a file contains is run. The
 size is checked before any pixel is decoded, since a file of a few kilobytes can unfold to gigabytes. What cannot be
 trained on as it is, such as an animation, is refused; what has one usual meaning in RGB, such as CMYK, is converted and
-noted.
+noted. Transparent pixels are laid over white. Deep pixels are scaled by the range of their type, 16 bits by
+255 / 65535, and never by what one image contains, so that all images of a set are scaled alike.
 
-Pixels of any kind into RGB, with a note of what was changed.
-
-Transparent pixels are laid over white. Deep pixels are scaled by the range of their type, 16 bits by 255 / 65535, and
-never by what one image contains, so that all images of a set are scaled alike.
-
-What a file is that is no image of a known format, by its first bytes, for messages.
+The perceptual hash (imagehash's phash) has the signs of the lowest frequencies of the image in grey. It stays nearly
+the same if an image is resized, compressed again or made a little lighter.
 """
 
 from __future__ import annotations
@@ -21,13 +18,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rankwise.errors import DataError, first_line
-from rankwise.rows.text.example import ImageContent
+from rankwise.rows.text.example import ImageContent, ImageRecord
 from rankwise.system.extras import need_extra
 
 KINDS = {"1": "black and white (1 bit)", "L": "grayscale", "P": "a palette"}
@@ -293,3 +291,35 @@ def _why(error: Exception, source: Path | bytes | np.ndarray) -> str:
             "Make it smaller"
         )
     return f"cannot be decoded as an image: {first_line(error).rstrip('.')}"
+
+
+LEAST_CONTRAST = 2
+"""Standard deviation of the grey levels, of 255."""
+SIDE = 128
+"""Larger images are reduced to at least this side by whole factors first, which is several times as fast."""
+
+
+def record_of(image: DecodedImage) -> ImageRecord:
+    """The facts of an image that remain when its pixels are gone."""
+    return ImageRecord(image.width, image.height, image.notes, content_of(image.picture), perceptual_of(image.picture))
+
+
+def content_of(picture: Any) -> bytes:
+    """Equal for images with the same pixels."""
+    return sha256(b"%d %d " % picture.size + picture.tobytes()).digest()[:16]
+
+
+def perceptual_of(picture: Any) -> int | None:
+    """None for an image of nearly one colour, which has no structure."""
+    need_extra("imagehash", "finding duplicates among images", "vision", DataError)
+    from imagehash import phash
+
+    factor = min(picture.size) // SIDE
+    small = picture.reduce(factor) if factor > 1 else picture
+    return None if _is_flat(small) else int(str(phash(small)), 16)
+
+
+def _is_flat(picture: Any) -> bool:
+    from PIL import ImageStat
+
+    return ImageStat.Stat(picture.convert("L")).stddev[0] < LEAST_CONTRAST

@@ -1,10 +1,11 @@
-"""Exact and near duplicates of a stream of texts, from a digest and a MinHash signature of each.
+"""Exact and near duplicates of a stream of texts or images, from a digest and a signature of each.
 
 Exact: the digests are equal, which they are where texts differ only in case, white space and the forms of a character
-that Unicode calls compatible. Near: at least 0.8 of the shingles of two texts are shared, as estimated by the share of
-equal components of their signatures. Pairs of texts are found by cutting the signatures into bands and comparing only
-texts that agree in a whole band. There are more bands than components in which near texts may differ, so none is
-missed, except in a band that very many texts agree in.
+that Unicode calls compatible, and where images have the same pixels. Near: at least 0.8 of the shingles of two texts
+are shared, as estimated by the share of equal components of their MinHash signatures, or the perceptual hashes of two
+images differ in at most 3 of 64 bits. Pairs are found by cutting the signatures into bands and comparing only those
+that agree in a whole band. There are more bands than components in which near ones may differ, so none is missed,
+except in a band that very many agree in.
 
 A text takes 528 bytes, of which 512 may lie in a file; a comparison takes about 60 more in memory.
 """
@@ -12,16 +13,19 @@ A text takes 528 bytes, of which 512 may lie in a file; a comparison takes about
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any, Self
 from unicodedata import normalize
 
 import numpy as np
 from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  a compiled module without type stubs
 
-from rankwise.rows.encoded.growing import Growing, View
+from rankwise.rows.encoded.sequences import Growing
+from rankwise.rows.text.example import ImageRecord
 from rankwise.system.files import unnamed_file
 
 SEED = 1
@@ -45,8 +49,9 @@ instruction. Two texts that are near for what is their own agree in other bands 
 PAIRS_AT_ONCE = 2048
 MOST_KNOWN = 1000
 """Texts whose signatures are at hand; of more, one that is there again is signed again."""
-ROWS_AT_ONCE = 1 << 16
-"""Signatures that are read from a file before their pages are given back."""
+IMAGE_BANDS, BITS = 4, 16
+MOST_DIFFERENT = IMAGE_BANDS - 1
+"""Of the 64 bits of an image's hash."""
 
 
 def normalised(text: str) -> str:
@@ -80,34 +85,71 @@ def _in_words(words: list[str]) -> list[str]:
     return [" ".join(shingle) for shingle in zip(*(words[start:] for start in range(WORDS)), strict=False)]
 
 
+Pairs = tuple[np.ndarray, np.ndarray]
+"""Numbers, and for each of them the number that it leads to."""
+
+
 @dataclass(frozen=True)
 class Duplicates:
-    exact: dict[int, int]
-    """Index of a text -> the first index that says the same."""
-    near: dict[int, int]
-    """Index of a text -> an earlier index that says nearly the same. No index is in both."""
-
-
-@dataclass(frozen=True)
-class Repeats:
-    """The same as arrays: the indices of texts, and for each of them the index that it leads to."""
-
-    exact: tuple[np.ndarray, np.ndarray]
-    near: tuple[np.ndarray, np.ndarray]
+    exact: Pairs
+    """Each leads to the first that says the same."""
+    near: Pairs
+    """Each leads to an earlier one that says nearly the same. No number is in both."""
 
     @property
     def counts(self) -> tuple[int, int]:
         return len(self.exact[0]), len(self.near[0])
 
+
+class Index(ABC):
+    """What has been seen of a stream."""
+
+    bands: int
+
     @property
-    def as_dicts(self) -> Duplicates:
-        exact, near = (dict(zip(*map(np.ndarray.tolist, pairs), strict=True)) for pairs in (self.exact, self.near))
-        return Duplicates(exact, near)
+    @abstractmethod
+    def digests(self) -> np.ndarray:
+        """(N, 2) uint64"""
+
+    @abstractmethod
+    def keys(self, rows: np.ndarray, band: int) -> np.ndarray:
+        """One number for the band of each of these. Should two bands share a number, they are compared for nothing."""
+
+    @abstractmethod
+    def are_near(self, rows: np.ndarray, other: Any, candidates: np.ndarray) -> np.ndarray:
+        """Whether each of these is near to the candidate beside it, in another index of its kind or in this one."""
+
+    def firsts(self) -> np.ndarray:
+        """(N,): for each the first that says the same."""
+        return firsts_of(self.digests)
+
+    def repeats(self) -> Duplicates:
+        """Within the stream."""
+        firsts = self.firsts()
+        numbers = np.arange(len(firsts))
+        distinct, copies = numbers[firsts == numbers], numbers[firsts != numbers]
+        rows, earlier = near_of(self, distinct, self, None)
+        return Duplicates((copies, firsts[copies]), (distinct[rows], distinct[earlier]))
+
+    def overlap(self, rows: np.ndarray, theirs: Self, others: np.ndarray) -> Duplicates:
+        """Those among these rows that also stand among other rows, of another index or of this one."""
+        firsts = firsts_of(np.concatenate([theirs.digests[others], self.digests[rows]]))
+        first_of_own = firsts[len(others) :]
+        there = first_of_own < len(others)
+        distinct = np.unique(first_of_own[~there]) - len(others)  # of those that are not the same as another
+        distinct_others = np.flatnonzero(firsts[: len(others)] == np.arange(len(others)))
+        near, candidates = near_of(self, rows[distinct], theirs, others[distinct_others])
+        leads = np.full(len(rows), -1, np.int64)
+        leads[distinct[near]] = others[distinct_others[candidates]]
+        of_near = np.where(there, -1, leads[np.where(there, 0, first_of_own - len(others))]) if len(rows) else leads
+        nearly = of_near >= 0
+        return Duplicates((rows[there], others[first_of_own[there]]), (rows[nearly], of_near[nearly]))
 
 
-class TextIndex:
-    """What has been seen of a stream of texts: a digest and a signature each, the signatures in a file without a name
-    if a folder is given."""
+class TextIndex(Index):
+    """A digest and a signature of each text, the signatures in a file without a name if a folder is given."""
+
+    bands = BANDS
 
     def __init__(self, folder: Path | None = None) -> None:
         self._digests = Growing(np.uint64, DIGEST // 8)
@@ -133,53 +175,52 @@ class TextIndex:
 
     @property
     def digests(self) -> np.ndarray:
-        """(N, 2) uint64"""
-        return self._digests.view().array
+        return self._digests.view()
 
     @property
     def signatures(self) -> np.ndarray:
         """(N, COMPONENTS) uint32"""
-        return self._signatures.view().array
+        return self._signatures.view()
 
-    def firsts(self) -> np.ndarray:
-        """(N,): for each text the first index that says the same."""
-        return firsts_of(self.digests)
+    def keys(self, rows: np.ndarray, band: int) -> np.ndarray:
+        signatures = self.signatures[rows, COMPONENTS * band // BANDS : COMPONENTS * (band + 1) // BANDS]
+        keys = np.zeros(len(rows), np.uint64)
+        for column in range(signatures.shape[1]):
+            keys = (keys + signatures[:, column]) * np.uint64(0x9E3779B97F4A7C15)
+        return keys
 
-    def duplicates(self) -> Duplicates:
-        """Within the stream."""
-        return self.repeats().as_dicts
-
-    def repeats(self) -> Repeats:
-        firsts = self.firsts()
-        numbers = np.arange(len(self))
-        distinct = numbers[firsts == numbers]
-        copies = numbers[firsts != numbers]
-        rows, earlier = near_of(Signatures(self._signatures.view(), distinct), None)
-        return Repeats((copies, firsts[copies]), (distinct[rows], distinct[earlier]))
-
-    def overlap(self, other: TextIndex) -> Duplicates:
-        """Those of this stream that also stand in the other; the indices they lead to are the other's."""
-        return overlap(self, np.arange(len(self)), other, np.arange(len(other))).as_dicts
+    def are_near(self, rows: np.ndarray, other: Self, candidates: np.ndarray) -> np.ndarray:
+        mine, theirs, near = self.signatures, other.signatures, np.empty(len(rows), np.bool_)
+        for start in range(0, len(rows), PAIRS_AT_ONCE):
+            part = slice(start, start + PAIRS_AT_ONCE)
+            equal = mine.take(rows[part], 0) == theirs.take(candidates[part], 0)
+            near[part] = equal.view(np.uint8).sum(axis=1, dtype=np.uint8) >= LEAST_EQUAL
+        return near
 
 
-def overlap(mine: TextIndex, rows: np.ndarray, theirs: TextIndex, others: np.ndarray) -> Repeats:
-    """Those among the rows of an index that also stand among other rows, of another index or of the same."""
-    digests = np.concatenate([theirs.digests[others], mine.digests[rows]])
-    firsts = firsts_of(digests)
-    del digests
-    own, first_of_own = rows, firsts[len(others) :]
-    there = first_of_own < len(others)
-    distinct = np.unique(first_of_own[~there]) - len(others)  # of those that are not the same as another
-    distinct_others = np.flatnonzero(firsts[: len(others)] == np.arange(len(others)))
-    near, candidates = near_of(
-        Signatures(mine._signatures.view(), own[distinct]),
-        Signatures(theirs._signatures.view(), others[distinct_others]),
-    )
-    leads = np.full(len(rows), -1, np.int64)
-    leads[distinct[near]] = others[distinct_others[candidates]]
-    of_near = np.where(there, -1, leads[np.where(there, 0, first_of_own - len(others))]) if len(rows) else leads
-    nearly = of_near >= 0
-    return Repeats((rows[there], others[first_of_own[there]]), (rows[nearly], of_near[nearly]))
+class ImageIndex(Index):
+    """A hash of the pixels of each image, and a perceptual one."""
+
+    bands = IMAGE_BANDS
+
+    def __init__(self, records: Sequence[ImageRecord]) -> None:
+        contents = b"".join(record.content.ljust(DIGEST, b"\0") for record in records)
+        self._digests = np.frombuffer(contents, np.uint64).reshape(-1, 2)
+        self._hashes = np.array([record.perceptual or 0 for record in records], np.uint64)
+        self._flat = np.array([record.perceptual is None for record in records], np.bool_)
+        """Whether an image has no structure that could be compared."""
+
+    @property
+    def digests(self) -> np.ndarray:
+        return self._digests
+
+    def keys(self, rows: np.ndarray, band: int) -> np.ndarray:
+        keys = (self._hashes[rows] >> np.uint64(BITS * band)) & np.uint64(2**BITS - 1)
+        return np.where(self._flat[rows], 2**BITS + rows.astype(np.uint64), keys)
+
+    def are_near(self, rows: np.ndarray, other: Self, candidates: np.ndarray) -> np.ndarray:
+        near = np.bitwise_count(self._hashes[rows] ^ other._hashes[candidates]) <= MOST_DIFFERENT
+        return near & ~self._flat[rows] & ~other._flat[candidates]
 
 
 def firsts_of(digests: np.ndarray) -> np.ndarray:
@@ -193,82 +234,22 @@ def firsts_of(digests: np.ndarray) -> np.ndarray:
     return firsts
 
 
-@dataclass(frozen=True)
-class Signatures:
-    """Some rows of a matrix of signatures."""
-
-    view: View
-    rows: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def take(self, numbers: np.ndarray) -> np.ndarray:
-        return self.view.array.take(self.rows[numbers], axis=0)
-
-    def band_keys(self, band: int) -> np.ndarray:
-        """One number for each row's band. Should two bands share a number, their rows are compared for nothing."""
-        columns = range(COMPONENTS * band // BANDS, COMPONENTS * (band + 1) // BANDS)
-        keys = np.zeros(len(self), dtype=np.uint64)
-        for part in _slices(len(self), ROWS_AT_ONCE):
-            signatures = self.view.array[self.rows[part], columns.start : columns.stop]
-            for column in range(len(columns)):
-                keys[part] = (keys[part] + signatures[:, column]) * np.uint64(0x9E3779B97F4A7C15)
-            self.view.release()
-        return keys
-
-
-def near_of(mine: Signatures, theirs: Signatures | None) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of `mine`, and of each the first row found of `theirs` that is near; without `theirs`, an earlier one of
-    `mine`."""
-    others = mine if theirs is None else theirs
-
-    def keys(band: int) -> tuple[np.ndarray, np.ndarray | None]:
-        return mine.band_keys(band), None if theirs is None else theirs.band_keys(band)
-
-    def are_near(rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        near = np.empty(len(rows), dtype=np.bool_)
-        for number, part in enumerate(_slices(len(rows), PAIRS_AT_ONCE), start=1):
-            equal = mine.take(rows[part]) == others.take(candidates[part])
-            near[part] = equal.view(np.uint8).sum(axis=1, dtype=np.uint8) >= LEAST_EQUAL
-            if number % (ROWS_AT_ONCE // PAIRS_AT_ONCE) == 0:
-                mine.view.release()
-                others.view.release()
-        return near
-
-    return near_pairs(len(mine), BANDS, keys, are_near)
-
-
-def near_by_bands(
-    size: int, bands: int, keys: Callable[[int], tuple[np.ndarray, np.ndarray | None]],
-    are_near: Callable[[np.ndarray, np.ndarray], np.ndarray],
-) -> dict[int, int]:  # fmt: skip
-    """As `near_pairs`, with the pairs as a dictionary."""
-    return dict(zip(*map(np.ndarray.tolist, near_pairs(size, bands, keys, are_near)), strict=True))
-
-
-def near_pairs(
-    size: int, bands: int, keys: Callable[[int], tuple[np.ndarray, np.ndarray | None]],
-    are_near: Callable[[np.ndarray, np.ndarray], np.ndarray],
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Rows of a stream of `size`, and of each the first row found of another stream that is near, or of its own earlier
-    rows.
-
-    `keys` gives the keys of a band for all rows, and those of the other stream, or None. Rows with the same key are
-    compared by `are_near`.
-    """
-    found = np.full(size, -1, dtype=np.int64)
-    for band in range(bands):
-        order, start, end = _agreeing(*keys(band))
-        rows = np.flatnonzero(found < 0)
+def near_of(mine: Index, rows: np.ndarray, theirs: Index, others: np.ndarray | None) -> Pairs:
+    """Places among `rows`, and of each the place of the first of `others` that is near; without others an earlier one
+    of `rows`."""
+    found, against = np.full(len(rows), -1, np.int64), rows if others is None else others
+    for band in range(mine.bands):
+        keys = mine.keys(rows, band)
+        order, start, end = _agreeing(keys, None if others is None else theirs.keys(others, band))
+        left = np.flatnonzero(found < 0)
         for step in range(MOST_COMPARED):
-            rows = rows[start[rows] + step < end[rows]]
-            if not len(rows):
+            left = left[start[left] + step < end[left]]
+            if not len(left):
                 break
-            candidates = order[start[rows] + step]
-            near = are_near(rows, candidates)
-            found[rows[near]] = candidates[near]
-            rows = rows[~near]
+            candidates = order[start[left] + step]
+            near = mine.are_near(rows[left], theirs, against[candidates])
+            found[left[near]] = candidates[near]
+            left = left[~near]
     near = np.flatnonzero(found >= 0)
     return near, found[near]
 
@@ -284,7 +265,3 @@ def _agreeing(keys: np.ndarray, their_keys: np.ndarray | None) -> tuple[np.ndarr
     end = np.empty_like(start)
     end[order] = np.arange(len(order))  # up to the row itself
     return order, start, end
-
-
-def _slices(size: int, step: int) -> Iterator[slice]:
-    return (slice(start, min(start + step, size)) for start in range(0, size, step))

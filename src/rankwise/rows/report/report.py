@@ -18,18 +18,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from rankwise.config.data import DataConfig
-from rankwise.errors import some, together
-from rankwise.rows.encoded.growing import Growing
+from rankwise.errors import joined_problems, some
+from rankwise.rows.encoded.sequences import Growing
 from rankwise.rows.report.duplicates import TextIndex, firsts_of
 from rankwise.rows.report.meaning import Meaning
-from rankwise.rows.text.example import Example, Message
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.example import Example, Message, TaggedWords, spans_of, strays_in
 from rankwise.rows.text.outcome import Outcome
-from rankwise.rows.text.tagged import TaggedWords, spans_of, strays_in
 from rankwise.rows.text.tokenize import Tokens, sides_of
 from rankwise.runs.data_report import MOST_LISTED, LengthFacts, OverlapFacts, Skipped
 from rankwise.runs.row_facts import AnswerFacts, TagFacts
@@ -101,7 +101,7 @@ class PairCounts:
 
     def _numbers(self) -> tuple[np.ndarray, np.ndarray]:
         """A number for each pair, the same for the same pair, and that of the pair the other way round."""
-        sides = self.seen.view().array.reshape(-1, DIGEST // 8)
+        sides = self.seen.view().reshape(-1, DIGEST // 8)
         chosen, rejected = firsts_of(sides).reshape(-1, 2).T
         return chosen * len(sides) + rejected, rejected * len(sides) + chosen
 
@@ -130,19 +130,13 @@ def _digest(turns: Sequence[Message]) -> bytes:
     return digest.digest()[:DIGEST]
 
 
-class Guards(Protocol):
-    """The part of a template that knows the model's control tokens."""
-
-    def holds_control_token(self, content: str) -> bool: ...
-
-
 @dataclass
 class Tally:
     """Counts rows and sequences while they are read. `known` are the special tokens of the model's tokenizer."""
 
     known: frozenset[str] = frozenset()
     start_id: int | None = None
-    guards: Guards | None = None
+    guards: ChatTemplate | None = None
     guessed: bool = False
     """Whether the user named no model. Problems of the default model's template or tokenizer are then no errors."""
     texts: TextIndex = field(default_factory=TextIndex)
@@ -304,7 +298,7 @@ def fatal_problems(tally: Tally, spec: DataConfig, *, limit: int | None, trained
     """Errors that stop the training. `trained` counts sequences, or rows if there is no tokenizer."""
     bad = [*tally.unread, *(() if tally.guessed else tally.unwritten)]
     if bad and (spec.on_bad_row == "stop" or not tally.used):
-        return [together(bad)]
+        return [joined_problems(bad)]
     if not tally.rows:
         return [f"{name}: has no rows."]
     if not tally.used and tally.unwritten:

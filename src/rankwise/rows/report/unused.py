@@ -18,7 +18,7 @@ from typing import Any
 
 from rankwise.config.base import shown
 from rankwise.rows.forms.turns import is_json
-from rankwise.rows.report.secrets import holds_secret
+from rankwise.rows.report.meaning import holds_secret
 from rankwise.rows.text.example import Example
 
 ALL_JUDGED, THEN_EACH = 2000, 16

@@ -8,31 +8,24 @@ trained on (data.reasoning). A model without a template gets a plain one, so tha
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
 from rankwise.config.data import Reasoning
 from rankwise.config.recipe import Recipe
-from rankwise.errors import TemplateError
-from rankwise.rows.text.example import Message
-from rankwise.rows.text.many_answers import COMPARED, answers_of, compared
-from rankwise.rows.text.plain_conversations import plain_conversation
-from rankwise.rows.text.reasoning import OPEN, may_be_thought, without_thought
-from rankwise.rows.text.template_probe import Shown, Span
-from rankwise.rows.text.template_process import Cut, Result, render_conversations
+from rankwise.errors import TemplateError, some
+from rankwise.rows.text.example import OPEN, Message, may_be_thought, without_thought
+from rankwise.rows.text.template_process import Cut, Result, plain_conversation, render_conversations
 from rankwise.rows.text.tokenizer import HubTokenizer
-from rankwise.rows.text.written import Conversation, Written
 from rankwise.runs.data_report import TemplateFacts
 
 PROBE = "an answer like no other"
 REWRITING = ("last_query_index", ".split('</think>')", '.split("</think>")')
 """Parts of the templates of Qwen3, QwQ, DeepSeek-R1 and models made from them. These templates remove the thoughts from
 all answers but the last, or write an empty thought before it."""
-MARKS = re.compile(r"\{%-?\+?\s*generation\s*-?\+?%\}")
 PLAIN = """\
 {%- for message in messages -%}
 {%- if message.role == 'assistant' -%}
@@ -45,6 +38,58 @@ Assistant:{% generation %}{{ ' ' + message.content + eos_token }}{% endgeneratio
 {%- endfor -%}
 {%- if add_generation_prompt -%}Assistant:{%- endif -%}
 """
+
+
+Span = tuple[int, int]
+Conversation = tuple[Sequence[Message], Sequence[Any]]
+"""Messages, and the tools that can be called."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """`prefix` is what the tokenizer puts before every text, and `results` what was rendered."""
+
+    messages: Sequence[Message]
+    prefix: str
+    results: Mapping[Cut, Result]
+
+    @property
+    def whole(self) -> str:
+        return self.text(len(self.messages))
+
+    @property
+    def spans(self) -> list[Span]:
+        """Where {% generation %} marks begin and end in the whole text."""
+        shift = len(self.prefix)
+        return [(start + shift, stop + shift) for start, stop in self.result(len(self.messages))[1]]
+
+    def text(self, count: int, *, answer_next: bool = False) -> str:
+        """The first `count` messages; with `answer_next`, up to the point where the model begins to write."""
+        return self.prefix + self.result(count, answer_next)[0]
+
+    def first(self, count: int) -> Written:
+        """The first messages as a conversation of their own."""
+        return replace(self, messages=self.messages[:count])
+
+    def result(self, count: int, answer_next: bool = False) -> tuple[str, list[Span]]:
+        """The text without the prefix, and its marks."""
+        result = self.results[count, answer_next]
+        if isinstance(result, TemplateError):
+            roles = some(message.role for message in self.messages[:count])
+            raise TemplateError(f"the chat template refuses a conversation of {roles}: {result}")
+        return result
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a template shows of conversations of one shape."""
+
+    missing: tuple[str, ...]
+    """Parts that the template leaves out."""
+    marks_fit: bool
+    """Whether each {% generation %} mark begins with its own answer."""
+    controls: int
+    """Number of control tokens that the template writes."""
 
 
 class ChatTemplate:
@@ -243,23 +288,7 @@ class ChatTemplate:
 
     def written(self, conversations: Sequence[Conversation]) -> list[Written]:
         """Conversations, each whole and up to each of its answers, all rendered together."""
-        return self._written(conversations, self._cuts)
-
-    def _cuts(self, messages: Sequence[Message]) -> list[Cut]:
-        """The beginnings of a conversation that are rendered: the whole, each prompt, and the end of each answer unless
-        marks of the template show it. Of very many answers, only some prompts are."""
-        answers = answers_of(messages)
-        known = len(answers) > COMPARED or (self._marks and self.reasoning == "none")
-        ends = [] if known else [index + 1 for index in answers if index + 1 < len(messages)]
-        return [
-            (len(messages), False),
-            *((index, True) for index in compared(answers)),
-            *((end, False) for end in ends),
-        ]
-
-    @cached_property
-    def _marks(self) -> bool:
-        return any(MARKS.search(source) for source in self._sources.values())
+        return self._written(conversations, _cuts)
 
     def _written(
         self, conversations: Sequence[Conversation], cuts: Callable[[Sequence[Message]], list[Cut]]
@@ -273,15 +302,22 @@ class ChatTemplate:
             asked = [plain_conversation(messages, tools, cuts(messages), self.guarded, shows_context=shows_context)
                      for messages, tools in own.values()]  # fmt: skip
             results = render_conversations(source, self._values, asked)
-            for (at, (messages, tools)), one, texts in zip(own.items(), asked, results, strict=True):
-                known = dict(zip(one.cuts, texts, strict=True))
-                written[at] = Written(messages, self._prefix, known, partial(self._cut, messages, tools))
+            for (at, (messages, _)), one, texts in zip(own.items(), asked, results, strict=True):
+                written[at] = Written(messages, self._prefix, dict(zip(one.cuts, texts, strict=True)))
         return [written[at] for at in range(len(conversations))]
-
-    def _cut(self, messages: Sequence[Message], tools: Sequence[Any], cut: Cut) -> Result:
-        (written,) = self._written([(messages, tools)], lambda _: [cut])
-        return written.results[cut]
 
     def _one(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, answer_next: bool = False) -> Written:
         (written,) = self._written([(messages, tools)], lambda _: [(len(messages), answer_next)])
         return written
+
+
+def _cuts(messages: Sequence[Message]) -> list[Cut]:
+    """The beginnings of a conversation that are rendered: the whole, each prompt, and the end of each answer."""
+    answers, whole = answers_of(messages), len(messages)
+    ends = [(at + 1, False) for at in answers if at + 1 < whole]
+    return [(whole, False), *((at, True) for at in answers), *ends]
+
+
+def answers_of(messages: Sequence[Message]) -> list[int]:
+    """The numbers of the messages that are answers."""
+    return [index for index, message in enumerate(messages) if message.role == "assistant"]

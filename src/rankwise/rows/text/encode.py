@@ -17,20 +17,21 @@ from dataclasses import dataclass, replace
 
 from rankwise.config.data import DataConfig
 from rankwise.errors import TemplateError
+from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import Example, Message
 from rankwise.rows.text.outcome import Outcome, RowEncoder
-from rankwise.rows.text.rendering import Template, renderings
-from rankwise.rows.text.tokenize import Rendering, Tokenizer, Tokens, tokenise_all, undecodable
+from rankwise.rows.text.rendering import renderings
+from rankwise.rows.text.tokenize import Rendering, Tokens, tokenise_all, undecodable
 from rankwise.rows.text.tokenizer import HubTokenizer
 
-EncoderOf = Callable[[Template, HubTokenizer, DataConfig, int], RowEncoder]
+EncoderOf = Callable[[ChatTemplate, HubTokenizer, DataConfig, int], RowEncoder]
 """From a template, a tokenizer, settings and the largest number of tokens of a row."""
 
 
 @dataclass(frozen=True)
 class Encoder:
-    template: Template
-    tokenizer: Tokenizer
+    template: ChatTemplate
+    tokenizer: HubTokenizer
     spec: DataConfig
     limit: int
     """Largest number of tokens: data.max_length, or the model's context if that is shorter."""
@@ -50,7 +51,7 @@ class Encoder:
         self._write(parted, apart=True)
         for outcome, apart in zip(unlike, parted, strict=True):
             if apart.problem is None and not apart.unlike_asked:
-                outcome.sequences, outcome.methods = apart.sequences, apart.methods
+                outcome.sequences = apart.sequences
 
     def _write(self, outcomes: Sequence[Outcome], *, apart: bool) -> None:
         drawn: list[tuple[Outcome, Rendering]] = []
@@ -61,8 +62,8 @@ class Encoder:
             except TemplateError as error:
                 outcome.problem = str(error)
                 continue
+            made = made if len(made) == 1 else [replace(rendering, method="apart") for rendering in made]
             drawn += [(outcome, rendering) for rendering in made]
-            outcome.methods = [rendering.method if len(made) == 1 else "apart" for rendering in made]
         encoded = tokenise_all([rendering for _, rendering in drawn], self.tokenizer)
         for (outcome, rendering), tokens in zip(drawn, encoded, strict=True):
             if tokens is None:
@@ -74,7 +75,7 @@ class Encoder:
 
     def _fitted(self, outcome: Outcome) -> Outcome:
         if outcome.problem is not None:
-            outcome.sequences, outcome.methods = [], []
+            outcome.sequences = []
             return outcome
         outcome.lengths = [len(sequence.ids) for sequence in outcome.sequences]
         cuts = self.spec.too_long == "cut-prompt" and any(map(self._long_prompt, outcome.sequences))
@@ -92,18 +93,14 @@ class Encoder:
         return outcome
 
     def _drop(self, outcome: Outcome) -> None:
-        kept = [len(sequence.ids) <= self.limit for sequence in outcome.sequences]
-        outcome.too_long += kept.count(False)
-        outcome.sequences = [sequence for sequence, fits in zip(outcome.sequences, kept, strict=True) if fits]
-        outcome.methods = [method for method, fits in zip(outcome.methods, kept, strict=True) if fits]
+        fitting = [sequence for sequence in outcome.sequences if len(sequence.ids) <= self.limit]
+        outcome.too_long += len(outcome.sequences) - len(fitting)
+        outcome.sequences = fitting
 
     def _truncate(self, outcome: Outcome) -> None:
-        cut = [shortened(sequence, self.limit) for sequence in outcome.sequences]
-        outcome.truncated += sum(len(sequence.ids) > self.limit for sequence in outcome.sequences)
-        learns = [sequence.loss_count > 0 for sequence in cut]
-        outcome.without_loss_tokens += learns.count(False)
-        outcome.sequences = [sequence for sequence, some in zip(cut, learns, strict=True) if some]
-        outcome.methods = [method for method, some in zip(outcome.methods, learns, strict=True) if some]
+        whole, outcome.sequences = outcome.sequences, []
+        outcome.truncated += sum(len(sequence.ids) > self.limit for sequence in whole)
+        outcome.learn(shortened(sequence, self.limit) for sequence in whole)
 
     def _long_prompt(self, sequence: Tokens) -> bool:
         given = next((place for place, learned in enumerate(sequence.loss_mask) if learned), 0)
@@ -113,7 +110,7 @@ class Encoder:
         if cuts:
             shorter = replace(self, spec=self.spec.model_copy(update={"too_long": "truncate"}))
             (again,) = shorter.encode([_with_short_question(outcome.example, self.limit // 2)])
-            outcome.sequences, outcome.methods, outcome.problem = again.sequences, again.methods, again.problem
+            outcome.sequences, outcome.problem = again.sequences, again.problem
             outcome.truncated, outcome.without_loss_tokens = max(1, again.truncated), again.without_loss_tokens
         else:
             self._truncate(outcome)
@@ -123,20 +120,20 @@ class Encoder:
         if len(pairs) < 2 or outcome.example.tools:
             return self._drop(outcome)
         whole = replace(self, spec=self.spec.model_copy(update={"too_long": "drop"}))
-        outcome.sequences, outcome.methods = [], []
+        outcome.sequences = []
         begun: list[Message] = []
         held: Outcome | None = None
         for pair in pairs:
             (longer,) = whole.encode([replace(outcome.example, messages=(*system, *begun, *pair))])
             if longer.too_long and held is not None:
-                _take(outcome, held)
+                outcome.learn(held.sequences)
                 begun = []
                 (longer,) = whole.encode([replace(outcome.example, messages=(*system, *pair))])
             held = None if longer.too_long else longer
             begun = [] if longer.too_long else [*begun, *pair]
             outcome.too_long += longer.too_long
         if held is not None:
-            _take(outcome, held)
+            outcome.learn(held.sequences)
         outcome.truncated += 1 if outcome.sequences else 0
         return None
 
@@ -146,18 +143,12 @@ def shortened(sequence: Tokens, limit: int) -> Tokens:
     if len(sequence.ids) <= limit:
         return sequence
     inside = sequence.loss_mask[limit] and sequence.loss_mask[limit - 1]
-    return Tokens(sequence.ids[:limit], sequence.loss_mask[:limit], sequence.as_asked, ended=not inside)
+    ids, mask = sequence.ids[:limit], sequence.loss_mask[:limit]
+    return Tokens(ids, mask, sequence.as_asked, ended=not inside, method=sequence.method)
 
 
 def _answers(example: Example) -> int:
     return sum(message.role == "assistant" for message in example.messages)
-
-
-def _take(outcome: Outcome, part: Outcome) -> None:
-    learns = [sequence.loss_count > 0 for sequence in part.sequences]
-    outcome.without_loss_tokens += learns.count(False)
-    outcome.sequences += [sequence for sequence, some in zip(part.sequences, learns, strict=True) if some]
-    outcome.methods += [method for method, some in zip(part.methods, learns, strict=True) if some]
 
 
 def _turns(example: Example) -> tuple[tuple[Message, ...], list[list[Message]]]:

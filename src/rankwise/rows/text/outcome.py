@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -19,8 +19,6 @@ class Outcome:
 
     example: Example
     sequences: list[Tokens] = field(default_factory=list)
-    methods: list[str] = field(default_factory=list)
-    """How the answers were located, for each sequence: marks, prefix, text, or apart."""
     lengths: list[int] = field(default_factory=list)
     """Number of tokens of each sequence, before any was cut or left out."""
     truncated: int = 0
@@ -37,6 +35,17 @@ class Outcome:
     problem: str | None = None
     image: ImageRecord | None = None
     """What is known of an image's row."""
+
+    @property
+    def methods(self) -> list[str]:
+        """How the answers of each sequence were located."""
+        return [sequence.method for sequence in self.sequences if sequence.method]
+
+    def learn(self, sequences: Iterable[Tokens]) -> None:
+        """Add those that something is learned of, and count the others."""
+        for sequence in sequences:
+            self.sequences += [sequence] if sequence.loss_count else []
+            self.without_loss_tokens += not sequence.loss_count
 
     @property
     def unlike_asked(self) -> bool:

@@ -8,24 +8,23 @@ and nothing else. The position of an answer is determined in this order:
 3. if it does not, and the template is known to rewrite earlier turns: by one sequence for each answer, with the turns
    before it rendered as they will be at inference.
 
-Otherwise the row is refused.
+Otherwise the row is refused. It is refused too where the template leaves out a part of the conversation, or marks a
+question as an answer. The rendered text alone does not show this, because an answer can repeat other parts. So a
+conversation with the same shape is rendered in which each part is a unique word, once for each shape, and these words
+are looked for.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
-from rankwise.config.data import Reasoning
 from rankwise.errors import TemplateError
-from rankwise.rows.text.example import Example, Message
-from rankwise.rows.text.many_answers import COMPARED, answers_of, compared, prompt_ends
-from rankwise.rows.text.reasoning import CLOSE, OPEN, parted
-from rankwise.rows.text.template_probe import Renders, Span, merged, refuse_unshown, shown_of
+from rankwise.rows.text.chat_template import ChatTemplate, Shown, Span, Written, answers_of
+from rankwise.rows.text.example import CLOSE, OPEN, Example, Message, parted
 from rankwise.rows.text.tokenize import Rendering, Segment
-from rankwise.rows.text.written import Conversation, Written
 
 APART = (
     " Use --set data.answers=apart, which makes a row of each answer, or split the conversation into rows with one "
@@ -37,40 +36,8 @@ class UnstableTemplate(TemplateError):
     """Raised if the rendered conversation does not begin with the rendering up to an answer."""
 
 
-class Template(Renders, Protocol):
-    """Writes conversations as text."""
-
-    @property
-    def ends(self) -> Sequence[str]:
-        """The texts that end an answer. The first one also ends plain texts."""
-        ...
-
-    @property
-    def start(self) -> str:
-        """The text that the tokenizer puts before every text, or an empty text."""
-        ...
-
-    @property
-    def reasoning(self) -> Reasoning:
-        """Whether reasoning in answers is learned or masked, and the model is asked to reason."""
-        ...
-
-    @property
-    def rewrites(self) -> bool:
-        """Whether the template is known to rewrite earlier turns."""
-        ...
-
-    def written(self, conversations: Sequence[Conversation]) -> list[Written]:
-        """Conversations as the template writes them, rendered together."""
-        ...
-
-    def guarded(self, content: str) -> str:
-        """The text of a message with the control tokens in it broken up (see example.BREAK)."""
-        ...
-
-
 def renderings(
-    example: Example, template: Template, *, apart: bool = False, written: Written | None = None
+    example: Example, template: ChatTemplate, *, apart: bool = False, written: Written | None = None
 ) -> list[Rendering]:
     """Render the conversation as one sequence, or with `apart` as one sequence for each answer. `written` is what the
     template wrote of it, if that was asked for before."""
@@ -86,7 +53,7 @@ def renderings(
     return [render(_up_to(example, index), template, written.first(index + 1)) for index in learned]
 
 
-def _written(example: Example, template: Template) -> Written:
+def _written(example: Example, template: ChatTemplate) -> Written:
     (written,) = template.written([(example.messages, example.tools)])
     return written
 
@@ -97,7 +64,7 @@ def _up_to(example: Example, answer: int) -> Example:
     return replace(example, messages=(*given, example.messages[answer]))
 
 
-def render(example: Example, template: Template, written: Written | None = None) -> Rendering:
+def render(example: Example, template: ChatTemplate, written: Written | None = None) -> Rendering:
     try:
         if example.text is not None:
             return _whole_text(example.text, template)
@@ -112,7 +79,7 @@ def render(example: Example, template: Template, written: Written | None = None)
         raise type(error)(f"{example.where}: {error}{_hint(example, template)}") from None
 
 
-def _hint(example: Example, template: Template) -> str:
+def _hint(example: Example, template: ChatTemplate) -> str:
     """What helps where a template drops or rewrites the reasoning in an answer."""
     if template.reasoning != "none" or not any(
         message.role == "assistant" and CLOSE in message.content for message in example.messages
@@ -121,14 +88,14 @@ def _hint(example: Example, template: Template) -> str:
     return " An answer has reasoning: set data.reasoning to learn or mask."
 
 
-def _whole_text(text: str, template: Template) -> Rendering:
+def _whole_text(text: str, template: ChatTemplate) -> Rendering:
     if not template.ends:
         raise TemplateError("the model names no end token, so it would not learn where a text ends.")
     learned = Segment(template.guarded(text) + template.ends[0], True)
     return Rendering((Segment(template.start, False), learned) if template.start else (learned,), "text")
 
 
-def _by_marks(example: Example, template: Template, written: Written, spans: Sequence[Span]) -> Rendering | None:
+def _by_marks(example: Example, template: ChatTemplate, written: Written, spans: Sequence[Span]) -> Rendering | None:
     """Cut at the marks. None if the marks do not fit the answers, contain other text, or leave out an end token.
 
     An answer that consists only of a tool call must begin exactly where the prompt ends.
@@ -138,10 +105,9 @@ def _by_marks(example: Example, template: Template, written: Written, spans: Seq
         return None
     found: list[Span] = []
     whole, as_asked = written.whole, True
-    checked = frozenset(compared([index for index, _ in answers]))
     for (index, message), (start, stop) in zip(answers, spans, strict=True):
         length = _ended_length(whole[start:stop], message, template)
-        asked = index not in checked or written.text(index, answer_next=True) == whole[:start]
+        asked = written.text(index, answer_next=True) == whole[:start]
         if length is None or not (asked or message.content.strip()):
             return None
         if message.learned:
@@ -150,7 +116,7 @@ def _by_marks(example: Example, template: Template, written: Written, spans: Seq
     return Rendering(_cut(whole, found), "marks", as_asked)
 
 
-def _ended_length(marked: str, message: Message, template: Template) -> int | None:
+def _ended_length(marked: str, message: Message, template: ChatTemplate) -> int | None:
     """Length of the marked text up to its end token; None if it has no end token or the answer is not before it."""
     try:
         return _learned_length(marked, message, template)
@@ -158,10 +124,7 @@ def _ended_length(marked: str, message: Message, template: Template) -> int | No
         return None
 
 
-def _by_prefix(example: Example, template: Template, written: Written) -> Rendering:
-    answers = answers_of(example.messages)
-    if len(answers) > COMPARED and (ends := prompt_ends(written, example.tools, template)) is not None:
-        return _at(ends, example, template, written.whole)
+def _by_prefix(example: Example, template: ChatTemplate, written: Written) -> Rendering:
     found: list[Span] = []
     whole, position = written.whole, 0
     for index, message in enumerate(example.messages):
@@ -183,16 +146,6 @@ def _by_prefix(example: Example, template: Template, written: Written) -> Render
     return Rendering(_cut(whole, found), "prefix")
 
 
-def _at(ends: Mapping[int, int], example: Example, template: Template, whole: str) -> Rendering:
-    """The rendering of a conversation whose prompts end at these characters."""
-    found: list[Span] = []
-    for (index, begin), stop in zip(ends.items(), [*list(ends.values())[1:], len(whole)], strict=True):
-        if example.messages[index].learned:
-            start, end = _learned_span(whole[begin:stop], example.messages[index], template)
-            found.append((begin + start, begin + end))
-    return Rendering(_cut(whole, found), "prefix")
-
-
 def _cut(whole: str, learned: Sequence[Span]) -> tuple[Segment, ...]:
     segments: list[Segment] = []
     position = 0
@@ -202,7 +155,7 @@ def _cut(whole: str, learned: Sequence[Span]) -> tuple[Segment, ...]:
     return tuple(segment for segment in (*segments, Segment(whole[position:], False)) if segment.text)
 
 
-def _learned_span(rendered: str, message: Message, template: Template) -> Span:
+def _learned_span(rendered: str, message: Message, template: ChatTemplate) -> Span:
     """Where the loss begins and ends in the rendered turn. A thought that the template writes before an answer is
     treated as reasoning too, empty or not."""
     thought, answer = parted(message.content) if template.reasoning != "none" else (None, message.content)
@@ -221,7 +174,7 @@ def _learned_span(rendered: str, message: Message, template: Template) -> Span:
     return (0 if template.reasoning == "learn" else begin + len(behind) - len(behind.lstrip())), end
 
 
-def _learned_length(rendered: str, message: Message, template: Template) -> int:
+def _learned_length(rendered: str, message: Message, template: ChatTemplate) -> int:
     """Length of the answer and its end token in the rendered turn."""
     answer = template.guarded(message.content).strip()
     start = rendered.find(answer)
@@ -244,7 +197,7 @@ def _learned_length(rendered: str, message: Message, template: Template) -> int:
     return tail_start + place + len(end)
 
 
-def _check_calls(message: Message, written: str, template: Template) -> None:
+def _check_calls(message: Message, written: str, template: ChatTemplate) -> None:
     for call in message.tool_calls:
         texts = [template.guarded(text) for text in (call.name, *_leaves(call.arguments))]
         missing = next((text for text in texts if not _stands(text, written)), None)
@@ -270,3 +223,80 @@ def _leaves(value: Any) -> Iterator[str]:
 def _stands(text: str, written: str) -> bool:
     """Whether the text occurs in the written one, unchanged or as JSON writes it."""
     return any(form in written for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]))
+
+
+def shown_of(example: Example, template: ChatTemplate) -> Shown:
+    key = (tuple(map(_shape, example.messages)), tuple(_name(tool) for tool in example.tools))
+    if key not in template.shapes:
+        template.shapes[key] = _look(_probe(example), template)
+    return template.shapes[key]
+
+
+def refuse_unshown(example: Example, template: ChatTemplate, whole: str) -> None:
+    shown = shown_of(example, template)
+    if shown.missing:
+        raise TemplateError(f"the chat template does not show {shown.missing[0]}, so the model would not know it.")
+    if template.controls(whole) > shown.controls:
+        raise TemplateError(
+            "the chat template turns text of the row into a control token: it removes something from the text, and the "
+            "rest is read as a control token."
+        )
+
+
+def merged(spans: Sequence[Span]) -> list[Span]:
+    """Join marks that touch, and drop empty ones."""
+    joined: list[Span] = []
+    for start, stop in sorted(span for span in spans if span[0] < span[1]):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
+        else:
+            joined.append((start, stop))
+    return joined
+
+
+def _shape(message: Message) -> tuple[Any, ...]:
+    calls = tuple((call.name, call.call_id) for call in message.tool_calls)
+    return message.role, bool(message.content.strip()), bool(message.context.strip()), calls, message.call_id
+
+
+def _name(tool: dict[str, Any]) -> str:
+    return str(tool["function"]["name"])
+
+
+def _word(part: str, number: int) -> str:
+    return f"{part}-like-no-other-{number}."
+
+
+def _probe(example: Example) -> Example:
+    messages = tuple(
+        replace(
+            message,
+            content=_word(message.role, number) if message.content.strip() else "",
+            context=_word("context", number) if message.context.strip() else "",
+        )
+        for number, message in enumerate(example.messages, start=1)
+    )
+    tools = tuple(
+        tool | {"function": tool["function"] | {"name": _word("tool", number)}}
+        for number, tool in enumerate(example.tools, start=1)
+    )
+    return replace(example, messages=messages, tools=tools)
+
+
+def _look(probe: Example, template: ChatTemplate) -> Shown:
+    whole, spans = template.marked(probe.messages, probe.tools)
+    missing = ["the model its tools"] if any(_name(tool) not in whole for tool in probe.tools) else []
+    for number, message in enumerate(probe.messages, start=1):
+        if message.role != "assistant" and not (message.content in whole and message.context in whole):
+            missing.append(_called(message, number))
+    answers = [message.content for message in probe.messages if message.role == "assistant"]
+    marks = merged(spans)
+    hold = len(marks) == len(answers) and all(
+        whole[start:stop].lstrip().startswith(answer) for (start, stop), answer in zip(marks, answers, strict=True)
+    )
+    return Shown(tuple(missing), hold, template.controls(whole))
+
+
+def _called(message: Message, number: int) -> str:
+    called = {"system": "the system message", "tool": "the tool's result in"}.get(message.role, "the text of")
+    return called if message.role == "system" else f"{called} turn {number}"

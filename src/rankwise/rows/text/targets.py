@@ -1,4 +1,6 @@
-"""What a labelled row is to be predicted as: the number of its class, or its number; and the class of each word."""
+"""What an encoder reads of a row, and what is to be predicted for it: the number of its class, its number, the class of
+each word, or the text that a decoder is to write.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,38 @@ from functools import cached_property
 
 from rankwise.config.base import shown
 from rankwise.errors import DataError, some
-from rankwise.rows.text.example import Example
-from rankwise.rows.text.tagged import TaggedWords
+from rankwise.rows.text.example import Example, Message, TaggedWords
 from rankwise.runs.row_facts import TargetFacts
+
+
+def input_of(messages: Sequence[Message]) -> str:
+    """The text of a conversation that is a single question."""
+    if len(messages) != 1 or messages[0].role != "user":
+        roles = ", ".join(message.role for message in messages)
+        raise DataError(
+            f"an encoder reads one text, and this is a conversation of {roles}. Write what it needs into a single "
+            "prompt."
+        )
+    return messages[0].whole
+
+
+def input_and_output(example: Example) -> tuple[str, str]:
+    """DataError where a row is not one input with one output."""
+    where = example.where
+    if example.text is not None:
+        raise DataError(f"{where}: is a plain text, and an input with its output is expected.")
+    roles = [message.role for message in example.messages]
+    if roles != ["user", "assistant"] or example.tools or example.messages[1].tool_calls:
+        raise DataError(
+            f"{where}: is a conversation ({', '.join(roles)}), and one input with one output is expected, without a "
+            "system message or tools."
+        )
+    given, output = example.messages[0].whole, example.messages[1].content
+    for name, text in (("input", given), ("output", output)):
+        if not text.strip():
+            raise DataError(f"{where}: the {name} is empty.")
+    return given, output
+
 
 _WHOLE = re.compile(r"-?[0-9]{1,18}\.0+")
 
@@ -82,13 +113,16 @@ class RowTargets:
     def of_words(self, example: Example) -> list[int]:
         """The class of each word; DataError where the row has no tags, or one that is no class."""
         tags = tagged_in(example).tags
-        unknown = dict.fromkeys(tag for tag in tags if tag not in self._numbers)
-        if unknown:
-            raise DataError(
-                f"{example.where}: the tag {some(map(shown, unknown), 8)} is in no training row; the tags are "
-                f"{some(map(shown, self.facts.classes), 12)}. Correct it, or add training rows that have it."
-            )
+        if unknown := dict.fromkeys(tag for tag in tags if tag not in self._numbers):
+            raise self._unseen(example, f"the tag {some(map(shown, unknown), 8)}", "tags")
         return [self._numbers[tag] for tag in tags]
+
+    def _unseen(self, example: Example, what: str, classes: str = "classes") -> DataError:
+        known = some(map(shown, self.facts.classes), 12)
+        return DataError(
+            f"{example.where}: {what} is in no training row; the {classes} are {known}. Correct it, or add training "
+            "rows that have it."
+        )
 
     @cached_property
     def _numbers(self) -> Mapping[str, int]:
@@ -103,10 +137,7 @@ class RowTargets:
             return self.of(example)
         names = labels_of(example)
         if unknown := [name for name in names if name not in self.facts.classes]:
-            raise DataError(
-                f"{example.where}: the label {some(map(shown, unknown), 8)} is in no training row; the classes are "
-                f"{some(map(shown, self.facts.classes), 8)}. Correct it, or add training rows of this class."
-            )
+            raise self._unseen(example, f"the label {some(map(shown, unknown), 8)}")
         return [float(name in names) for name in self.facts.classes]
 
     def of(self, example: Example) -> float:
@@ -120,9 +151,5 @@ class RowTargets:
                 raise DataError(f"{example.where}: the label is {shown(label)}; a finite number is expected.")
             return value
         if label not in self._numbers:
-            known = some(map(shown, self.facts.classes), 8)
-            raise DataError(
-                f"{example.where}: the label {shown(label)} is in no training row; the classes are {known}. Correct "
-                "it, or add training rows of this class."
-            )
+            raise self._unseen(example, f"the label {shown(label)}")
         return float(self._numbers[label])

@@ -1,10 +1,9 @@
-"""The process in which chat templates are rendered, as the process that uses it sees it.
+"""Conversations as a chat template writes them, in a process of its own with limits (template_renderer.py).
 
-One process renders all conversations of this one, many at a time, and ends with it. It is started when the first
-template is rendered, and again after a template was stopped. See rows/text/template_renderer.py for the limits.
-
-A template that exceeds a limit on a short conversation is never rendered again: it says nothing about a row. On a long
-conversation the row is refused, and the template only after MOST_EXCEEDED of them.
+One process renders all conversations of this one, many at a time, because a request takes longer than a short
+conversation. It is started when the first template is rendered, again after a template was stopped, and ends with this
+one. A template that exceeds a limit on a short conversation is never rendered again: it says nothing about a row. On a
+long conversation the row is refused.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from threading import RLock
@@ -25,6 +24,7 @@ from typing import Any, Literal
 
 from rankwise.errors import ModelError, ResourceError, TemplateError
 from rankwise.rows.text import template_renderer
+from rankwise.rows.text.example import Message, ToolCall
 from rankwise.rows.text.template_renderer import MEMORY, OUTPUT, OUTPUT_FOR_EACH, SECONDS
 
 Rules = Literal["transformers", "llama.cpp"]
@@ -32,11 +32,12 @@ Cut = tuple[int, bool]
 """How many of the first messages, and whether an answer comes next."""
 Result = tuple[str, list[tuple[int, int]]] | TemplateError
 """The text of a cut with its {% generation %} marks, or why there is none."""
+Guard = Callable[[str], str]
+"""Breaks up the control tokens in a text."""
 BATCH_CONVERSATIONS, BATCH_CHARACTERS = 250, 2_000_000
 LONGEST_SOURCE = 1_000_000
 SHORT = 20_000
 """Characters of a conversation up to which a template that exceeds a limit is at fault, and not the conversation."""
-MOST_EXCEEDED = 3
 UNLIMITED = "RANKWISE_UNLIMITED_TEMPLATES"
 """Set to 1, templates are rendered in this process. For systems on which no other can be started."""
 IMPORTED = ("jinja2", "markupsafe")
@@ -48,6 +49,14 @@ EXCEEDED = {
 }
 
 
+@lru_cache(8)
+def names(source: str) -> frozenset[str]:
+    """All names in a template: variables, fields, filters and functions."""
+    from jinja2 import Environment
+
+    return frozenset(value for _, kind, value in Environment().lex(source) if kind == "name")
+
+
 @dataclass(frozen=True)
 class Conversation:
     """Messages and tools as a template gets them, and the parts of it that are to be rendered."""
@@ -56,9 +65,42 @@ class Conversation:
     tools: Sequence[dict[str, Any]] | None
     cuts: Sequence[Cut]
 
-    @property
-    def size(self) -> int:
-        return characters(list(self.messages)) + characters(self.tools)
+
+def plain_conversation(
+    messages: Sequence[Message], tools: Sequence[Any], cuts: Sequence[Cut], guarded: Guard, *, shows_context: bool
+) -> Conversation:
+    """`shows_context`: whether the template writes the context of a question itself; else it is put below."""
+    turns = [_turn(message, guarded, shows_context) for message in messages]
+    return Conversation(turns, [_guarded(tool, guarded) for tool in tools] or None, cuts)
+
+
+def _turn(message: Message, guarded: Guard, shows_context: bool) -> dict[str, Any]:
+    turn: dict[str, Any] = {
+        "role": message.role,
+        "content": guarded(message.content if shows_context else message.whole),
+    }
+    if shows_context and message.context:
+        turn["context"] = guarded(message.context)
+    if message.tool_calls:
+        turn["tool_calls"] = [_call(call, guarded) for call in message.tool_calls]
+    if message.name is not None:
+        turn["name"] = guarded(message.name)
+    if message.call_id is not None:
+        turn["tool_call_id"] = guarded(message.call_id)
+    return turn
+
+
+def _call(call: ToolCall, guarded: Guard) -> dict[str, Any]:
+    function = {"name": guarded(call.name), "arguments": _guarded(call.arguments, guarded)}
+    return {"type": "function", "function": function} | ({"id": guarded(call.call_id)} if call.call_id else {})
+
+
+def _guarded(value: Any, guarded: Guard) -> Any:
+    if isinstance(value, str):
+        return guarded(value)
+    if isinstance(value, dict):
+        return {guarded(key): _guarded(inside, guarded) for key, inside in value.items()}
+    return [_guarded(inside, guarded) for inside in value] if isinstance(value, list) else value
 
 
 def characters(value: Any) -> int:
@@ -90,7 +132,7 @@ def _batches(conversations: Sequence[Conversation]) -> Iterator[list[tuple[Conve
     batch: list[tuple[Conversation, int]] = []
     total = 0
     for conversation in conversations:
-        size = conversation.size
+        size = characters([*conversation.messages]) + characters(conversation.tools)
         if batch and (len(batch) == BATCH_CONVERSATIONS or total + size > BATCH_CHARACTERS):
             yield batch
             batch, total = [], 0
@@ -107,34 +149,26 @@ class TemplateProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = 0
         self._lock = RLock()
-        self._exceeded: Counter[str] = Counter()
         self._refused: dict[str, str] = {}
 
     def rendered(self, shared: dict[str, Any], batch: Sequence[tuple[Conversation, int]]) -> list[list[Result]]:
+        source, results = shared["source"], list[list[Result]]()
         with self._lock:
-            results: list[list[Result]] = []
             while len(results) < len(batch):  # more than once only after a conversation that exceeded a limit
-                self._refuse_again(shared["source"])
+                if source in self._refused:
+                    raise ModelError(self._refused[source])
                 rest = batch[len(results) :]
                 for (conversation, size), reply in zip(rest, self._replies(shared, rest), strict=False):
                     own, exceeded = _results(reply, conversation)
                     results.append(own)
-                    if exceeded is not None:
-                        self._count(shared["source"], exceeded, size)
-            return results
-
-    def _count(self, source: str, exceeded: str, size: int) -> None:
-        self._exceeded[source] += 1
-        if size <= SHORT or self._exceeded[source] >= MOST_EXCEEDED:
-            self._refused[source] = (
-                f"the chat template is not used, because it {EXCEEDED[exceeded]} for a conversation of {size:,} "
-                "characters. Repair it in the model's folder, or choose a recipe (data.recipe) or another model."
-            )
-            self._refuse_again(source)
-
-    def _refuse_again(self, source: str) -> None:
-        if source in self._refused:
-            raise ModelError(self._refused[source])
+                    if exceeded is not None and size <= SHORT:
+                        self._refused[source] = (
+                            f"the chat template is not used, because it {EXCEEDED[exceeded]} for a conversation of "
+                            f"{size:,} characters. Repair it in the model's folder, or choose a recipe (data.recipe) "
+                            "or another model."
+                        )
+                        raise ModelError(self._refused[source])
+        return results
 
     def _replies(self, shared: dict[str, Any], batch: Sequence[tuple[Conversation, int]]) -> list[list[Any]]:
         """A reply for each conversation, up to the first that exceeds a limit."""
@@ -157,8 +191,6 @@ class TemplateProcess:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._owner == os.getpid() and self._process.poll() is None:
             return self._process
-        if not sys.executable or getattr(sys, "frozen", False):
-            raise _no_process("there is no Python interpreter to start")
         folders = {
             str(Path(spec.origin).parent.parent): None
             for name in IMPORTED
@@ -171,7 +203,10 @@ class TemplateProcess:
                 start_new_session=True,  # Ctrl-C is for this process
             )  # fmt: skip
         except OSError as error:
-            raise _no_process(error.strerror or str(error)) from None
+            raise ResourceError(
+                f"chat templates are rendered in a process of their own, which cannot be started ({error.strerror}). "
+                f"With the environment variable {UNLIMITED}=1 they are rendered without limits in this one."
+            ) from None
         self._owner = os.getpid()
         return self._process
 
@@ -225,13 +260,6 @@ def _results(reply: list[Any], conversation: Conversation) -> tuple[list[Result]
 
 def _cause(code: int) -> str:
     """What ended a process that rendered."""
-    if code == -template_renderer.TIME_SIGNAL or (code == 1 and not template_renderer.TIMED):
+    if code == -template_renderer.TIME_SIGNAL:
         return "time"
     return "memory" if code == template_renderer.NO_MEMORY else "crash"
-
-
-def _no_process(reason: str) -> ResourceError:
-    return ResourceError(
-        f"chat templates are rendered in a process of their own, which cannot be started ({reason}). With the "
-        f"environment variable {UNLIMITED}=1 they are rendered without limits in this one."
-    )

@@ -8,13 +8,13 @@ process and sends it conversations; whatever a template does, this process alone
               "conversations": [{"messages": [...], "tools": [...] or null, "size": characters,
                                  "cuts": [[messages, answer next], ...]}, ...]}
     reply    for each conversation a line [result, ...], of each cut the text of its first messages:
-              [text, [[start, stop], ...]] with the {% generation %} marks of the first cut; the number of characters,
-              where it is a beginning of the first cut's text; {"refused": reason}, if the template raises an error; or
+              [text, [[start, stop], ...]] with its {% generation %} marks; the number of characters, where it has none
+              and is a beginning of the first cut's text; {"refused": reason}, if the template raises an error; or
               {"exceeded": "memory" or "output"}, after which the conversation's further cuts are left out
 
 Both are JSON, one line each. Limits: SECONDS of processor time for a cut, MEMORY bytes of addresses, and OUTPUT
-characters with OUTPUT_FOR_EACH more for each of the conversation's. A system without setitimer limits the time by the
-clock, and one without setrlimit does not limit the memory.
+characters with OUTPUT_FOR_EACH more for each of the conversation's. A system that can limit neither time nor memory,
+such as Windows, limits the output alone.
 
 The rules are those of transformers (5.20 to 5.24) and of llama-cpp-python (0.3.36): what a template may call, and how
 white space and JSON are written. Nothing but Jinja and the standard library is imported.
@@ -22,7 +22,6 @@ white space and JSON are written. Nothing but Jinja and the standard library is 
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import os
 import signal
@@ -40,8 +39,8 @@ MEMORY = 512_000_000
 OUTPUT, OUTPUT_FOR_EACH = 50_000, 8
 """The first is for what a template says by itself: system messages of its own, and how tools are called."""
 LONGEST_REASON = 300
-TIMED = hasattr(signal, "setitimer")
-TIME_SIGNAL = int(getattr(signal, "SIGPROF", 0))
+TIME_SIGNAL = 27
+"""SIGPROF."""
 NO_MEMORY = 3
 """Exit code of a process that has no memory left for a request or a reply."""
 
@@ -52,8 +51,6 @@ def main() -> None:
     for rules in RULES:  # the imports do not count as rendering
         compiled("", rules)
     limit_memory()
-    if TIMED:
-        signal.signal(TIME_SIGNAL, signal.SIG_DFL)
     replies = sys.stdout.buffer
     for line in sys.stdin.buffer:
         limit_time(len(line))  # reading a request counts as rendering
@@ -62,7 +59,6 @@ def main() -> None:
             text = json.dumps([*rendered(request, conversation, limit_time)], ensure_ascii=False, separators=(",", ":"))
             replies.write(text.encode("utf-8", "surrogatepass") + b"\n")
             replies.flush()  # a later conversation may end this process
-        stop_time()
 
 
 def limit_memory() -> None:
@@ -74,19 +70,9 @@ def limit_memory() -> None:
 
 
 def limit_time(characters: int) -> None:
-    """End this process after so much more work, wherever it is then."""
-    seconds = SECONDS + SECONDS_FOR_EACH * characters
-    if TIMED:
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-    else:
-        faulthandler.dump_traceback_later(seconds, exit=True)
-
-
-def stop_time() -> None:
-    if TIMED:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-    else:
-        faulthandler.cancel_dump_traceback_later()
+    """End this process after so much more work, wherever it is then. While it waits it does none."""
+    with suppress(AttributeError):  # Windows
+        signal.setitimer(signal.ITIMER_PROF, SECONDS + SECONDS_FOR_EACH * characters)
 
 
 def rendered(request: dict[str, Any], conversation: dict[str, Any], limit: Callable[[int], None]) -> Iterator[Any]:
@@ -100,21 +86,17 @@ def rendered(request: dict[str, Any], conversation: dict[str, Any], limit: Calla
             yield {"exceeded": "memory" if isinstance(error, MemoryError) else "output"}
             return
         except Exception as error:  # a template can raise any error
-            yield {"refused": _reason(error)}
+            yield {"refused": (str(error) or type(error).__name__)[:LONGEST_REASON]}
             continue
         if whole is None:
             whole = text
             yield [text, spans]
         else:
-            yield len(text) if whole.startswith(text) else [text, []]
+            yield [text, spans] if spans or not whole.startswith(text) else len(text)
 
 
 class OutputError(Exception):
     """Raised for a text that is longer than any template makes of such a conversation."""
-
-
-def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__)[:LONGEST_REASON]
 
 
 def _cut(

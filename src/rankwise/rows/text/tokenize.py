@@ -16,15 +16,16 @@ from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
-from typing import Literal, Protocol
+from typing import Literal
 from unicodedata import normalize
 
 import numpy as np
 
 from rankwise.errors import TemplateError
 from rankwise.rows.text.example import BREAK
+from rankwise.rows.text.tokenizer import Encoded, HubTokenizer
 
-Method = Literal["marks", "prefix", "text"]
+Method = Literal["marks", "prefix", "text", "apart"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Tokens:
     """Same length as ids."""
     as_asked: bool = True
     ended: bool = True
+    method: str = field(default="", compare=False)
+    """How the answers were located: marks, prefix, text, or apart from the conversation's other answers."""
     token_type_ids: Sequence[int] | np.ndarray | None = None
     """Of an encoder's pair of texts, or of a pair of answers: 0 for the first, 1 for the second."""
     target: float | Sequence[float] | None = None
@@ -88,42 +91,7 @@ def sides_of(row: Tokens) -> tuple[Tokens, ...]:
     )
 
 
-class Encoded(Protocol):
-    """The ids of a text, with their positions in it."""
-
-    @property
-    def ids(self) -> list[int]: ...
-
-    def before(self, position: int) -> int | None:
-        """Number of ids before `position` in the text; None if an id crosses the position."""
-        ...
-
-    def begin(self, index: int) -> int:
-        """Position of the first character of an id."""
-        ...
-
-
-class Tokenizer(Protocol):
-    """Encodes and decodes without adding tokens. `encode_after` encodes a text as the continuation of another.
-
-    `borders` are ids of tokens that divide a text: the text after such a token is encoded as if it stood alone.
-    """
-
-    @property
-    def borders(self) -> Collection[int]: ...
-
-    def special_end(self, text: str) -> tuple[str, int] | None:
-        """The special token that a text ends with, and its id."""
-        ...
-
-    def encode_all(self, texts: Sequence[str]) -> Sequence[Encoded]: ...
-
-    def encode_after(self, text: str) -> Encoded: ...
-
-    def decode_all(self, ids: Sequence[Sequence[int]]) -> list[str]: ...
-
-
-def tokenise(rendering: Rendering, tokenizer: Tokenizer, where: str = "") -> Tokens:
+def tokenise(rendering: Rendering, tokenizer: HubTokenizer, where: str = "") -> Tokens:
     (tokens,) = tokenise_all([rendering], tokenizer)
     if tokens is None:
         raise TemplateError(undecodable(rendering, where))
@@ -137,12 +105,12 @@ def undecodable(rendering: Rendering, where: str) -> str:
     )
 
 
-def prompt_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+def prompt_ids(text: str, tokenizer: HubTokenizer) -> list[int]:
     """The ids of a prompt."""
     return _encode(text, tokenizer).ids
 
 
-def tokenise_all(renderings: Sequence[Rendering], tokenizer: Tokenizer) -> list[Tokens | None]:
+def tokenise_all(renderings: Sequence[Rendering], tokenizer: HubTokenizer) -> list[Tokens | None]:
     """Tokenize renderings together; None for one whose loss tokens do not decode to the text of the answers."""
     texts = [rendering.text for rendering in renderings]
     plain = [text for text in texts if BREAK not in text]
@@ -169,10 +137,10 @@ class _Asks:
     These parts are mostly the same few words, and their ids are remembered.
     """
 
-    tokenizer: Tokenizer
+    tokenizer: HubTokenizer
     known: dict[str, list[int]] = field(default_factory=dict)
 
-    def same(self, prompt: str, whole: Encoded, count: int) -> bool:
+    def same(self, prompt: str, whole: Encoded | _Pieces, count: int) -> bool:
         borders = self.tokenizer.borders
         ids = whole.ids
         last = next((position for position in range(count - 1, -1, -1) if ids[position] in borders), None)
@@ -189,7 +157,7 @@ class _Asks:
         return self.known[text]
 
 
-def _encode(text: str, tokenizer: Tokenizer) -> Encoded:
+def _encode(text: str, tokenizer: HubTokenizer) -> Encoded | _Pieces:
     if BREAK not in text:
         return tokenizer.encode_all([text])[0]
     first, *others = text.split(BREAK)
@@ -219,7 +187,7 @@ class _Pieces:
         return self._starts[piece] + self._encoded[piece].begin(index - self._counts[piece])
 
 
-def _split(segments: Sequence[Segment], text: str, whole: Encoded, asks: _Asks) -> list[list[int]] | None:
+def _split(segments: Sequence[Segment], text: str, whole: Encoded | _Pieces, asks: _Asks) -> list[list[int]] | None:
     """The ids of each segment; None if an id crosses a border, or if a prompt alone has other ids."""
     parts: list[list[int]] = []
     start = position = 0
@@ -239,7 +207,7 @@ def _split(segments: Sequence[Segment], text: str, whole: Encoded, asks: _Asks) 
     return parts
 
 
-def _behind_space(text: str, position: int, whole: Encoded, borders: Collection[int]) -> int | None:
+def _behind_space(text: str, position: int, whole: Encoded | _Pieces, borders: Collection[int]) -> int | None:
     """Number of ids up to an end token that also contains the white space after it."""
     while position < len(text) and text[position].isspace():
         position += 1
@@ -249,19 +217,19 @@ def _behind_space(text: str, position: int, whole: Encoded, borders: Collection[
     return None
 
 
-def _encode_apart(rendering: Rendering, tokenizer: Tokenizer) -> list[list[int]]:
+def _encode_apart(rendering: Rendering, tokenizer: HubTokenizer) -> list[list[int]]:
     first, *others = rendering.segments
     return [prompt_ids(first.text, tokenizer), *(_continued(segment, tokenizer) for segment in others)]
 
 
-def _continued(segment: Segment, tokenizer: Tokenizer) -> list[int]:
+def _continued(segment: Segment, tokenizer: HubTokenizer) -> list[int]:
     end = tokenizer.special_end(segment.text) if segment.learned else None
     text = segment.text.removesuffix(end[0]) if end else segment.text
     ids = [token for piece in text.split(BREAK) if piece for token in tokenizer.encode_after(piece).ids]
     return [*ids, end[1]] if end else ids
 
 
-def _asked_alone(rendering: Rendering, tokens: Tokens | None, tokenizer: Tokenizer) -> Tokens | None:
+def _asked_alone(rendering: Rendering, tokens: Tokens | None, tokenizer: HubTokenizer) -> Tokens | None:
     """For separately encoded segments, check whether the ids before each answer equal those of its prompt."""
     if tokens is None:
         return None
@@ -276,7 +244,7 @@ def _asked_alone(rendering: Rendering, tokens: Tokens | None, tokenizer: Tokeniz
 
 
 def _checked(
-    renderings: Sequence[Rendering], splits: Sequence[list[list[int]] | None], tokenizer: Tokenizer
+    renderings: Sequence[Rendering], splits: Sequence[list[list[int]] | None], tokenizer: HubTokenizer
 ) -> list[Tokens | None]:
     """The tokens of renderings whose segments decode to their text, alone or after the segments before; else None."""
     parts = [part for split in splits if split is not None for part in split]
@@ -296,7 +264,7 @@ def _same(decoded: str, segment: Segment) -> bool:
     return decoded == segment.text or _composed(decoded) == _composed(segment.text.replace(BREAK, ""))
 
 
-def _agrees(rendering: Rendering, split: Sequence[Sequence[int]], tokenizer: Tokenizer) -> bool:
+def _agrees(rendering: Rendering, split: Sequence[Sequence[int]], tokenizer: HubTokenizer) -> bool:
     """Whether the segments decode to their text after the segments before. SentencePiece needs this for spaces."""
     ids = [[token for part in split[: length + 1] for token in part] for length in range(len(split))]
     decoded = tokenizer.decode_all(ids)
@@ -321,7 +289,7 @@ def _joined(rendering: Rendering, split: Sequence[Sequence[int]]) -> Tokens:
     for part, segment in zip(split, rendering.segments, strict=True):
         ids += part
         learned += [segment.learned] * len(part)
-    return Tokens(tuple(ids), tuple(learned), rendering.as_asked)
+    return Tokens(tuple(ids), tuple(learned), rendering.as_asked, method=rendering.method)
 
 
 def _composed(text: str) -> str:

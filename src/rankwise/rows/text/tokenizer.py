@@ -1,15 +1,52 @@
-"""A tokenizer of transformers behind the Tokenizer protocol, with its special tokens, start and end tokens."""
+"""A tokenizer of transformers behind the Tokenizer protocol, with its special tokens, start and end tokens, and the
+tokens that a training adds: ordinary words, each of which becomes one token wherever it is written.
+
+    "<city>" = "<" "city" ">"      before      the pieces, of whose rows the mean is the new token's first row
+    "<city>"                       after       with the next free id
+
+A text that is one token already is not added again.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
 from rankwise.rows.text.example import BREAK
-from rankwise.rows.text.new_tokens import NewTokens, added
+
+
+@dataclass(frozen=True)
+class NewTokens:
+    ids: Mapping[str, int] = field(default_factory=dict[str, int])
+    """The id of each token that was added."""
+    pieces: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    """The tokens that it was written with before."""
+    existing: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Those that the tokenizer had already, with their ids."""
+
+
+def added(tokenizer: HubTokenizer, texts: Sequence[str]) -> NewTokens:
+    """Add tokens to the tokenizer of transformers behind `tokenizer`, which knows them only once it is made anew."""
+    from tokenizers import AddedToken
+
+    pieces = {text: tuple(tokenizer.encode_after(text).ids) for text in texts}
+    existing = {text: number for text in texts if (number := _known(tokenizer, text, pieces[text])) is not None}
+    others = [text for text in texts if text not in existing]
+    tokenizer.hub.add_tokens([AddedToken(text, normalized=False, special=False) for text in others])
+    ids = {text: int(tokenizer.hub.convert_tokens_to_ids(text)) for text in others}
+    return NewTokens(ids, {text: pieces[text] for text in others}, existing)
+
+
+def _known(tokenizer: HubTokenizer, text: str, pieces: tuple[int, ...]) -> int | None:
+    """The id of a text that is one token already."""
+    number = tokenizer.hub.get_vocab().get(text)
+    if number is not None:
+        return int(number)
+    return pieces[0] if len(pieces) == 1 and tokenizer.decode(pieces) == text else None
 
 
 class Encoded:
@@ -27,6 +64,7 @@ class Encoded:
         return self._ids
 
     def before(self, position: int) -> int | None:
+        """Number of ids before `position` in the text; None if an id crosses the position."""
         if not self._ids or self._chars(len(self._ids) - 1)[1] <= position:
             return len(self._ids)
         index = self._encoding.char_to_token(position + self._shift)
@@ -35,6 +73,7 @@ class Encoded:
         return index - self._skipped if self.begin(index - self._skipped) == position else None
 
     def begin(self, index: int) -> int:
+        """Position of the first character of an id."""
         return self._chars(index)[0]
 
     def _chars(self, index: int) -> tuple[int, int]:
@@ -75,12 +114,9 @@ class HubTokenizer:
     def encode_all(self, texts: Sequence[str]) -> list[Encoded]:
         return [Encoded(one) for one in self._backend.encode_batch(list(texts), add_special_tokens=False)]
 
-    @property
-    def borders(self) -> frozenset[int]:
-        return self._borders
-
     @cached_property
-    def _borders(self) -> frozenset[int]:
+    def borders(self) -> frozenset[int]:
+        """Ids of tokens that divide a text: the text after such a token is encoded as if it stood alone."""
         return frozenset(self.hub.added_tokens_decoder)
 
     def encode_texts(

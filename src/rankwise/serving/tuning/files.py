@@ -32,8 +32,8 @@ from starlette.requests import ClientDisconnect, Request
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.base import Config
 from rankwise.config.data import DataConfig, StoppingCheck
-from rankwise.config.preference import PreferenceConfig, as_pairs
-from rankwise.errors import DataError, RankwiseError, ResourceError, RunError, together
+from rankwise.config.objectives import PreferenceConfig, as_pairs
+from rankwise.errors import DataError, RankwiseError, ResourceError, RunError, joined_problems
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.objectives.preference import Preference
 from rankwise.rows.preparing import checked, forget, refuse_fatal
@@ -316,7 +316,7 @@ def _converted(path: Path) -> Iterator[str]:
             except ValueError:
                 problems.append(f"{path}:{number}: the line is not JSON.")
     if problems:
-        raise DataError(together(problems))
+        raise DataError(joined_problems(problems))
 
 
 def _pair(row: Any) -> dict[str, Any]:

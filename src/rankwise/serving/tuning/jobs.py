@@ -26,7 +26,7 @@ from rankwise.config.base import JsonObject
 from rankwise.config.data import ValidationDataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
-from rankwise.config.preference import PreferenceConfig
+from rankwise.config.objectives import PreferenceConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import RankwiseError, RunError
 from rankwise.runs.directory import RunDirectory

@@ -90,9 +90,9 @@ class Offered:
         """What a job trains that names this model. BadRequest (404) where it is none that can be trained."""
         model, served = self.serving.model, self.serving.models.get(name)
         if served is not None and served.adapter is None:
-            return Base(model.spec, model.width)
+            return Base(model.config, model.width)
         if served is not None and (made := self.jobs.that_made(name)) is not None:
-            return Base(model.spec, model.width, made.run)
+            return Base(model.config, model.width, made.run)
         known = ", ".join(one.name for one in self.serving.models.values() if one.adapter is None)
         raise BadRequest(
             f"no model {name[:80]!r} can be trained here. The base is called {known}; rankwise serve --alias adds "

@@ -1,9 +1,12 @@
-"""A contact sheet: many images on one page, each with a line of text below."""
+"""Images for people and for files: pixels as PNG without loss, thumbnails as data: URIs of a few kilobytes, so that a
+page needs no other file, and a contact sheet, many images on one page, each with a line of text below.
+"""
 
 from __future__ import annotations
 
 import io
 import math
+from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,47 @@ from typing import Any
 import numpy as np
 
 from rankwise.errors import DataError, first_line, one_line
+from rankwise.system.extras import need_extra
+
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+
+
+def png_of_array(pixels: np.ndarray) -> bytes:
+    """`pixels` (H, W), (H, W, 1) or (H, W, 3) are uint8. DataError elsewhere, since their range would be unknown."""
+    if pixels.dtype != np.uint8 or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)) or not pixels.size:
+        raise DataError(
+            f"is an array of the type {pixels.dtype} and the shape {pixels.shape}; pixels are uint8 in the shape "
+            "(H, W), (H, W, 1) or (H, W, 3)."
+        )
+    need_extra("PIL", "writing an image", "vision", DataError)
+    from PIL import Image
+
+    flat = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    return png_of_picture(Image.fromarray(np.ascontiguousarray(flat)))
+
+
+def png_of_picture(picture: Any) -> bytes:
+    """`picture` is one of Pillow's."""
+    written = io.BytesIO()
+    (picture if picture.mode in MODES else picture.convert("RGB")).save(written, "PNG")
+    return written.getvalue()
+
+
+SIDE, LOSSLESS, QUALITY = 96, 48, 85
+"""Longest side of a thumbnail in pixels, the longest that is stored without loss, and the quality of the others."""
+
+
+def thumbnail_of(pixels: np.ndarray) -> str:
+    """`pixels` (H, W, 3) are in uint8; larger images are reduced to SIDE."""
+    from PIL import Image
+
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    kind = "png" if max(picture.size) <= LOSSLESS else "jpeg"
+    written = io.BytesIO()
+    picture.save(written, kind, optimize=True, **({"quality": QUALITY} if kind == "jpeg" else {}))
+    return f"data:image/{kind};base64,{b64encode(written.getvalue()).decode()}"
+
 
 TILE, MARGIN, LINE = 160, 8, 20
 """Pixels: side of an image's square, space around it, and height of the text."""

@@ -1,1 +1,0 @@
-"""Trackers that people have: TensorBoard, Weights & Biases, MLflow and trackio, each through its own library."""
