@@ -20,7 +20,7 @@ from rankwise.commands.demo import LONGEST_ANSWER, demo_rows
 from rankwise.commands.export import export
 from rankwise.exporting.agreement import compare
 from rankwise.exporting.engine_process import EngineFailure, ask, engines_for, interpreters
-from rankwise.exporting.reference import Prompt, Question, Reference, open_float32, reference_to
+from rankwise.exporting.reference import Reference, ReferencePrompt, ReferenceQuestion, open_float32, reference_to
 from rankwise.exporting.verification import Verifying
 from rankwise.inference.generate import asking_ids
 from rankwise.methods.artifact import open_artifact
@@ -39,7 +39,7 @@ def reference(adapter: str, work: Path, rows: int) -> Reference:
     for line in demo_rows()[1][:rows]:
         messages = [Message(**message) for message in json.loads(line)["messages"]]
         ids = tuple(asking_ids(tuned.model, messages[:-1]))
-        prompts.append(Prompt(tuned.model.tokenizer.decode(ids), ids))
+        prompts.append(ReferencePrompt(tuned.model.tokenizer.decode(ids), ids))
     began = time.perf_counter()
     ours = reference_to(tuned, prompts, 1.0, LONGEST_ANSWER, lambda event: print(event, flush=True))
     print(f"ours: {time.perf_counter() - began:.0f} s", flush=True)
@@ -49,7 +49,7 @@ def reference(adapter: str, work: Path, rows: int) -> Reference:
 
 def read(facts: dict) -> Reference:
     """What `reference` wrote."""
-    questions = tuple(Question(**{k: tuple(v) if isinstance(v, list) else v for k, v in one.items()})
+    questions = tuple(ReferenceQuestion(**{k: tuple(v) if isinstance(v, list) else v for k, v in one.items()})
                       for one in facts["questions"])  # fmt: skip
     conversations = tuple((tuple(Message(**one) for one in messages), tuple(ids))
                           for messages, ids in facts["conversations"])  # fmt: skip

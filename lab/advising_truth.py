@@ -10,7 +10,7 @@ from rankwise.config.experiment import Experiment
 from rankwise.objectives.registry import decided, objective_of
 from rankwise.rows.preparing import prepare
 from rankwise.runs.records import silent
-from rankwise.training.advising import ADVISING, Side, margin_of
+from rankwise.training.advising import ADVISING, AdviceSide, margin_of
 
 STEPS, BATCH, LABELLED_BATCH = 100, 8, 16
 SIDES = ("base", "untrained", "adapter", "unrelated")
@@ -50,15 +50,15 @@ def whole_run(model: str, trained: Path, measured: Path) -> dict[str, Any]:
 def verdict_of_run(full: dict[str, Any], control: dict[str, Any] | None) -> tuple[str, list[float | None]]:
     """The verdict of a whole run and its control, and the losses: base, without training, full, control. Without a
     control run, the whole run's loss on swapped pairs is in its place."""
-    base, untrained, adapter = (Side(**full["sides"][name]) for name in SIDES[:3])
+    base, untrained, adapter = (AdviceSide(**full["sides"][name]) for name in SIDES[:3])
     sums = full["sides"].get("unrelated") if control is None else control["sides"]["adapter"]
-    shuffled = None if sums is None else Side(**sums)
+    shuffled = None if sums is None else AdviceSide(**sums)
     losses = [None if side is None else side.loss.value for side in (base, untrained, adapter, shuffled)]
     margin = margin_of(min(base.loss.value, untrained.loss.value))
     if shuffled is not None and shuffled.against(adapter).low <= 0:
         return "neither", losses
 
-    def pays(side: Side, than: Side) -> bool:
+    def pays(side: AdviceSide, than: AdviceSide) -> bool:
         change = side.against(than)
         return change.high < 0 and change.difference <= -margin
 

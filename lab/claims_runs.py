@@ -35,7 +35,7 @@ from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import Callback, silent
 from rankwise.system.files import sha256_of
 from rankwise.training.backend import choose_backend
-from rankwise.training.hooks import Report
+from rankwise.training.hooks import ReportHook
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.workload import Workload
 
@@ -132,7 +132,10 @@ def run_cell(experiment: Experiment, task: ClaimTask, held: Held, text: Text, ca
         work = Workload.of(model.module, tuned, CAUSAL_LM, config, prepared, False, silent)
         tokens = steps * config.rows_per_step(len(trained)) * trained.tokens // len(trained)
         backend = choose_backend(work, config.backend, tokens)
-        hooks = [Look(meter, frozenset(max(1, round(share * steps)) for share in MARKS) - {steps}), Report(callback)]
+        hooks = [
+            Look(meter, frozenset(max(1, round(share * steps)) for share in MARKS) - {steps}),
+            ReportHook(callback),
+        ]
         trainer = Trainer(tuned, Batches.of(trained, config, backend.layout), config, backend, hooks)
         for _ in trainer.run():
             pass

@@ -46,7 +46,7 @@ class Largest(Importance):
 class Gated(TrainableAdaLoRA):
     def __init__(self, adapters: AdapterSet, spec: AdaLoraConfig, steps: int) -> None:
         super().__init__(adapters, spec, steps)
-        self.importance = Largest.of(self.triplets, self.spec.beta1, self.spec.beta2)
+        self.importance = Largest.of(self.triplets, self.config.beta1, self.config.beta2)
 
     @torch.no_grad()
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:

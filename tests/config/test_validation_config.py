@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rankwise.config.experiment import Experiment
 from rankwise.config.reading import parse_setting, read_experiment
-from rankwise.config.validation import READ_SHARE, TIMES, WRITTEN, TextMetric, ValidationConfig
+from rankwise.config.validation import READ_SHARE, TIMES, WRITTEN_TOKEN, TextMetric, ValidationConfig
 from rankwise.errors import ConfigError
 from rankwise.evaluation.metrics import METRICS
 
@@ -92,7 +92,7 @@ def test_what_nobody_asked_for_reads_a_fifth_of_what_is_trained_on_at_most(steps
     interval = ValidationConfig().interval(steps, trained, read, written)
     between = len(range(interval, steps, interval))
     assert between < TIMES
-    assert between * (read + WRITTEN * written) <= READ_SHARE * trained
+    assert between * (read + WRITTEN_TOKEN * written) <= READ_SHARE * trained
 
 
 @given(st.integers(1, 10**5), COUNTS, COUNTS)

@@ -70,7 +70,7 @@ def test_a_model_held_against_itself_does_not_differ(tiny_folder, rows, tmp_path
 @pytest.mark.parametrize("together", [0, -1])
 def test_as_many_answers_at_once_as_none_is_refused(tiny_folder, rows, together):
     with pytest.raises(ConfigError, match=f"batch-size is {together}"):
-        evaluate(str(tiny_folder), TaskConfig(task="t", data=str(rows), score="exact"), together=together)
+        evaluate(str(tiny_folder), TaskConfig(task="t", data=str(rows), score="exact"), batch_size=together)
 
 
 def test_loss_is_that_of_each_document_alone(model, rows):

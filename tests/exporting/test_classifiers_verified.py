@@ -107,7 +107,7 @@ def test_a_classifier_arrives(tmp_path, run, format):
     ("run", "format"), [("texts", "peft"), ("several", "merged"), ("tagged", "peft"), ("images", "merged")]
 )
 def test_a_head_that_is_another_is_seen(tmp_path, monkeypatch, run, format):
-    whole = export_command._written
+    whole = export_command._write_export
 
     def turned(order):
         told, folder = whole(order), order.folder
@@ -125,7 +125,7 @@ def test_a_head_that_is_another_is_seen(tmp_path, monkeypatch, run, format):
 
 
 def test_names_of_tags_in_another_order_are_seen(tmp_path, monkeypatch):
-    whole = export_command._written
+    whole = export_command._write_export
 
     def renamed(order):
         told, folder = whole(order), order.folder

@@ -27,7 +27,7 @@ from rankwise.exporting.engine_process import (
 from rankwise.exporting.engines.engine import Package, scored
 from rankwise.exporting.engines.openai_server import SERVER
 from rankwise.exporting.engines.table import ENGINES
-from rankwise.exporting.reference import Question, Reference
+from rankwise.exporting.reference import Reference, ReferenceQuestion
 from rankwise.exporting.verification import Verification
 
 REQUEST = {"export": "x", "format": "merged", "questions": [{"prompt": "a"}, {"prompt": "b"}]}
@@ -151,7 +151,7 @@ def test_a_greedy_answer_is_read_from_the_logits_of_the_given_one(given, room, l
 
 def question(ids, margins=(9.0, 9.0, 9.0), *, ended=True):
     scores, logits = tuple(-0.5 for _ in ids), tuple(float(one) for one in ids)
-    return Question(
+    return ReferenceQuestion(
         "p", (5, 6), "abc"[: len(ids) - 1], tuple(ids), ended, ended, scores, tuple(margins), (1, 2, 3), logits
     )
 

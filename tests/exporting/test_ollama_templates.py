@@ -20,9 +20,9 @@ from kit.served_families import EXPRESSIBLE, REFUSED
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.errors import TemplateError
 from rankwise.exporting.ollama import adds_start, ollama_template
-from rankwise.exporting.ollama_templates import KNOWN, Served, go_text
+from rankwise.exporting.ollama_templates import KNOWN, ServedTemplate, go_text
 from rankwise.exporting.served_jinja import as_openai
-from rankwise.exporting.template_parity import Conversation, Parity, conversations, template_parity
+from rankwise.exporting.template_parity import Parity, ProbeConversation, conversations, template_parity
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import Message
 from rankwise.rows.text.tokenizer import HubTokenizer
@@ -60,7 +60,7 @@ ODD = Family("odd", '\u00a0""" {\u200b{{ \'{{\' }}' + BY_NAME["zephyr"].template
 
 
 def parity_of(
-    template: ChatTemplate, served: Served, *, starts: bool = False, stops: tuple[str, ...] | None = None
+    template: ChatTemplate, served: ServedTemplate, *, starts: bool = False, stops: tuple[str, ...] | None = None
 ) -> Parity:
     return template_parity(
         template, lambda messages, tools: served.text(messages), adds_start=starts,
@@ -174,7 +174,7 @@ def go(tmp_path_factory):
     program = tmp_path_factory.mktemp("go") / "render"
     subprocess.run([found, "build", "-o", program, PROGRAM], check=True, timeout=300)
 
-    def rendered(template: str, talks: list[Conversation]) -> list[dict[str, str]]:
+    def rendered(template: str, talks: list[ProbeConversation]) -> list[dict[str, str]]:
         said = [{"messages": [as_openai(message) for message in one.messages]} for one in talks]
         job = json.dumps([{"template": template, "conversations": said}])
         done = subprocess.run([program], input=job, capture_output=True, text=True, check=True, timeout=60)
@@ -183,7 +183,7 @@ def go(tmp_path_factory):
     return rendered
 
 
-def in_python(served: Served, one: Conversation) -> str | None:
+def in_python(served: ServedTemplate, one: ProbeConversation) -> str | None:
     try:
         return served.text(one.messages)
     except TemplateError:
@@ -200,7 +200,7 @@ def test_go_itself_renders_the_same(family, go):
 
 @pytest.mark.parametrize("turns", KNOWN.values(), ids=KNOWN)
 def test_go_itself_renders_every_known_template(turns, go):
-    served = Served("", turns, "{before}", "<|before|> {", "\tafter }}")
+    served = ServedTemplate("", turns, "{before}", "<|before|> {", "\tafter }}")
     talks = [one for one in conversations() if not any(m.tool_calls or m.role == "tool" for m in one.messages)]
     for one, result in zip(talks, go(served.go, talks), strict=True):
         assert in_python(served, one) == (None if "error" in result else result["text"]), one.name
@@ -208,5 +208,5 @@ def test_go_itself_renders_every_known_template(turns, go):
 
 def test_a_role_that_was_never_trained_is_an_error_and_no_other_prompt(go):
     text = ollama_template(template_of(BY_NAME["gemma"], "bare")).served.go
-    talks = [Conversation(role, (Message(role, "Be kind."),)) for role in ("system", "tool", "developer")]
+    talks = [ProbeConversation(role, (Message(role, "Be kind."),)) for role in ("system", "tool", "developer")]
     assert all("this_model_was_trained_without_such_messages" in one["error"] for one in go(text, talks))

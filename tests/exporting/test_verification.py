@@ -107,7 +107,7 @@ def test_an_export_is_verified_by_default_and_says_so(home, run, format):
 
 @pytest.mark.parametrize("format", ["portable", "merged"])
 def test_an_export_that_another_engine_reads_otherwise_is_not_left_there(home, monkeypatch, format):
-    whole = export_command._written
+    whole = export_command._write_export
 
     def doubled(order):
         told, folder = whole(order), order.folder

@@ -14,7 +14,7 @@ from rankwise.config.training import TrainingConfig
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import Callback, StepRecord, silent
-from rankwise.training.hooks import Report
+from rankwise.training.hooks import ReportHook
 from rankwise.training.state import TrainState
 from rankwise.training.trainer import Hook, StepBatches, Trainer
 
@@ -53,7 +53,7 @@ def train(
 ) -> list[StepRecord]:  # fmt: skip
     """Every step that the state has left, and nothing of what comes after the last."""
     config = TrainingConfig(steps=state.steps, learning_rate=1e-3, auto_batch=auto_batch)
-    trainer = Trainer(state.trainable, batches, config, GivenLoss(loss_of), [Report(callback), *hooks])
+    trainer = Trainer(state.trainable, batches, config, GivenLoss(loss_of), [ReportHook(callback), *hooks])
     trainer.state = state
     with closing(trainer.run()) as records:
         return list(islice(records, state.steps - state.step))

@@ -76,7 +76,7 @@ def test_a_run_learns_two_vectors_a_layer_and_is_the_same_everywhere(home: Path)
     assert counted.trainable == sum(one.numel() for one in run.tuned.trainable.parameters())
     adapter = run.folder / "adapter"
     assert counted.file_bytes == (adapter / WEIGHTS).stat().st_size
-    assert counted.written == sum(one.numel() for one in load_file(adapter / WEIGHTS).values())
+    assert counted.written_bytes == sum(one.numel() for one in load_file(adapter / WEIGHTS).values())
     inspected = rankwise.inspect(str(run.folder))
     assert inspected.parameters == counted.trainable and inspected.adapter is not None
     assert [name for name, problem in inspected.adapter.engines.items() if problem is None] == ["PEFT", "transformers"]

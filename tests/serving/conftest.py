@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 from kit.serving_names import NAMES
 from rankwise.runs.records import silent
 from rankwise.serving.app import Server
-from rankwise.serving.engine import Engine, Limits
+from rankwise.serving.engine import Limits, ServingEngine
 from rankwise.serving.served import load_serving
 
 
@@ -33,7 +33,7 @@ def started(serving):
     engines = []
 
     def start(limits=None, *, most=24, **guard):
-        engine = Engine(serving.model.module, serving.rows, limits or Limits())
+        engine = ServingEngine(serving.model.module, serving.rows, limits or Limits())
         engine.start()
         engines.append(engine)
         app = Server(serving, engine, most).app(**{"key": None, "host": "127.0.0.1"} | guard)

@@ -22,7 +22,7 @@ from rankwise.runs.queue import Queue  # noqa: E402
 from rankwise.runs.records import silent  # noqa: E402
 from rankwise.serving.app import Server  # noqa: E402
 from rankwise.serving.changes import Changes  # noqa: E402
-from rankwise.serving.engine import Engine, Limits  # noqa: E402
+from rankwise.serving.engine import Limits, ServingEngine  # noqa: E402
 from rankwise.serving.served import load_serving  # noqa: E402
 from rankwise.serving.tuning import files as stored_files  # noqa: E402
 from rankwise.serving.tuning.files import Files  # noqa: E402
@@ -55,7 +55,7 @@ def serving(home, **guard):
     with contextlib.chdir(home):
         loaded = load_serving([], silent, base="tiny-llama", aliases=("gpt-4o-mini",), dtype="float32")
         loaded.model.module.eval()
-        engine = Engine(loaded.model.module, loaded.rows, Limits())
+        engine = ServingEngine(loaded.model.module, loaded.rows, Limits())
         engine.start()
         files = Files(home / "runs" / ".fine-tuning" / "files")
         changes = Changes(loaded, engine)

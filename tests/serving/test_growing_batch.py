@@ -16,7 +16,7 @@ from conftest import tiny_model
 from rankwise.adapters.by_row import AdaptersByRow
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import EvaluationError
-from rankwise.inference.batch import GrowingBatch, Row
+from rankwise.inference.batch import GenerationRow, GrowingBatch
 from rankwise.inference.prefixes import SHORTEST, Prefixes, common
 from rankwise.inference.sampling import GREEDY, Sampler, Sampling
 
@@ -66,7 +66,7 @@ def written_together(batch, jobs, chance, most=6):
 def jobs_of(chance, count, names, spec=GREEDY):
     def row(number):
         prompt = [chance.randrange(3, 96) for _ in range(chance.randrange(1, 20))]
-        return Row(prompt, chance.choice(names), Sampler.seeded(spec, number))
+        return GenerationRow(prompt, chance.choice(names), Sampler.seeded(spec, number))
 
     return [(row(number), chance.randrange(1, 12)) for number in range(count)]
 
@@ -79,8 +79,8 @@ def test_each_row_is_what_its_adapter_writes_alone(adapted):
     for row, count in jobs:
         answers[row.adapter].append(row.ids[:count])
         assert row.ids[:count] == alone(model, adapters, row, count), row
-    same = Row([5, 6, 7], None, Sampler.seeded(GREEDY, 0))
-    apart = [alone(model, adapters, Row(same.prompt, name, same.sampler), 8) for name in NAMES]
+    same = GenerationRow([5, 6, 7], None, Sampler.seeded(GREEDY, 0))
+    apart = [alone(model, adapters, GenerationRow(same.prompt, name, same.sampler), 8) for name in NAMES]
     assert len({tuple(one) for one in apart}) == len(NAMES), "else another adapter's answer would not be seen"
 
 
@@ -90,7 +90,9 @@ def conversations(chance, count, names):
     for number in range(count):
         begin = chance.choice(prompts)[: chance.randrange(10, 60)]
         prompts.append([*begin, *(chance.randrange(3, 96) for _ in range(chance.randrange(1, 20)))])
-        jobs.append((Row(prompts[-1], chance.choice(names), Sampler.seeded(GREEDY, number)), chance.randrange(1, 12)))
+        jobs.append(
+            (GenerationRow(prompts[-1], chance.choice(names), Sampler.seeded(GREEDY, number)), chance.randrange(1, 12))
+        )
     return jobs
 
 
@@ -121,7 +123,8 @@ def test_what_a_prompt_shares_with_an_earlier_one_is_not_read_again_and_changes_
     assert sum(row.reused >= SHORTEST for row, _ in jobs) > 20
     assert all(row.reused < len(row.prompt) for row, _ in jobs)
     goes_on = [
-        Row([*row.prompt, *row.ids[:count], 7, 8], row.adapter, Sampler.seeded(GREEDY, 0)) for row, count in jobs
+        GenerationRow([*row.prompt, *row.ids[:count], 7, 8], row.adapter, Sampler.seeded(GREEDY, 0))
+        for row, count in jobs
     ]
     row = max(goes_on, key=lambda one: len(one.prompt))
     written_together(GrowingBatch(model, AdaptersByRow(adapters).of, prefixes), [(row, 6)], random.Random(1))
@@ -135,7 +138,7 @@ def test_another_adapter_and_one_that_was_forgotten_read_everything(adapted):
     prompt = list(range(3, 43))
 
     def reused(name):
-        row = Row(prompt, name, Sampler.seeded(GREEDY, 0))
+        row = GenerationRow(prompt, name, Sampler.seeded(GREEDY, 0))
         written_together(GrowingBatch(model, by_row, prefixes), [(row, 3)], random.Random(0))
         assert row.ids[:3] == alone(model, adapters, row, 3)
         return row.reused
@@ -180,7 +183,7 @@ def test_what_gave_no_numbers_is_not_used_again(adapted):
     model, adapters = adapted
     prefixes = Prefixes()
     batch = GrowingBatch(model, AdaptersByRow(adapters).of, prefixes)
-    row = Row(list(range(3, 43)), None, Sampler.seeded(GREEDY, 0))
+    row = GenerationRow(list(range(3, 43)), None, Sampler.seeded(GREEDY, 0))
     batch.join(row)
     batch.step()
     before, real = prefixes.bytes, model.lm_head.weight.data
@@ -190,7 +193,7 @@ def test_what_gave_no_numbers_is_not_used_again(adapted):
         batch.leave([row])
         with pytest.raises(EvaluationError):
             GrowingBatch(model, AdaptersByRow(adapters).of, prefixes).join(
-                Row([9] * 40, None, Sampler.seeded(GREEDY, 0))
+                GenerationRow([9] * 40, None, Sampler.seeded(GREEDY, 0))
             )
     finally:
         model.lm_head.weight.data = real
@@ -257,7 +260,7 @@ def test_damaged_weights_are_no_answer(adapted):
         weight[3, 0] = float("nan")
     try:
         with pytest.raises(EvaluationError, match="damaged"):
-            GrowingBatch(model, AdaptersByRow(adapters).of).join(Row([1, 2], None, Sampler.seeded(GREEDY, 0)))
+            GrowingBatch(model, AdaptersByRow(adapters).of).join(GenerationRow([1, 2], None, Sampler.seeded(GREEDY, 0)))
     finally:
         with torch.no_grad():
             weight[3, 0] = before
@@ -267,7 +270,7 @@ def test_a_row_without_numbers_takes_no_other_with_it(adapted):
     """An adapter that overflows, in the middle of answers of others."""
     model, adapters = adapted
     others = jobs_of(random.Random(5), 3, ("low", "dora", None))
-    broken = Row([5, 6, 7], "few", Sampler.seeded(GREEDY, 0))
+    broken = GenerationRow([5, 6, 7], "few", Sampler.seeded(GREEDY, 0))
     batch = GrowingBatch(model, AdaptersByRow(adapters).of)
     for row in (*(row for row, _ in others), broken):
         batch.join(row)
@@ -294,7 +297,7 @@ def test_a_row_without_numbers_takes_no_other_with_it(adapted):
 def test_a_broken_row_is_told_apart_however_tokens_are_chosen(adapted, spec):
     model, adapters = adapted
     batch = GrowingBatch(model, AdaptersByRow(adapters).of)
-    rows = [Row([1, 2], None, Sampler.seeded(spec, number)) for number in range(2)]
+    rows = [GenerationRow([1, 2], None, Sampler.seeded(spec, number)) for number in range(2)]
     logits = torch.zeros(2, 96)
     logits[0, 3] = float("nan")
     first, second = batch._choose(logits, rows)

@@ -22,7 +22,7 @@ from rankwise.runs.records import silent
 from rankwise.serving import changes as changing
 from rankwise.serving.app import Server
 from rankwise.serving.changes import Changes
-from rankwise.serving.engine import Engine, Limits
+from rankwise.serving.engine import Limits, ServingEngine
 from rankwise.serving.served import load_serving
 
 CHAT = "/v1/chat/completions"
@@ -45,7 +45,7 @@ def open_server(home):
     with contextlib.chdir(home):
         serving = load_serving([], silent, base="tiny-llama", dtype="float32")
     serving.model.module.eval()
-    engine = Engine(serving.model.module, serving.rows, Limits(waiting=500))
+    engine = ServingEngine(serving.model.module, serving.rows, Limits(waiting=500))
     engine.start()
     changes = Changes(serving, engine, folder=home / "runs")
     app = Server(serving, engine, 24, changes).app(key=None, host="127.0.0.1")

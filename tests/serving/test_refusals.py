@@ -71,9 +71,9 @@ def asked(serving):
     from starlette.testclient import TestClient
 
     from rankwise.serving.app import Server
-    from rankwise.serving.engine import Engine
+    from rankwise.serving.engine import ServingEngine
 
-    engine = Engine(serving.model.module, serving.rows, Limits())
+    engine = ServingEngine(serving.model.module, serving.rows, Limits())
     engine.start()
     yield TestClient(Server(serving, engine, 8).app(key=None, host="127.0.0.1"), base_url="http://127.0.0.1")
     assert engine.counts.failed == 0

@@ -22,7 +22,7 @@ from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.runs.queue import Queue
 from rankwise.studio import new_run
-from rankwise.studio.forecast import Shown
+from rankwise.studio.forecast import ShownForecast
 from rankwise.studio.settings_form import KNOBS, SettingsForm
 from rankwise.system.hub import is_forbidden
 
@@ -169,7 +169,7 @@ def test_with_the_box_the_hub_is_asked(client, home, monkeypatch):
     assert not asked
     client.post("/new/forecast", data=FORM | {"model.name": "someone/unknown", "hub": "true"})
     assert asked and not any(asked)
-    monkeypatch.setattr(new_run, "_forecast", lambda form, hub: Shown())
+    monkeypatch.setattr(new_run, "_forecast", lambda form, hub: ShownForecast())
     for hub in ("", "true"):
         client.post("/new/start", data=FORM | {"hub": hub, "run": f"hub{hub}"})
     assert {one.run: one.may_ask_hub for one in Queue().waiting()} == {"hub": False, "hubtrue": True}
@@ -253,7 +253,7 @@ def test_of_forecasts_that_one_page_asks_for_at_once_only_the_newest_follows(cli
     def slow(form, hub):
         computed.append(form.fields["adapter.rank"])
         assert may_end.wait(60)
-        return Shown()
+        return ShownForecast()
 
     monkeypatch.setattr(new_run, "_forecast", slow)
 

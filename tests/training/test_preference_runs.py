@@ -23,7 +23,7 @@ from rankwise.objectives.registry import objective_for
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import Event, ScoreRecord, StepRecord, silent
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.training.pairs import Reference
+from rankwise.training.pairs import PairReference
 
 STEPS = 12
 
@@ -103,15 +103,15 @@ def test_a_run_is_resumed_with_the_reference_of_its_checkpoint_and_not_without_o
 @pytest.mark.parametrize("text", ["", "[]", '{"values": [[1, 2]]}', '{"values": [[1, 2]], "sha256": ""}'])
 def test_a_damaged_reference_is_not_read(text, tmp_path):
     (tmp_path / "reference.json").write_text(text)
-    assert Reference.read(tmp_path / "reference.json", 1) is None
+    assert PairReference.read(tmp_path / "reference.json", 1) is None
 
 
 def test_the_reference_is_the_base_with_the_adapter_off(home, tiny_folder):
-    kept: list[Reference] = []
+    kept: list[PairReference] = []
 
     def look(event: Event) -> None:
         if isinstance(event, StepRecord) and event.step == 5 and not kept:
-            kept.append(Reference(np.array(json.loads(Path("runs/a/reference.json").read_text())["values"])))
+            kept.append(PairReference(np.array(json.loads(Path("runs/a/reference.json").read_text())["values"])))
 
     trained = train(settings(tiny_folder, "a"), callback=look)
     objective = objective_for(RunSnapshot.read("a").data_report)

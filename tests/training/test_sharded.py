@@ -19,7 +19,7 @@ from rankwise.commands.train import connect_shards
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError
-from rankwise.training.world import ALONE, World
+from rankwise.training.world import ONE_PROCESS, World
 
 pytestmark = pytest.mark.slow
 MODELS = ("llama", "gpt2", "neox", "tied")
@@ -72,7 +72,7 @@ def test_adapters_over_a_split_base_are_those_of_one_process(folder: Path, tmp_p
     for ended in together(learn_sharded, 2, folder, [*((name, None) for name in TRAINED), *mistakes], timeout=300):
         assert ended.code == 0, ended.errors[-3000:]
     for name in TRAINED:
-        alone = learn(case_of(name, folder), ALONE, tmp_path)
+        alone = learn(case_of(name, folder), ONE_PROCESS, tmp_path)
         for rank in range(2):
             assert distance(alone, learned_by(folder, f"{name} None", rank)) <= 1e-6, name
         for planted in (mistake for case, mistake in mistakes if case == name):
@@ -111,7 +111,7 @@ def test_only_weights_in_full_are_split(setting: dict[str, Any]) -> None:
 
 def test_one_process_has_nothing_to_split(folder: Path) -> None:
     with pytest.raises(ConfigError, match="there is only one here"):
-        connect_shards(Experiment.model_validate(split_experiment()), ALONE)
+        connect_shards(Experiment.model_validate(split_experiment()), ONE_PROCESS)
     with pytest.raises(ConfigError, match="there is only one here"):
         load_unchecked(ModelConfig(name=str(folder / "llama"), sharded=True))
 

@@ -274,7 +274,7 @@ def test_the_best_that_is_kept_is_what_a_run_has_that_stops_there(asked, by, bac
 def test_the_model_that_is_returned_is_the_one_that_is_kept(asked, method):
     evaluation = {"keep": "best", "steps": 1, "prompts": ["What is land 21?"], "max_new_tokens": 9}
     name, _, trained = first_that(lambda _, made: results(made)["kept_step"] < STEPS, asked, method, evaluation)
-    write_peft(trained.trainable.adapters, Path("again"), base_model="x", revision=None, beside={})
+    write_peft(trained.trainable.adapters, Path("again"), base_model="x", revision=None, extra_files={})
     assert Path("again/adapter_model.safetensors").read_bytes() == weights(name)
     last = rows_of(name, "sample")[-1]
     assert last["step"] == results(trained)["kept_step"]
@@ -310,7 +310,7 @@ def test_adalora_is_judged_once_its_ranks_are_decided(asked, tiny_folder):
     own = {key.removeprefix("allocator."): value for key, value in held.items() if key.startswith("allocator.")}
     trainable.load_state_dict(TrainableState(own, facts), torch.optim.AdamW(trainable.parameter_groups()))
     adapters.settle()
-    write_peft(adapters, Path("by-hand"), base_model="x", revision=None, beside={})
+    write_peft(adapters, Path("by-hand"), base_model="x", revision=None, extra_files={})
     assert Path("by-hand/adapter_model.safetensors").read_bytes() == weights(name)
 
 

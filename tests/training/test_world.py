@@ -26,7 +26,7 @@ from kit.worlds import (
     together,
 )
 from rankwise.rows.encoded.dealing import deal
-from rankwise.training.world import ALONE
+from rankwise.training.world import ONE_PROCESS
 
 pytestmark = pytest.mark.slow
 IN_FULL = [name for name, case in CASES.items() if case.dtype == torch.float64]
@@ -54,7 +54,7 @@ def folders(device: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, 
 @pytest.mark.parametrize(("size", "name"), [*((2, name) for name in IN_FULL), *((4, name) for name in SMALL)])
 def test_several_processes_are_one(folders: dict[int, Path], size: int, name: str, device: str, tmp_path: Path) -> None:
     skip_without_cards(device, size)
-    alone = learn(CASES[name].on(device), ALONE, tmp_path)
+    alone = learn(CASES[name].on(device), ONE_PROCESS, tmp_path)
     for rank in range(size):
         learned = learned_by(folders[size], name, rank)
         assert distance(alone, learned) <= 1e-6
@@ -69,7 +69,7 @@ def test_in_float32_they_are_one_but_for_rounding(
     folders: dict[int, Path], name: str, device: str, tmp_path: Path
 ) -> None:
     """Adam makes a whole step of a gradient that is nothing but rounding, so that losses are compared."""
-    alone = learn(CASES[name].on(device), ALONE, tmp_path)
+    alone = learn(CASES[name].on(device), ONE_PROCESS, tmp_path)
     first, second = (learned_by(folders[2], name, rank) for rank in range(2))
     for mine, theirs in zip([*alone.validations, *losses(alone)], [*first.validations, *losses(first)], strict=True):
         assert abs(mine - theirs) <= 1e-4 * mine
@@ -86,7 +86,7 @@ def losses(learned: Learned) -> list[float]:
 )
 def test_a_mistake_in_the_sums_is_noticed(name: str, mistake: str, device: str, tmp_path: Path) -> None:
     (tmp_path / "alone").mkdir()
-    alone = learn(CASES[name].on(device), ALONE, tmp_path / "alone")
+    alone = learn(CASES[name].on(device), ONE_PROCESS, tmp_path / "alone")
     ended = together(learn_all, 2, tmp_path, ([name], mistake, device))
     if any(one.code for one in ended):
         assert any("has other weights than the first process" in one.errors for one in ended)

@@ -21,7 +21,7 @@ from rankwise.adapters.heads import HeadWrapper
 from rankwise.errors import TargetError
 
 
-class Rows(nn.Module):
+class TrainedRows(nn.Module):
     def __init__(self, values: Tensor) -> None:
         super().__init__()
         self.weight = nn.Parameter(values)
@@ -56,12 +56,12 @@ class TokenRows(HeadWrapper):
     def add(self, name: str) -> None:
         if self._shared is None:
             weight: Any = self.base_layer.weight
-            self.copies[name] = Rows(weight.detach()[self._ids].float())
+            self.copies[name] = TrainedRows(weight.detach()[self._ids].float())
 
     def of(self, name: str) -> nn.Parameter:
         """(n, d) rows of one adapter, in the order of the ids."""
         rows = self.copies[name]
-        assert isinstance(rows, Rows), "add makes no others"
+        assert isinstance(rows, TrainedRows), "add makes no others"
         return rows.weight
 
     @property

@@ -48,13 +48,13 @@ def check(
     files: Files,
     model: Model = None,
     objective: Objective = None,
-    given: GivenSettings = NONE_GIVEN,
+    settings: GivenSettings = NONE_GIVEN,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Check rows and report what training would use. Exits with 2 if an error must be fixed first."""
     with report_failures(as_json):
-        spec = read_data(files, given.read())
+        spec = read_data(files, settings.read())
         from rankwise.commands.data import check as check_command
 
         with Display(quiet) as display:
@@ -90,14 +90,14 @@ def preview(
             show_default=False,
         ),
     ] = None,
-    given: GivenSettings = NONE_GIVEN,
+    settings: GivenSettings = NONE_GIVEN,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Show rows as the model sees them, with the loss tokens in colour. Images are written to a contact sheet."""
     with report_failures(as_json):
-        spec = read_data(files, given.read())
-        from rankwise.commands.data import Sheet
+        spec = read_data(files, settings.read())
+        from rankwise.commands.data import PreviewSheet
         from rankwise.commands.data import preview as preview_command
 
         base = ModelConfig(name=model) if model is not None else None
@@ -105,7 +105,7 @@ def preview(
             shown = preview_command(
                 spec, base, rows=rows, first=first, out=out, objective=_known(objective), callback=display
             )
-        if isinstance(shown, Sheet):
+        if isinstance(shown, PreviewSheet):
             images = [f"{number:>3}  {one.describe()}" for number, one in enumerate(shown.rows, start=first or 1)]
             print_result(as_json, shown.summary(), *images, f"wrote {shown.path}")
         elif as_json:

@@ -88,7 +88,7 @@ class Display(AbstractContextManager["Display"]):
             case ScoreRecord():  # the loss of the same validation follows
                 self._scores.append(event)
             case LossRecord():
-                self._above(measured(event, self._scores))
+                self._above(validation_line(event, self._scores))
                 self._scores = []
             case BudgetRecord():
                 self._above(
@@ -155,7 +155,7 @@ def _facts(record: StepRecord) -> str:
     )
 
 
-def measured(record: LossRecord, scores: Sequence[ScoreRecord]) -> str:
+def validation_line(record: LossRecord, scores: Sequence[ScoreRecord]) -> str:
     """One validation on one line."""
     line = f"validation loss {_when(record.step)}: {record.loss:.4f} {record.unit} ({record.sequences} sequences)"
     listed = ", ".join(f"{one.metric} {one.value:.3f}" for one in scores)

@@ -62,7 +62,7 @@ def evaluate(
         with Display(quiet) as display:
             evaluation = evaluate_command(
                 target, task, data=data, rows=rows, against=against, base=base,
-                with_forgetting=forgetting, text=text, blocks=blocks, together=batch_size, dtype=dtype,
+                with_forgetting=forgetting, text=text, blocks=blocks, batch_size=batch_size, dtype=dtype,
                 out=out, callback=display, force_base=force_base, force_result=force_result, trust_code=trust_code,
                 base_model=base_model, images=other_images,
             )  # fmt: skip
@@ -173,23 +173,23 @@ def strength(
         print_result(as_json, measured.summary(), *_strength_lines(measured), *_strength_cautions(measured))
 
 
-def _strength_lines(measured: Strengths) -> list[str]:
+def _strength_lines(strengths: Strengths) -> list[str]:
     from rankwise.reporting.markup import lines_of
     from rankwise.reporting.quality import strength_blocks
 
-    run, strength = measured.run, measured.curve.recommended
-    stored = f"written to {run}/strength.json; " if measured.stored else ""
+    run, strength = strengths.run, strengths.curve.recommended
+    stored = f"written to {run}/strength.json; " if strengths.stored else ""
     following = f"next: rankwise export {run} --to FOLDER --strength {strength:g}" if strength else ""
-    return [*lines_of(strength_blocks(measured.curve)), stored + following]
+    return [*lines_of(strength_blocks(strengths.curve)), stored + following]
 
 
-def _strength_cautions(measured: Strengths) -> list[str]:
+def _strength_cautions(strengths: Strengths) -> list[str]:
     from rankwise.reporting.verdict import strength_warnings
     from rankwise.runs.directory import find_run
     from rankwise.runs.snapshot import RunSnapshot
 
-    directory = find_run(measured.run)
+    directory = find_run(strengths.run)
     if directory is None:  # the folder of an adapter has no records of its training
         return []
     run = RunSnapshot.of(directory)
-    return strength_warnings(measured.curve, run.experiment, run.manifest.results)
+    return strength_warnings(strengths.curve, run.experiment, run.manifest.results)

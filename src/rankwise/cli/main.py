@@ -40,14 +40,16 @@ searching them."""
 class Commands(TyperGroup):
     """With --json, a usage error is one object on stdout too."""
 
-    def main(self, args: Sequence[str] | None = None, *given: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(
+        self, args: Sequence[str] | None = None, *arguments: Any, standalone_mode: bool = True, **extra: Any
+    ) -> Any:
         gc.set_threshold(*COLLECTED)
         words = list(sys.argv[1:] if args is None else args)
         remember(self, words)
         if not standalone_mode or "--json" not in words:
-            return super().main(words, *given, standalone_mode=standalone_mode, **extra)
+            return super().main(words, *arguments, standalone_mode=standalone_mode, **extra)
         try:
-            code = super().main(words, *given, standalone_mode=False, **extra)
+            code = super().main(words, *arguments, standalone_mode=False, **extra)
         except Exception as error:
             if not hasattr(error, "format_message"):  # typer may bundle click under another name
                 raise

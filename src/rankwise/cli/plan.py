@@ -25,7 +25,7 @@ from rankwise.system.allocator import keep_memory
 )  # fmt: skip
 def plan(
     config: ConfigFile = None,
-    given: GivenSettings = NONE_GIVEN,
+    settings: GivenSettings = NONE_GIVEN,
     device: Annotated[str | None, option(
         "Device to plan for: rtx-4090, h100, m3-max-64gb, cpu, ...  [default: this machine]")] = None,
     price: Annotated[float | None, option("Price of an hour in any currency; adds the cost to the plan.")] = None,
@@ -46,7 +46,7 @@ def plan(
             return
         from rankwise.commands.runs import as_continued, base_of_start
 
-        planned = as_continued(read_planned(config, given.read(tune), base_of_start))
+        planned = as_continued(read_planned(config, settings.read(tune), base_of_start))
         from rankwise.cli.plan_text import lines_of
         from rankwise.commands.plan import plan as make_plan
         from rankwise.commands.plan import run_probe
@@ -94,7 +94,7 @@ RUN = Setting("run", "advise", "rankwise advise")
 )  # fmt: skip
 def advise(
     config: ConfigFile = None,
-    given: GivenSettings = NONE_GIVEN,
+    settings: GivenSettings = NONE_GIVEN,
     examples: Annotated[int, typer.Option(min=0, help="Number of training rows in the prompt.")] = 5,
     out: Annotated[Path | None, option(
         "New folder for the advice as JSON and as text.  [default: nothing is written]")] = None,
@@ -105,7 +105,7 @@ def advise(
 ) -> None:  # fmt: skip
     """Say whether to train on your rows, to prompt with examples, or neither."""
     with report_failures(as_json):
-        experiment = read_experiment(config, [*given.read(), RUN])
+        experiment = read_experiment(config, [*settings.read(), RUN])
         from rankwise.commands.advise import advise as advise_command
         from rankwise.runs.advice import lines_of
 

@@ -83,7 +83,7 @@ def _parameters(plan: Plan) -> Iterator[str]:
         yield row_text(
             "adapter",
             f"{most}{size(counted.file_bytes)} in float32; in float16 {size(counted.file_bytes_half)}, "
-            f"of which {size(2 * counted.written)} are values and the rest is the header",
+            f"of which {size(2 * counted.written_bytes)} are values and the rest is the header",
         )
 
 

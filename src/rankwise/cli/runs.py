@@ -108,7 +108,7 @@ def verify(
             lines += [f"  {path} was left by a training that was killed as it ended; it is removed if no other process "
                       "writes the run" for path in run.left]  # fmt: skip
         print_result(as_json, verified.summary(), *lines)
-        if not verified.whole:
+        if not verified.is_undamaged:
             raise typer.Exit(2)
 
 

@@ -28,7 +28,7 @@ Origins = Annotated[
     list[str] | None,
     option("A page that may ask from a browser, such as https://app.example."),
 ]
-Together = Annotated[int, typer.Option(min=1, max=256, help="Answers that are written at once.")]
+BatchSize = Annotated[int, typer.Option("--together", min=1, max=256, help="Answers that are written at once.")]
 Waiting = Annotated[int, typer.Option(min=0, max=100_000, help="Requests that may wait; others get 429.")]
 PrefixMemory = Annotated[
     str,
@@ -66,7 +66,7 @@ def serve(
     port: Port = 8000,
     api_key: ApiKey = None,
     allow_origin: Origins = None,
-    together: Together = 16,
+    batch_size: BatchSize = 16,
     waiting: Waiting = 64,
     prefix_memory: PrefixMemory = "512MB",
     max_new_tokens: Most = 1024,
@@ -103,7 +103,7 @@ def serve(
         )
         ready = print_json if as_json else None
         with Display(quiet) as display:
-            serve_command(offer, address, display, together=together, waiting=waiting, ready=ready)
+            serve_command(offer, address, display, batch_size=batch_size, waiting=waiting, ready=ready)
 
 
 DRAIN = 1

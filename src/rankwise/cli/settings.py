@@ -1,10 +1,10 @@
 """The flags that are settings: each follows from its field in the configuration (config/settings.py).
 
     @takes_settings("model", "data", "rank")
-    def train(config: ConfigFile = None, given: GivenSettings = NONE_GIVEN, ...)
+    def train(config: ConfigFile = None, settings: GivenSettings = NONE_GIVEN, ...)
 
-gives `train` the flags --model, --data, --rank and --set in place of `given`, which holds what the user gave. The help
-of a flag is a docstring, which is read from the source; that takes a moment, so only --help does it.
+gives `train` the flags --model, --data, --rank and --set in place of `settings`, which holds what the user gave. The
+help of a flag is a docstring, which is read from the source; that takes a moment, so only --help does it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from rankwise.config.reading import Setting, parse_setting
 from rankwise.config.settings import FLAGS, FlagOf
 from rankwise.errors import ConfigError
 
-FIRST, TRAINED, OTHERS = "What most people need", "Training", "Others"
+FIRST, TRAINED, MORE = "What most people need", "Training", "Others"
 NEEDED = ("model", "data", "run", "prompt", "completion", "method", "rank", "epochs", "learning_rate", "batch_size")
 PANELS = {
     "Arguments": (), FIRST: (), "Rows": ("data", "images"), "Model": ("model", "objective"), "Adapter": ("adapter",),
     TRAINED: ("training", "preference"),
     "Validation": ("validation", "data.held_out", "data.group", "data.validation"),
     "Keeping what the base knew": ("training.anchor", "training.replay"), PROCESSES: ("model.sharded",),
-    OUTPUT: ("tracking",), OTHERS: (),
+    OUTPUT: ("tracking",), MORE: (),
 }  # fmt: skip
 """The parts in which --help shows the options of a command, and the beginnings of the settings in each. The longest
 beginning counts."""
@@ -39,7 +39,7 @@ beginning counts."""
 def _panel(name: str) -> str:
     key = FLAGS[name].key
     beginnings = [(len(one), part) for part, these in PANELS.items() for one in these if key.startswith(one)]
-    return FIRST if name in NEEDED else max(beginnings, default=(0, OTHERS))[1]
+    return FIRST if name in NEEDED else max(beginnings, default=(0, MORE))[1]
 
 
 def _flags_in(part: str, *beginnings: str) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ class InPanels(TyperCommand):
         options: list[Any] = self.get_params(ctx)
         for one in options:
             if (record := one.get_help_record(ctx)) is not None:
-                part = "Arguments" if one.param_type_name == "argument" else one.rich_help_panel or OTHERS
+                part = "Arguments" if one.param_type_name == "argument" else one.rich_help_panel or MORE
                 parts[part].append(_explained(record, FLAGS.get(one.name or "")))
         for part, lines in parts.items():
             if lines:
@@ -108,8 +108,8 @@ class GivenSettings:
         return given if not tune else [*given, _tuned(given)]
 
 
-def _tuned(given: Sequence[Setting]) -> Setting:
-    rates = [one for one in given if one.key == "training.learning_rate" and one.value != "tune"]
+def _tuned(settings: Sequence[Setting]) -> Setting:
+    rates = [one for one in settings if one.key == "training.learning_rate" and one.value != "tune"]
     if rates:
         raise ConfigError([
             f"--tune chooses the learning rate, and {rates[0].origin} sets it to {rates[0].value}. Give one of them."
@@ -121,7 +121,7 @@ NONE_GIVEN = GivenSettings()
 
 
 def takes_settings(*names: str, **helps: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Replace a command's parameter `given` by a flag for each of these settings, and --set. `helps` are other help
+    """Replace a command's parameter `settings` by a flag for each of these settings, and --set. `helps` are other help
     texts than the usual ones."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -131,13 +131,13 @@ def takes_settings(*names: str, **helps: str) -> Callable[[Callable[..., None]],
         parameters: list[Parameter] = []
         for parameter in signature.parameters.values():
             keyword = parameter.replace(kind=Parameter.KEYWORD_ONLY)
-            parameters += options if parameter.name == "given" else [keyword]
+            parameters += options if parameter.name == "settings" else [keyword]
 
         @functools.wraps(command)
         def wrapped(**values: Any) -> None:
             flags = {name: values.pop(name, None) for name in names}
             assignments = values.pop("set_", None) or ()
-            command(**values, given=GivenSettings(flags, assignments))
+            command(**values, settings=GivenSettings(flags, assignments))
 
         wrapped.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
         wrapped.__annotations__ = {one.name: one.annotation for one in parameters}

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @takes_settings(*TRAINING, "shard", "log_to")
 def train(
     config: ConfigFile = None,
-    given: GivenSettings = NONE_GIVEN,
+    settings: GivenSettings = NONE_GIVEN,
     restart: Annotated[bool, option(
         "Start an unfinished run again from its first step.", "--restart", rich_help_panel=TRAINED)] = False,
     resume: Annotated[bool, option(
@@ -58,7 +58,7 @@ def train(
     with report_failures(as_json):
         from rankwise.commands.runs import base_of_run, base_of_start
 
-        experiment = read_experiment(config, given.read(tune), base_of_run if resume else base_of_start)
+        experiment = read_experiment(config, settings.read(tune), base_of_run if resume else base_of_start)
         own = launched()
         if own is None and processes is not None and processes > 1:
             from rankwise.commands.launch import launch
@@ -99,7 +99,7 @@ def _lines(trained: Trained) -> list[str]:
 )  # fmt: skip
 def sweep(
     config: ConfigFile = None,
-    given: GivenSettings = NONE_GIVEN,
+    settings: GivenSettings = NONE_GIVEN,
     over: Annotated[list[str], option("A setting and its values: a list (adapter.rank=4,8,16) or a range "
         "(training.learning_rate=1e-4..1e-2). Can be repeated.", "--over")] = ...,  # pyright: ignore[reportArgumentType]
     trials: Annotated[int | None, option(
@@ -111,7 +111,7 @@ def sweep(
     sweep that was stopped."""
     with report_failures(as_json):
         axes = [parse_axis(text) for text in over]
-        settings = given.read()
+        settings = settings.read()
         from rankwise.commands.runs import base_of_start
         from rankwise.commands.sweep import sweep as sweep_command
         from rankwise.reporting.markup import lines_of
@@ -148,7 +148,7 @@ def list_queue(context: typer.Context, as_json: Json = False) -> None:
 @takes_settings(*TRAINING, "log_to")
 def add(
     config: ConfigFile = None,
-    given: GivenSettings = NONE_GIVEN,
+    settings: GivenSettings = NONE_GIVEN,
     resume: Annotated[
         bool, option("Continue an unfinished run from its last checkpoint.", "--resume", rich_help_panel=TRAINED)
     ] = False,
@@ -159,7 +159,7 @@ def add(
         from rankwise.commands.runs import base_of_run, base_of_start
         from rankwise.runs.queue import Queue
 
-        experiment = read_experiment(config, given.read(), base_of_run if resume else base_of_start)
+        experiment = read_experiment(config, settings.read(), base_of_run if resume else base_of_start)
         Queue().add(experiment.run, experiment, resume=resume)
         print_result(as_json, {"added": experiment.run}, f"{experiment.run} is in the queue. rankwise queue lists it.")
 

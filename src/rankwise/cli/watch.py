@@ -99,15 +99,15 @@ def _lines(runs: Sequence[WatchedRun]) -> None:
             states[run.name] = run.state
 
 
-def _news(run: WatchedRun, rows: Sequence[JsonObject], written: dict[str, float], changed: bool) -> Iterator[str]:
+def _news(run: WatchedRun, rows: Sequence[JsonObject], printed: dict[str, float], changed: bool) -> Iterator[str]:
     """Lines of one run; `written` has the time of its last line of a step."""
     if changed and not run.has_ended:
         yield WORDS[run.state]
     yield from _events(rows)
     steps = [row for row in rows if row["kind"] == "step"]
     last = bool(steps) and steps[-1].get("step") == steps[-1].get("steps")
-    if steps and (last or time.monotonic() - written.get(run.name, -1e9) >= SECONDS_BETWEEN_LINES):
-        written[run.name] = time.monotonic()
+    if steps and (last or time.monotonic() - printed.get(run.name, -1e9) >= SECONDS_BETWEEN_LINES):
+        printed[run.name] = time.monotonic()
         yield _step_line(run, steps[-1])
     if changed and run.has_ended:
         yield _ended(run)

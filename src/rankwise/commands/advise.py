@@ -98,11 +98,11 @@ def _refuse_other(model: LoadedModel, experiment: Experiment, objective: Objecti
         )
 
 
-def _prepared(data: DataConfig, writing: RowEncoding, callback: Callback) -> Prepared:
+def _prepared(data: DataConfig, row_encoding: RowEncoding, callback: Callback) -> Prepared:
     """The rows, with some of them held out."""
     if data.held_out == "auto":
         data = data.model_copy(update={"held_out": 0})
-    prepared = prepare(data, writing, callback)
+    prepared = prepare(data, row_encoding, callback)
     refuse_fatal(prepared.data_report)
     if not len(prepared.validation):
         rows = prepared.data_report.used
@@ -110,18 +110,18 @@ def _prepared(data: DataConfig, writing: RowEncoding, callback: Callback) -> Pre
         if held_out < 2:
             raise DataError(f"{data.path}: {rows} usable rows are too few to hold some out. Give more rows.")
         callback(StatusMessage(f"{held_out:,} of {rows:,} rows are held out (--held-out)"))
-        prepared = prepare(data.model_copy(update={"held_out": held_out}), writing, callback)
+        prepared = prepare(data.model_copy(update={"held_out": held_out}), row_encoding, callback)
         refuse_fatal(prepared.data_report)
     return prepared
 
 
-def _foretell(planned: Design, foreseen: Foresight | None, callback: Callback) -> float | None:
+def _foretell(planned: Design, forecast: Foresight | None, callback: Callback) -> float | None:
     """Tell beforehand what advising takes; in seconds where the plan knows the speed of this machine."""
-    duration, steps = (None, None) if foreseen is None else (foreseen.plan.duration, foreseen.plan.steps)
+    duration, steps = (None, None) if forecast is None else (forecast.plan.duration, forecast.plan.steps)
     seconds = None if duration is None or not steps else duration.total.likely / steps * planned.work
     clock = "" if seconds is None else f", about {seconds:.0f} s"
     callback(StatusMessage(
-        f"advising trains {planned.steps} + {planned.part_steps} steps and measures {planned.measured} held-out rows: "
+        f"advising trains {planned.steps} + {planned.part_steps} steps and measures {planned.rows} held-out rows: "
         f"the work of {planned.work:.0f} steps, {planned.work / planned.full_steps:.0%} of the run's "
         f"{planned.full_steps:,}{clock}"
     ))  # fmt: skip

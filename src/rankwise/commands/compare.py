@@ -32,7 +32,7 @@ REVERSED: dict[Verdict, Verdict] = {"better": "worse", "worse": "better", "canno
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedRuns:
     candidates: list[Candidate]
     comparisons: list[Comparison]
 
@@ -41,11 +41,11 @@ class Compared:
         return {"comparisons": self.comparisons}
 
 
-def compare(names: Sequence[str]) -> Compared:
+def compare(names: Sequence[str]) -> ComparedRuns:
     if len(names) < 2:
         raise RunError("name at least two runs: the one to compare with, and the others.")
     first, *others = candidates = open_candidates(names)
-    return Compared(candidates, [_compared(first, other) for other in others])
+    return ComparedRuns(candidates, [_compared(first, other) for other in others])
 
 
 def _compared(a: Candidate, b: Candidate) -> Comparison:
@@ -153,11 +153,11 @@ def _forgetting(a: Candidate, b: Candidate) -> ComparedForgetting | None:
     return ComparedForgetting(a=without_sums[0], b=without_sums[1], verdict=verdict, differences=differences)
 
 
-def _by_blocks(one: Forgetting, other: Forgetting) -> dict[str, Difference]:
+def _by_blocks(first: Forgetting, other: Forgetting) -> dict[str, Difference]:
     """Compare KL and dNLL over common blocks; both are means over positions and lower is better, like a loss."""
-    if one.sums is None or other.sums is None:
+    if first.sums is None or other.sums is None:
         return {}
-    sides = _blocks(one, one.sums), _blocks(other, other.sums)
+    sides = _blocks(first, first.sums), _blocks(other, other.sums)
     shared = [number for number in sides[0] if number in sides[1]]
     if not shared:
         return {}
@@ -168,13 +168,13 @@ def _by_blocks(one: Forgetting, other: Forgetting) -> dict[str, Difference]:
     }
 
 
-def _blocks(measured: Forgetting, sums: OfBlocks) -> dict[int, tuple[tuple[float, float], tuple[float, float]]]:
+def _blocks(forgetting: Forgetting, sums: OfBlocks) -> dict[int, tuple[tuple[float, float], tuple[float, float]]]:
     """Return the sums of KL and dNLL by block number; evaluations may have measured different blocks."""
-    numbers = list(range(measured.blocks)) if sums.numbers is None else sums.numbers
-    if not measured.blocks == len(numbers) == len(set(numbers)) == len(sums.kl) == len(sums.delta_nll):
+    numbers = list(range(forgetting.blocks)) if sums.numbers is None else sums.numbers
+    if not forgetting.blocks == len(numbers) == len(set(numbers)) == len(sums.kl) == len(sums.delta_nll):
         raise RunError(
-            f"{measured.blocks:,} blocks of {measured.text} were measured, but the number of sums differs: the file is "
-            "damaged. Evaluate again."
+            f"{forgetting.blocks:,} blocks of {forgetting.text} were measured, but the number of sums differs: the "
+            "file is damaged. Evaluate again."
         )
     return dict(zip(numbers, zip(sums.kl, sums.delta_nll, strict=True), strict=True))
 
@@ -189,22 +189,22 @@ def _on_one_text(a: Candidate, b: Candidate) -> tuple[Forgetting | None, Forgett
     return one[last], other[last]
 
 
-def _incomparable(a: Candidate, b: Candidate, one: Forgetting | None, other: Forgetting | None) -> str | None:
-    if one is None or other is None:
-        return f"forgetting was only measured for {b.name if one is None else a.name}"
-    if one.sha256 != other.sha256:
+def _incomparable(a: Candidate, b: Candidate, first: Forgetting | None, other: Forgetting | None) -> str | None:
+    if first is None or other is None:
+        return f"forgetting was only measured for {b.name if first is None else a.name}"
+    if first.sha256 != other.sha256:
         return "the texts differ"
-    bases = _base_of(a, one), _base_of(b, other)
+    bases = _base_of(a, first), _base_of(b, other)
     if None in bases:
         return "the base model of one of them is unknown; evaluate that one again, or name its run"
     if bases[0] != bases[1]:
         return "the base models differ"
-    if one.dtype != other.dtype:
-        dtypes = [measured.dtype or "an unknown dtype" for measured in (one, other)]
+    if first.dtype != other.dtype:
+        dtypes = [measured.dtype or "an unknown dtype" for measured in (first, other)]
         return f"one was measured in {dtypes[0]}, the other in {dtypes[1]}"
     return None
 
 
-def _base_of(side: Candidate, measured: Forgetting) -> str | None:
+def _base_of(side: Candidate, forgetting: Forgetting) -> str | None:
     """Return the fingerprint of the base, for older files without one from the run's manifest."""
-    return measured.base or (side.run.manifest.base_model.fingerprint if side.run is not None else None)
+    return forgetting.base or (side.run.manifest.base_model.fingerprint if side.run is not None else None)

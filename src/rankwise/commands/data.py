@@ -23,7 +23,7 @@ from rankwise.rows.images.decode import decode
 from rankwise.rows.images.pictures import check_sheet, contact_sheet
 from rankwise.rows.images.processor import pixels_of
 from rankwise.rows.preparing import RowEncoding, prepare
-from rankwise.rows.sources import Reading, open_source, raw_records
+from rankwise.rows.sources import OpenedSource, open_source, raw_records
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.outcome import Shown
 from rankwise.rows.text.targets import RowTargets
@@ -45,7 +45,7 @@ def check(
     if model is None and holds_images(data):
         return _check_images(data, callback)
     data = _as_pairs(data, objective, callback)
-    written = _writing(data, model, images, objective, callback)
+    written = _row_encoding(data, model, images, objective, callback)
     if written is None:
         callback(
             StatusMessage(
@@ -103,7 +103,7 @@ def preview(
     images: ImagesConfig = AS_THE_MODEL,
     objective: str = "auto",
     callback: Callback = silent,
-) -> list[Shown] | Sheet:
+) -> list[Shown] | PreviewSheet:
     """Return so many rows from row `first` on as training would see them. Images are written to `out` as a sheet;
     without `first` they are drawn from all rows."""
     are_images = holds_images(data)
@@ -112,7 +112,7 @@ def preview(
         raise ConfigError(["--out is the name of a sheet of images, but these rows are texts. Leave it out."])
     if are_images and model is None:
         return preview_images(data, None, out, rows=rows or DEFAULT_ROWS, first=first)
-    written = _writing(data, model, images, objective, callback)
+    written = _row_encoding(data, model, images, objective, callback)
     if written is None:
         raise DataError("no starter model is cached to show the rows with; name a model with --model.")
     decided, writing = written
@@ -130,7 +130,7 @@ def preview(
 
 
 def _read_texts(data: DataConfig, rows: int, first: int, callback: Callback) -> list[Example]:
-    readings: list[Reading] = []
+    readings: list[OpenedSource] = []
     examples = list(islice(_examples(data, readings), first - 1, first - 1 + rows))
     unused = unused_columns(readings)
     for problem in [*(sentence(column) for column in unused if not column.stops), *problems(readings, unused)]:
@@ -140,7 +140,7 @@ def _read_texts(data: DataConfig, rows: int, first: int, callback: Callback) -> 
     return examples
 
 
-def _examples(data: DataConfig, readings: list[Reading]) -> Iterator[Example]:
+def _examples(data: DataConfig, readings: list[OpenedSource]) -> Iterator[Example]:
     for source in data.all_sources:
         reading = open_source(data, source)
         readings.append(reading)
@@ -149,20 +149,20 @@ def _examples(data: DataConfig, readings: list[Reading]) -> Iterator[Example]:
         _refuse_bad(data, reading)
 
 
-def _refuse_bad(data: DataConfig, reading: Reading) -> None:
+def _refuse_bad(data: DataConfig, reading: OpenedSource) -> None:
     if reading.skipped and data.on_bad_row == "stop":
         raise DataError(joined_problems([why for _, why in reading.skipped]))
 
 
-def _shown(example: Example, objective: Objective, writing: TextWriting, data: DataConfig) -> list[Shown]:
-    encoder = writing.encoder(data)
+def _shown(example: Example, objective: Objective, row_encoding: TextWriting, data: DataConfig) -> list[Shown]:
+    encoder = row_encoding.encoder(data)
     (outcome,) = encoder.encode([example])
     if outcome.problem is not None:
         raise DataError(outcome.problem)
-    return objective.preview(outcome, writing, encoder)
+    return objective.preview(outcome, row_encoding, encoder)
 
 
-def _writing(
+def _row_encoding(
     data: DataConfig, model: ModelConfig | None, images: ImagesConfig, name: str, callback: Callback
 ) -> tuple[Objective, RowEncoding] | None:
     """The objective, and how a training with this model would read the rows; None where no tokenizer is here."""
@@ -200,7 +200,7 @@ class ShownImage:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class PreviewSheet:
     path: Path
     rows: list[ShownImage]
 
@@ -218,7 +218,7 @@ def holds_images(data: DataConfig) -> bool:
 
 def preview_images(
     data: DataConfig, processing: ImageProcessing | None, out: Path | None, *, rows: int, first: int | None
-) -> Sheet:
+) -> PreviewSheet:
     """Write a sheet of rows from row `first` on, or of rows that are drawn by data.seed. With `processing`, images look
     as the model receives them."""
     path = out or DEFAULT_SHEET
@@ -235,7 +235,7 @@ def preview_images(
     numbered = enumerate(shown, start=begin + 1)
     tiles = [(picture, f"{number}  {image.label}") for number, (image, picture) in numbered if picture is not None]
     write_atomic(path, contact_sheet(tiles))
-    return Sheet(path, [image for image, _ in shown])
+    return PreviewSheet(path, [image for image, _ in shown])
 
 
 def _image_examples(data: DataConfig, drawn: int | None) -> Iterator[Example]:

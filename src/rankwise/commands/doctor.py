@@ -28,7 +28,7 @@ GIGABYTE = 1e9
 
 
 @dataclass(frozen=True)
-class Check:
+class MachineCheck:
     name: str
     value: str
     verdict: Verdict
@@ -37,7 +37,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    checks: list[Check]
+    checks: list[MachineCheck]
 
     @property
     def able(self) -> bool:
@@ -52,48 +52,50 @@ def doctor() -> Diagnosis:
     return Diagnosis([check for part in PARTS for check in part()])
 
 
-def _versions() -> Iterator[Check]:
+def _versions() -> Iterator[MachineCheck]:
     for package, found in versions().items():
         missing = found == "not installed"
-        yield Check(package, found, "problem" if missing else "good", "reinstall rankwise" if missing else "")
+        yield MachineCheck(package, found, "problem" if missing else "good", "reinstall rankwise" if missing else "")
 
 
-def _processor() -> Iterator[Check]:
+def _processor() -> Iterator[MachineCheck]:
     features = processor_features()
     have = [name for name in FEATURES if features.get(name)]
     precision = choose_precision(ModelConfig(name="any", device="cpu"))
     fast = precision.dtype == torch.bfloat16
-    yield Check("processor", f"{processor_name()}, {usable_cores()} cores", "good", "")
-    yield Check(
+    yield MachineCheck("processor", f"{processor_name()}, {usable_cores()} cores", "good", "")
+    yield MachineCheck(
         "arithmetic", " ".join(have) or "nothing special", "good" if fast else "note",
         f"models are loaded in {str(precision.dtype).removeprefix('torch.')}: {precision.why}",
     )  # fmt: skip
 
 
-def _accelerators() -> Iterator[Check]:
+def _accelerators() -> Iterator[MachineCheck]:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     names = ", ".join(torch.cuda.get_device_name(number) for number in range(count))
-    yield Check("CUDA", names or "none", "good" if count else "note", "" if count else "training runs on the CPU")
+    yield MachineCheck(
+        "CUDA", names or "none", "good" if count else "note", "" if count else "training runs on the CPU"
+    )
     if torch.backends.mps.is_available():
-        yield Check("MPS", "available", "good", "")
+        yield MachineCheck("MPS", "available", "good", "")
 
 
-def _memory() -> Iterator[Check]:
+def _memory() -> Iterator[MachineCheck]:
     memory = psutil.virtual_memory()
     free = memory.available / GIGABYTE
     value = f"{free:.1f} GB free of {memory.total / GIGABYTE:.1f}"
     enough = free >= 4
-    yield Check("memory", value, "good" if enough else "note", "" if enough else "the demo needs about 3 GB")
+    yield MachineCheck("memory", value, "good" if enough else "note", "" if enough else "the demo needs about 3 GB")
 
 
-def _disk() -> Iterator[Check]:
+def _disk() -> Iterator[MachineCheck]:
     for name, folder in (("cache folder", cache_folder()), ("this folder", Path.cwd())):
         existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
         free = shutil.disk_usage(existing).free / GIGABYTE
         verdict, remark = _writable(existing)
         if verdict == "good" and free < 2:
             verdict, remark = "note", "a starter model needs about 1 GB"
-        yield Check(name, f"{folder}, {free:.1f} GB free", verdict, remark)
+        yield MachineCheck(name, f"{folder}, {free:.1f} GB free", verdict, remark)
 
 
 def _writable(folder: Path) -> tuple[Verdict, str]:
@@ -105,19 +107,26 @@ def _writable(folder: Path) -> tuple[Verdict, str]:
     return "good", ""
 
 
-def _models() -> Iterator[Check]:
+def _models() -> Iterator[MachineCheck]:
     cached = [*cached_hub_models(), *(folder.name for folder in cached_conversions())]
-    yield Check(
+    yield MachineCheck(
         "cached models",
         ", ".join(cached) or "none",
         "good" if cached else "note",
         "" if cached else "models are downloaded at first use",
     )
     answers = hub_answers()
-    yield Check(
+    yield MachineCheck(
         "model hub", "reachable" if answers else "not reachable", "good" if answers else "note",
         "" if answers else "cached models, folders, GGUF files and starters work without it",
     )  # fmt: skip
 
 
-PARTS: tuple[Callable[[], Iterator[Check]], ...] = (_versions, _processor, _accelerators, _memory, _disk, _models)
+PARTS: tuple[Callable[[], Iterator[MachineCheck]], ...] = (
+    _versions,
+    _processor,
+    _accelerators,
+    _memory,
+    _disk,
+    _models,
+)

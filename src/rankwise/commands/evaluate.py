@@ -70,7 +70,7 @@ from rankwise.system.files import check_place
 def evaluate(
     target: str, task: str | TaskConfig | None = None, *, data: str | None = None, rows: int | None = None,
     against: str | None = None, base: bool = True, with_forgetting: bool = True, text: str | None = None,
-    blocks: int | None = None, together: int | None = None, dtype: str = "auto", out: Path | None = None,
+    blocks: int | None = None, batch_size: int | None = None, dtype: str = "auto", out: Path | None = None,
     callback: Callback = silent, force_base: bool = False, force_result: bool = False, trust_code: str | None = None,
     base_model: str | None = None, images: str | None = None,
 ) -> Evaluation:  # fmt: skip
@@ -86,15 +86,15 @@ def evaluate(
                 [f"{flag} needs two models to compare. Leave it out, or evaluate a run with its base, or a model "
                  "--against another, with --forgetting."]
             )  # fmt: skip
-    if together is not None and together < 1:
-        raise ConfigError([f"--batch-size is {together}; it must be at least 1."])
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError([f"--batch-size is {batch_size}; it must be at least 1."])
     subject = open_subject(target, against, base=base, dtype=dtype, callback=callback, force_base=force_base,
                            force_result=force_result, trust_code=trust_code, base_model=base_model)  # fmt: skip
     subject.refuse_options(task, text, blocks)
     if compared and with_forgetting and (why := subject.objective.cannot.get(FORGETTING)) is not None:
         callback(StatusMessage(why))
     others = _other_images(subject, images, with_forgetting=with_forgetting, callback=callback)
-    asked = asked_of(subject, task, data, rows, together, callback)
+    asked = asked_of(subject, task, data, rows, batch_size, callback)
     _result_file(subject, asked, out)
     read = _text(subject, text, blocks, callback) if with_forgetting else None
     looks = None if blocks is not None else Looks()
@@ -157,16 +157,18 @@ class Forgotten:
     features: FeatureForgetting | None
 
 
-def _instead_of(file: Path, items: str, measured: Forgotten, identity: dict[str, Any], callback: Callback) -> Forgotten:
+def _instead_of(
+    file: Path, items: str, forgetting: Forgotten, identity: dict[str, Any], callback: Callback
+) -> Forgotten:
     """What `file` records as forgotten from now on. Warns where the evaluation in it is replaced, and takes over what
     that one measured of forgetting, if it was not measured again and the model has the same weights and dtype."""
     if not file.exists():
-        return measured
+        return forgetting
     try:
         before = read_evaluation(file)
     except RankwiseError as error:
         callback(WarningMessage(f"{file} is replaced, because it could not be read ({first_line(error)})"))
-        return measured
+        return forgetting
     if before.items_sha256 != items:
         callback(
             WarningMessage(
@@ -174,8 +176,8 @@ def _instead_of(file: Path, items: str, measured: Forgotten, identity: dict[str,
             )
         )
     if any(before.settings.get(name) != identity[name] for name in ("fingerprint", "dtype")):
-        return measured
-    return Forgotten(measured.text or forgetting_in(before), measured.features or before.feature_forgetting)
+        return forgetting
+    return Forgotten(forgetting.text or forgetting_in(before), forgetting.features or before.feature_forgetting)
 
 
 def _text(subject: Subject, text: str | None, blocks: int | None, callback: Callback) -> Text | None:
@@ -214,23 +216,23 @@ def _forgetting(subject: Subject, text: Text, looks: Looks | None, callback: Cal
 
 
 def asked_of(
-    subject: Subject, task: str | TaskConfig | None, data: str | None, rows: int | None, together: int | None,
+    subject: Subject, task: str | TaskConfig | None, data: str | None, rows: int | None, batch_size: int | None,
     callback: Callback,
 ) -> Task:  # fmt: skip
     if isinstance(task, str) and task.startswith(PREFIX):
         subject.refuse("evaluated by lm-eval", task)
         if data is not None:
             raise ConfigError([f"--data {data}: a task of lm-eval has its own data. Leave --data out."])
-        return HarnessTask(task.removeprefix(PREFIX), rows, together or ASKED_TOGETHER)
+        return HarnessTask(task.removeprefix(PREFIX), rows, batch_size or ASKED_TOGETHER)
     table: dict[type[Objective], Callable[..., Task]] = {
         CausalLM: _answers, Preference: _pairs, Classifier: _predictions,
     }  # fmt: skip
     objective = subject.objective
-    return objective.among(table)(objective, subject, task, Rows(data, rows), together, callback)
+    return objective.among(table)(objective, subject, task, EvaluatedRows(data, rows), batch_size, callback)
 
 
 @dataclass(frozen=True)
-class Rows:
+class EvaluatedRows:
     """Those of a file, or without one the run's own; at most so many."""
 
     data: str | None
@@ -245,27 +247,27 @@ class Rows:
 
 
 def _answers(
-    objective: Objective, subject: Subject, task: str | TaskConfig | None, rows: Rows, together: int | None,
+    objective: Objective, subject: Subject, task: str | TaskConfig | None, rows: EvaluatedRows, batch_size: int | None,
     callback: Callback,
 ) -> Task:  # fmt: skip
     """Rows and tasks that are answered."""
     spec, items = _items(subject, task, rows.data, rows.most, callback)
     if items.too_long:
-        with_answer = f" with {spec.max_new_tokens:,} new tokens" if spec.written else ""
+        with_answer = f" with {spec.max_new_tokens:,} new tokens" if spec.used_columns else ""
         callback(
             WarningMessage(f"{items.too_long:,} rows do not fit into the model's context{with_answer} and are left out")
         )
     if items.labels:
         callback(StatusMessage(f"{spec.task}: {labels_text(dict(items.labels))}"))
-    return OwnTask(spec, items, together or BATCH_SIZE)
+    return OwnTask(spec, items, batch_size or BATCH_SIZE)
 
 
 def _pairs(
-    objective: Preference, subject: Subject, task: str | TaskConfig | None, rows: Rows, together: int | None,
+    objective: Preference, subject: Subject, task: str | TaskConfig | None, rows: EvaluatedRows, batch_size: int | None,
     callback: Callback,
 ) -> Task:  # fmt: skip
     if task is not None or (rows.data is not None and is_running_text(rows.data)):
-        return _answers(objective, subject, task, rows, together, callback)
+        return _answers(objective, subject, task, rows, batch_size, callback)
     name, found = rows.of(subject, callback)
     return PairTask(
         name, found.about, objective, found.documents, subject.against, subject.base, subject.sides, found.left_out
@@ -273,12 +275,12 @@ def _pairs(
 
 
 def _predictions(
-    objective: Classifier, subject: Subject, task: str | TaskConfig | None, rows: Rows, together: int | None,
+    objective: Classifier, subject: Subject, task: str | TaskConfig | None, rows: EvaluatedRows, batch_size: int | None,
     callback: Callback,
 ) -> Task:  # fmt: skip
     """A task is refused before where no answer is written."""
     if task is not None:
-        return _answers(objective, subject, task, rows, together, callback)
+        return _answers(objective, subject, task, rows, batch_size, callback)
     name, found = rows.of(subject, callback)
     return RowTask(name, found.about, objective, found.documents, found.left_out)
 
@@ -304,19 +306,19 @@ def _items(
     return spec, requests_of_sequences(chosen, subject.model)
 
 
-def _of_task(spec: TaskConfig, subject: Subject, callback: Callback) -> tuple[TaskConfig, Requests]:
+def _of_task(config: TaskConfig, subject: Subject, callback: Callback) -> tuple[TaskConfig, Requests]:
     """A run is asked by the columns and with the system message that it was trained with, unless the task has
     others."""
-    own = spec.ask is not None or spec.running_text or spec.model_fields_set & {"format", *COLUMN_SETTINGS}
+    own = config.ask is not None or config.running_text or config.model_fields_set & {"format", *COLUMN_SETTINGS}
     if subject.run is not None and not own:
-        columns = columns_of_run(subject.run, data_spec(spec), callback)
-        spec = spec.model_copy(update={name: columns[name] for name in columns.keys() - spec.model_fields_set})
-    if spec.chat and not spec.running_text and spec.system is None:
-        spec = spec.model_copy(update={"system": subject.system})
-    items = requests_of(spec, subject.model)
+        columns = columns_of_run(subject.run, data_spec(config), callback)
+        config = config.model_copy(update={name: columns[name] for name in columns.keys() - config.model_fields_set})
+    if config.chat and not config.running_text and config.system is None:
+        config = config.model_copy(update={"system": subject.system})
+    items = requests_of(config, subject.model)
     if subject.run is not None:
-        refuse_training_files(subject.run, identities(spec))
-    return spec, items
+        refuse_training_files(subject.run, identities(config))
+    return config, items
 
 
 def _differences(tuned: ModelScores, base: ModelScores | None) -> dict[str, Difference]:

@@ -22,7 +22,7 @@ from rankwise.errors import ConfigError, RunError, did_you_mean
 from rankwise.exporting.adapter_export import FORMATS as ADAPTER_FORMATS
 from rankwise.exporting.adapter_export import export_adapter
 from rankwise.exporting.engine_rules import verdicts
-from rankwise.exporting.engines.table import WRITING, loaded_with, way_for
+from rankwise.exporting.engines.table import CAUSAL_LM, loaded_with, way_for
 from rankwise.exporting.gguf import DTYPES as GGUF_DTYPES
 from rankwise.exporting.gguf import export_gguf_adapter, template_parity_of
 from rankwise.exporting.gguf_merged import GgufMerged, export_gguf
@@ -118,13 +118,13 @@ def export(
         exported = Exported(str(artifact.folder), str(folder), format, strength=strength)
     else:
         with folders_above(folder):
-            exported = _written(Order(
+            exported = _write_export(Order(
                 artifact, folder, format, callback, strength, dtype, base_model, force_base, round_rank
             ))  # fmt: skip
             written = Export(str(folder), format, exported.number_format, strength, force_base)
             verification = arrived(artifact, written, verifying, callback)
     auto, adapter = artifact.objective.kind.auto_class, exported.adapter
-    if adapter is not None and format != "mlx" and auto == WRITING:
+    if adapter is not None and format != "mlx" and auto == CAUSAL_LM:
         # the rules are those for language models in PEFT's folders
         verification = with_rules(verification, verdicts(adapter))
     # factors of stacked experts are for PEFT, in `portable` too
@@ -133,7 +133,7 @@ def export(
     return replace(exported, verification=verification, bytes=_size(folder), files=_files(folder), use=use)
 
 
-def _written(order: Order) -> Exported:
+def _write_export(order: Order) -> Exported:
     """Write one format, whole or not at all."""
     artifact, format, strength = order.artifact, order.format, order.strength
     if strength != 1:

@@ -63,18 +63,18 @@ def export_choices(run: str, callback: Callback = silent) -> ExportChoices:
     return ExportChoices(strength, formats, _engines(own, uniform, formats))
 
 
-def _uniform(own: AdapterWeights) -> tuple[AdapterWeights | None, str | None]:
+def _uniform(weights: AdapterWeights) -> tuple[AdapterWeights | None, str | None]:
     """The adapter with one rank and scale, or why there is none, such as for DoRA."""
     try:
-        return own.portable(()), None
+        return weights.portable(()), None
     except RankwiseError as error:
         return None, str(error)
 
 
 def _engines(
-    own: AdapterWeights, other: AdapterWeights | None, formats: dict[str, str | None]
+    weights: AdapterWeights, other: AdapterWeights | None, formats: dict[str, str | None]
 ) -> tuple[EngineChoice, ...]:
-    native = verdicts(own)
+    native = verdicts(weights)
     uniform = dict.fromkeys(RULES, formats["portable"]) if other is None else verdicts(other)
     return tuple(
         EngineChoice(

@@ -38,7 +38,7 @@ class Generated:
 def generate(
     run: str | Path | TunedModel,
     prompt: str,
-    spec: GenerationConfig | None = None,
+    config: GenerationConfig | None = None,
     *,
     system: str | None = None,
     context: str = "",
@@ -70,7 +70,7 @@ def generate(
         else run
     )
     messages = [*asked.opening(system), Message("user", prompt, context)]
-    wanted = spec or GenerationConfig()
+    wanted = config or GenerationConfig()
     adapted = None if base else asked.answer(messages, wanted, on_text=on_text)
     of_base = asked.answer(messages, wanted, base=True, on_text=on_text if base else None) if base or both else None
     return Generated(prompt, adapted, of_base)
@@ -86,17 +86,17 @@ class Chat:
     """A conversation. `histories` maps "adapted" and "base" to the messages of each model."""
 
     tuned: TunedModel
-    spec: GenerationConfig
+    config: GenerationConfig
     histories: dict[str, list[Message]]
     log: list[dict[str, str]] = field(default_factory=list)
     """Every turn so far: "user", the answer of each model, and why it ended (`NAME_stopped`)."""
 
     @classmethod
-    def begin(cls, tuned: TunedModel, spec: GenerationConfig, *, base: bool, both: bool, system: str | None) -> Chat:
+    def begin(cls, tuned: TunedModel, config: GenerationConfig, *, base: bool, both: bool, system: str | None) -> Chat:
         check_models(base, both)
         tuned.artifact.refuse("generating")
         names = ("adapted", "base") if both else ("base",) if base else ("adapted",)
-        return cls(tuned, spec, {name: tuned.opening(system) for name in names})
+        return cls(tuned, config, {name: tuned.opening(system) for name in names})
 
     def ask(self, text: str) -> None:
         """Begin a turn, which each model then answers."""
@@ -106,7 +106,7 @@ class Chat:
         """Generate one model's answer to the current turn. A failed turn is not added to its history."""
         text = self.log[-1]["user"]
         history = text_objective(self.tuned.model).heard([*self.histories[name], Message("user", text)])
-        spec = self.spec.model_copy(update={"seed": self.spec.seed + len(self.log) - 1})
+        spec = self.config.model_copy(update={"seed": self.config.seed + len(self.log) - 1})
         answer = self.tuned.answer(history, spec, base=name == "base", on_text=on_text)
         self.histories[name] = [*history, Message("assistant", answer.text)]
         self.log[-1] |= {name: answer.text, f"{name}_stopped": answer.stopped}

@@ -16,11 +16,11 @@ from rankwise.runs.records import Callback, silent
 REST = "Train in one process (without --processes or torchrun)."
 
 
-def plan(config: Planned, *, processes: Processes = ONE_PROCESS, **given: Any) -> Plan:
+def plan(config: Planned, *, processes: Processes = ONE_PROCESS, **settings: Any) -> Plan:
     """ConfigError for what several processes cannot train yet."""
     if processes.is_several:
         refuse_several(config)
-    return plan_of_config(config, processes=processes, **given)
+    return plan_of_config(config, processes=processes, **settings)
 
 
 def refuse_several(experiment: Experiment) -> None:

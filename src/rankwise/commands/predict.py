@@ -45,7 +45,7 @@ AT_ONCE = 512
 class AnswerSettings:
     """How rows are to be answered."""
 
-    spec: GenerationConfig
+    config: GenerationConfig
     system: str | None
     base: bool
     batch_size: int
@@ -57,7 +57,7 @@ class AnswerSettings:
         """The settings of answers that are not as usual."""
         flags = ["base"] * self.base + ["system"] * (self.system is not None)
         usual = GenerationConfig()
-        others = [name for name, value in usual if getattr(self.spec, name) != value]
+        others = [name for name, value in usual if getattr(self.config, name) != value]
         return flags + ["batch_size"] * (self.batch_size != BATCH_SIZE) + others
 
 
@@ -65,7 +65,7 @@ class AnswerSettings:
 class Predicted:
     out: Path
     column: str
-    rows: list[Row]
+    rows: list[PredictedRow]
     seconds: float
 
     @property
@@ -95,7 +95,7 @@ class Predicted:
 
 
 def predict(
-    run: str | Path | TunedModel, data: str | Path, out: str | Path, spec: GenerationConfig | None = None, *,
+    run: str | Path | TunedModel, data: str | Path, out: str | Path, config: GenerationConfig | None = None, *,
     prompt: str | None = None, system: str | None = None, column: str = COLUMN, base: bool = False,
     batch_size: int = BATCH_SIZE, skip_bad_rows: bool = False, overwrite: bool = False, callback: Callback = silent,
     force_base: bool = False, **opening: Any,
@@ -106,7 +106,7 @@ def predict(
     _check_out(out, data, overwrite)
     artifact = run.artifact if isinstance(run, TunedModel) else open_artifact(str(run), callback, **opening)
     objective = artifact.objective
-    how = AnswerSettings(spec or GenerationConfig(), system, base, batch_size, skip_bad_rows, callback)
+    how = AnswerSettings(config or GenerationConfig(), system, base, batch_size, skip_bad_rows, callback)
     form = objective.row_form(None if artifact.run is None else artifact.run.manifest.data.format)
     rows = _rows(_reading(artifact.run, str(data), prompt, system), form, has_prompt=prompt is not None)
     _refuse_taken([column, *objective.columns(column), *([PROBLEM] if skip_bad_rows else [])], rows)
@@ -114,21 +114,21 @@ def predict(
     objective.check_answering(how.changed)
     tuned = run if isinstance(run, TunedModel) else load_tuned(artifact, callback, force_base=force_base)
     complete(objective, rows, tuned, how)
-    write_atomic(out, file_of([row.written(column) for row in rows], out))
+    write_atomic(out, file_of([row.as_columns(column) for row in rows], out))
     return Predicted(out, column, rows, time.perf_counter() - began)
 
 
 @singledispatch
-def complete(objective: Objective, rows: Sequence[Row], tuned: TunedModel, how: AnswerSettings) -> None:
+def complete(objective: Objective, rows: Sequence[PredictedRow], tuned: TunedModel, how: AnswerSettings) -> None:
     """Give each row that can be read its answer or its prediction, or its problem."""
-    _render(rows, tuned, how.system, how.spec.max_new_tokens)
+    _render(rows, tuned, how.system, how.config.max_new_tokens)
     _refuse_bad(rows, how.skip_bad_rows)
     with tuned.base(how.base):
         _answer([row for row in rows if row.problem is None], tuned, how)
 
 
 @complete.register(Classifier)
-def classify(objective: Classifier, rows: Sequence[Row], tuned: TunedModel, how: AnswerSettings) -> None:
+def classify(objective: Classifier, rows: Sequence[PredictedRow], tuned: TunedModel, how: AnswerSettings) -> None:
     readable = [(row, row.question) for row in rows if row.question is not None and row.problem is None]
     for begin in range(0, len(readable), AT_ONCE):
         part = readable[begin : begin + AT_ONCE]
@@ -175,11 +175,11 @@ def _settings_of(run: RunSnapshot) -> dict[str, Any]:
     return {"system": data.system, **said} if data.system is not None else said
 
 
-def _rows(spec: DataConfig, form: str | None, *, has_prompt: bool) -> list[Row]:
-    reading, found = open_source(spec, spec.all_sources[0]), []
+def _rows(config: DataConfig, form: str | None, *, has_prompt: bool) -> list[PredictedRow]:
+    reading, found = open_source(config, config.all_sources[0]), []
     for part in reading.parts:
         for where, raw in raw_records(part):
-            row = Row(where, {} if isinstance(raw, DataError) else raw)
+            row = PredictedRow(where, {} if isinstance(raw, DataError) else raw)
             try:
                 filled = raw | {ANSWER: PLACEHOLDER} if has_prompt and not isinstance(raw, DataError) else raw
                 row.question = question_of(reading, part, where, filled, form)
@@ -187,11 +187,11 @@ def _rows(spec: DataConfig, form: str | None, *, has_prompt: bool) -> list[Row]:
                 row.problem = str(error)
             found.append(row)
     if not found:
-        raise DataError(f"{spec.path}: holds no rows.")
+        raise DataError(f"{config.path}: holds no rows.")
     return found
 
 
-def _refuse_taken(names: Sequence[str], rows: Sequence[Row]) -> None:
+def _refuse_taken(names: Sequence[str], rows: Sequence[PredictedRow]) -> None:
     for name in names:
         taken = next((row.where for row in rows if name in row.columns), None)
         if taken is not None and name == PROBLEM:
@@ -202,7 +202,7 @@ def _refuse_taken(names: Sequence[str], rows: Sequence[Row]) -> None:
             raise DataError(f'{taken}: already has a column "{name}"; name another one for the answers with --column.')
 
 
-def _refuse_bad(rows: Sequence[Row], skip: bool) -> None:
+def _refuse_bad(rows: Sequence[PredictedRow], skip: bool) -> None:
     problems = [row.problem for row in rows if row.problem is not None]
     if problems and not skip:
         raise DataError(
@@ -213,7 +213,7 @@ def _refuse_bad(rows: Sequence[Row], skip: bool) -> None:
         raise DataError(f"{joined_problems(problems)}\nNo row can be answered.")
 
 
-def _render(rows: Sequence[Row], tuned: TunedModel, system: str | None, new: int) -> None:
+def _render(rows: Sequence[PredictedRow], tuned: TunedModel, system: str | None, new: int) -> None:
     """A row that brings no system message has the one that is given, or that of the run's rows."""
     context = tuned.model.context_length
     for row in rows:
@@ -234,11 +234,11 @@ def _render(rows: Sequence[Row], tuned: TunedModel, system: str | None, new: int
             )
 
 
-def _answer(rows: Sequence[Row], tuned: TunedModel, how: AnswerSettings) -> None:
+def _answer(rows: Sequence[PredictedRow], tuned: TunedModel, how: AnswerSettings) -> None:
     prompts, batch_size = [row.ids for row in rows], how.batch_size
     try:
         answers = answers_in_turn(
-            tuned.model, prompts, how.spec, batch_size,
+            tuned.model, prompts, how.config, batch_size,
             partial(_report_progress, how.callback, "Answering", 0, len(prompts)),
         )  # fmt: skip
     except Exception as error:
@@ -253,7 +253,7 @@ def _answer(rows: Sequence[Row], tuned: TunedModel, how: AnswerSettings) -> None
 
 
 @dataclass
-class Row:
+class PredictedRow:
     """One of the file: what it holds, what it asks, and what became of it."""
 
     where: str
@@ -265,7 +265,7 @@ class Row:
     """Of a classifier, in place of an answer."""
     problem: str | None = None
 
-    def written(self, column: str) -> dict[str, Any]:
+    def as_columns(self, column: str) -> dict[str, Any]:
         """Its columns with the answer, or with what is wrong."""
         if self.prediction is not None:
             return self.columns | self.prediction.as_columns(column)

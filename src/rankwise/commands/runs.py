@@ -52,12 +52,12 @@ class VerifiedRuns:
     runs: list[VerifiedRun]
 
     @property
-    def whole(self) -> bool:
+    def is_undamaged(self) -> bool:
         return not any(run.problems for run in self.runs)
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise runs verify --json` prints."""
-        return {"whole": self.whole, "runs": self.runs}
+        return {"whole": self.is_undamaged, "runs": self.runs}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from rankwise.serving.changes import Changes
-    from rankwise.serving.engine import Engine
+    from rankwise.serving.engine import ServingEngine
     from rankwise.serving.served import Serving
     from rankwise.serving.tuning.routes import FineTuning
 
@@ -74,7 +74,7 @@ class Offer:
 
 
 def serve(
-    offer: Offer, address: Address, callback: Callback, *, together: int, waiting: int,
+    offer: Offer, address: Address, callback: Callback, *, batch_size: int, waiting: int,
     ready: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:  # fmt: skip
     """Returns when the server was asked to stop. `ready` gets its address and its models."""
@@ -85,7 +85,7 @@ def serve(
     address.check(*offer.problems)
     number_format = ModelConfig(name="serve", dtype=offer.dtype).dtype  # pyright: ignore[reportArgumentType]  checked there
     with bound(address) as listening:
-        from rankwise.serving.engine import Engine, Limits
+        from rankwise.serving.engine import Limits, ServingEngine
         from rankwise.serving.served import load_serving
 
         serving = load_serving(
@@ -93,8 +93,8 @@ def serve(
             force_base=offer.force_base, trust_code=offer.trust_code,
         )  # fmt: skip
         serving.model.module.eval()
-        limits = Limits(together, waiting, prefix_bytes=offer.prefix_bytes)
-        engine = Engine(serving.model.module, serving.rows, limits)
+        limits = Limits(batch_size, waiting, prefix_bytes=offer.prefix_bytes)
+        engine = ServingEngine(serving.model.module, serving.rows, limits)
         engine.start()
         try:
             with _app(offer, address, serving, engine, callback) as app:
@@ -108,7 +108,9 @@ def serve(
 
 
 @contextmanager
-def _app(offer: Offer, address: Address, serving: Serving, engine: Engine, callback: Callback) -> Iterator[Starlette]:
+def _app(
+    offer: Offer, address: Address, serving: Serving, engine: ServingEngine, callback: Callback
+) -> Iterator[Starlette]:
     from rankwise.serving.app import Server
     from rankwise.serving.changes import Changes
 

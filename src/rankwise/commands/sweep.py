@@ -37,11 +37,11 @@ NO_LOSSES = (
 )
 ExperimentOf = Callable[[list[Setting]], Experiment]
 """The experiment of a command line with further settings."""
-JOURNAL, GIVEN = "journal.log", "rankwise"
+JOURNAL, SETTINGS_KEY = "journal.log", "rankwise"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SweepOutcome:
     number: int
     values: dict[str, Any]
     loss: float | None
@@ -56,7 +56,7 @@ class Study:
 
     @classmethod
     def opened(
-        cls, folder: Path, axes: list[Axis], planned: list[dict[str, Any]], *, seed: int, given: dict[str, Any]
+        cls, folder: Path, axes: list[Axis], planned: list[dict[str, Any]], *, seed: int, settings: dict[str, Any]
     ) -> Study:
         """A new study, or the one that lies in the folder. RunError where that has other settings."""
         optuna = _optuna()
@@ -67,14 +67,14 @@ class Study:
         sampler = optuna.samplers.TPESampler(seed=seed)
         study = optuna.create_study(study_name=folder.name, storage=storage, sampler=sampler, load_if_exists=True)
         method = "grid" if planned else "TPE of Optuna"
-        given = given | {"method": method}
-        begun = study.user_attrs.get(GIVEN)
+        settings = settings | {"method": method}
+        begun = study.user_attrs.get(SETTINGS_KEY)
         if begun is None:
             for values in planned:
                 study.enqueue_trial(values)
-            study.set_user_attr(GIVEN, given)
-        elif begun != given:
-            differing = ", ".join(f"{part}" for part in given if begun.get(part) != given[part])
+            study.set_user_attr(SETTINGS_KEY, settings)
+        elif begun != settings:
+            differing = ", ".join(f"{part}" for part in settings if begun.get(part) != settings[part])
             raise RunError(
                 f"{folder} was begun with other settings ({differing}), and its trials cannot be compared with new "
                 "ones. Choose another name with --run, or remove the folder."
@@ -103,10 +103,10 @@ class Study:
         state = _optuna().trial.TrialState
         self.study.tell(number, loss, state=state.FAIL if loss is None else state.COMPLETE)
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Iterator[SweepOutcome]:
         for trial in self.study.trials:
             if trial.state.is_finished():
-                yield Outcome(trial.number, dict(trial.params), trial.value)
+                yield SweepOutcome(trial.number, dict(trial.params), trial.value)
 
 
 def _distribution(optuna: Any, axis: Axis, *, grid: bool) -> Any:
@@ -149,7 +149,7 @@ def sweep(
     planned = grid(axes) if trials is None else []
     check(experiment_of, base, axes, planned)
     folder, count = Path("sweeps") / base.run, len(planned) if trials is None else trials
-    study = Study.opened(folder, axes, planned, seed=base.training.seed, given=_given(base, axes))
+    study = Study.opened(folder, axes, planned, seed=base.training.seed, settings=_settings_to_compare(base, axes))
     began, begun_with = time.monotonic(), study.finished
     while (trial := study.next(count)) is not None:
         number, values = trial
@@ -221,7 +221,7 @@ def _refuse_other(snapshot: RunSnapshot, experiment: Experiment) -> None:
         )
 
 
-def _given(base: Experiment, axes: list[Axis]) -> dict[str, Any]:
+def _settings_to_compare(base: Experiment, axes: list[Axis]) -> dict[str, Any]:
     """What must be the same when a sweep goes on. More trials may be asked for."""
     settings = {key: value for key, value in leaves(base.model_dump(mode="json")).items() if value is not None}
     return {"settings": settings, "over": {axis.key: axis.describe() for axis in axes}}
@@ -234,7 +234,7 @@ def _record(study: Study, base: Experiment, axes: list[Axis], count: int) -> Swe
     )  # fmt: skip
 
 
-def _swept(outcome: Outcome, run: str) -> SweptTrial:
+def _swept(outcome: SweepOutcome, run: str) -> SweptTrial:
     """With what the run itself records of time and problems; it may have been removed since."""
     directory = RunDirectory.named(run)
     manifest = directory.manifest() if directory.is_run else None

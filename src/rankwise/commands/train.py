@@ -158,7 +158,7 @@ def _trained(
     model: LoadedModel | None, back_offs: tuple[BackOff, ...], world: World, force_memory: bool, force_base: bool,
 ) -> Trained:  # fmt: skip
     """From what is on the disk to the end; Diverged where it may begin anew."""
-    experiment, start = _settled(experiment, resumable, callback)
+    experiment, start = _final_settings(experiment, resumable, callback)
     objective = _objective(experiment, start, resumable, model, callback)
     foreseen = foresee(experiment, callback, objective.head_size)
     training_config, foreseen = within_limit(experiment, foreseen, callback)
@@ -167,7 +167,7 @@ def _trained(
     own_copy = method_of(experiment.adapter).own_copy
     loaded = _loaded(experiment, objective, callback) if model is None else own_copy(model)
     if start is not None:
-        experiment = start.settled(experiment, loaded, callback, force_base=force_base)
+        experiment = start.final_settings(experiment, loaded, callback, force_base=force_base)
     method = method_of(experiment.adapter)
     world.end_turn()
     untouched = loaded
@@ -210,14 +210,14 @@ def _trained(
         raise
 
 
-def _settled(
+def _final_settings(
     experiment: Experiment, resumable: Resumable | None, callback: Callback
 ) -> tuple[Experiment, Start | None]:
     """The settings of the run that goes on, or those that the adapter to begin with leaves open."""
     if resumable is not None:
         return settings_of(resumable, experiment), None
     start = start_of(experiment, callback)
-    return (experiment if start is None else start.foreseen(experiment)), start
+    return (experiment if start is None else start.planned_settings(experiment)), start
 
 
 def _with_defaults(
@@ -228,7 +228,7 @@ def _with_defaults(
     measured = bool(len(prepared.validation))
     if not measured and (needing := experiment.validation.needing_rows):
         raise ConfigError([NO_ROWS.format(needing[0], prepared.data_report.used)])
-    experiment = experiment.with_defaults(measured=measured, by=objective.best_by)
+    experiment = experiment.with_defaults(has_validation=measured, by=objective.best_by)
     return experiment, training.model_copy(update={"epochs": experiment.training.epochs})
 
 
@@ -305,14 +305,14 @@ def _loaded(experiment: Experiment, objective: Objective, callback: Callback) ->
 
 
 def _tuning(
-    trials: Trials, resumable: Resumable | None, foreseen: Foresight | None, callback: Callback
+    trials: Trials, resumable: Resumable | None, forecast: Foresight | None, callback: Callback
 ) -> Tuning | None:
     """How trials choose the learning rate, or chose it when the run that is resumed began; None without `tune`."""
     if trials.experiment.training.learning_rate != "tune":
         return None
     if resumable is None:
         with deferred(trials.world.is_several):
-            return tune(trials, foreseen, callback)
+            return tune(trials, forecast, callback)
     if (chosen := resumable.manifest.tuning) is None:
         raise RunError(f"{resumable.run.folder} does not record the learning rate that trials chose. Use --restart.")
     return chosen
@@ -365,7 +365,7 @@ def measured_as(experiment: Experiment, callback: Callback) -> ValidationConfig:
 
 
 def record(
-    training: TrainingRun, foreseen: Foresight | None, resumable: Resumable | None, *, force_memory: bool,
+    training: TrainingRun, forecast: Foresight | None, resumable: Resumable | None, *, force_memory: bool,
     back_offs: tuple[BackOff, ...] = (),
 ) -> Manifest:  # fmt: skip
     """Begin the run or take it up, and train; however it ends, the manifest says so. `back_offs` are those of a run
@@ -376,8 +376,8 @@ def record(
     backend = backend_named(_backend_of(training, resumable), work)
     backend = over_rows(backend, work.objective)
     training = training.with_reference(backend, resumable)
-    again = foresee_backend(foreseen, backend.name, callback)
-    if again is not None and again is not foreseen and resumable is None:
+    again = foresee_backend(forecast, backend.name, callback)
+    if again is not None and again is not forecast and resumable is None:
         again.check(callback, force=force_memory)
     log, validation = MetricsLog(run.metrics), training.validation(backend)
     trainer = training.trainer(backend, validation, log)
@@ -476,7 +476,7 @@ def _backend_of(training: TrainingRun, resumable: Resumable | None) -> BackendNa
 
 
 def _begun(
-    training: TrainingRun, trainer: Trainer, foreseen: Foresight | None, resumable: Resumable | None,
+    training: TrainingRun, trainer: Trainer, forecast: Foresight | None, resumable: Resumable | None,
     back_offs: tuple[BackOff, ...],
 ) -> Past:  # fmt: skip
     """From here on the folder holds a run that is running."""
@@ -487,7 +487,7 @@ def _begun(
         status="running", base_model=training.model.facts, data=data_facts(training.prepared),
         learning_rate=training.rate, backend=trainer.backend.name, lineage=training.lineage,
         anchor=None if training.anchor_text is None else facts_of_anchor(training.anchor_text),
-        forecast=None if foreseen is None else foreseen.recorded(), tuning=training.tuning, replay=report.replay,
+        forecast=None if forecast is None else forecast.recorded(), tuning=training.tuning, replay=report.replay,
         back_offs=back_offs, machine=training_machine(),
     )  # fmt: skip
     if resumable is not None:
@@ -528,7 +528,7 @@ def _write_failure(run: RunDirectory, manifest: Manifest, error: BaseException, 
 
 
 def _explained(
-    error: BaseException, run: RunDirectory, experiment: Experiment, foreseen: Foresight | None
+    error: BaseException, run: RunDirectory, experiment: Experiment, forecast: Foresight | None
 ) -> BaseException:
     if isinstance(error, LostProcessError):
         return LostProcessError(f"{error} Use {run.ways_on}.")
@@ -537,5 +537,5 @@ def _explained(
         message = f"stopped. {run.folder} has the metrics so far, but no {result}. Use {run.ways_on}."
         return Interrupted(message, getattr(error, "exit_code", 130))
     if is_out_of_memory(error):
-        return out_of_memory(foreseen, experiment.training.auto_batch)
+        return out_of_memory(forecast, experiment.training.auto_batch)
     return error

@@ -12,7 +12,7 @@ from rankwise.config.base import Flag, Label, Number, PositiveInt, listed
 from rankwise.config.forgetting import AnchorConfig
 from rankwise.config.matching import by_pattern, parse_layers, select, split_names
 from rankwise.config.method import (
-    ALONE,
+    ASKED_SEPARATELY,
     NO_ADAPTER,
     NO_BASE_BESIDE,
     NO_NEW_TRIPLETS,
@@ -282,7 +282,7 @@ class AdaLoraConfig(AdapterConfig):
         return text
 
     @model_validator(mode="after")
-    def _whole(self) -> Self:
+    def _check_strength(self) -> Self:
         if self.warmup + self.final >= 1:
             raise ValueError("warmup and final together leave no steps for pruning; their sum must be below 1")
         if self.start == "zero" and (self.orthogonality or self.penalty != "paper"):
@@ -372,7 +372,7 @@ class VeraConfig(AdapterConfig):
         trainable, each = sum(one.trainable for one in adapted), sum(layer.inputs + layer.outputs for layer in layers)
         written, sizes = trainable + self.rank * (inside + outside), (bytes_of(tensors), bytes_of(tensors, half=True))
         beside = written + self.rank * each
-        return Parameters(total, trainable, adapted, written, *sizes, exact=True, beside=beside)
+        return Parameters(total, trainable, adapted, written, *sizes, exact=True, in_memory=beside)
 
 
 NO_FACTORS = "{folder} has no adapter, because it is a result of full fine-tuning. Use --format merged or gguf."
@@ -390,7 +390,7 @@ class FullConfig(MethodConfig):
     artifact = "model"
     cannot_continue = NO_ADAPTER
     cannot: ClassVar[Mapping[str, str]] = {
-        "asked beside others": ALONE,
+        "asked beside others": ASKED_SEPARATELY,
         "judged by engines": "The whole model learned, so there is no adapter: every engine loads it as a model.",
         "merged by files": f"{FULL_RESULT} Use rankwise extract to make one of it, or rankwise export --format merged "
         "for the whole model.",

@@ -93,26 +93,26 @@ class Config(BaseModel, metaclass=_ReportsAsSpecError):
 
 
 def problems_of(
-    error: ValidationError, spec: type[BaseModel], where: Callable[[Location], str] = lambda _: ""
+    error: ValidationError, model_class: type[BaseModel], where: Callable[[Location], str] = lambda _: ""
 ) -> list[str]:
     """One sentence per problem; `where` gives the file and line (or the flag) of a location. A value that may be a
     number or a word such as 'auto' gets one sentence that names both."""
     found, before = list[str](), None
     for item in error.errors():
         tagged = tuple(item["loc"])
-        item["loc"] = without_tags(tagged, spec)
-        written = _written_part(item["loc"], spec)
+        item["loc"] = without_tags(tagged, model_class)
+        written = _written_part(item["loc"], model_class)
         if item["type"] == "literal_error" and written == before:
             found[-1] = f"{found[-1].removesuffix('.')}, or {item.get('ctx', {})['expected']}."
         else:
-            found.append(f"{where(item['loc'])}{_sentence(item, spec, tagged)}")
+            found.append(f"{where(item['loc'])}{_sentence(item, model_class, tagged)}")
         before = written
     return found
 
 
-def without_tags(location: Location, spec: type[BaseModel]) -> Location:
+def without_tags(location: Location, model_class: type[BaseModel]) -> Location:
     """Where a field is one of several specs, pydantic says which one it tried, and nobody wrote that."""
-    current: Any = spec
+    current: Any = model_class
     said: list[int | str] = []
     for part in location:
         inside = _inside(current, part)
@@ -146,16 +146,16 @@ def _inside(current: Any, part: int | str) -> Any:
     return _without_none(holder.model_fields[str(part)].annotation) if holder is not None else None
 
 
-def _sentence(item: ErrorDetails, spec: type[BaseModel], tagged: Location) -> str:
+def _sentence(item: ErrorDetails, model_class: type[BaseModel], tagged: Location) -> str:
     if item["type"] == "extra_forbidden":
         *inside, unknown = tagged
-        if (other := _of_another_method(spec, tagged)) is not None:
+        if (other := _of_another_method(model_class, tagged)) is not None:
             return other
-        known = _fields_at(spec, tuple(inside))
+        known = _fields_at(model_class, tuple(inside))
         listed = f" Known here: {', '.join(known)}." if known else ""
         key = shown(".".join(map(str, item["loc"]))).strip("'\"")
         return f'unknown setting "{key}".{did_you_mean(str(unknown), known)}{listed}'
-    key = ".".join(map(str, _written_part(tuple(item["loc"]), spec)))
+    key = ".".join(map(str, _written_part(tuple(item["loc"]), model_class)))
     if item["type"] == "missing":
         return f'setting "{key}" is required and was not given.'
     message = item["msg"].removeprefix("Value error, ")
@@ -181,16 +181,19 @@ def listed(names: Iterable[str], word: str = "or") -> str:
     return f"{', '.join(others)} {word} {last}" if others else last
 
 
-def _of_another_method(spec: type[BaseModel], tagged: Location) -> str | None:
+def _of_another_method(model_class: type[BaseModel], tagged: Location) -> str | None:
     """A setting that is known, and not to the method that was asked for."""
-    current: Any = spec
+    current: Any = model_class
     *inside, name = tagged
     for place, part in enumerate(inside):
         if _is_tag(current, part):
             having = [_tag(option) for option in configs_in(current) if name in option.model_fields]
             if not having:
                 return None
-            key, fields = ".".join(map(str, (*inside[:place], name))), _fields_at(spec, tuple(inside[: place + 1]))
+            key, fields = (
+                ".".join(map(str, (*inside[:place], name))),
+                _fields_at(model_class, tuple(inside[: place + 1])),
+            )
             instead = INSTEAD.get(str(name))
             hint = f" Use {instead}." if instead in fields else ""
             return f'"{key}" is a setting of {listed(having, "and")}, and the method is {part}.{hint}'
@@ -207,10 +210,10 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _written_part(location: Location, spec: type[BaseModel]) -> list[int | str]:
+def _written_part(location: Location, model_class: type[BaseModel]) -> list[int | str]:
     """What the user wrote of a location: pydantic adds the branch of a union that it tried."""
     written: list[int | str] = []
-    current: Any = spec
+    current: Any = model_class
     for part in location:
         holder = next((option for option in configs_in(current) if part in option.model_fields), None)
         if holder is not None:
@@ -231,8 +234,8 @@ def _without_none(annotation: Any) -> Any:
     return options[0] if get_origin(annotation) in (Union, UnionType) and len(options) == 1 else annotation
 
 
-def _fields_at(spec: type[BaseModel], location: Location) -> list[str]:
-    current: Any = spec
+def _fields_at(model_class: type[BaseModel], location: Location) -> list[str]:
+    current: Any = model_class
     for part in location:
         current = _inside(current, part)
     return list(dict.fromkeys(name for option in configs_in(current) for name in option.model_fields))

@@ -69,7 +69,7 @@ class ColumnText:
         return tuple(dict.fromkeys(part.name for part in self.parts if isinstance(part, Column)))
 
     @property
-    def alone(self) -> str | None:
+    def single_file(self) -> str | None:
         """The column, if the text consists of one column and nothing else."""
         only = self.parts[0] if len(self.parts) == 1 else None
         return only.name if isinstance(only, Column) else None
@@ -333,7 +333,7 @@ class DataConfig(Reading):
         return value
 
     @model_validator(mode="after")
-    def _whole(self) -> Self:
+    def _check_together(self) -> Self:
         if (self.path is None) == (not self.sources):
             raise ValueError("name the rows to train on: a path, or several sources")
         if self.sources and (extra := sorted(self.changed(*Reading.model_fields))):

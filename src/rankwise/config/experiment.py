@@ -117,9 +117,9 @@ class Experiment(Config):
             "objective (--objective)." for name in idle
         ]  # fmt: skip
 
-    def with_defaults(self, *, measured: bool, by: str) -> Self:
+    def with_defaults(self, *, has_validation: bool, by: str) -> Self:
         """What the rows of a training whose objective is decided say of its settings."""
-        changes = self.objective_settings.defaults(self.training, self.validation, measured=measured, by=by)
+        changes = self.objective_settings.defaults(self.training, self.validation, has_validation=has_validation, by=by)
         return self.model_copy(update=changes)
 
     @property
@@ -133,17 +133,17 @@ class Experiment(Config):
         return self.objective_settings.rate(self.adapter)
 
 
-def _over(under: dict[str, Any], given: Any) -> Any:
-    if given is None:
+def _over(under: dict[str, Any], values: Any) -> Any:
+    if values is None:
         return under
-    if isinstance(given, Config):  # only what was set explicitly, not the defaults
-        given = given.model_dump(include={*given.model_fields_set, "method"} & given.__class__.model_fields.keys())
-    if not isinstance(given, dict):
-        return given
-    if (method := METHODS.get(given.get("method", ""))) is not None:  # the settings of recipes are written for LoRA
+    if isinstance(values, Config):  # only what was set explicitly, not the defaults
+        values = values.model_dump(include={*values.model_fields_set, "method"} & values.__class__.model_fields.keys())
+    if not isinstance(values, dict):
+        return values
+    if (method := METHODS.get(values.get("method", ""))) is not None:  # the settings of recipes are written for LoRA
         under = {key: value for key, value in under.items() if key in method.model_fields}
-    under = {key: value for key, value in under.items() if key != "epochs" or given.get("steps") is None}
-    return under | given
+    under = {key: value for key, value in under.items() if key != "epochs" or values.get("steps") is None}
+    return under | values
 
 
 class Planned(Experiment):

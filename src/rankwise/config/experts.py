@@ -45,7 +45,7 @@ def named_experts(matches: Callable[[str], bool], modules: Modules) -> tuple[lis
     return own, list(dict.fromkeys([*inside, *alone]))
 
 
-def left_out_experts(adaptable: list[str], others: list[str]) -> list[str]:
+def left_out_experts(adaptable: list[str], rest: list[str]) -> list[str]:
     """Notes about experts that a target leaves out."""
     notes: list[str] = []
     if adaptable:
@@ -54,9 +54,9 @@ def left_out_experts(adaptable: list[str], others: list[str]) -> list[str]:
             f"{_counted(adaptable)}: they get no adapter and stay as they are. Add {some(names)} to the targets to "
             "adapt each expert"
         )
-    if others:
+    if rest:
         notes.append(
-            f"{_counted(others)}, which the model computes by code of its own: they get no adapter and stay as they are"
+            f"{_counted(rest)}, which the model computes by code of its own: they get no adapter and stay as they are"
         )
     return notes
 

@@ -141,9 +141,9 @@ class ReplayConfig(Config):
     general instructions of several kinds and languages, of at most 128 tokens, drawn at temperature 1. It writes them
     once for each base and chat template, and they lie in the cache."""
 
-    def rows_among(self, own: int) -> int:
+    def rows_among(self, rows: int) -> int:
         """The replay rows of a pass that shows so many training rows."""
-        return max(1, round(own * self.share / (1 - self.share)))
+        return max(1, round(rows * self.share / (1 - self.share)))
 
 
 def replay_rows(config: ReplayDataConfig, data: DataConfig) -> DataConfig:

@@ -87,10 +87,10 @@ class ImageProcessing(Config):
         how = f"shorter side to {self.resize}" if isinstance(self.resize, int) else "to {} x {}".format(*self.resize)
         return f"images are resized ({how}, {self.interpolation}) and cut to {self.size} x {self.size} pixels"
 
-    def as_settings(self, own: Mapping[str, Any]) -> dict[str, Any]:
+    def as_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """A preprocessor_config.json with these values, beside those of the model's own that say nothing else."""
-        edge, kind = self.resize, own.get("image_processor_type")
-        kept_kind = isinstance(kind, str) and "crop_pct" not in own
+        edge, kind = self.resize, settings.get("image_processor_type")
+        kept_kind = isinstance(kind, str) and "crop_pct" not in settings
         values = {
             "image_processor_type": kind if kept_kind else GENERIC,
             "do_resize": True,
@@ -104,7 +104,7 @@ class ImageProcessing(Config):
             "image_mean": list(self.mean),
             "image_std": list(self.std),
         }
-        return {name: value for name, value in own.items() if name in WITHOUT_EFFECT} | values
+        return {name: value for name, value in settings.items() if name in WITHOUT_EFFECT} | values
 
 
 GENERIC = "BitImageProcessor"
@@ -124,9 +124,9 @@ def processing_of(settings: Mapping[str, Any], name: str) -> ImageProcessing:
         size = resize
         resize = (size, size) if size >= CONVNEXT_WHOLE else int(size / float(settings["crop_pct"]))
     elif settings.get("do_center_crop") or isinstance(resize, int):
-        size = _one(_sides(settings.get("crop_size"), name), name)
+        size = _one_number(_sides(settings.get("crop_size"), name), name)
     else:
-        size = _one(resize, name)
+        size = _one_number(resize, name)
     normal = settings.get("do_normalize", True)
     mean, std = (settings.get(key, other) for key, other in (("image_mean", 0.0), ("image_std", 1.0)))
     scale = float(settings.get("rescale_factor", 1 / 255)) if settings.get("do_rescale", True) else 1.0
@@ -148,7 +148,7 @@ def processing_of_timm(pretrained: Mapping[str, Any], name: str) -> ImageProcess
     """The values of timm's pretrained_cfg, in whose words crop_pct is the crop's side over that of the resized
     image."""
     _, height, width = pretrained.get("input_size", (3, 224, 224))
-    size = _one((int(height), int(width)), name)
+    size = _one_number((int(height), int(width)), name)
     share, mode = float(pretrained.get("crop_pct") or 0.875), pretrained.get("crop_mode") or "center"
     if mode not in ("center", "squash"):
         raise ModelError(f"{name}: its crop_mode {mode} is not supported; it can be center or squash.")
@@ -180,7 +180,7 @@ def _sides(value: Any, name: str) -> tuple[int, int] | int:
                      "side.")  # fmt: skip
 
 
-def _one(sides: tuple[int, int] | int, name: str) -> int:
+def _one_number(sides: tuple[int, int] | int, name: str) -> int:
     if isinstance(sides, int):
         return sides
     if sides[0] != sides[1]:

@@ -34,7 +34,7 @@ NO_BASE_BESIDE = (
 )
 
 AS_LORA = "and advise trains short LoRA adapters"
-ALONE = "{model} is asked alone, since it needs a model of its own."
+ASKED_SEPARATELY = "{model} is asked alone, since it needs a model of its own."
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ class ObjectiveSettings:
         return adapter.auto_rate
 
     def defaults(
-        self, training: TrainingConfig, validation: ValidationConfig, *, measured: bool, by: str
+        self, training: TrainingConfig, validation: ValidationConfig, *, has_validation: bool, by: str
     ) -> dict[str, Config]:
         """Parts of an experiment that follow from its rows. `measured`: whether there are validation rows, of which
         the metric `by` says best what was learned."""
@@ -269,7 +269,7 @@ class OfTexts(OfClasses):
         return adapter.text_rate or adapter.classifier_rate
 
     def defaults(
-        self, training: TrainingConfig, validation: ValidationConfig, *, measured: bool, by: str
+        self, training: TrainingConfig, validation: ValidationConfig, *, has_validation: bool, by: str
     ) -> dict[str, Config]:
         """Where neither passes nor steps are given, it learns until its validation stops improving. Of rows with one
         class each, the best is so by accuracy, since the loss grows with each sure answer to a row whose label is
@@ -277,10 +277,10 @@ class OfTexts(OfClasses):
         if training.epochs or training.steps:
             return {}
         changes: dict[str, Any] = {}
-        if measured and validation.keep == "last" and "keep" not in validation.model_fields_set:
+        if has_validation and validation.keep == "last" and "keep" not in validation.model_fields_set:
             changes = {"keep": "best", "patience": validation.patience or CLASS_PATIENCE}
             changes |= {"by": by} if by != validation.by and "by" not in validation.model_fields_set else {}
-        epochs = float(CLASS_EPOCHS if measured else WITHOUT_ROWS)
+        epochs = float(CLASS_EPOCHS if has_validation else WITHOUT_ROWS)
         return {
             "training": training.model_copy(update={"epochs": epochs}),
             "validation": validation.model_copy(update=changes),

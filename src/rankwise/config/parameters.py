@@ -126,15 +126,15 @@ def parse_budget(text: str) -> tuple[BudgetKind, float]:
     return kind, amount
 
 
-def budget_of(spec: BudgetSettings, costs: Sequence[int], layers: Sequence[int], paths: Sequence[str]) -> Budget:
+def budget_of(config: BudgetSettings, costs: Sequence[int], layers: Sequence[int], paths: Sequence[str]) -> Budget:
     """Resolve the budget. `costs` are the parameters of a triplet of each part; `layers` index its layer in `paths`."""
-    kind, amount = parse_budget(spec.budget)
+    kind, amount = parse_budget(config.budget)
     parts, dearest = len(costs), sum(costs)
     names = [BYTES_OF_NAMES + 2 * len(path) if kind == "bytes" else 0 for path in paths]
     entries = [-(-size // BYTES_PER_PARAMETER) for size in names]
     if kind in ("rank", "triplets"):
         triplets = round(amount * parts) if kind == "rank" else round(amount)
-        by_cost = spec.budget_unit == "parameters"
+        by_cost = config.budget_unit == "parameters"
         last = round(triplets * dearest / parts) if by_cost else triplets
         mean_rank = triplets / parts
     else:
@@ -145,7 +145,7 @@ def budget_of(spec: BudgetSettings, costs: Sequence[int], layers: Sequence[int],
     if last < least:
         smallest = f"; the smallest triplet has {budget.in_unit(least):,} {budget.unit}" if by_cost else ""
         raise ConfigError(
-            [f'adapter.budget "{spec.budget}" is less than one triplet for these {parts} layers{smallest}.']
+            [f'adapter.budget "{config.budget}" is less than one triplet for these {parts} layers{smallest}.']
         )
     return budget
 
@@ -195,13 +195,13 @@ class Parameters:
     """Of the base model, a shared weight once."""
     trainable: int
     adapted: tuple[PlannedLayer, ...]
-    written: int
+    written_bytes: int
     """Numbers in the adapter's file; of AdaLoRA at most."""
     file_bytes: int | None
     file_bytes_half: int | None
     exact: bool
     """Whether the counts are exact; they are at most what is told where ranks are chosen by looking at data."""
-    beside: int = 0
+    in_memory: int = 0
     """Numbers in float32 beside the base's own weights while it trains."""
     left: Left | None = None
     heads: Heads = field(default_factory=dict)
@@ -247,17 +247,17 @@ def with_ranks(
     )  # fmt: skip
     trainable = sum(planned.trainable for planned in adapted) + numbers_of(heads)
     sizes = (size_of_file(ranked, heads, dora=dora, half=half) for half in (False, True))
-    return Parameters(total, trainable, adapted, trainable, *sizes, exact=exact, beside=trainable, heads=heads)
+    return Parameters(total, trainable, adapted, trainable, *sizes, exact=exact, in_memory=trainable, heads=heads)
 
 
 def with_budget(
-    total: int, layers: Sequence[Layer], spec: BudgetSettings, initial: float, heads: Heads = NO_HEADS
+    total: int, layers: Sequence[Layer], config: BudgetSettings, initial: float, heads: Heads = NO_HEADS
 ) -> Parameters:
     """AdaLoRA that begins with `initial` times its budget."""
     parts = [layer.parts or (layer.outputs,) for layer in layers]
     places = [place for place, widths in enumerate(parts) for _ in widths]
     costs = [layers[place].inputs + layers[place].outputs for place in places]
-    budget = budget_of(spec, costs, places, [layer.path for layer in layers])
+    budget = budget_of(config, costs, places, [layer.path for layer in layers])
     adapted = []
     for layer, widths in zip(layers, parts, strict=True):
         ranks = tuple(initial_rank(budget.mean_rank, (layer.inputs, width), initial) for width in widths)
@@ -274,7 +274,7 @@ def with_budget(
     trainable = sum(planned.trainable for planned in adapted) + whole
     return Parameters(
         total, trainable, tuple(adapted), left.most + whole, most + beside + 4 * whole, half + beside + 2 * whole,
-        exact=True, beside=trainable, left=left, heads=heads,
+        exact=True, in_memory=trainable, left=left, heads=heads,
     )  # fmt: skip
 
 

@@ -109,7 +109,7 @@ class TaskConfig(Reading):
 
     @field_validator("ask", "answer", "choices", "system")
     @classmethod
-    def _whole(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    def _check_template(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
         try:
             "".join(value or ()).encode()
         except UnicodeEncodeError:
@@ -150,7 +150,7 @@ class TaskConfig(Reading):
             len(set(self.choices)) < max(2, len(self.choices)) or not all(one.strip() for one in self.choices)
         ):
             raise ValueError("give two or more choices, each once and none empty")
-        if self.chosen and self.written:
+        if self.chosen and self.used_columns:
             raise ValueError(f"a task scores either choices ({', '.join(CHOSEN)}) or answers; make two tasks of it")
         return self
 
@@ -162,7 +162,7 @@ class TaskConfig(Reading):
             "with ask, a row is read by the names of its columns": _OF_FORMS if self.ask is not None else (),
             "a table with header is a single file": ("split", "subset", "revision") if self.header else (),
             "without the chat template there is no system message": () if self.chat else ("system",),
-            "no answer is generated for these scores": () if self.written else ("max_new_tokens",),
+            "no answer is generated for these scores": () if self.used_columns else ("max_new_tokens",),
         }
         for why, names in vain.items():
             if given := self.changed(*names):
@@ -174,7 +174,7 @@ class TaskConfig(Reading):
         return any(score in CHOSEN for score in self.score)
 
     @property
-    def written(self) -> tuple[str, ...]:
+    def used_columns(self) -> tuple[str, ...]:
         """The scores that need an answer to be generated."""
         return tuple(score for score in self.score if score not in LIKELIHOOD)
 
@@ -224,9 +224,9 @@ def _is_file(name: str) -> bool:
     return os.path.exists(name) or name.startswith("hub:")  # noqa: PTH110  Path.exists raises where a name is too long
 
 
-def task_of_rows(data: str, **given: Any) -> TaskConfig:
+def task_of_rows(data: str, **settings: Any) -> TaskConfig:
     """The loss on a file of rows, as a task named after the file."""
-    return TaskConfig(**{"task": _own_name(Path(data).stem), "data": data, **given})
+    return TaskConfig(**{"task": _own_name(Path(data).stem), "data": data, **settings})
 
 
 def refuse_taken(task: TaskConfig, where: str) -> TaskConfig:

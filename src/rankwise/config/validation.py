@@ -26,7 +26,7 @@ OF_ANSWERS = ("scores", "answers", "max_new_tokens", "prompts")
 TIMES = 10
 READ_SHARE = 0.2
 """Tokens that validation may read between the first and the last step, as a share of the trained tokens."""
-WRITTEN = 12
+WRITTEN_TOKEN = 12
 """Time of generating one token, in units of reading one (measured with 16 answers at once on two cores)."""
 
 
@@ -73,7 +73,7 @@ class ValidationConfig(Config):
         return value
 
     @model_validator(mode="after")
-    def _whole(self) -> Self:
+    def _check_together(self) -> Self:
         if self.metrics and not self.answers:
             raise ValueError(
                 f"{self.metrics[0]} is a metric of answers; set validation.answers to the number of rows to answer"
@@ -105,13 +105,13 @@ class ValidationConfig(Config):
         """The settings given here that have no effect without validation rows."""
         return self.changed(*NEED_ROWS)
 
-    def interval(self, steps: int, trained: int, read: int, written: int) -> int:
+    def interval(self, steps: int, trained: int, read: int, answer_tokens: int) -> int:
         """Steps between validations.
 
         `steps` and `trained` are the steps and tokens of the run; one validation reads and writes so many tokens.
         """
         if self.steps is not None:
             return self.steps
-        affordable = int(READ_SHARE * trained / max(1, read + WRITTEN * written))
+        affordable = int(READ_SHARE * trained / max(1, read + WRITTEN_TOKEN * answer_tokens))
         between = TIMES - 1 if self.chooses else min(TIMES - 1, affordable)
         return -(-steps // (between + 1))

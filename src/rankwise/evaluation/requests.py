@@ -82,7 +82,7 @@ def requests_of(task: TaskConfig, model: LoadedModel) -> Requests:
     if why is not None and (task.running_text or (task.ask is not None and not task.chat)):
         raise DataError(why.format(value=f"{task.data}: the task {task.task}", model=model.source.name))
     requests = _all_items(task, model)
-    if not task.written:
+    if not task.used_columns:
         return requests
     _refuse_unasked(requests, task)
     return _with_room(requests, task, model)
@@ -107,7 +107,7 @@ def _refuse_unasked(requests: Requests, task: TaskConfig) -> None:
     nothing = next((request.where for request in requests.requests if not request.prompt_ids), None)
     if nothing is not None:
         raise DataError(
-            f"{nothing}: there is no prompt before the answer, so {task.written[0]} cannot be scored. Give rows "
+            f"{nothing}: there is no prompt before the answer, so {task.used_columns[0]} cannot be scored. Give rows "
             "with a prompt, or score these by loss alone."
         )
 

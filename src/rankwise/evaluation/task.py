@@ -173,14 +173,14 @@ def score_task(
     if any(score in LIKELIHOOD for score in task.score):
         found |= _by_likelihood(task, requests, model, callback, f"Scoring {task.task}, {who}", dealing)
     written = None
-    if task.written:
-        what, exact = f"Answering {task.task}, {who}", task.written == ("exact",)
+    if task.used_columns:
+        what, exact = f"Answering {task.task}, {who}", task.used_columns == ("exact",)
 
         def answered(part: Sequence[Request]) -> list[str]:
             return answers(part, model, task.max_new_tokens, callback, batch_size, what, until_wrong=exact)
 
         written = dealing(requests, [len(request.prompt_ids) for request in requests], answered)
-        found |= {metric: _rows(metric, written, requests, task) for metric in task.written}
+        found |= {metric: _rows(metric, written, requests, task) for metric in task.used_columns}
     assert set(task.score) <= set(found), "refuse_unfit has checked this"
     return ModelScores(
         scores={metric: scores(metric, found[metric]) for metric in _in_order(task) if metric in found},
@@ -196,8 +196,8 @@ def _in_order(task: TaskConfig) -> list[str]:
 def _by_likelihood(
     task: TaskConfig, requests: Sequence[Request], model: LoadedModel, callback: Callback, what: str, dealing: Dealing
 ) -> dict[str, Rows]:
-    def scored(own: Sequence[Request]) -> list[list[tuple[float, int]]]:
-        return [[(one.nats, one.tokens) for one in of] for of in _likelihoods(task, own, model, callback, what)]
+    def scored(share: Sequence[Request]) -> list[list[tuple[float, int]]]:
+        return [[(one.nats, one.tokens) for one in of] for of in _likelihoods(task, share, model, callback, what)]
 
     costs = [sum(len(document.ids) for document in request.documents) for request in requests]
     each = [[Likelihood(*one) for one in of] for of in dealing(requests, costs, scored)]

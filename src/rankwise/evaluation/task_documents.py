@@ -40,7 +40,7 @@ class ChoiceIndex(int):
 
 
 @dataclass(frozen=True)
-class Label:
+class TaskLabel:
     value: Any
     choices: tuple[str, ...]
     where: str
@@ -74,7 +74,7 @@ class Label:
         return found
 
 
-def are_texts(labels: Sequence[Label]) -> bool:
+def are_texts(labels: Sequence[TaskLabel]) -> bool:
     """Decide whether the labels of a task are texts of choices. For rows with their own choices, take the reading that
     fits more rows, so that the exceptions are refused."""
     read = [label for label in labels if not isinstance(label.value, ChoiceIndex)]
@@ -231,7 +231,7 @@ def drawn(count: int, task: TaskConfig) -> list[int]:
     return sorted(chosen.tolist())
 
 
-def _labels(task: TaskConfig, rows: Sequence[Record]) -> list[Label]:
+def _labels(task: TaskConfig, rows: Sequence[Record]) -> list[TaskLabel]:
     """Read the labels of all valid rows that have choices."""
     documents = []
     for where, row in rows if task.chosen else ():
@@ -241,13 +241,13 @@ def _labels(task: TaskConfig, rows: Sequence[Record]) -> list[Label]:
     return [label for label in documents if label.choices]
 
 
-def _label(task: TaskConfig, where: str, row: dict[str, Any]) -> Label:
+def _label(task: TaskConfig, where: str, row: dict[str, Any]) -> TaskLabel:
     assert task.ask is not None
     prompts = _prompts(task.ask, row, where)
     several = len(prompts) > 1
     choices = tuple(prompts) if several else choices_of(task, row, where)
     _refuse_unfit(task, choices, where)
-    return Label(_right_value(task, row, where, shared=several), choices, where)
+    return TaskLabel(_right_value(task, row, where, shared=several), choices, where)
 
 
 def _question(task: TaskConfig, where: str, row: dict[str, Any], *, by_text: bool) -> TaskDocument:

@@ -59,13 +59,13 @@ def rows_to_measure(artifact: Artifact, model: LoadedModel, data: str | None, ca
     writing = objective.row_encoding(model)
     if run is None:
         return _of_folder(artifact, data, writing, callback)
-    spec = run.experiment.data
+    data_config = run.experiment.data
     if data is None:
-        return _validation_rows(run, spec, writing, callback)
-    if spec.validation is not None and data == spec.validation.path:
+        return _validation_rows(run, data_config, writing, callback)
+    if data_config.validation is not None and data == data_config.validation.path:
         refuse_training_files(run, {file.sha256: file.name for file in files_of(run)[1]})
-        return _validation_rows(run, spec, writing, callback)
-    return _other_rows(run, spec, data, writing, callback)
+        return _validation_rows(run, data_config, writing, callback)
+    return _other_rows(run, data_config, data, writing, callback)
 
 
 def _of_folder(artifact: Artifact, data: str | None, row_encoding: RowEncoding, callback: Callback) -> Measurable:
@@ -73,8 +73,8 @@ def _of_folder(artifact: Artifact, data: str | None, row_encoding: RowEncoding, 
     report lists them without validation files of their own."""
     if data is None:
         raise DataError(f"{artifact.folder} has no validation rows.{GIVE_OTHER_ROWS}")
-    spec, data_report = DataConfig(path=data, held_out=0), artifact.data_report
-    prepared = prepare(OBJECTIVES[artifact.objective.name].rows(spec), row_encoding, callback)
+    data_config, data_report = DataConfig(path=data, held_out=0), artifact.data_report
+    prepared = prepare(OBJECTIVES[artifact.objective.name].rows(data_config), row_encoding, callback)
     refuse_fatal(prepared.data_report, trains=False)
     if data_report is not None and data_report.validation is None:
         _refuse_trained({file.sha256: file.name for file in data_report.files},
@@ -83,14 +83,14 @@ def _of_folder(artifact: Artifact, data: str | None, row_encoding: RowEncoding, 
 
 
 def _other_rows(
-    run: RunSnapshot, spec: DataConfig, data: str, row_encoding: RowEncoding, callback: Callback
+    run: RunSnapshot, data_config: DataConfig, data: str, row_encoding: RowEncoding, callback: Callback
 ) -> Measurable:
     """Read other rows with the run's settings, and by its columns where they have them."""
     others = (*OF_TRAINING, "format", *COLUMN_SETTINGS)
-    config = {name: getattr(spec, name) for name in spec.model_fields_set if name not in others}
+    config = {name: getattr(data_config, name) for name in data_config.model_fields_set if name not in others}
     config |= columns_of_run(run, DataConfig(path=data, held_out=0), callback)
-    spec = OBJECTIVES[run.experiment.objective].rows(DataConfig(**config, path=data, held_out=0))
-    prepared = prepare(spec, row_encoding, callback)
+    data_config = OBJECTIVES[run.experiment.objective].rows(DataConfig(**config, path=data, held_out=0))
+    prepared = prepare(data_config, row_encoding, callback)
     refuse_fatal(prepared.data_report, trains=False)
     refuse_training_files(run, {file.sha256: file.name for file in prepared.data_report.files})
     return _all_rows(prepared, data, callback)

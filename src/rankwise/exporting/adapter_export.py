@@ -36,7 +36,7 @@ from rankwise.base.rotary_names import missing_names
 from rankwise.base.sources import LOCAL
 from rankwise.errors import AdapterError, RunError, some
 from rankwise.exporting.engines.vllm import RANKS
-from rankwise.exporting.merge import Order, beside
+from rankwise.exporting.merge import Order, extra_files
 from rankwise.methods.artifact import Artifact, recorded_base, stored_weights
 from rankwise.methods.model_card import UNKNOWN, CardFacts, card
 from rankwise.runs.directory import CARD
@@ -57,7 +57,7 @@ def export_adapter(order: Order) -> AdapterWeights:
     """Write the adapter, whole or not at all, and return what was written."""
     folder, format, strength, callback = order.folder, order.format, order.strength, order.callback
     artifact = replace(order.artifact, trained_on=_renamed(order.artifact.trained_on, order.base_model))
-    files = beside(artifact, strength)
+    files = extra_files(artifact, strength)
     stored = _with_base(stored_weights(artifact, callback), order.base_model)
     stored = as_lora(stored, empty=format == "portable")
     scaled = stored.scaled(strength)
@@ -111,7 +111,7 @@ def _with_scale(stored: AdapterWeights, strength: float) -> AdapterWeights:
 
 
 def write_mlx(
-    weights: AdapterWeights, folder: Path, beside: Mapping[str, Any], fill: Callable[[Path], None] | None = None
+    weights: AdapterWeights, folder: Path, extra_files: Mapping[str, Any], fill: Callable[[Path], None] | None = None
 ) -> None:
     """Write an adapter as `AdapterWeights.portable` makes it, whole or not at all, and read it back before the folder
     takes its name. AdapterError where mlx-lm could not express it."""
@@ -121,7 +121,7 @@ def write_mlx(
         tensors |= {f"{path}.lora_a": part.A.T.contiguous(), f"{path}.lora_b": part.B.T.contiguous()}
     with published(folder) as temporary:
         save_file(tensors, temporary / WEIGHTS, metadata={"format": "mlx"})
-        for file, value in {CONFIG: mlx_settings(weights), **beside}.items():
+        for file, value in {CONFIG: mlx_settings(weights), **extra_files}.items():
             write_json(temporary / file, value)
         if fill is not None:
             fill(temporary)

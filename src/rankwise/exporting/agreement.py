@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal
 
 from rankwise.errors import some
 from rankwise.exporting.engine_process import EngineReplies, EngineReply
-from rankwise.exporting.reference import Question, Reference, documents_of
+from rankwise.exporting.reference import Reference, ReferenceQuestion, documents_of
 from rankwise.inference.tuned_model import TunedModel
 from rankwise.objectives.objective import WithHead
 from rankwise.objectives.predictions import THRESHOLD
@@ -194,7 +194,7 @@ def _wrong_answers(answers: list[str]) -> list[str]:
     return [f"{some(f'{count} of {len(answers)} answers {kind}' for kind, count in kinds.items())}"]
 
 
-def _differences(question: Question, reply: EngineReply) -> list[float]:
+def _differences(question: ReferenceQuestion, reply: EngineReply) -> list[float]:
     theirs = reply.log_probabilities
     if theirs is None:
         return []
@@ -206,14 +206,14 @@ def _differences(question: Question, reply: EngineReply) -> list[float]:
     return [abs(one - other) for one, other in zip(theirs, ours, strict=True)]
 
 
-def _logit_differences(pairs: list[tuple[Question, EngineReply]]) -> Iterator[float]:
+def _logit_differences(pairs: list[tuple[ReferenceQuestion, EngineReply]]) -> Iterator[float]:
     """No verdict depends on them: a softmax takes away what all logits have in common."""
     for question, reply in pairs:
         if reply.logits is not None and len(reply.logits) == len(question.logits):
             yield from (abs(one - other) for one, other in zip(reply.logits, question.logits, strict=True))
 
 
-def _answer(question: Question, reply: EngineReply, allowed: Tolerance) -> str | None:
+def _answer(question: ReferenceQuestion, reply: EngineReply, allowed: Tolerance) -> str | None:
     """`equal`, `near`, or what is wrong with it; None where the engine gave none."""
     at = _parting(question, reply)
     if at == "none":
@@ -229,7 +229,7 @@ def _answer(question: Question, reply: EngineReply, allowed: Tolerance) -> str |
     return "differ" if ended or reply.answer_ids is None or at < len(reply.answer_ids) else "end too early"
 
 
-def _parting(question: Question, reply: EngineReply) -> int | Literal["none"] | None:
+def _parting(question: ReferenceQuestion, reply: EngineReply) -> int | Literal["none"] | None:
     """The number of the first token that is another; None if there is none."""
     if reply.answer_ids is not None:
         return _first_other(question, reply.answer_ids)
@@ -241,10 +241,10 @@ def _parting(question: Question, reply: EngineReply) -> int | Literal["none"] | 
     shared = next((at for at, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]),
                   min(len(ours), len(theirs)))  # fmt: skip
     lead = len(question.answer) - len(question.answer.lstrip())
-    return next((at for at, size in enumerate(question.written) if size > shared + lead), len(question.answer_ids))
+    return next((at for at, size in enumerate(question.answer_ids) if size > shared + lead), len(question.answer_ids))
 
 
-def _first_other(question: Question, theirs: list[int]) -> int | None:
+def _first_other(question: ReferenceQuestion, theirs: list[int]) -> int | None:
     """Some engines leave out the end token, which is no difference."""
     ours = list(question.answer_ids)
     if question.ended_by_token and theirs == ours[:-1]:

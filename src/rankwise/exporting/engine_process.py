@@ -86,17 +86,17 @@ class EngineFailure:
     """Whether the engine itself gave up on the export, and not this machine on the engine."""
 
 
-def interpreters(given: Sequence[Path | str] = ()) -> list[str]:
+def interpreters(interpreters_named: Sequence[Path | str] = ()) -> list[str]:
     """The given interpreters, those of the environment variable, and our own; none where the variable is empty."""
-    missing = [str(one) for one in given if not os.access(one, os.X_OK)]
+    missing = [str(one) for one in interpreters_named if not os.access(one, os.X_OK)]
     if missing:
         raise ConfigError(
             [f"--engine-python {one}: there is no interpreter. Give the path of a python." for one in missing]
         )
     named = os.environ.get(INTERPRETERS)
     more = [one for one in (named or "").split(os.pathsep) if one]
-    own = [] if named == "" and not given else [sys.executable]
-    return list(dict.fromkeys([*map(str, given), *more, *own]))
+    own = [] if named == "" and not interpreters_named else [sys.executable]
+    return list(dict.fromkeys([*map(str, interpreters_named), *more, *own]))
 
 
 def engines_for(format: str, pythons: Sequence[str]) -> list[tuple[Package, str]]:

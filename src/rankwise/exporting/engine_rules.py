@@ -34,7 +34,7 @@ from rankwise.exporting.engines.table import ENGINES
 
 
 @dataclass(frozen=True)
-class Declared:
+class DeclaredRules:
     """What adapter_config.json declares, with its patterns resolved by PEFT's rule: the first key that matches."""
 
     r: int
@@ -44,7 +44,7 @@ class Declared:
     alphas: Mapping[str, float]
 
 
-def declared(weights: AdapterWeights) -> Declared | None:
+def declared(weights: AdapterWeights) -> DeclaredRules | None:
     """None where the settings are not PEFT's. AdaLoRA divides by its rank at the start, whatever is left of it."""
     settings, paths = weights.settings, list(weights.factors)
     adalora, alpha = settings.get("peft_type") == "ADALORA", settings.get("lora_alpha")
@@ -52,15 +52,15 @@ def declared(weights: AdapterWeights) -> Declared | None:
     if not isinstance(alpha, int | float) or not isinstance(r, int) or r < 1:
         return None
     if adalora:
-        return Declared(
+        return DeclaredRules(
             r, alpha, False, dict.fromkeys(paths, r + 1e-5), dict.fromkeys(paths, alpha if alpha > 0 else r)
         )
     ranks = first_matching(settings.get("rank_pattern") or {}, paths, "rank_pattern", r)
     alphas = first_matching(settings.get("alpha_pattern") or {}, paths, "alpha_pattern", alpha)
-    return Declared(r, alpha, bool(settings.get("use_rslora")), ranks, alphas)
+    return DeclaredRules(r, alpha, bool(settings.get("use_rslora")), ranks, alphas)
 
 
-def _tensor(facts: Declared, part: Factors, *, rslora: bool) -> float:
+def _tensor(facts: DeclaredRules, part: Factors, *, rslora: bool) -> float:
     if not facts.alpha or not part.rank:
         return 1.0
     return _ratio(facts.alpha, part.rank, rslora)
@@ -70,7 +70,7 @@ def _ratio(alpha: float, rank: float, rslora: bool) -> float:
     return alpha / (math.sqrt(rank) if rslora else rank)
 
 
-_RULES: dict[str, Callable[[Declared, str, Factors], float | None]] = {
+_RULES: dict[str, Callable[[DeclaredRules, str, Factors], float | None]] = {
     "patterns": lambda facts, path, part: _ratio(facts.alphas[path], facts.ranks[path], facts.rslora),
     "top": lambda facts, path, part: _ratio(facts.alpha, facts.r, False),
     "top-rslora": lambda facts, path, part: _ratio(facts.alpha, facts.r, facts.rslora),
@@ -115,7 +115,7 @@ def factors_by_layer(engine: str, weights: AdapterWeights) -> dict[str, float]:
     return {} if facts is None else _factors(RULES[engine], weights, facts)
 
 
-def _verdict(rule: Engine, weights: AdapterWeights, facts: Declared | None) -> str | None:
+def _verdict(rule: Engine, weights: AdapterWeights, facts: DeclaredRules | None) -> str | None:
     if facts is None:
         return f"{rule.name} reads adapters in another format; export this adapter first."
     if weights.tokens and "tokens" not in rule.reads:
@@ -131,7 +131,7 @@ def _verdict(rule: Engine, weights: AdapterWeights, facts: Declared | None) -> s
     return f"{rule.name} {_described(wrong, len(factors))}." if wrong else None
 
 
-def _factors(rule: Engine, weights: AdapterWeights, facts: Declared) -> dict[str, float]:
+def _factors(rule: Engine, weights: AdapterWeights, facts: DeclaredRules) -> dict[str, float]:
     found = dict[str, float]()
     for path, part in weights.factors.items():
         scale = _RULES[rule.scale](facts, path, part)

@@ -80,7 +80,7 @@ class Extracted:
     error_of_all: float
     """Of the change of the whole model."""
     outside: tuple[Outside, ...]
-    whole: tuple[str, ...]
+    unfactored: tuple[str, ...]
     """Modules that the base has not, stored whole."""
 
 
@@ -164,8 +164,10 @@ class _Extraction:
                 sums[0], sums[1] = sums[0] + 1, sums[1] + energy
         self._files.close()
 
-    def _factorise(self, path: str, host: nn.Module, delta: Tensor, rank: int | None, error: float | None) -> None:
-        matrix = delta.T if is_transposed(host) else delta.flatten(1)
+    def _factorise(
+        self, path: str, base_layer: nn.Module, delta: Tensor, rank: int | None, error: float | None
+    ) -> None:
+        matrix = delta.T if is_transposed(base_layer) else delta.flatten(1)
         near = of_matrix(matrix, rank, error)
         B, A = near.B.float(), near.A.float()
         missed = error_of(near, B, A)
@@ -182,7 +184,7 @@ class _Extraction:
         return value.view(tensor.shape)
 
     @property
-    def whole(self) -> list[str]:
+    def unfactored(self) -> list[str]:
         """Modules of the heads."""
         return sorted({name.rpartition(".")[0] for name in self.heads})
 
@@ -190,30 +192,30 @@ class _Extraction:
         layers = {path: self.modules[path] for path in self.factors}
         return dict(sorted((settings_of(self.factors, layers, self.modules) | {
             "base_model_name_or_path": self.pair.base.name_for_peft, "lora_dropout": 0.0,
-            "modules_to_save": self.whole or None, "revision": self.pair.revision,
+            "modules_to_save": self.unfactored or None, "revision": self.pair.revision,
             "task_type": task_type_of(self.base.module),
         }).items()))  # fmt: skip
 
-    def result(self, folder: Path, written: AdapterWeights) -> Extracted:
+    def result(self, folder: Path, weights: AdapterWeights) -> Extracted:
         """But for the bytes of its files."""
         outside = sum(energy for _, energy in self.outside.values())
         every = self.norm + outside
         kinds = sorted(self.outside.items(), key=lambda one: -one[1][1])
         return Extracted(
-            str(folder), 0, written.parameters, tuple(self.layers),
+            str(folder), 0, weights.parameters, tuple(self.layers),
             math.sqrt(self.lost / self.norm) if self.norm else 0.0,
             math.sqrt((self.lost + outside) / every) if every else 0.0,
             tuple(Outside(kind, int(count), math.sqrt(energy / every)) for kind, (count, energy) in kinds),
-            tuple(self.whole),
+            tuple(self.unfactored),
         )  # fmt: skip
 
 
-def _kind(leaf: str, host: nn.Module | None) -> str:
-    if host is not None and isinstance(host, nn.Embedding):
+def _kind(leaf: str, base_layer: nn.Module | None) -> str:
+    if base_layer is not None and isinstance(base_layer, nn.Embedding):
         return "embeddings"
     if leaf == "bias":
         return "biases"
-    return "norms" if host is not None and "norm" in type(host).__name__.lower() else "other weights"
+    return "norms" if base_layer is not None and "norm" in type(base_layer).__name__.lower() else "other weights"
 
 
 def _card(result: Extracted) -> str:

@@ -26,7 +26,7 @@ from rankwise.base.gguf.architectures import Architecture, GgufNames, architectu
 from rankwise.base.sources import Source, find
 from rankwise.config.models import ModelConfig
 from rankwise.errors import AdapterError, RunError, some
-from rankwise.exporting.merge import Order, beside
+from rankwise.exporting.merge import Order, extra_files
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
 from rankwise.system.files import published, published_file, write_json
@@ -41,7 +41,7 @@ class GgufModel:
     """A run's model as GGUF names it. No weight is loaded."""
 
     artifact: Artifact
-    spec: ModelConfig
+    config: ModelConfig
     """The base, or what a full run wrote."""
     source: Source
     config: dict[str, Any]
@@ -53,7 +53,7 @@ class GgufModel:
     @property
     def file(self) -> Path | None:
         """The GGUF file of the base, if the adapter was trained over its numbers."""
-        return None if self.spec.packed_format is not None else self.source.gguf
+        return None if self.config.packed_format is not None else self.source.gguf
 
 
 def gguf_model(order: Order) -> GgufModel:
@@ -85,7 +85,7 @@ def gguf_file(order: Order) -> Iterator[Path]:
         return
     with published(order.folder) as folder:
         yield folder / to.name
-        for file, value in beside(order.artifact, order.strength).items():
+        for file, value in extra_files(order.artifact, order.strength).items():
             write_json(folder / file, value)
 
 
@@ -98,7 +98,7 @@ def file_of(order: Order) -> Path:
 class GgufChange:
     factors: Mapping[str, Factors]
     """Of changed layers, by the name of the weight in GGUF; rank 0 is left out."""
-    whole: Mapping[str, Tensor]
+    full_weights: Mapping[str, Tensor]
     """Parameters that were trained whole, in GGUF's form."""
     strength: float = 1.0
 
@@ -128,12 +128,12 @@ class GgufChange:
     @property
     def names(self) -> set[str]:
         """Of all tensors that it changes."""
-        return {*self.factors, *self.whole}
+        return {*self.factors, *self.full_weights}
 
     @torch.no_grad()
     def changed(self, name: str, weight: Tensor) -> Tensor:
         """The numbers of one tensor, in float32 and in GGUF's form, with the change in them."""
-        weight = self.whole.get(name, weight)
+        weight = self.full_weights.get(name, weight)
         if (part := self.factors.get(name)) is None:
             return weight
         if part.embedding:

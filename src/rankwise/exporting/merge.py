@@ -98,7 +98,7 @@ def export_merged(order: Order, texts: Mapping[str, str] | None = None) -> Merge
     with published(folder) as temporary:
         callback(StatusMessage("Writing the merged model"))
         save(tuned.model, temporary, export_dtype)
-        for file, value in beside(artifact, order.strength).items():
+        for file, value in extra_files(artifact, order.strength).items():
             write_json(temporary / file, value | (objective.recorded if file == DATA_REPORT else {}))
         for file, text in (texts or {}).items():
             (temporary / file).write_text(text, encoding="utf-8")
@@ -121,7 +121,7 @@ def export_merged(order: Order, texts: Mapping[str, str] | None = None) -> Merge
     return merged
 
 
-def beside(artifact: Artifact, strength: float) -> dict[str, Any]:
+def extra_files(artifact: Artifact, strength: float) -> dict[str, Any]:
     """Return the JSON files to store beside the tensors, by file name."""
     data_report = {} if artifact.data_report is None else {DATA_REPORT: artifact.data_report.model_dump(mode="json")}
     facts = {} if artifact.trained_on is None else {BASE_FACTS: artifact.trained_on.model_dump(mode="json")}

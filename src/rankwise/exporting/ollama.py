@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 from rankwise.base.loading import load_tokenizer
 from rankwise.errors import TemplateError
 from rankwise.exporting.merge import Merged, Order, export_merged
-from rankwise.exporting.ollama_templates import ANY_QUESTION, KNOWN, Served, candidates
+from rankwise.exporting.ollama_templates import ANY_QUESTION, KNOWN, ServedTemplate, candidates
 from rankwise.exporting.served_jinja import template_of
-from rankwise.exporting.template_parity import Conversation, Parity, template_parity
+from rankwise.exporting.template_parity import Parity, ProbeConversation, template_parity
 from rankwise.methods.registry import method_of
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import Message
@@ -44,7 +44,7 @@ MODELFILE = "Modelfile"
 class OllamaTemplate:
     """A known template with the result of the comparison."""
 
-    served: Served
+    served: ServedTemplate
     stops: tuple[str, ...]
     parity: Parity
     notes: tuple[str, ...]
@@ -81,25 +81,25 @@ def ollama_template(template: ChatTemplate) -> OllamaTemplate:
     )
 
 
-def _parity(template: ChatTemplate, served: Served, *, starts: bool) -> Parity:
+def _parity(template: ChatTemplate, served: ServedTemplate, *, starts: bool) -> Parity:
     return template_parity(
         template, lambda messages, tools: served.text(messages), adds_start=starts, stops=template.ends,
         reasons=lambda one: limits_of(template, served, one), carrier="Modelfile",
     )  # fmt: skip
 
 
-def limits_of(template: ChatTemplate, served: Served, one: Conversation) -> list[str]:
+def limits_of(template: ChatTemplate, served: ServedTemplate, conversation: ProbeConversation) -> list[str]:
     """Why a template of Go cannot write this conversation, which writes each text as it is."""
-    if one.tools or any(message.tool_calls or message.role == "tool" for message in one.messages):
+    if conversation.tools or any(message.tool_calls or message.role == "tool" for message in conversation.messages):
         return [TOOLS]
-    stripped = [replace(message, content=message.content.strip()) for message in one.messages]
-    trained = template.text(one.messages, answer_next=True)
-    if tuple(stripped) != one.messages and template.text(stripped, answer_next=True) == trained:
+    stripped = [replace(message, content=message.content.strip()) for message in conversation.messages]
+    trained = template.text(conversation.messages, answer_next=True)
+    if tuple(stripped) != conversation.messages and template.text(stripped, answer_next=True) == trained:
         return [EDGES]
-    if all(message.content for message in one.messages):
+    if all(message.content for message in conversation.messages):
         return []
     try:
-        return [EMPTY] * (not trained.endswith(served.text(one.messages)))
+        return [EMPTY] * (not trained.endswith(served.text(conversation.messages)))
     except TemplateError:
         return [EMPTY]
 

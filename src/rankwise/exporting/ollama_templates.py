@@ -26,7 +26,7 @@ LAST = '{{ $last := -1 }}{{ range $i, $m := .Messages }}{{ if eq .Role "user" }}
 
 
 @dataclass(frozen=True)
-class Turns:
+class TemplateTurns:
     """`{}` is the text of a turn, and `{end}` what ended an answer in training. None for a role that is unknown."""
 
     question: str
@@ -36,43 +36,45 @@ class Turns:
     """The question that the system message is a part of, behind the text before the question's own."""
 
 
-CHATML = Turns("<|im_start|>user\n{}<|im_end|>\n", "<|im_start|>assistant\n{}<|im_end|>\n",
+CHATML = TemplateTurns("<|im_start|>user\n{}<|im_end|>\n", "<|im_start|>assistant\n{}<|im_end|>\n",
                "<|im_start|>system\n{}<|im_end|>\n")  # fmt: skip
-GEMMA = Turns("<start_of_turn>user\n{}<end_of_turn>\n", "<start_of_turn>model\n{}<end_of_turn>\n", "{}\n\n", "first")
+GEMMA = TemplateTurns(
+    "<start_of_turn>user\n{}<end_of_turn>\n", "<start_of_turn>model\n{}<end_of_turn>\n", "{}\n\n", "first"
+)
 USER, ASSISTANT, FIRST = (
     f"<|start_header_id|>{role}<|end_header_id|>\n\n{{}}<|eot_id|>" for role in ("user", "assistant", "system")
 )
-MISTRAL = Turns("[INST] {}[/INST]", " {}</s>", "{}\n\n", "last")
-ANY_QUESTION = Turns("{}")
+MISTRAL = TemplateTurns("[INST] {}[/INST]", " {}</s>", "{}\n\n", "last")
+ANY_QUESTION = TemplateTurns("{}")
 KNOWN = {
     "ChatML": CHATML,
-    "Llama 3": Turns(USER, ASSISTANT, FIRST),
+    "Llama 3": TemplateTurns(USER, ASSISTANT, FIRST),
     "Gemma": GEMMA,
     "Mistral": MISTRAL,
-    "Mistral before 0.3": Turns("[INST] {} [/INST]", " {}</s>", "{}\n\n", "first"),
-    "Mistral 0.1": Turns("[INST] {} [/INST]", "{}</s>"),
-    "Mistral Nemo": Turns("[INST]{}[/INST]", "{}</s>", "{}\n\n", "last"),
-    "Mistral Small": Turns("[INST]{}[/INST]", "{}</s>", "[SYSTEM_PROMPT]{}[/SYSTEM_PROMPT]"),
-    "Llama 2": Turns("[INST] {} [/INST]", " {} </s><s>", "<<SYS>>\n{}\n<</SYS>>\n\n", "first"),
-    "Phi-3": Turns("<|user|>\n{}<|end|>\n", "<|assistant|>\n{}<|end|>\n", "<|system|>\n{}<|end|>\n"),
-    "Phi-4": Turns("<|im_start|>user<|im_sep|>{}<|im_end|>", "<|im_start|>assistant<|im_sep|>{}<|im_end|>",
+    "Mistral before 0.3": TemplateTurns("[INST] {} [/INST]", " {}</s>", "{}\n\n", "first"),
+    "Mistral 0.1": TemplateTurns("[INST] {} [/INST]", "{}</s>"),
+    "Mistral Nemo": TemplateTurns("[INST]{}[/INST]", "{}</s>", "{}\n\n", "last"),
+    "Mistral Small": TemplateTurns("[INST]{}[/INST]", "{}</s>", "[SYSTEM_PROMPT]{}[/SYSTEM_PROMPT]"),
+    "Llama 2": TemplateTurns("[INST] {} [/INST]", " {} </s><s>", "<<SYS>>\n{}\n<</SYS>>\n\n", "first"),
+    "Phi-3": TemplateTurns("<|user|>\n{}<|end|>\n", "<|assistant|>\n{}<|end|>\n", "<|system|>\n{}<|end|>\n"),
+    "Phi-4": TemplateTurns("<|im_start|>user<|im_sep|>{}<|im_end|>", "<|im_start|>assistant<|im_sep|>{}<|im_end|>",
                    "<|im_start|>system<|im_sep|>{}<|im_end|>"),
-    "Vicuna": Turns("USER: {} ", "ASSISTANT: {}{end}", "{} "),
-    "DeepSeek": Turns("<\uff5cUser\uff5c>{}", "<\uff5cAssistant\uff5c>{}{end}", "{}"),
-    "Zephyr": Turns("<|user|>\n{}{end}\n", "<|assistant|>\n{}{end}\n", "<|system|>\n{}{end}\n"),
-    "StableLM": Turns("<|USER|>{}", "<|ASSISTANT|>{}", "<|SYSTEM|>{}"),
-    "plain": Turns("User: {}\n", "Assistant: {}{end}\n", "System: {}\n"),
+    "Vicuna": TemplateTurns("USER: {} ", "ASSISTANT: {}{end}", "{} "),
+    "DeepSeek": TemplateTurns("<\uff5cUser\uff5c>{}", "<\uff5cAssistant\uff5c>{}{end}", "{}"),
+    "Zephyr": TemplateTurns("<|user|>\n{}{end}\n", "<|assistant|>\n{}{end}\n", "<|system|>\n{}{end}\n"),
+    "StableLM": TemplateTurns("<|USER|>{}", "<|ASSISTANT|>{}", "<|SYSTEM|>{}"),
+    "plain": TemplateTurns("User: {}\n", "Assistant: {}{end}\n", "System: {}\n"),
     "a single question": ANY_QUESTION,
 }  # fmt: skip
 """The last one is of the recipes alpaca, alpaca-lora, dolly and gpt4all-j."""
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedTemplate:
     """A known template with what stands around all turns."""
 
     name: str
-    turns: Turns
+    turns: TemplateTurns
     before: str = ""
     before_system: str = ""
     """Before the first turn where that is a system message."""
@@ -131,7 +133,7 @@ class Served:
         return f"{loop}{{{{ if eq $i 0 }}}}{choice}{{{{ end }}}}{{{{ end }}}}"
 
 
-def candidates(template: ChatTemplate, start: str) -> Iterator[Served]:
+def candidates(template: ChatTemplate, start: str) -> Iterator[ServedTemplate]:
     """Known templates that write a single question as this one does. `start` is what the engine puts before a text."""
     for name, form in KNOWN.items():
         end = (*template.ends, "")[0]
@@ -139,16 +141,18 @@ def candidates(template: ChatTemplate, start: str) -> Iterator[Served]:
             part and part.replace("{end}", end) for part in (form.question, form.answer, form.system)
         )
         turns = replace(form, question=question or "", answer=answer, system=system)
-        around = _around(template, start, Served(name, turns), WORD)
+        around = _around(template, start, ServedTemplate(name, turns), WORD)
         if around is None:
             continue
-        with_system = None if turns.system is None else _around(template, start, Served(name, turns), SYSTEM, WORD)
+        with_system = (
+            None if turns.system is None else _around(template, start, ServedTemplate(name, turns), SYSTEM, WORD)
+        )
         if with_system is None:
             turns = replace(turns, system=None)
-        yield Served(name, turns, around[0], (with_system or around)[0], around[1])
+        yield ServedTemplate(name, turns, around[0], (with_system or around)[0], around[1])
 
 
-def _around(template: ChatTemplate, start: str, served: Served, *messages: Message) -> tuple[str, str] | None:
+def _around(template: ChatTemplate, start: str, served: ServedTemplate, *messages: Message) -> tuple[str, str] | None:
     """What a chat template writes before and after these turns; None where it writes them in another way."""
     try:
         text = template.text(messages, answer_next=True).removeprefix(start)

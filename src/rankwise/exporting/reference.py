@@ -64,12 +64,12 @@ RUN_ON = 8
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ReferencePrompt:
     text: str
     ids: tuple[int, ...]
 
 
-def prompts_for(tuned: TunedModel, count: int, rows: str | None) -> tuple[list[Prompt], str]:
+def prompts_for(tuned: TunedModel, count: int, rows: str | None) -> tuple[list[ReferencePrompt], str]:
     """Up to `count` prompts and what they are. `rows` is a file to take them from in place of the run's."""
     documents, about = documents_of(tuned, rows)
     model = tuned.model
@@ -103,17 +103,17 @@ def documents_of(tuned: TunedModel, rows: str | None) -> tuple[Sequence[Tokens],
         return (), ""
 
 
-def _prompt(document: Tokens, model: LoadedModel) -> Prompt | None:
+def _prompt(document: Tokens, model: LoadedModel) -> ReferencePrompt | None:
     if not np.asarray(document.loss_mask).any():
         return None
     (request,) = requests_of_sequences([document], model).requests
     given = request.prompt_ids or tuple(int(token) for token in document.ids[:OPENING])
     text = model.tokenizer.decode(given)
-    return Prompt(text, given) if prompt_ids(text, model.tokenizer) == list(given) else None
+    return ReferencePrompt(text, given) if prompt_ids(text, model.tokenizer) == list(given) else None
 
 
-def _built_in(tuned: TunedModel, room: int) -> list[Prompt]:
-    model, prompts, objective = tuned.model, list[Prompt](), text_objective(tuned.model)
+def _built_in(tuned: TunedModel, room: int) -> list[ReferencePrompt]:
+    model, prompts, objective = tuned.model, list[ReferencePrompt](), text_objective(tuned.model)
     for question in BUILT_IN:
         try:
             text, ids = objective.prompt(model, [*tuned.opening(None), Message("user", question)])
@@ -121,12 +121,12 @@ def _built_in(tuned: TunedModel, room: int) -> list[Prompt]:
             text = model.tokenizer.start + question
             ids = prompt_ids(text, model.tokenizer)
         if len(ids) <= room:
-            prompts.append(Prompt(text, tuple(ids)))
+            prompts.append(ReferencePrompt(text, tuple(ids)))
     return prompts
 
 
 @dataclass(frozen=True)
-class Question:
+class ReferenceQuestion:
     prompt: str
     """With the control tokens of the template."""
     prompt_ids: tuple[int, ...]
@@ -140,7 +140,7 @@ class Question:
     """Natural logarithms, of each of answer_ids."""
     margins: tuple[float, ...]
     """Of each of answer_ids, in nats."""
-    written: tuple[int, ...]
+    answer_ids: tuple[int, ...]
     """How many characters of the answer the first token, the first two, … decode to."""
     logits: tuple[float, ...] = ()
     """Of each of answer_ids, before the softmax; without them none can be compared."""
@@ -157,7 +157,7 @@ class Question:
 class Reference:
     about: str
     """What was asked, such as "20 validation rows"."""
-    questions: tuple[Question, ...]
+    questions: tuple[ReferenceQuestion, ...]
     conversations: tuple[Rendered, ...] = ()
     """As our template renders them."""
     end_id: int | None = None
@@ -201,7 +201,7 @@ def reference_of(
 
 
 def reference_to(
-    tuned: TunedModel, prompts: Sequence[Prompt], strength: float, answer_tokens: int, callback: Callback
+    tuned: TunedModel, prompts: Sequence[ReferencePrompt], strength: float, answer_tokens: int, callback: Callback
 ) -> Reference:
     """The same for prompts of your own."""
     model = tuned.model
@@ -217,7 +217,7 @@ def reference_to(
     )  # fmt: skip
 
 
-def _change(tuned: TunedModel, questions: Sequence[Question]) -> float | None:
+def _change(tuned: TunedModel, questions: Sequence[ReferenceQuestion]) -> float | None:
     """After full fine-tuning the base's weights may be elsewhere by now."""
     try:
         with tuned.base():
@@ -233,7 +233,9 @@ def mean_difference(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[f
     return sum(pairs) / len(pairs) if pairs else 0.0
 
 
-def _questions(model: LoadedModel, prompts: Sequence[Prompt], new: int, callback: Callback) -> list[Question]:
+def _questions(
+    model: LoadedModel, prompts: Sequence[ReferencePrompt], new: int, callback: Callback
+) -> list[ReferenceQuestion]:
     longest = max(len(one.ids) for one in prompts)
     room = model.room(longest, new)
     answers = answers_in_turn(
@@ -244,11 +246,11 @@ def _questions(model: LoadedModel, prompts: Sequence[Prompt], new: int, callback
     return [_question(model, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
-def _question(model: LoadedModel, prompt: Prompt, answer: Answer) -> Question:
+def _question(model: LoadedModel, prompt: ReferencePrompt, answer: Answer) -> ReferenceQuestion:
     chosen, margins, logits = scored(model, prompt.ids, answer.ids)
     ends = model.template.end_ids
     written = [len(model.tokenizer.readable(answer.ids[:size])) for size in range(1, len(answer.ids) + 1)]
-    return Question(
+    return ReferenceQuestion(
         prompt.text, prompt.ids, model.tokenizer.readable(answer.ids), answer.ids, answer.stopped == "end",
         bool(answer.ids) and answer.ids[-1] in ends, tuple(chosen), tuple(margins), tuple(written),
         tuple(logits),

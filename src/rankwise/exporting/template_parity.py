@@ -25,7 +25,7 @@ COUNT = 30
 
 
 @dataclass(frozen=True)
-class Conversation:
+class ProbeConversation:
     """A conversation up to where the model answers, under a name for messages."""
 
     name: str
@@ -56,29 +56,32 @@ def _talk(turns: int, first: int, system: str | None = None) -> tuple[Message, .
     return tuple(messages)
 
 
-def _plain() -> list[Conversation]:
-    made = [Conversation(f"question {number + 1}", _talk(1, number)) for number in range(12)]
-    made += [Conversation(f"{turns} questions", _talk(turns, 3 * turns)) for turns in (2, 3, 4)]
+def _plain() -> list[ProbeConversation]:
+    made = [ProbeConversation(f"question {number + 1}", _talk(1, number)) for number in range(12)]
+    made += [ProbeConversation(f"{turns} questions", _talk(turns, 3 * turns)) for turns in (2, 3, 4)]
     made += [
-        Conversation(f"{turns} questions with a system message", _talk(turns, 5 + turns, SYSTEMS[turns % len(SYSTEMS)]))
+        ProbeConversation(
+            f"{turns} questions with a system message", _talk(turns, 5 + turns, SYSTEMS[turns % len(SYSTEMS)])
+        )
         for turns in (1, 2, 3, 4)
     ]
     edges = {"a space before": " {}", "a space behind": "{} ", "line breaks around": "\n\n{}\n"}
     made += [
-        Conversation(f"{name} the question", (Message("user", form.format("Hello")),)) for name, form in edges.items()
+        ProbeConversation(f"{name} the question", (Message("user", form.format("Hello")),))
+        for name, form in edges.items()
     ]
     blank = (Message("user", "One"), Message("assistant", " Two \n"), Message("user", "Three"))
     made += [
-        Conversation("white space around an answer", blank),
-        Conversation("white space around a system message", (Message("system", " Be brief.\n"), *_talk(2, 1))),
-        Conversation("an empty system message", _talk(1, 2, "")),
+        ProbeConversation("white space around an answer", blank),
+        ProbeConversation("white space around a system message", (Message("system", " Be brief.\n"), *_talk(2, 1))),
+        ProbeConversation("an empty system message", _talk(1, 2, "")),
     ]
     made += [
-        Conversation(f"{2 + number % 3} questions from text {number + 1}", _talk(2 + number % 3, number))
+        ProbeConversation(f"{2 + number % 3} questions from text {number + 1}", _talk(2 + number % 3, number))
         for number in range(12)
     ]
     apart = [(Message("user", f"{one}\n\n{two}"),) for one, two in pairwise((*TEXTS, TEXTS[0]))]
-    return made + [Conversation(f"question of two parts {number + 1}", one) for number, one in enumerate(apart)]
+    return made + [ProbeConversation(f"question of two parts {number + 1}", one) for number, one in enumerate(apart)]
 
 
 def _tool(name: str, about: str, **properties: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +97,7 @@ NESTED = _tool("search", "Search", filters={"type": "object", "properties": {"ye
 UNSORTED = _tool("route", "Plan a route", start=CITY, end=CITY)
 
 
-def _with_tools() -> list[Conversation]:
+def _with_tools() -> list[ProbeConversation]:
     ask, again = Message("user", "How warm is it in Köln?"), Message("user", "And in Oslo?")
     cologne, oslo = (ToolCall("get_weather", {"city": city, "unit": "celsius"}) for city in ("Köln", "Oslo"))
     result, answer = Message("tool", '{"celsius": 21}', name="get_weather"), Message("assistant", "It is 21 °C.")
@@ -117,11 +120,11 @@ def _with_tools() -> list[Conversation]:
         ("a tool with a nested object", (ask,), (NESTED,)),
         ("a tool whose parameters are not in alphabetical order", (ask,), (UNSORTED,)),
     )
-    return [Conversation(*one) for one in turns]
+    return [ProbeConversation(*one) for one in turns]
 
 
 @cache
-def conversations() -> tuple[Conversation, ...]:
+def conversations() -> tuple[ProbeConversation, ...]:
     """All conversations, those with tools first."""
     return (*_with_tools(), *_plain())
 
@@ -158,7 +161,7 @@ class Parity:
 
 def template_parity(
     template: ChatTemplate, render: Renderer, *, adds_start: bool, stops: Sequence[str] | None = None,
-    reasons: Callable[[Conversation], list[str]] = lambda _: [], carrier: str | None = None,
+    reasons: Callable[[ProbeConversation], list[str]] = lambda _: [], carrier: str | None = None,
 ) -> Parity:  # fmt: skip
     """Compare an engine's template with training's.
 
@@ -182,20 +185,20 @@ def template_parity(
     return Parity(len(known), same, lines, tuple(different), carrier)
 
 
-def _knows(template: ChatTemplate, one: Conversation) -> bool:
+def _knows(template: ChatTemplate, conversation: ProbeConversation) -> bool:
     """Whether the chat template itself shows all of the conversation, so that a row like it can be trained on."""
     messages = tuple(replace(message, content=message.content or "-") if message.role == "system" else message
-                     for message in one.messages)  # fmt: skip
+                     for message in conversation.messages)  # fmt: skip
     try:
-        return not shown_of(Example(messages, one.name, tools=one.tools), template).missing
+        return not shown_of(Example(messages, conversation.name, tools=conversation.tools), template).missing
     except TemplateError:
         return False
 
 
-def _difference(template: ChatTemplate, one: Conversation, start: str, render: Renderer) -> str | None:
-    trained = template.text(one.messages, one.tools, answer_next=True)
+def _difference(template: ChatTemplate, conversation: ProbeConversation, start: str, render: Renderer) -> str | None:
+    trained = template.text(conversation.messages, conversation.tools, answer_next=True)
     try:
-        served = start + render(one.messages, one.tools)
+        served = start + render(conversation.messages, conversation.tools)
     except TemplateError as error:
         return f"the engine's template fails: {error}"
     wanted, given = prompt_ids(trained, template.tokenizer), prompt_ids(served, template.tokenizer)

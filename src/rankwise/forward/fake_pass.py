@@ -64,7 +64,7 @@ class Survey:
 
 
 @dataclass
-class Memory:
+class MemoryPass:
     """Bytes that a pass takes: `saved` by the path of the block, "" outside of all."""
 
     saved: Counter[str] = field(default_factory=Counter)
@@ -212,13 +212,13 @@ def survey(model: nn.Module, call: Call, blocks: Sequence[str] = ()) -> Survey:
     return surveyor.seen
 
 
-def kept_bytes(model: nn.Module, call: Call, blocks: Sequence[str]) -> Memory:
+def kept_bytes(model: nn.Module, call: Call, blocks: Sequence[str]) -> MemoryPass:
     """Of a forward pass. `blocks` are the paths of all blocks that are there."""
     recorder = Recorder(model)
     saving = torch.autograd.graph.saved_tensors_hooks(recorder.save, lambda value: value)
     with following(model, blocks, recorder.enter), torch.enable_grad(), saving:
         call(model)
-    return Memory(recorder.saved)
+    return MemoryPass(recorder.saved)
 
 
 def read_texts(length: int, *, masked: bool = False, output: int | None = None) -> Call:
@@ -280,7 +280,7 @@ class _Living(TorchDispatchMode):
         self.now -= size
 
 
-def measure_memory(model: nn.Module, call: Call, blocks: Sequence[str]) -> Memory:
+def measure_memory(model: nn.Module, call: Call, blocks: Sequence[str]) -> MemoryPass:
     """Of a pass forward and backward. `blocks` are the paths of all blocks that are there."""
     recorder, living = Recorder(model), _Living([*model.parameters(), *model.buffers()])
     with ExitStack() as hooks:
@@ -293,7 +293,7 @@ def measure_memory(model: nn.Module, call: Call, blocks: Sequence[str]) -> Memor
                 loss = call(model).float().sum()
             recorder.forget()
             loss.backward()
-    return Memory(recorder.saved, living.most - recorder.saved.total())
+    return MemoryPass(recorder.saved, living.most - recorder.saved.total())
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

@@ -39,7 +39,7 @@ from rankwise.config.images import LARGEST
 from rankwise.config.modules import Layer, Side, inner_convolutions, linear_layers
 from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line
 from rankwise.forward.fake_pass import (
-    Memory,
+    MemoryPass,
     make_fake,
     measure_memory,
     read_images,
@@ -50,7 +50,7 @@ from rankwise.forward.fake_pass import (
 from rankwise.forward.reference import usable_positions
 from rankwise.forward.saved_activations import (
     SIDES,
-    Stack,
+    BlockStack,
     lengths_within,
     measured_sides,
     pairs_within,
@@ -106,8 +106,8 @@ def _shape(settings: dict[str, Any], name: str, where: str, new_head: NewHead | 
 
 
 def _with_activations(
-    model: Any, stacks: tuple[Stack, ...], layers: list[Layer], *, masked: bool, both: bool
-) -> tuple[tuple[Stack, ...], list[Layer]]:
+    model: Any, stacks: tuple[BlockStack, ...], layers: list[Layer], *, masked: bool, both: bool
+) -> tuple[tuple[BlockStack, ...], list[Layer]]:
     """The stacks with what their blocks save, and the layers with their place; as they were where passes cannot be
     faked. `masked` rows are padded. Of `both`, an encoder and its decoder, blocks are counted from the encoder's first,
     and the length of its input tells a layer's side."""
@@ -263,8 +263,8 @@ def with_measured_images(shape: ModelShape, model: Any) -> ModelShape:
     paths = [] if stack is None else [stack.block_path(number) for number in range(stack.short)]
     width = _width(model) if stack is None else stack.blocks.width
     count = 1 if stack is None else stack.blocks.count
-    memory: dict[str, list[Memory]] = {}
-    done: dict[tuple[frozenset[nn.Module], torch.dtype], list[Memory]] = {}
+    memory: dict[str, list[MemoryPass]] = {}
+    done: dict[tuple[frozenset[nn.Module], torch.dtype], list[MemoryPass]] = {}
     calls = [read_images(classify(side), batch, side) for batch in BATCHES]
     with without_memory(model, {}):
         make_fake(model, torch.float32, everything=False)
@@ -315,7 +315,7 @@ def classify(side: int) -> Any:
     return logits
 
 
-def _equal_blocks(model: Any) -> Stack | None:
+def _equal_blocks(model: Any) -> BlockStack | None:
     """The only list of blocks that activations can be saved of one by one, where all of them are equal."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 

@@ -27,7 +27,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankwise.forward.fake_pass import Call, Memory, Survey, kept_bytes, make_fake, read_texts, survey, without_memory
+from rankwise.forward.fake_pass import (
+    Call,
+    MemoryPass,
+    Survey,
+    kept_bytes,
+    make_fake,
+    read_texts,
+    survey,
+    without_memory,
+)
 from rankwise.planning.shape import Blocks, Saved
 
 LENGTHS = (32, 64, 96)
@@ -35,7 +44,7 @@ PASSES = (("adapter", torch.bfloat16), ("adapter", torch.float32), ("full", torc
 
 
 @dataclass(frozen=True)
-class Stack:
+class BlockStack:
     """A list of blocks at `path`; blocks of one entry in `kinds` are equal."""
 
     path: str
@@ -61,7 +70,7 @@ class Stack:
         return Counter(self.block_path(self.example(number)) for number in range(self.blocks.count))
 
 
-def stacks_of(model: Any, *, causal: bool) -> tuple[Stack, ...]:
+def stacks_of(model: Any, *, causal: bool) -> tuple[BlockStack, ...]:
     """The outermost lists of blocks: those that transformers can compute twice, or lists of any modules where a model
     has none of these."""
     from transformers.modeling_layers import GradientCheckpointingLayer
@@ -76,14 +85,14 @@ def stacks_of(model: Any, *, causal: bool) -> tuple[Stack, ...]:
     width = getattr(text, "hidden_size", 0)
     width = width if isinstance(width, int) else 0
     return tuple(
-        Stack(path, tuple(_kind(block) for block in part), Blocks(
+        BlockStack(path, tuple(_kind(block) for block in part), Blocks(
             len(part), width, 0, causal or "decoder" in path, _window(text),
         ))
         for path, part in outermost
     )  # fmt: skip
 
 
-def surveyed(model: Any, stacks: Sequence[Stack], call: Call) -> Survey | None:
+def surveyed(model: Any, stacks: Sequence[BlockStack], call: Call) -> Survey | None:
     """None where a forward pass needs more than the call gives or cannot be faked (experts in float32). The model's
     weights are replaced by fake ones."""
     blocks = [stack.block_path(number) for stack in stacks for number in range(stack.blocks.count)]
@@ -95,7 +104,7 @@ def surveyed(model: Any, stacks: Sequence[Stack], call: Call) -> Survey | None:
         return None
 
 
-def with_saved(model: Any, stacks: Sequence[Stack], seen: Survey, *, masked: bool) -> tuple[Stack, ...]:
+def with_saved(model: Any, stacks: Sequence[BlockStack], seen: Survey, *, masked: bool) -> tuple[BlockStack, ...]:
     """The stacks with what their blocks save; none where their passes cannot be faked. `masked` rows are padded."""
     lengths = lengths_within(model)
     passes = _passes(model, stacks, [read_texts(length, masked=masked) for length in lengths])
@@ -106,10 +115,10 @@ def with_saved(model: Any, stacks: Sequence[Stack], seen: Survey, *, masked: boo
     )  # fmt: skip
 
 
-def _passes(model: Any, stacks: Sequence[Stack], calls: Sequence[Call]) -> dict[str, list[Memory]]:
+def _passes(model: Any, stacks: Sequence[BlockStack], calls: Sequence[Call]) -> dict[str, list[MemoryPass]]:
     """Each of the calls by what learns and the number format; none where they cannot be faked."""
     paths = [stack.block_path(at) for stack in stacks for at in range(min(stack.short, stack.blocks.count))]
-    passes: dict[str, list[Memory]] = {}
+    passes: dict[str, list[MemoryPass]] = {}
     try:
         with without_memory(model, {stack.path: stack.short for stack in stacks}):
             for learns, dtype in PASSES:
@@ -121,7 +130,7 @@ def _passes(model: Any, stacks: Sequence[Stack], calls: Sequence[Call]) -> dict[
     return passes
 
 
-def _means(stack: Stack, passes: Sequence[Memory]) -> list[float]:
+def _means(stack: BlockStack, passes: Sequence[MemoryPass]) -> list[float]:
     """Bytes of the mean of all blocks of the stack, each like the example of its kind."""
     examples = stack.examples
     return [sum(count * one.saved[path] for path, count in examples.items()) / examples.total() for one in passes]
@@ -155,7 +164,7 @@ def _window(text: Any) -> int | None:
     return window if isinstance(window, int) and everywhere else None
 
 
-def with_sizes(stack: Stack, model: nn.Module, seen: Survey, **with_saved: Mapping[str, Saved]) -> Stack:
+def with_sizes(stack: BlockStack, model: nn.Module, seen: Survey, **with_saved: Mapping[str, Saved]) -> BlockStack:
     """With what was measured of its blocks, their width, and their queries in the mean."""
     paths = [stack.block_path(number) for number in range(stack.blocks.count)]
     width = next((seen.widths[path] for path in paths if path in seen.widths), stack.blocks.width)
@@ -194,7 +203,7 @@ def pairs_within(model: Any) -> list[tuple[int, int]]:
     return [*pairs, (read[1], written[1])]
 
 
-def measured_sides(model: Any, stacks: Sequence[Stack], seen: Survey) -> tuple[Stack, ...]:
+def measured_sides(model: Any, stacks: Sequence[BlockStack], seen: Survey) -> tuple[BlockStack, ...]:
     """The same of an encoder and its decoder."""
     written = lengths_within(model)
     read = [length - 1 for length in written]

@@ -36,7 +36,7 @@ ByRow = Callable[[Sequence[str | None]], AbstractContextManager[None]]
 
 
 @dataclass(eq=False)
-class Row:
+class GenerationRow:
     """An answer that is being written."""
 
     prompt: list[int]
@@ -62,15 +62,15 @@ class Row:
             )
 
 
-Draw = Callable[[Tensor, Sequence[Row]], list[Chosen]]
+Draw = Callable[[Tensor, Sequence[GenerationRow]], list[Chosen]]
 """The next token of each row by its logits (B, V)."""
 
 
-def by_samplers(logits: Tensor, rows: Sequence[Row]) -> list[Chosen]:
+def by_samplers(logits: Tensor, rows: Sequence[GenerationRow]) -> list[Chosen]:
     return chosen(logits, [row.sampler for row in rows])
 
 
-class Batch:
+class GenerationBatch:
     """The rows that are being written."""
 
     def __init__(self, module: nn.Module, draw: Draw = by_samplers) -> None:
@@ -82,10 +82,10 @@ class Batch:
         self._encoded: dict[str, Any] = {}
         """What a decoder is given beside its own tokens."""
         self._mask = torch.empty(0)
-        self.rows: list[Row] = []
+        self.rows: list[GenerationRow] = []
 
     @torch.inference_mode()
-    def begin(self, rows: Sequence[Row]) -> list[Chosen | None]:
+    def begin(self, rows: Sequence[GenerationRow]) -> list[Chosen | None]:
         """Read all prompts, and choose the first tokens of their answers."""
         self.rows, self._cache = list(rows), new_cache(self._module)
         ids, self._mask = _padded([row.prompt for row in rows], self._device, left=True)
@@ -107,7 +107,7 @@ class Batch:
         return self._cache is not None and is_of_keys_and_values(self._cache)
 
     @torch.inference_mode()
-    def leave(self, ended: Sequence[Row]) -> None:
+    def leave(self, ended: Sequence[GenerationRow]) -> None:
         """Take rows out."""
         staying = [number for number, row in enumerate(self.rows) if row not in ended]
         if len(staying) == len(self.rows):
@@ -120,7 +120,7 @@ class Batch:
     def _device(self) -> torch.device:
         return self._module.get_input_embeddings().weight.device
 
-    def _forward(self, ids: Tensor, mask: Tensor, cache: Any, rows: Sequence[Row]) -> Tensor:
+    def _forward(self, ids: Tensor, mask: Tensor, cache: Any, rows: Sequence[GenerationRow]) -> Tensor:
         """The logits (B, V) of each row's last position."""
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         given = {"attention_mask": mask, "position_ids": positions, "logits_to_keep": 1}
@@ -131,7 +131,7 @@ class Batch:
         )  # fmt: skip
         return self._module(**inputs, return_dict=True).logits[:, -1].float()
 
-    def _choose(self, logits: Tensor, rows: Sequence[Row]) -> list[Chosen | None]:
+    def _choose(self, logits: Tensor, rows: Sequence[GenerationRow]) -> list[Chosen | None]:
         """None for a row whose logits are no numbers; the others do not depend on it."""
         highest = logits.amax(-1)
         sound = highest.isfinite()
@@ -146,7 +146,7 @@ class Batch:
         return every
 
 
-class EncodedBatch(Batch):
+class EncodedBatch(GenerationBatch):
     """An encoder has positions of its own, so prompts are padded on the right; every answer begins at position 0."""
 
     @property
@@ -154,7 +154,7 @@ class EncodedBatch(Batch):
         return False
 
     @torch.inference_mode()
-    def begin(self, rows: Sequence[Row]) -> list[Chosen | None]:
+    def begin(self, rows: Sequence[GenerationRow]) -> list[Chosen | None]:
         config = self._module.config
         self.rows, own = list(rows), config.get_text_config(decoder=True)
         ids, mask = _padded([row.prompt for row in rows], self._device, left=False)
@@ -168,21 +168,21 @@ class EncodedBatch(Batch):
         return self._choose(self._forward(first, self._mask, self._cache, rows), rows)
 
 
-class GrowingBatch(Batch):
+class GrowingBatch(GenerationBatch):
     """`by_row` lays the adapters of these names over the rows of a batch."""
 
     def __init__(self, module: nn.Module, by_row: ByRow, prefixes: Prefixes | None = None) -> None:
         super().__init__(module)
         self._by_row, self._prefixes = by_row, Prefixes(0) if prefixes is None else prefixes
 
-    def join(self, row: Row) -> Chosen:
+    def join(self, row: GenerationRow) -> Chosen:
         """Read a prompt, and choose the first token of its answer. EvaluationError where the model gives no numbers."""
         first = self.read(row, len(row.prompt))
         assert first is not None, "all of it is read"
         return first
 
     @torch.inference_mode()
-    def read(self, row: Row, most: int) -> Chosen | None:
+    def read(self, row: GenerationRow, most: int) -> Chosen | None:
         """The same in parts: None, until the last of so many more tokens of the prompt was read."""
         if row.cache is None:
             row.cache = self._with_beginning(row)
@@ -202,7 +202,7 @@ class GrowingBatch(Batch):
         return first
 
     @torch.inference_mode()
-    def leave(self, ended: Sequence[Row]) -> None:
+    def leave(self, ended: Sequence[GenerationRow]) -> None:
         """Take rows out, in the middle of their answers or at their ends."""
         for number, row in enumerate(self.rows):
             if row in ended:
@@ -216,7 +216,7 @@ class GrowingBatch(Batch):
         for layer in self._cache.layers:
             layer.keys, layer.values = (one[:, :, unused:].contiguous() for one in (layer.keys, layer.values))
 
-    def _with_beginning(self, row: Row) -> Any:
+    def _with_beginning(self, row: GenerationRow) -> Any:
         """The cache of a prompt that is read from here on, with what need not be read again."""
         cache: Any = new_cache(self._module)
         row.reused, layers = self._prefixes.beginning_of(row.prompt, row.adapter)
@@ -234,7 +234,7 @@ class GrowingBatch(Batch):
             layers = [(keys[:, -len(ids) :], values[:, -len(ids) :]) for keys, values in own]
             self._prefixes.add(ids, row.adapter, layers)
 
-    def _forward(self, ids: Tensor, mask: Tensor, cache: Any, rows: Sequence[Row]) -> Tensor:
+    def _forward(self, ids: Tensor, mask: Tensor, cache: Any, rows: Sequence[GenerationRow]) -> Tensor:
         with self._by_row([row.adapter for row in rows]):
             return super()._forward(ids, mask, cache, rows)
 

@@ -23,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 
-from rankwise.inference.batch import Row
+from rankwise.inference.batch import GenerationRow
 from rankwise.inference.sampling import Chosen
 from rankwise.rows.text.chat_template import ChatTemplate
 
@@ -79,7 +79,7 @@ class Draft:
     """An answer that is written, at most `longest` tokens. It ends at the template's ends, at the request's stop texts,
     and with `loops` where it repeats itself. One that is not `spoken` continues a text."""
 
-    row: Row
+    row: GenerationRow
     template: ChatTemplate
     longest: int
     stops: tuple[str, ...] = ()
@@ -152,7 +152,7 @@ class Draft:
 
 def read_answer(ids: Sequence[int], template: ChatTemplate) -> Answer:
     """What an answer's ids say up to their end. Of a row that was cut there may be none."""
-    draft = Draft(Row([]), template, len(ids) + 1)
+    draft = Draft(GenerationRow([]), template, len(ids) + 1)
     for token in ids:
         draft.row.ids.append(token)
         draft.look()

@@ -19,7 +19,7 @@ from torch import nn
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ModelError
-from rankwise.inference.batch import Batch, Draw, EncodedBatch, Row, by_samplers
+from rankwise.inference.batch import Draw, EncodedBatch, GenerationBatch, GenerationRow, by_samplers
 from rankwise.inference.decoding import STAGE, Answer, Draft, TextCallback
 from rankwise.inference.sampling import Chosen, drawn_together
 from rankwise.kernels.prepacked import prepacked_weights
@@ -34,7 +34,10 @@ TOKENS = 2**14
 PADDING = 16
 """Padding that is read in the time in which another batch would write one more token: reading the weights for a token
 takes as long as computing so many."""
-BATCHES: Mapping[str, type[Batch]] = {CAUSAL_LM.name: Batch, SEQUENCE_TO_SEQUENCE.name: EncodedBatch}
+BATCHES: Mapping[str, type[GenerationBatch]] = {
+    CAUSAL_LM.name: GenerationBatch,
+    SEQUENCE_TO_SEQUENCE.name: EncodedBatch,
+}
 IsSettled = Callable[[int, str], bool]
 """Whether the answer to a prompt, by its number, needs no more tokens than those of this text."""
 
@@ -49,7 +52,8 @@ def decode(
     assert on_text is None or len(prompts) == 1
     began, found = time.perf_counter(), dict[int, Answer]()
     drafts = [
-        Draft(Row(list(ids)), model.template, config.max_new_tokens, loops=config.repetition_check) for ids in prompts
+        Draft(GenerationRow(list(ids)), model.template, config.max_new_tokens, loops=config.repetition_check)
+        for ids in prompts
     ]
     with _evaluating(model.module), drawing(config) as draw:
         batch = BATCHES[text_objective(model).name](model.module, draw)

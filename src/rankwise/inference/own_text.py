@@ -30,7 +30,7 @@ from rankwise.base.loaded import LoadedModel
 from rankwise.config.forgetting import ANSWER_TOKENS
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import DataError, RankwiseError
-from rankwise.inference.batch import Batch, Row
+from rankwise.inference.batch import GenerationBatch, GenerationRow
 from rankwise.inference.generate import answers_in_turn, asking_ids, drawing
 from rankwise.kernels.prepacked import prepacked_weights
 from rankwise.rows.instructions import instructions
@@ -153,10 +153,10 @@ def own_blocks(model: LoadedModel, blocks: int, length: int, callback: Callback)
 
 
 def _batch(model: LoadedModel, number: int, length: int) -> Tensor:
-    rows = [Row(ids[: length + 1]) for ids in _openings(model)]
+    rows = [GenerationRow(ids[: length + 1]) for ids in _openings(model)]
     missing = length + 1 - len(rows[0].prompt)
     with drawing(GenerationConfig(temperature=1.0, seed=number)) as draw, prepacked_weights(model.module):
-        batch = Batch(model.module, draw)
+        batch = GenerationBatch(model.module, draw)
         for at in range(missing):
             batch.step() if at else batch.begin(rows)
             for row in rows:

@@ -30,11 +30,11 @@ from rankwise.runs.records import RankRecord
 
 class TrainableAdaLoRA(AdapterTrainable):
     def __init__(
-        self, adapters: AdapterSet, spec: AdaLoraConfig, steps: int, name: str = "default", reports: int = 50
+        self, adapters: AdapterSet, config: AdaLoraConfig, steps: int, name: str = "default", reports: int = 50
     ) -> None:
         """`reports` is about how many decisions of a run are reported: each makes the host wait for the device."""
         super().__init__(adapters, name)
-        self.spec = spec
+        self.config = config
         self.labels, parts = parts_of(adapters, name)
         self.triplets = Triplets(parts)
         self._layout = layout_of(
@@ -42,17 +42,17 @@ class TrainableAdaLoRA(AdapterTrainable):
             for label, part in zip(self.labels, parts, strict=True)
         )
         costs, ranks, layers = [part.cost for part in parts], self.triplets.ranks, _layers_of(adapters, name)
-        self.budget: Budget = budget_of(spec, costs, layers, list(adapters.adapters(name)))
+        self.budget: Budget = budget_of(config, costs, layers, list(adapters.adapters(name)))
         self.costs = self.triplets.costs
         self._layers = torch.tensor(layers).repeat_interleave(torch.tensor(ranks)).to(self.costs.device)
         self._entries = torch.tensor(self.budget.entries, device=self.costs.device)
         dearest = sum(cost * rank for cost, rank in zip(costs, ranks, strict=True)) + sum(self.budget.entries)
         first = dearest if self.budget.by_cost else len(self.triplets)
-        self.schedule = Schedule.of(spec, first, min(self.budget.last, first), steps)
-        self.importance = Importance.of(self.triplets, spec.beta1, spec.beta2)
+        self.schedule = Schedule.of(config, first, min(self.budget.last, first), steps)
+        self.importance = Importance.of(self.triplets, config.beta1, config.beta2)
         self.alive = torch.ones(len(self.triplets), dtype=torch.bool, device=self.costs.device)
         self.final = False
-        self._apart: tuple[Tensor, Tensor] | None = None
+        self._unrelated: tuple[Tensor, Tensor] | None = None
         self._report_every = max(1, steps // reports)
 
     @property
@@ -62,7 +62,7 @@ class TrainableAdaLoRA(AdapterTrainable):
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [
             {"params": [self.triplets.vectors], "rate": 1.0},
-            {"params": [self.triplets.strengths], "rate": self.spec.strength_rate},
+            {"params": [self.triplets.strengths], "rate": self.config.strength_rate},
             *self.head_groups(),
         ]
 
@@ -78,7 +78,7 @@ class TrainableAdaLoRA(AdapterTrainable):
 
     def add_penalty(self) -> None:
         self.triplets.check_views()
-        self.triplets.add_penalty(self.spec.orthogonality, self.spec.penalty)
+        self.triplets.add_penalty(self.config.orthogonality, self.config.penalty)
 
     @property
     def sets_apart(self) -> bool:
@@ -90,15 +90,15 @@ class TrainableAdaLoRA(AdapterTrainable):
             return []
         vectors, strengths = self.triplets.vectors.grad, self.triplets.strengths.grad
         assert vectors is not None and strengths is not None, "gradients are views, and there from the beginning"
-        self._apart = vectors.clone(), strengths.clone()
-        return [*self._apart]
+        self._unrelated = vectors.clone(), strengths.clone()
+        return [*self._unrelated]
 
     def before_step(self, clipped: float = 1.0) -> None:
         """For importance="before": the order of the paper's algorithm."""
-        if self._apart is not None:
-            self._apart = self._apart[0].mul_(clipped), self._apart[1].mul_(clipped)
-        if self.spec.importance == "before" and not self.final:
-            self.importance.observe(self.triplets, self._apart)
+        if self._unrelated is not None:
+            self._unrelated = self._unrelated[0].mul_(clipped), self._unrelated[1].mul_(clipped)
+        if self.config.importance == "before" and not self.final:
+            self.importance.observe(self.triplets, self._unrelated)
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:
         self.triplets.check_views()
@@ -107,8 +107,8 @@ class TrainableAdaLoRA(AdapterTrainable):
             return None
         if step >= self.schedule.decided:
             return self._decide_at_last(step, optimizer)
-        if self.spec.importance == "after":
-            self.importance.observe(self.triplets, self._apart)
+        if self.config.importance == "after":
+            self.importance.observe(self.triplets, self._unrelated)
         if not self.schedule.is_due(step):
             return None
         self._decide(step)
@@ -132,16 +132,16 @@ class TrainableAdaLoRA(AdapterTrainable):
         return idle + self.idle_heads(optimizer)
 
     def _has_grown(self, part: AdaLoRA) -> bool:
-        return self.spec.start == "zero" and bool(part.P.any() and part.Q.any())
+        return self.config.start == "zero" and bool(part.P.any() and part.Q.any())
 
     def state_dict(self) -> TrainableState:
-        facts = {"order": self._layout, "ranks": self.triplets.ranks, "final": self.final, "start": self.spec.start}
+        facts = {"order": self._layout, "ranks": self.triplets.ranks, "final": self.final, "start": self.config.start}
         return TrainableState(self._tensors, facts)
 
     def load_state_dict(self, state: TrainableState, optimizer: torch.optim.Optimizer) -> None:
         """After the shrink there are fewer rows: which of the fresh ones make way for them does not matter."""
         state.check_layout(self._layout)
-        if self.spec.start == "zero" and "start" not in state.facts:
+        if self.config.start == "zero" and "start" not in state.facts:
             raise RunError(
                 "the checkpoint is of an earlier version, whose AdaLoRA started with singular values of zero and had "
                 "another rate for them. Go on with that version, or train anew (--restart)."
@@ -180,8 +180,8 @@ class TrainableAdaLoRA(AdapterTrainable):
         self.triplets.retire(self.alive)
 
     def _decide_at_last(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord:
-        if step == 0 and self.spec.importance == "after":  # nothing else would tell the triplets of one step apart
-            self.importance.observe(self.triplets, self._apart)
+        if step == 0 and self.config.importance == "after":  # nothing else would tell the triplets of one step apart
+            self.importance.observe(self.triplets, self._unrelated)
         self._decide(step)
         plan = replace(self._plan(step), final=True)
         self._end_allocation(self.alive, optimizer)
@@ -189,10 +189,10 @@ class TrainableAdaLoRA(AdapterTrainable):
 
     def _end_allocation(self, alive: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """From here on the ranks stay."""
-        self.final, self._apart = True, None
+        self.final, self._unrelated = True, None
         for part in self.triplets.parts:
             part.decided = True
-        if self.spec.shrink:
+        if self.config.shrink:
             self.triplets.shrink(alive, optimizer)
             self.costs, self.alive = self.costs[alive], alive[alive]
             self.adapters.discard_empty(self.name)
@@ -200,7 +200,7 @@ class TrainableAdaLoRA(AdapterTrainable):
         self.importance = Importance(0, 0, nothing, nothing)  # no longer needed
 
     def _keep_retired(self) -> None:
-        if not self.spec.shrink:
+        if not self.config.shrink:
             self.triplets.retire(self.alive)
 
     def _plan(self, step: int) -> RankRecord:

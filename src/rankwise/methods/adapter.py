@@ -40,7 +40,7 @@ from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RunError, TrainingError, some
 from rankwise.methods.artifact import BASE_FACTS, Artifact, base_facts, check_trained_on, stored_weights
-from rankwise.methods.method import Contents, Method, Record, Setup
+from rankwise.methods.method import Contents, Method, SavedRecord, Setup
 from rankwise.methods.trainable import Trainable
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.directory import CARD
@@ -177,7 +177,7 @@ class AdapterMethod(Method, ABC, Generic[Settings]):
             adapters.remove()
             raise
 
-    def save(self, trainable: AdapterTrainable, model: LoadedModel, folder: Path, record: Record) -> None:
+    def save(self, trainable: AdapterTrainable, model: LoadedModel, folder: Path, record: SavedRecord) -> None:
         facts = base_facts(model)
         ranks = [adapter.rank for adapter in trainable.adapters.adapters(trainable.name).values() if adapter.rank]
 
@@ -188,7 +188,7 @@ class AdapterMethod(Method, ABC, Generic[Settings]):
         write_peft(
             trainable.adapters, folder, base_model=model.source.name_for_peft, name=trainable.name,
             revision=record.revision, fill=fill, stored=self.stored(trainable),
-            beside={DATA_REPORT: record.data_report, BASE_FACTS: facts.model_dump(mode="json"), **_rounds(record)},
+            extra_files={DATA_REPORT: record.data_report, BASE_FACTS: facts.model_dump(mode="json"), **_rounds(record)},
         )  # fmt: skip
         for note in notes_on_tokens(trainable.adapters):
             record.callback(StatusMessage(note))
@@ -211,9 +211,9 @@ class AdapterMethod(Method, ABC, Generic[Settings]):
         return artifact.base
 
     def load(
-        self, artifact: Artifact, spec: ModelConfig, callback: Callback, *, force_base: bool
+        self, artifact: Artifact, config: ModelConfig, callback: Callback, *, force_base: bool
     ) -> tuple[LoadedModel, AdapterTrainable]:
-        model = _load_base(artifact, spec, callback)
+        model = _load_base(artifact, config, callback)
         check_trained_on(model.source, artifact, "apply the adapter", callback, force=force_base)
         adapters = lay_peft(model.module, artifact.result, callback=callback)
         check_tokens(adapters, model, artifact)
@@ -237,7 +237,7 @@ class AdapterMethod(Method, ABC, Generic[Settings]):
         )
 
 
-def _rounds(record: Record) -> dict[str, Any]:
+def _rounds(record: SavedRecord) -> dict[str, Any]:
     """The file that names the rounds before this one, where there are any."""
     return {LINEAGE: Lineage(rounds=record.lineage).model_dump(mode="json")} if record.lineage else {}
 
@@ -252,9 +252,9 @@ def decayed_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def _load_base(artifact: Artifact, spec: ModelConfig, callback: Callback) -> LoadedModel:
+def _load_base(artifact: Artifact, config: ModelConfig, callback: Callback) -> LoadedModel:
     try:
-        return artifact.objective.load(spec, callback, checked=False)
+        return artifact.objective.load(config, callback, checked=False)
     except ModelError as error:
         if type(error) is not ModelError:
             raise

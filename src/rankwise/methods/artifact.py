@@ -91,12 +91,12 @@ def check_trained_on(source: Source, artifact: Artifact, use: str, callback: Cal
 
 
 def base_weights(
-    load: Callable[[ModelConfig, Callback], LoadedModel], spec: ModelConfig, trained_on: BaseModelFacts,
+    load: Callable[[ModelConfig, Callback], LoadedModel], config: ModelConfig, trained_on: BaseModelFacts,
     described: str, callback: Callback, *, force: bool = False,
 ) -> Mapping[str, Tensor]:  # fmt: skip
     """By their names in the model, on the processor; a weight that two layers share is there once. `load` is the
     objective's."""
-    model = load(spec.model_copy(update={"device": "cpu", "sharded": False}), callback)
+    model = load(config.model_copy(update={"device": "cpu", "sharded": False}), callback)
     check_base(model.source, trained_on, described, "use it", force=force)
     return {name: weight.detach() for name, weight in model.module.named_parameters()}
 

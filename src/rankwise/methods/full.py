@@ -26,7 +26,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, some
 from rankwise.methods.adapter import decayed_groups
 from rankwise.methods.artifact import Artifact, base_weights
-from rankwise.methods.method import Contents, Record, Setup
+from rankwise.methods.method import Contents, SavedRecord, Setup
 from rankwise.methods.trainable import Trainable
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.records import Callback, silent
@@ -132,7 +132,7 @@ class FullMethod:
         read_base = partial(base_weights, setup.load, model.config, model.facts, setup.described, setup.callback)
         return FullFineTuning(model.module, read_base)
 
-    def save(self, trainable: FullFineTuning, model: LoadedModel, folder: Path, record: Record) -> None:
+    def save(self, trainable: FullFineTuning, model: LoadedModel, folder: Path, record: SavedRecord) -> None:
         with published(folder) as temporary:
             save(model, temporary, torch.float32)
             write_json(temporary / DATA_REPORT, record.data_report)
@@ -146,11 +146,11 @@ class FullMethod:
         return ModelConfig(name=str(artifact.result), dtype="float32")
 
     def load(
-        self, artifact: Artifact, spec: ModelConfig, callback: Callback, *, force_base: bool
+        self, artifact: Artifact, config: ModelConfig, callback: Callback, *, force_base: bool
     ) -> tuple[LoadedModel, FullFineTuning]:
         """The base is not looked for until somebody needs it."""
         objective = artifact.objective
-        model = objective.load(spec, callback, checked=False)
+        model = objective.load(config, callback, checked=False)
         base, trained_on = artifact.base_named, artifact.trained_on
         assert base is not None and trained_on is not None, "a run records its base"
         read_base = partial(

@@ -17,13 +17,13 @@ from rankwise.errors import ConfigError
 
 
 def inject(
-    model: nn.Module, spec: LoraConfig | AdaLoraConfig | None = None, *, name: str = "default", seed: int = 0,
+    model: nn.Module, config: LoraConfig | AdaLoraConfig | None = None, *, name: str = "default", seed: int = 0,
     choices: list[Choice] | None = None, heads: Sequence[str] = (),
 ) -> AdapterSet:  # fmt: skip
     """Freeze `model` and lay an adapter over the layers that `spec` names. Untrained, it changes nothing."""
     adapters = AdapterSet(model)
     try:
-        add_adapter(adapters, spec or LoraConfig(), name, seed, choices, heads)
+        add_adapter(adapters, config or LoraConfig(), name, seed, choices, heads)
     except BaseException:
         adapters.remove()
         raise
@@ -31,43 +31,43 @@ def inject(
 
 
 def add_adapter(
-    adapters: AdapterSet, spec: LoraConfig | AdaLoraConfig, name: str = "default", seed: int = 0,
+    adapters: AdapterSet, config: LoraConfig | AdaLoraConfig, name: str = "default", seed: int = 0,
     choices: list[Choice] | None = None, heads: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Lay a new adapter over the layers that `spec` names, and make it the active one. With start "eva" the `choices`
     are those of `eva_choices`. The modules named in `heads` are trained whole beside it."""
-    if spec.start_from is not None:
+    if config.start_from is not None:
         raise ConfigError([
-            f'start_from "{spec.start_from}" is for rankwise.train. To lay an adapter that exists over a model, use '
+            f'start_from "{config.start_from}" is for rankwise.train. To lay an adapter that exists over a model, use '
             "rankwise.read_peft."
         ])  # fmt: skip
     adapters.add_heads(heads, name)
-    adapters.notes += notes_about(adapters.model, spec)
-    add_layers(adapters, spec, name, seed, choices)
+    adapters.notes += notes_about(adapters.model, config)
+    add_layers(adapters, config, name, seed, choices)
 
 
 def add_layers(
-    adapters: AdapterSet, spec: LoraConfig | AdaLoraConfig, name: str = "default", seed: int = 0,
+    adapters: AdapterSet, config: LoraConfig | AdaLoraConfig, name: str = "default", seed: int = 0,
     choices: list[Choice] | None = None,
 ) -> None:  # fmt: skip
-    if spec.method not in ADDED:
-        raise ConfigError([f"inject lays {' or '.join(ADDED)}, and the method is {spec.method}. Use rankwise.train."])
-    ADDED[spec.method](adapters, spec, name, seed, choices)
+    if config.method not in ADDED:
+        raise ConfigError([f"inject lays {' or '.join(ADDED)}, and the method is {config.method}. Use rankwise.train."])
+    ADDED[config.method](adapters, config, name, seed, choices)
 
 
 def _add_factors(
-    adapters: AdapterSet, spec: LoraConfig, name: str, seed: int, choices: list[Choice] | None
+    adapters: AdapterSet, config: LoraConfig, name: str, seed: int, choices: list[Choice] | None
 ) -> None:  # fmt: skip
-    check_choices(choices, needed=spec.start == "eva")
-    chosen = choose(adapters.model, spec) if choices is None else choices
-    adapters.attach(chosen, name, spec.dropout, seed, dora=spec.dora)
+    check_choices(choices, needed=config.start == "eva")
+    chosen = choose(adapters.model, config) if choices is None else choices
+    adapters.attach(chosen, name, config.dropout, seed, dora=config.dora)
 
 
 def _add_triplets(
-    adapters: AdapterSet, spec: AdaLoraConfig, name: str, seed: int, choices: list[Choice] | None
+    adapters: AdapterSet, config: AdaLoraConfig, name: str, seed: int, choices: list[Choice] | None
 ) -> None:  # fmt: skip
     check_choices(choices, needed=False)
-    adapters.attach_triplets(spec, name, seed)
+    adapters.attach_triplets(config, name, seed)
 
 
 ADDED: dict[str, Callable[[AdapterSet, Any, str, int, list[Choice] | None], None]] = {

@@ -48,7 +48,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Record:
+class SavedRecord:
     """What is written beside the weights."""
 
     data_report: dict[str, Any]
@@ -83,7 +83,7 @@ class Method(Protocol):
         """Make the model learn. If that fails, the model is what it was."""
         ...
 
-    def save(self, trainable: Any, model: LoadedModel, folder: Path, record: Record) -> None:
+    def save(self, trainable: Any, model: LoadedModel, folder: Path, record: SavedRecord) -> None:
         """Write what was learned as `folder`, whole or not at all."""
         ...
 
@@ -96,7 +96,7 @@ class Method(Protocol):
         ...
 
     def load(
-        self, artifact: Artifact, spec: ModelConfig, callback: Callback, *, force_base: bool
+        self, artifact: Artifact, config: ModelConfig, callback: Callback, *, force_base: bool
     ) -> tuple[LoadedModel, Trainable]:
         """Load what was learned. `spec` is that of `model_of`, in the number format and on the device you choose."""
         ...

@@ -49,33 +49,39 @@ SAME_SCALE = 1e-9
 """How much the scale that a run records may differ from the adapter's, which some programs divide by rank + 1e-5."""
 
 
-def continued(given: MethodConfig, own: MethodConfig, described: str) -> MethodConfig:
+def continued(settings: MethodConfig, adapter_settings: MethodConfig, described: str) -> MethodConfig:
     """The settings `own` of an adapter with what `given` chooses for its training.
 
     `described` names the adapter in messages. ConfigError lists every setting of `given` that contradicts it.
     """
-    chosen = given.model_fields_set - {"start_from"}
-    if type(given) not in (type(own), LoraConfig):
+    chosen = settings.model_fields_set - {"start_from"}
+    if type(settings) not in (type(adapter_settings), LoraConfig):
         chosen |= {"method"}
-    values = {name: (getattr(given, name), getattr(own, name, None)) for name in sorted(chosen - OF_TRAINING)}
+    values = {
+        name: (getattr(settings, name), getattr(adapter_settings, name, None)) for name in sorted(chosen - OF_TRAINING)
+    }
     if problems := [
-        f"adapter.{name} is {_listed(value)}, but the adapter has {_actual(name, own)}."
+        f"adapter.{name} is {_listed(value)}, but the adapter has {_actual(name, adapter_settings)}."
         for name, (value, actual) in values.items()
         if value != actual and not (name == "targets" and actual and _same_layers(value, actual))
     ]:
         problems[-1] += f" {WAY_OUT}"
         raise ConfigError([f"{described} is continued: {problems[0]}", *problems[1:]])
-    free = {name: getattr(given, name) for name in chosen & OF_TRAINING & type(own).model_fields.keys()}
-    return own.model_copy(update={**free, "start_from": given.start_from})
+    free = {name: getattr(settings, name) for name in chosen & OF_TRAINING & type(adapter_settings).model_fields.keys()}
+    return adapter_settings.model_copy(update={**free, "start_from": settings.start_from})
 
 
-def _actual(name: str, own: MethodConfig) -> str:
-    if name not in type(own).model_fields:
+def _actual(name: str, adapter_settings: MethodConfig) -> str:
+    if name not in type(adapter_settings).model_fields:
         return "no adapted layers"
     if name in ("layers", "method"):
-        return "layers already" if name == "layers" else f"the method {getattr(own, name)}"
-    varied = " at most, and other values in some layers" if name == "rank" and getattr(own, "rank_pattern", ()) else ""
-    return f"{_listed(getattr(own, name))}{varied}"
+        return "layers already" if name == "layers" else f"the method {getattr(adapter_settings, name)}"
+    varied = (
+        " at most, and other values in some layers"
+        if name == "rank" and getattr(adapter_settings, "rank_pattern", ())
+        else ""
+    )
+    return f"{_listed(getattr(adapter_settings, name))}{varied}"
 
 
 def _listed(value: Any) -> str:
@@ -101,7 +107,7 @@ class Start:
         """The rounds of the source, and the source as the last of them."""
         return (*self.source.lineage, round_of(self.source))
 
-    def foreseen(self, experiment: Experiment) -> Experiment:
+    def planned_settings(self, experiment: Experiment) -> Experiment:
         """The experiment with the adapter's settings as its files alone show them, for a forecast before the model is
         loaded. Where only the model tells what a file means, the experiment as it is."""
         try:
@@ -113,7 +119,7 @@ class Start:
         """AdapterError where the adapter does not fit the model."""
         return read_adapter(self.source.result, host_view(model))
 
-    def settled(
+    def final_settings(
         self, experiment: Experiment, model: LoadedModel, callback: Callback, *, force_base: bool
     ) -> Experiment:
         """The experiment with the adapter's settings, once the model is loaded. RunError where it is another base."""
@@ -213,11 +219,11 @@ def base_named_by(name: str) -> ModelConfig:
     return _adapter_named(name, silent).base
 
 
-def planned_with(given: MethodConfig) -> MethodConfig:
+def planned_with(settings: MethodConfig) -> MethodConfig:
     """The settings `given` with those of the adapter that they name, from its files alone."""
-    assert given.start_from is not None, "there is an adapter to begin with"
-    source = _adapter_named(given.start_from, silent)
-    return continued(given, own_settings(stored_weights(source, silent)), source.described)
+    assert settings.start_from is not None, "there is an adapter to begin with"
+    source = _adapter_named(settings.start_from, silent)
+    return continued(settings, own_settings(stored_weights(source, silent)), source.described)
 
 
 def _adapter_named(name: str, callback: Callback) -> Artifact:

@@ -20,7 +20,7 @@ from rankwise.runs.records import Callback
 
 
 @dataclass(frozen=True)
-class Together:
+class SharedBase:
     """`names` are those of the artifacts' adapters in the set, in their order; a model whose own weights learned has
     none, and stands alone."""
 
@@ -29,15 +29,15 @@ class Together:
     names: tuple[str | None, ...]
 
 
-def load_base(name: str, callback: Callback, *, dtype: Dtype = "auto", trust_code: str | None = None) -> Together:
+def load_base(name: str, callback: Callback, *, dtype: Dtype = "auto", trust_code: str | None = None) -> SharedBase:
     """A base model with no adapter yet."""
     model = CAUSAL_LM.load(ModelConfig(name=name, dtype=dtype, trust_code=trust_code), callback, checked=False)
-    return Together(model, AdapterSet(model.module), ())
+    return SharedBase(model, AdapterSet(model.module), ())
 
 
 def load_together(
     artifacts: Sequence[Artifact], callback: Callback, *, dtype: Dtype = "auto", force_base: bool = False
-) -> Together:
+) -> SharedBase:
     """RunError where they cannot be in memory over one base. With `dtype` auto, that of the first one's training."""
     first, *others = artifacts
     for one in artifacts if others else ():
@@ -47,14 +47,14 @@ def load_together(
     spec = spec if dtype == "auto" else spec.model_copy(update={"dtype": dtype})
     model, trainable = method.load(first, spec, callback, force_base=force_base)
     if not isinstance(trainable, AdapterTrainable):
-        return Together(model, AdapterSet(model.module), (None,))
+        return SharedBase(model, AdapterSet(model.module), (None,))
     adapters, names = trainable.adapters, [trainable.name]
     base = () if first.base_named is None else (first.base_named.name,)
     for number, other in enumerate(others, start=2):
         names.append(f"adapter-{number}")
         weights = read_beside(other, model, base, callback, force_base=force_base)
         lay(model.module, weights, name=names[-1], into=adapters)
-    return Together(model, adapters, tuple(names))
+    return SharedBase(model, adapters, tuple(names))
 
 
 def read_beside(
@@ -81,8 +81,8 @@ def _check_named_alike(other: Artifact, base: Collection[str], *, force: bool) -
         )
 
 
-def _are_one_folder(one: str, other: str) -> bool:
-    return Path(one).is_dir() and Path(other).is_dir() and Path(one).samefile(other)
+def _are_one_folder(first: str, other: str) -> bool:
+    return Path(first).is_dir() and Path(other).is_dir() and Path(first).samefile(other)
 
 
 def check_shares(artifact: Artifact) -> None:

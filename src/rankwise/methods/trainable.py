@@ -70,8 +70,8 @@ def _layout_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     return layout_of((name, tuple(tensor.shape)) for name, tensor in tensors.items())
 
 
-def _same_kind(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype
+def _same_kind(first: Tensor, other: Tensor) -> bool:
+    return first.shape == other.shape and first.dtype == other.dtype
 
 
 def layout_of(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> str:

@@ -32,7 +32,7 @@ from rankwise.base.loaded import LoadedModel
 from rankwise.base.loading import load, load_tokenizer, load_unchecked
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
-from rankwise.config.method import ALONE
+from rankwise.config.method import ASKED_SEPARATELY
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError
 from rankwise.objectives.predictions import ClassShares, Done, Longest, Numbers, Prediction, probability_column
@@ -467,7 +467,7 @@ NOT_OF_CLASSIFIERS = {
         "{value} is for language models, and {model} is a classifier. Give labelled rows with --data.",
     ),
     "served": "{model} is a classifier, which generates no text. Use rankwise predict.",
-    "asked beside others": ALONE,
+    "asked beside others": ASKED_SEPARATELY,
     "scaled": "--strength {value}: {model} is a classifier, whose new head has no base to scale its change from. Leave "
     "out --strength.",
     "weighted": "a classifier's new head has no base to scale its change from. Leave out --strength and --weights.",

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from rankwise.base.kind import ENCODER_DECODER
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
-from rankwise.config.method import ALONE
+from rankwise.config.method import ASKED_SEPARATELY
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
 from rankwise.forward.reference import OutputLogits
@@ -91,7 +91,7 @@ CANNOT = {
     "evaluated by continuing": "{value} continues a text, and {model} is an encoder with a decoder, which answers "
     "prompts. Give rows with a prompt and an answer.",
     "served": "{model} is an encoder with a decoder, which this server does not serve.",
-    "asked beside others": ALONE,
+    "asked beside others": ASKED_SEPARATELY,
     "measured at strengths": "strength measures how a model continues a text, and {model} is an encoder with a "
     "decoder, which writes answers to single texts. Use rankwise evaluate to measure it.",
     **{name: f"--format {name} {DECODERS}" for name in ("portable", "mlx", "gguf-lora", "gguf", "ollama")},

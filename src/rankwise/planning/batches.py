@@ -27,7 +27,7 @@ from random import Random
 
 from rankwise.config.experiment import Planned
 from rankwise.config.training import TrainingConfig
-from rankwise.config.validation import WRITTEN
+from rankwise.config.validation import WRITTEN_TOKEN
 from rankwise.planning.operations import Load, Operations
 from rankwise.planning.rows import Drawn, PlannedRows, limit_of
 from rankwise.planning.shape import ModelShape
@@ -236,7 +236,7 @@ def validation_tokens(
     decoded = limit * (2 * math.ceil(samples / AT_ONCE) + passes * math.ceil(answers / AT_ONCE))
     read *= task.readings
     beside = READ_BESIDE.get(config.objective, lambda *_: 0.0)(config, rows, passes, read)
-    return passes * read + AT_ONCE * WRITTEN * decoded + beside
+    return passes * read + AT_ONCE * WRITTEN_TOKEN * decoded + beside
 
 
 def _of_pairs(config: Planned, rows: PlannedRows, passes: int, read: float) -> float:

@@ -129,7 +129,7 @@ FORMATS: Mapping[str, float] = {**DTYPE_BYTES, "int8": 1.0, "nf4": 0.5}
 
 
 @dataclass(frozen=True)
-class Part:
+class MemoryPart:
     name: str
     bytes: float
     formula: str
@@ -139,7 +139,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Memory:
-    parts: tuple[Part, ...]
+    parts: tuple[MemoryPart, ...]
 
     @property
     def peak(self) -> int:
@@ -333,17 +333,17 @@ def form_of(shape: ModelShape, config: MethodConfig, training: TrainingConfig, d
 
 
 def forecast(
-    config: Planned, shape: ModelShape, device: Device, amount: AtOnce, spec: MethodConfig | None = None,
+    config: Planned, shape: ModelShape, device: Device, amount: AtOnce, method: MethodConfig | None = None,
     counted: Parameters | None = None, compiled: bool = False,
 ) -> Forecast:  # fmt: skip
     """By the settings of a training, or by another method. `counted` saves counting. Without kernels there is nothing
     to be `compiled`."""
-    spec, training, twice = spec or config.adapter, config.training, config.training.activation_checkpointing
-    base = spec.loaded(config.model)
+    method, training, twice = method or config.adapter, config.training, config.training.activation_checkpointing
+    base = method.loaded(config.model)
     limited = base.memory is not None and device.kind == "processor"
-    storage, form = storage_of(base.quantize, shape, given_back=limited), form_of(shape, spec, training, device)
+    storage, form = storage_of(base.quantize, shape, given_back=limited), form_of(shape, method, training, device)
     made = Forecast(
-        shape, counted or parameters_of(shape, spec), spec, amount, form,
+        shape, counted or parameters_of(shape, method), method, amount, form,
         device.dtype if base.dtype == "auto" else base.dtype, storage, limited and storage != "none",
         PROCESSOR if device.kind == "processor" else GPU, 0, bool(shape.task.writes) and writes_answers(config),
         compiled and form == "fast" and shape.task.compiled,
@@ -352,11 +352,11 @@ def forecast(
 
 
 def planned_forecast(
-    config: Planned, shape: ModelShape, device: Device, amount: AtOnce, spec: MethodConfig | None = None,
+    config: Planned, shape: ModelShape, device: Device, amount: AtOnce, method: MethodConfig | None = None,
     counted: Parameters | None = None, compiled: bool = False,
 ) -> Forecast:  # fmt: skip
     """The same, with as many blocks computed twice as training chooses."""
-    first = forecast(config, shape, device, amount, spec, counted, compiled)
+    first = forecast(config, shape, device, amount, method, counted, compiled)
     if config.training.activation_checkpointing != "auto" or first.needed <= device.usable:
         return first
     return replace(first, recomputed=first.least_recomputed(device.usable) or 0)
@@ -371,26 +371,26 @@ def weights_bytes(shape: ModelShape, dtype: str) -> float:
 
 def memory_of(planned: Forecast) -> Memory:
     counted, each, saved, number = planned.parameters, EXACT * planned.method.averages, planned.saved, planned.number
-    count, beside, tokens = counted.trainable, counted.beside, planned.amount.tokens
+    count, beside, tokens = counted.trainable, counted.in_memory, planned.amount.tokens
     outputs = planned.shape.outputs or planned.shape.vocabulary
-    logits = Part("logits", *planned.shape.task.logits(planned.amount.learned, outputs, number, planned.form))
+    logits = MemoryPart("logits", *planned.shape.task.logits(planned.amount.learned, outputs, number, planned.form))
     copies = planned.writes_answers and planned.overheads.prepacks and not planned.given_back
     linear = sum(one.inputs * one.outputs for one in planned.shape.layers if one.kind == "linear")  # and a tied head
     packed = number * linear if copies else 0
     compiler = planned.overheads.compiler if planned.compiled else 0
     unpacking = unpacking_bytes(planned.shape, planned.storage, number, given_back=planned.given_back)
     return Memory((
-        Part("process", _process(planned), "measured" if planned.overheads.is_measured else "assumed"),
+        MemoryPart("process", _process(planned), "measured" if planned.overheads.is_measured else "assumed"),
         _weights(planned),
-        Part("unpacking", unpacking, "the largest packed weight" if unpacking else "no weight is packed"),
-        Part("adapter", EXACT * beside, f"{beside:,} x 4" if beside else "no adapter"),
-        Part("gradients", EXACT * count, f"{count:,} x 4"),
-        Part("optimizer", 8 * count, f"{count:,} x 8"),
-        Part("averages", each * count, f"{count:,} x {each}" if each else "only for AdaLoRA"),
-        Part("activations", saved, f"{tokens:,} tokens x {saved / max(1, tokens):,.0f}"),
+        MemoryPart("unpacking", unpacking, "the largest packed weight" if unpacking else "no weight is packed"),
+        MemoryPart("adapter", EXACT * beside, f"{beside:,} x 4" if beside else "no adapter"),
+        MemoryPart("gradients", EXACT * count, f"{count:,} x 4"),
+        MemoryPart("optimizer", 8 * count, f"{count:,} x 8"),
+        MemoryPart("averages", each * count, f"{count:,} x {each}" if each else "only for AdaLoRA"),
+        MemoryPart("activations", saved, f"{tokens:,} tokens x {saved / max(1, tokens):,.0f}"),
         logits,
-        Part("answers", packed, f"{'a' if packed else 'no'} second copy of the linear weights for decoding"),
-        Part("compiler", compiler, "torch's compiler in this process, measured" if compiler else "not compiled"),
+        MemoryPart("answers", packed, f"{'a' if packed else 'no'} second copy of the linear weights for decoding"),
+        MemoryPart("compiler", compiler, "torch's compiler in this process, measured" if compiler else "not compiled"),
         *_images(planned), _overhead(planned, saved + logits.bytes),
     ))  # fmt: skip
 
@@ -405,32 +405,32 @@ def _process(planned: Forecast) -> float:
     return known.process + (known.products if planned.form == "fast" else known.plain_products)
 
 
-def _weights(planned: Forecast) -> Part:
+def _weights(planned: Forecast) -> MemoryPart:
     shape, number = planned.shape, planned.number
     rest, packed = rest_bytes(shape, planned.storage, number), packed_bytes(shape, planned.storage)
     if planned.storage == "none":
-        return Part("weights", rest, f"{shape.parameters:,} x {number}")
+        return MemoryPart("weights", rest, f"{shape.parameters:,} x {number}")
     others = f"{rest / number:,.0f} x {number}"
     if planned.given_back:
-        return Part("weights", rest, f"{others}; all others are pages of a file, given back after each use")
+        return MemoryPart("weights", rest, f"{others}; all others are pages of a file, given back after each use")
     name = "the GGUF file's matrices" if planned.storage == "file" else f"weights in {planned.storage}"
-    return Part("weights", rest + packed, f"{packed / 1e6:,.1f} MB of {name} + {others}")
+    return MemoryPart("weights", rest + packed, f"{packed / 1e6:,.1f} MB of {name} + {others}")
 
 
-def _images(planned: Forecast) -> list[Part]:
+def _images(planned: Forecast) -> list[MemoryPart]:
     shape, count, side, number = planned.shape, planned.amount.images, planned.shape.image, planned.number
     if side is None:
         return []
     pixels = f"{count:,} x {side} x {side} x 3, which the system can drop"
-    found = [Part("images", count * side**2 * CHANNELS, pixels, droppable=not planned.given_back)]
+    found = [MemoryPart("images", count * side**2 * CHANNELS, pixels, droppable=not planned.given_back)]
     if planned.caches_prefix:
         each, width = shape.patches * positions_of(shape), shape.blocks.width
         formula = f"{count:,} images x {each:,.0f} x {width:,} x {number}, as far as there is room"
-        found.append(Part("prefix", count * each * width * number, formula, droppable=True))
+        found.append(MemoryPart("prefix", count * each * width * number, formula, droppable=True))
     return found
 
 
-def _overhead(planned: Forecast, saved: float) -> Part:
+def _overhead(planned: Forecast, saved: float) -> MemoryPart:
     """`saved` are the bytes of activations and logits."""
     shape, known, fast = planned.shape, planned.overheads, planned.form == "fast"
     of_averages = OF_AVERAGES * 8 * planned.parameters.trainable
@@ -438,7 +438,7 @@ def _overhead(planned: Forecast, saved: float) -> Part:
         of_images = known.of_images
         passing = shape.blocks.passing[f"{planned.learns} {DTYPES[planned.number]}"].of(planned.amount.tokens)
         share = of_images.fast if fast else of_images.holes[planned.learns]
-        return Part(
+        return MemoryPart(
             "overhead", of_images.passing * passing + share * saved + of_averages,
             f"{of_images.passing:g} x {passing / 1e6:,.1f} MB beside activations + {share:.0%} of activations + "
             f"{OF_AVERAGES:.0%} of the optimizer",
@@ -448,7 +448,7 @@ def _overhead(planned: Forecast, saved: float) -> Part:
     copies = shape.task.tables * planned.method.base_gradients
     tables = copies * EXACT * shape.vocabulary * shape.blocks.width
     of_tables = ("", " + the embedding's gradient", " + twice the embedding's gradient")[copies]
-    return Part(
+    return MemoryPart(
         "overhead", times * of_block + holes * saved + of_averages + tables,
         f"{times:g} x {of_block / 1e6:,.1f} MB of a block + {holes:.1%} of activations and logits + "
         f"{OF_AVERAGES:.0%} of the optimizer{of_tables}",

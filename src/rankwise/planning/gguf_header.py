@@ -63,7 +63,7 @@ def read_gguf_header(file: Path, *, vocabulary: bool = False) -> GgufHeader:
     """With its `vocabulary`, the texts and lists of the tokenizer are read too."""
     try:
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(data, vocabulary=vocabulary).header()
+            return _HeaderReader(data, vocabulary=vocabulary).header()
     except _Damaged as error:
         raise ModelError(f"{file} cannot be read as a GGUF file: {error}.") from None
     except (OSError, ValueError) as error:  # an empty file cannot be mapped
@@ -85,7 +85,7 @@ def matrix_bytes(header: GgufHeader) -> int:
     return total
 
 
-class _Reader:
+class _HeaderReader:
     def __init__(self, data: mmap.mmap, *, vocabulary: bool) -> None:
         self._data, self._vocabulary = data, vocabulary
         self._size = len(data)

@@ -308,7 +308,7 @@ def plan_for(
         refuse_elsewhere(device)
     rows, data = rows_of_training(config, shape, tokens), config.data
     apart = rows is not None and data is not None and bool(rows.held_out or data.validation)
-    config = config.with_defaults(measured=apart, by="loss")
+    config = config.with_defaults(has_validation=apart, by="loss")
     found = on or processes.part_of(planned_device(device, config), here=device in HERE)
     return planned(config, shape, found, rows, probe, price, here=device in HERE, processes=processes)
 

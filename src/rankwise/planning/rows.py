@@ -41,7 +41,7 @@ from rankwise.planning.tasks import CLASSIFIER, IMAGE_CLASSIFIER, SEQUENCES, TAG
 from rankwise.planning.tokens import TokenCounter
 from rankwise.rows.files.hub import HUB
 from rankwise.rows.instructions import instructions
-from rankwise.rows.sample import Sample, Seen, sample_rows
+from rankwise.rows.sample import RowSample, SeenRows, sample_rows
 from rankwise.rows.sources import open_source, raw_records
 from rankwise.rows.text.example import Example, Message
 from rankwise.rows.text.targets import input_and_output, texts_of
@@ -275,7 +275,7 @@ def _deviation(residuals: Sequence[float]) -> float:
     return math.sqrt(sum(residual**2 for residual in residuals) / max(1, len(residuals) - 1))
 
 
-Documents = Callable[[Sequence[Seen]], list[Drawn]]
+Documents = Callable[[Sequence[SeenRows]], list[Drawn]]
 """The documents of rows that were read."""
 Conversation = tuple[Example, tuple[Message, ...]]
 Pair = tuple[str, str]
@@ -292,7 +292,7 @@ def rows_of_training(config: Planned, shape: ModelShape, tokens: TokenCounter) -
     if config.data is None:
         return None
     data, limit = config.objective_settings.rows(config.data), limit_of(config, shape)
-    read = READERS.get(shape.auto_class, lambda spec, _, tokens, limit: conversations_of(spec, tokens, limit))
+    read = READERS.get(shape.auto_class, lambda data, _, tokens, limit: conversations_of(data, tokens, limit))
     rows = read(data, shape, tokens, limit)
     if rows.documents.likely <= 0:
         raise DataError(
@@ -339,7 +339,7 @@ def _read(config: DataConfig, documents: Documents, limit: int, too_long: TooLon
     return without_held_out(joined_rows(parts), config)
 
 
-def counted(sample: Sample, documents: Documents, *, exact: bool) -> Counted:
+def counted(sample: RowSample, documents: Documents, *, exact: bool) -> Counted:
     read = len(sample.drawn) + sample.unread
     whole = read == sample.rows == sample.rows_in_files
     drawn, largest = documents(sample.drawn), documents(sample.largest)
@@ -362,7 +362,7 @@ class Conversations:
         known = template if tokens.exact else None
         return cls(tokens, known, config.reasoning != "none", config.learned == "everything")
 
-    def __call__(self, rows: Sequence[Seen]) -> list[Drawn]:
+    def __call__(self, rows: Sequence[SeenRows]) -> list[Drawn]:
         examples = [(row.size / len(row.examples), example) for row in rows for example in row.examples]
         written = iter(self._rendered([(one, turns) for _, one in examples for turns in one.conversations]))
         drawn = []
@@ -404,20 +404,20 @@ def _text(message: Message) -> str:
     return message.text + "".join(f"{call.name}{call.arguments}" for call in message.tool_calls)
 
 
-def labelled_texts(rows: Sequence[Seen], tokens: TokenCounter) -> list[Drawn]:
+def labelled_texts(rows: Sequence[SeenRows], tokens: TokenCounter) -> list[Drawn]:
     read = list(_readable(rows, texts_of))
     counts = tokens.count_whole([pair for _, pair in read], AROUND_LABELLED)
     return [Drawn((count,), TARGET, size) for (size, _), count in zip(read, counts, strict=True)]
 
 
-def inputs_with_outputs(rows: Sequence[Seen], tokens: TokenCounter) -> list[Drawn]:
+def inputs_with_outputs(rows: Sequence[SeenRows], tokens: TokenCounter) -> list[Drawn]:
     read = list(_readable(rows, input_and_output))
     counts = iter(tokens.count_whole([(text, "") for _, pair in read for text in pair], AROUND_SEQUENCE))
     both = zip(counts, counts, strict=True)
     return [Drawn(texts, texts[1], size) for (size, _), texts in zip(read, both, strict=True)]
 
 
-def _readable(rows: Sequence[Seen], texts_in: Callable[[Example], Pair]) -> Iterator[tuple[float, Pair]]:
+def _readable(rows: Sequence[SeenRows], texts_in: Callable[[Example], Pair]) -> Iterator[tuple[float, Pair]]:
     """The size of each document and its texts, but of rows without them, which training refuses or leaves out too."""
     for row in rows:
         for example in row.examples:
@@ -460,7 +460,7 @@ def _with_replay(rows: PlannedRows, config: Planned, tokens: TokenCounter, limit
 def _answers(config: DataConfig, tokens: TokenCounter, limit: int) -> PlannedRows:
     """The base's answers to the general instructions, one to each."""
     written = round(WRITTEN_SHARE * ANSWER_TOKENS)
-    asked = [Seen(1, (Example((Message("user", text), Message("assistant", "")), ""),)) for text in instructions()]
+    asked = [SeenRows(1, (Example((Message("user", text), Message("assistant", "")), ""),)) for text in instructions()]
     drawn = [Drawn((one.tokens + written,), written, 1.0) for one in Conversations.of(config, tokens)(asked)]
     read = Counted(len(drawn), len(drawn), len(drawn), True, drawn, False)
     return planned_rows(read, limit=limit, too_long="truncate")

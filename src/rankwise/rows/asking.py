@@ -16,7 +16,7 @@ from rankwise.rows.files.hub import Part
 from rankwise.rows.forms.columns import Row, renamed
 from rankwise.rows.forms.formats import ANSWER_FIELDS, FORMS
 from rankwise.rows.forms.tagged_rows import TAGGED_FORMATS, list_in
-from rankwise.rows.sources import Reading
+from rankwise.rows.sources import OpenedSource
 from rankwise.rows.text.example import OUTSIDE, Example
 
 PLACEHOLDER = "?"
@@ -28,7 +28,7 @@ ANSWERS: Mapping[str, tuple[str, ...]] = {
 TURNS = {"messages": "messages", "sharegpt": "conversations"}
 
 
-def question_of(reading: Reading, part: Part, where: str, row: Any, form: str | None) -> Example:
+def question_of(reading: OpenedSource, part: Part, where: str, row: Any, form: str | None) -> Example:
     """The row as an Example whose last message is the question.
 
     `form` is the format of the rows that the run was trained on, if known. A row that fits it once it has an answer is

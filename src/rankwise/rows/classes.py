@@ -51,10 +51,10 @@ class _Labels:
             self.first.setdefault(name, where)
 
 
-def read_targets(spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
+def read_targets(data: DataConfig, config: ClassificationConfig) -> TargetFacts:
     """DataError where rows have no label, too few classes, or labels of two kinds, with the first such row."""
     labels, problems, several = _Labels(), list[str](), None
-    for example in examples_of(spec, problems):
+    for example in examples_of(data, problems):
         if several is None:
             several = config.targets == "several" or (config.targets == "auto" and example.labels is not None)
         try:
@@ -68,13 +68,13 @@ def read_targets(spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
             labels.add(names, example.where)
         except DataError as error:
             problems.append(str(error))
-    if problems and (spec.on_bad_row == "stop" or not (labels.counts or labels.sets)):
+    if problems and (data.on_bad_row == "stop" or not (labels.counts or labels.sets)):
         raise DataError(f"{joined_problems(problems)}{NAMES if any(NO_FORM in why for why in problems) else ''}")
     if not labels.counts and not labels.sets:
-        raise DataError(f"{', '.join(source.path for source in spec.all_sources)}: has no rows.")
+        raise DataError(f"{', '.join(source.path for source in data.all_sources)}: has no rows.")
     if labels.sets:
-        return _several(labels, spec, config)
-    return _numbers(labels, spec, config) if _are_numbers(labels, config) else _classes(labels, spec, config)
+        return _several(labels, data, config)
+    return _numbers(labels, data, config) if _are_numbers(labels, config) else _classes(labels, data, config)
 
 
 def examples_of(config: DataConfig, problems: list[str]) -> Iterator[Example]:
@@ -102,8 +102,8 @@ def _are_numbers(labels: _Labels, config: ClassificationConfig) -> bool:
     return bool(fractions)
 
 
-def _several(labels: _Labels, spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
-    names, path = _ordered(labels, spec), ", ".join(source.path for source in spec.all_sources)
+def _several(labels: _Labels, data: DataConfig, config: ClassificationConfig) -> TargetFacts:
+    names, path = _ordered(labels, data), ", ".join(source.path for source in data.all_sources)
     idle = ["class_weights"] * (config.class_weights is not None) + ["sampling"] * (config.sampling == "balanced")
     if idle:
         raise ConfigError([f"classification.{name} needs rows of one class each, and these have several. Leave it out."
@@ -118,11 +118,11 @@ def _several(labels: _Labels, spec: DataConfig, config: ClassificationConfig) ->
     return TargetFacts(classes=names, counts=tuple(labels.counts[name] for name in names), form="several")
 
 
-def _numbers(labels: _Labels, spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
+def _numbers(labels: _Labels, data: DataConfig, config: ClassificationConfig) -> TargetFacts:
     values: dict[str, float | None] = {label: number_of(label) for label in labels.counts}
     wrong = next((label for label, value in values.items() if value is None), None)
     numbers = [value for value in values.values() if value is not None]
-    if wrong is not None and (spec.on_bad_row == "stop" or not numbers):
+    if wrong is not None and (data.on_bad_row == "stop" or not numbers):
         raise DataError(f"{labels.first[wrong]}: the label is {shown(wrong)}; a finite number is expected.")
     if len(set(numbers)) < 2:
         raise DataError(
@@ -139,8 +139,8 @@ def _numbers(labels: _Labels, spec: DataConfig, config: ClassificationConfig) ->
     return TargetFacts(low=min(numbers), high=max(numbers))
 
 
-def _classes(labels: _Labels, spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
-    names = _ordered(labels, spec)
+def _classes(labels: _Labels, data: DataConfig, config: ClassificationConfig) -> TargetFacts:
+    names = _ordered(labels, data)
     if len(labels.counts) < 2:
         only = next(iter(labels.counts))
         raise DataError(
@@ -201,25 +201,25 @@ def holds_tags(config: DataConfig) -> bool:
     return bool(formats) and formats <= set(TAGGED_FORMATS)
 
 
-def read_tags(spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
+def read_tags(data: DataConfig, config: ClassificationConfig) -> TargetFacts:
     """DataError where rows have no tags, tags of two kinds, or nothing to tell apart."""
     _refuse_settings(config)
     tags, problems = _Labels(), list[str]()
-    for example in examples_of(spec, problems):
+    for example in examples_of(data, problems):
         try:
             tags.add(tagged_in(example).tags, example.where)
         except DataError as error:
             problems.append(str(error))
     wrong = _of_other_schemes(tags)
-    if problems and (spec.on_bad_row == "stop" or not tags.counts):
+    if problems and (data.on_bad_row == "stop" or not tags.counts):
         every = joined_problems([*problems, *wrong])
         raise DataError(f"{every}{OF_TAGS if any(NO_FORM in why for why in problems) else ''}")
-    sources = ", ".join(source.path for source in spec.all_sources)
+    sources = ", ".join(source.path for source in data.all_sources)
     if not tags.counts:
         raise DataError(f"{sources}: has no rows.")
     if wrong:
         raise DataError(joined_problems(wrong))
-    names = _ordered_tags(tags, spec)
+    names = _ordered_tags(tags, data)
     if len(tags.counts) < 2:
         only = next(iter(tags.counts))
         raise DataError(

@@ -22,7 +22,7 @@ from rankwise.config.data import DataConfig
 from rankwise.rows.forms.labels import Labels
 from rankwise.rows.report.duplicates import TextIndex
 from rankwise.rows.report.image_report import SeenImage, overlap_of_images
-from rankwise.rows.sources import Reading
+from rankwise.rows.sources import OpenedSource
 from rankwise.rows.text.example import Example, ImageRecord
 from rankwise.runs.data_report import OverlapFacts
 from rankwise.runs.row_facts import HoldOutFacts
@@ -55,12 +55,12 @@ def hold_out(sources: Sequence[Candidates], config: DataConfig) -> list[np.ndarr
     return np.split(chosen, np.cumsum(sizes)[:-1])
 
 
-def facts_of(sources: Sequence[Candidates], apart: Sequence[np.ndarray], config: DataConfig) -> HoldOutFacts | None:
+def facts_of(sources: Sequence[Candidates], masks: Sequence[np.ndarray], config: DataConfig) -> HoldOutFacts | None:
     """Counts of the validation rows, for the data report."""
-    count = int(sum(one.sum() for one in apart))
+    count = int(sum(one.sum() for one in masks))
     if not count:
         return None
-    held_out = [(source, one.nonzero()[0].tolist()) for source, one in zip(sources, apart, strict=True)]
+    held_out = [(source, one.nonzero()[0].tolist()) for source, one in zip(sources, masks, strict=True)]
     labelled = any(source.labels for source in sources)
     labels = Counter(source.labels[row] for source, rows in held_out if source.labels for row in rows)
     groups = _groups([source.groups[rows] for source, rows in held_out if config.group])
@@ -216,7 +216,7 @@ class _Draw:
 class SourceRows:
     """`begin` is the number of its first sequence, and `question` that of its first row among the questions of all."""
 
-    reading: Reading
+    reading: OpenedSource
     weight: float
     begin: int = 0
     question: int = 0

@@ -28,7 +28,7 @@ from rankwise.rows.hold_out import MOST_LABELS, SourceRows, facts_of, hold_out, 
 from rankwise.rows.report.duplicates import TextIndex
 from rankwise.rows.report.image_report import findings_of
 from rankwise.rows.report.report import Tally, advice_on, fatal_problems, left_out, warnings_of
-from rankwise.rows.sources import Reading, open_source
+from rankwise.rows.sources import OpenedSource, open_source
 from rankwise.rows.text.example import Example, ImageRecord
 from rankwise.rows.text.outcome import Outcome, RowEncoder
 from rankwise.rows.unused_columns import problems, sentence, unused_columns
@@ -114,7 +114,7 @@ class Encoding:
             every.validation.append(self._source(reading, 1.0, every, every.validation_tally))
         return every
 
-    def _source(self, reading: Reading, weight: float, every: ReadRows, tally: Tally) -> SourceRows:
+    def _source(self, reading: OpenedSource, weight: float, every: ReadRows, tally: Tally) -> SourceRows:
         rows = SourceRows(reading, weight, len(every.writer), len(every.prompts))
         for number, chunk in enumerate(reading.chunks()):
             if number >= 2 and (share := reading.share):
@@ -391,7 +391,7 @@ def validation_of(validation: Tally, encodes: bool) -> ValidationFacts:
     )
 
 
-def part_facts(reading: Reading, part: Part) -> PartFacts:
+def part_facts(reading: OpenedSource, part: Part) -> PartFacts:
     given = reading.source.licence or part.licence
     found = find_licence(part.folder) if given is None and part.folder is not None else UNKNOWN
     licence = normalised(given) if given is not None else found

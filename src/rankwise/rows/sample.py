@@ -20,7 +20,7 @@ from rankwise.errors import DataError
 from rankwise.rows.files.columnar import Record
 from rankwise.rows.files.files import checked, json_lines, json_list, kind_of, row_of_line
 from rankwise.rows.files.hub import Part
-from rankwise.rows.sources import Reading, open_source, raw_records
+from rankwise.rows.sources import OpenedSource, open_source, raw_records
 from rankwise.rows.text.example import Example
 from rankwise.system.contents import content_of, opened
 
@@ -30,7 +30,7 @@ MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
-class Seen:
+class SeenRows:
     """A row of the sample. `size` is its length in bytes, or in characters of its texts, the same for all rows."""
 
     size: int
@@ -38,7 +38,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Sample:
+class RowSample:
     """What a look at the files found out about all rows."""
 
     rows: int
@@ -47,8 +47,8 @@ class Sample:
     """Number of rows in the files."""
     size: int
     """Total size of the rows that training would read."""
-    drawn: tuple[Seen, ...]
-    largest: tuple[Seen, ...]
+    drawn: tuple[SeenRows, ...]
+    largest: tuple[SeenRows, ...]
     problems: tuple[str, ...] = ()
     """Problems of drawn rows that cannot be read."""
     unread: int = 0
@@ -64,14 +64,14 @@ class _Index:
     sizes: list[int] = field(default_factory=list)
 
 
-def sample_rows(config: DataConfig, source: Rows, *, drawn: int = DRAWN, largest: int = LARGEST) -> Sample:
+def sample_rows(config: DataConfig, source: Rows, *, drawn: int = DRAWN, largest: int = LARGEST) -> RowSample:
     """Index the rows of a source, and read some of them."""
     reading = open_source(config, source)
     with ExitStack() as files:
         return _sample(reading, source, [_index(part, files) for part in reading.parts], drawn, largest)
 
 
-def _sample(reading: Reading, source: Rows, indices: Sequence[_Index], drawn: int, largest: int) -> Sample:
+def _sample(reading: OpenedSource, source: Rows, indices: Sequence[_Index], drawn: int, largest: int) -> RowSample:
     rows_by_index = [(index, number) for index in indices for number in range(len(index.sizes))]
     if not rows_by_index:
         raise DataError(f"{source.path}: has no rows.")
@@ -87,10 +87,10 @@ def _sample(reading: Reading, source: Rows, indices: Sequence[_Index], drawn: in
     size = sum(sum(index.sizes) for index in indices)
     size = round(size * rows / len(rows_by_index))
     every = len(rows_by_index)
-    return Sample(rows, every, size, read, _read(reading, by_size, []), tuple(problems), len(problems))
+    return RowSample(rows, every, size, read, _read(reading, by_size, []), tuple(problems), len(problems))
 
 
-def _settle_form(reading: Reading, index: _Index) -> None:
+def _settle_form(reading: OpenedSource, index: _Index) -> None:
     """Recognise the format by the first readable row of the file, as training does."""
     for number in range(min(len(index.sizes), DRAWN)):
         where, row = index.row(number)
@@ -100,16 +100,16 @@ def _settle_form(reading: Reading, index: _Index) -> None:
             return
 
 
-def _read(reading: Reading, rows: Sequence[tuple[_Index, int]], problems: list[str]) -> tuple[Seen, ...]:
+def _read(reading: OpenedSource, rows: Sequence[tuple[_Index, int]], problems: list[str]) -> tuple[SeenRows, ...]:
     """Single rows; what is wrong with those that cannot be read is added to the problems."""
-    seen: list[Seen] = []
+    seen: list[SeenRows] = []
     for index, number in rows:
         try:
             examples = reading.examples(index.part, *index.row(number))
         except DataError as error:
             problems.append(str(error))
         else:
-            seen.append(Seen(index.sizes[number], tuple(examples)))
+            seen.append(SeenRows(index.sizes[number], tuple(examples)))
     return tuple(seen)
 
 

@@ -57,7 +57,7 @@ MOST_IN_MEMORY = 100_000
 
 
 @dataclass
-class Reading:
+class OpenedSource:
     """A source while it is read. Iterate over `chunks()`; rows that cannot be read are collected in `skipped`."""
 
     config: DataConfig
@@ -240,7 +240,7 @@ def raw_records(part: Part) -> Iterator[Record]:
         yield where[0] if where else part.name, error
 
 
-def open_source(config: DataConfig, source: Rows) -> Reading:
+def open_source(config: DataConfig, source: Rows) -> OpenedSource:
     unknown = [name for name in source.columns if name not in FIELDS]
     if unknown:
         raise DataError(
@@ -248,7 +248,7 @@ def open_source(config: DataConfig, source: Rows) -> Reading:
             f"FIELD=COLUMN, as in --set data.columns.prompt=question. Known fields: {', '.join(FIELDS)}."
         )
     if source.path.startswith(HUB):
-        return Reading(config, source, [hub_part(source)])
+        return OpenedSource(config, source, [hub_part(source)])
     path = Path(os.path.expanduser(source.path))  # noqa: PTH111  Path's raises for a user that is not there
     if not os.path.exists(path):  # noqa: PTH110  Path.exists raises where a name is too long
         if os.path.islink(path):  # noqa: PTH114
@@ -258,7 +258,7 @@ def open_source(config: DataConfig, source: Rows) -> Reading:
         return _open_folder(config, source, path)
     if source.split is not None:
         raise DataError(f"{path}: is a single file without splits; leave out data.split.")
-    return Reading(config, source, [file_part(path, source)])
+    return OpenedSource(config, source, [file_part(path, source)])
 
 
 def _nearby(path: Path) -> str:
@@ -268,7 +268,7 @@ def _nearby(path: Path) -> str:
     return did_you_mean(path.name, here)
 
 
-def _open_folder(config: DataConfig, source: Rows, folder: Path) -> Reading:
+def _open_folder(config: DataConfig, source: Rows, folder: Path) -> OpenedSource:
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
         raise DataError(f"{folder}: is the folder of a model and contains no rows.")
     saved = (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file()  # datasets' own layout
@@ -289,10 +289,10 @@ def _open_folder(config: DataConfig, source: Rows, folder: Path) -> Reading:
         splits = some(sorted({split_word(path, folder) for path in files}))
         raise DataError(f"{folder}: has no {what}. Its splits are {splits}; name one with data.split.")
     left = [str(path.relative_to(folder)) for path in files if path not in chosen]
-    return Reading(config, source, [file_part(path, source) for path in chosen], left)
+    return OpenedSource(config, source, [file_part(path, source) for path in chosen], left)
 
 
-def _of_images(config: DataConfig, source: Rows, images: ImageFolder) -> Reading:
+def _of_images(config: DataConfig, source: Rows, images: ImageFolder) -> OpenedSource:
     part = Part(str(images.folder), images.rows, images.identity, images.folder, images=images.folder, of_images=True)
     empty = [legible(images.folder / path) for path in images.empty]
-    return Reading(config, source, [part], images.left_aside, passed_over=images.passed_over, empty_folders=empty)
+    return OpenedSource(config, source, [part], images.left_aside, passed_over=images.passed_over, empty_folders=empty)

@@ -10,7 +10,7 @@ from rankwise.errors import did_you_mean, some
 from rankwise.rows.forms.formats import ANSWER_FIELDS, FIELDS
 from rankwise.rows.forms.proposals import REASONS, can_be_typed, ignoring, options_for
 from rankwise.rows.report.unused import Unused
-from rankwise.rows.sources import Reading
+from rankwise.rows.sources import OpenedSource
 from rankwise.runs.data_report import UnusedColumn
 
 PROMPT_FORMATS = ("prompt", "alpaca", "dolly", "input-output", "classification", "text")
@@ -24,7 +24,7 @@ IS_ANSWER = "an answer, by its name"
 ANSWERS = (*ANSWER_FIELDS, "output", "label")
 
 
-def unused_columns(readings: Sequence[Reading]) -> tuple[UnusedColumn, ...]:
+def unused_columns(readings: Sequence[OpenedSource]) -> tuple[UnusedColumn, ...]:
     """Facts about the unused columns of each source, over all its files."""
     facts: list[UnusedColumn] = []
     for reading in readings:
@@ -36,7 +36,7 @@ def unused_columns(readings: Sequence[Reading]) -> tuple[UnusedColumn, ...]:
     return tuple(facts)
 
 
-def _fact(name: str, files: Sequence[str], reading: Reading) -> UnusedColumn:
+def _fact(name: str, files: Sequence[str], reading: OpenedSource) -> UnusedColumn:
     every = [(reading.unused[file], reading.unused[file].columns[name]) for file in files]
     stopping = [(unused, column) for unused, column in every if column.stops(unused.judged)]
     unused, column = (stopping or every)[0]
@@ -62,7 +62,7 @@ def sentence(fact: UnusedColumn) -> str:
     )
 
 
-def problems(readings: Sequence[Reading], facts: Sequence[UnusedColumn]) -> list[str]:
+def problems(readings: Sequence[OpenedSource], facts: Sequence[UnusedColumn]) -> list[str]:
     """Why training stops: unused columns with text, and ignored columns that do not exist."""
     stopping = list(dict.fromkeys(fact.column for fact in facts if fact.stops))
     ways = _way_to_use(readings, stopping) if stopping else ""
@@ -77,7 +77,7 @@ def problems(readings: Sequence[Reading], facts: Sequence[UnusedColumn]) -> list
     return [*stops, *_ignored_in_vain(readings)]
 
 
-def _way_to_use(readings: Sequence[Reading], stopping: Sequence[str]) -> str:
+def _way_to_use(readings: Sequence[OpenedSource], stopping: Sequence[str]) -> str:
     """How to use the columns, as part of a sentence; empty if the row format has no prompt."""
     for reading in readings:
         parts = {part.name: part.format for part in reading.parts}
@@ -95,12 +95,12 @@ def _way_to_use(readings: Sequence[Reading], stopping: Sequence[str]) -> str:
     return ""
 
 
-def _is_writable(name: str, reading: Reading) -> bool:
+def _is_writable(name: str, reading: OpenedSource) -> bool:
     among = [unused.columns[name] for unused in reading.unused.values() if name in unused.columns]
     return can_be_typed(name) and bool(among) and all(column.writable for column in among)
 
 
-def _flags(reading: Reading, unused: Unused, writable: Sequence[str]) -> str:
+def _flags(reading: OpenedSource, unused: Unused, writable: Sequence[str]) -> str:
     """Those that use the columns, in the order of the file. Reasoning comes before the answer; where the row has none,
     as of `text`, a column that is an answer by its name is the answer, or else the last."""
     ours = {theirs: field for field, theirs in reading.source.columns.items()}
@@ -113,7 +113,7 @@ def _flags(reading: Reading, unused: Unused, writable: Sequence[str]) -> str:
     return options_for([name for name in fields if name in asks - {*reasons, answer}], [*reasons, answer])
 
 
-def _ignored_in_vain(readings: Sequence[Reading]) -> list[str]:
+def _ignored_in_vain(readings: Sequence[OpenedSource]) -> list[str]:
     names = dict.fromkeys(name for reading in readings for unused in reading.unused.values() for name in unused.names)
     ignored = dict.fromkeys(name for reading in readings for name in reading.source.ignore_columns)
     return [

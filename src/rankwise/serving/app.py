@@ -30,7 +30,7 @@ from rankwise.errors import TYPED, ResourceError, typed
 from rankwise.inference.decoding import Piece
 from rankwise.serving.bodies import BadRequest, ChatBody, CompletionBody, Generation, Switch
 from rankwise.serving.changes import NAME, Changes
-from rankwise.serving.engine import STOPPED, Engine, Full, Pending, Stopped
+from rankwise.serving.engine import STOPPED, Full, Pending, ServingEngine, Stopped
 from rankwise.serving.guards import Guard, problem, refusal
 from rankwise.serving.questions import Question, chat_question, completion_question, served_by
 from rankwise.serving.reading import read_json_body
@@ -78,7 +78,7 @@ class Server:
     """`most` are the tokens of an answer that asks for no number."""
 
     serving: Serving
-    engine: Engine
+    engine: ServingEngine
     most: int
     changes: Changes | None = None
     """Where adapters may be loaded and removed."""

@@ -20,7 +20,7 @@ from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.methods.together import read_beside
 from rankwise.runs.records import Callback, silent
 from rankwise.serving.bodies import BadRequest
-from rankwise.serving.engine import Engine
+from rankwise.serving.engine import ServingEngine
 from rankwise.serving.questions import served_by
 from rankwise.serving.served import Served, Serving, served_as
 
@@ -33,7 +33,7 @@ class Changes:
     """`folder` is where requests may load adapters from; None where they may not."""
 
     def __init__(
-        self, serving: Serving, engine: Engine, *, folder: Path | None = None, force_base: bool = False,
+        self, serving: Serving, engine: ServingEngine, *, folder: Path | None = None, force_base: bool = False,
         callback: Callback = silent,
     ) -> None:  # fmt: skip
         self.folder = folder

@@ -83,7 +83,7 @@ class Pending(Draft):
 STOPPED = "the server was stopped before the answer had ended."
 
 
-class Engine:
+class ServingEngine:
     def __init__(self, module: nn.Module, rows: AdaptersByRow, limits: Limits) -> None:
         self.limits, self.counts = limits, Counts()
         self._module, self._rows = module, rows

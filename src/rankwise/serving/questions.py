@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from rankwise.errors import DataError, RankwiseError, did_you_mean
-from rankwise.inference.batch import Row
+from rankwise.inference.batch import GenerationRow
 from rankwise.inference.decoding import Piece
 from rankwise.inference.sampling import Sampler, Sampling
 from rankwise.rows.asking import PLACEHOLDER
@@ -51,7 +51,9 @@ class Question:
         every = list[Pending]()
         for number in range(len(self.prompts) * body.n):
             prompt = self.prompts[number // body.n]
-            row = Row(prompt, self.served.adapter, Sampler.seeded(self.sampling, (seed + number % body.n) % 2**63))
+            row = GenerationRow(
+                prompt, self.served.adapter, Sampler.seeded(self.sampling, (seed + number % body.n) % 2**63)
+            )
             every.append(Pending(
                 row, self.served.template, self.longest, body.stops, isinstance(body, ChatBody), loops,
                 send=partial(send, number),

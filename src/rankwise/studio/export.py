@@ -30,7 +30,7 @@ from rankwise.runs.listing import listed_runs
 from rankwise.runs.manifest import now
 from rankwise.runs.own_files import read_json
 from rankwise.runs.queue import last_object
-from rankwise.studio.pages import Form, Screen, moved, page, read_form
+from rankwise.studio.pages import Screen, SentForm, moved, page, read_form
 from rankwise.system.contents import hash_of
 from rankwise.system.files import json_bytes, make_folders, write_atomic
 from rankwise.system.hub import NO_NETWORK
@@ -54,7 +54,7 @@ JOBS = EXPORTS / ".studio"
 LOG_BYTES = 20_000
 
 
-class Job(Config):
+class ExportJob(Config):
     """`words` are the command line behind `rankwise`."""
 
     id: str
@@ -75,10 +75,10 @@ class File:
 
 
 @dataclass(frozen=True)
-class State:
+class ExportState:
     """`printed` is the object that `export --json` prints, None as long as the export runs."""
 
-    job: Job
+    job: ExportJob
     running: bool
     printed: dict[str, Any] | None
     log: str
@@ -104,7 +104,7 @@ class State:
 _starting = threading.Lock()
 
 
-def start(run: str, to: Path, format: str, options: Sequence[str]) -> Job:
+def start(run: str, to: Path, format: str, options: Sequence[str]) -> ExportJob:
     """RunError while another export runs. Of two that are wanted at once, one begins."""
     with _starting:
         if (other := next((one for one in states() if one.running), None)) is not None:
@@ -118,7 +118,7 @@ def start(run: str, to: Path, format: str, options: Sequence[str]) -> Job:
         with (folder / "printed.json").open("wb") as printed, (folder / "log.txt").open("wb") as log:
             command = [sys.executable, "-P", "-m", "rankwise", *words]
             process = start_detached(command, out=printed, log=log, environment=NO_NETWORK)
-        job = Job(
+        job = ExportJob(
             id=number, run=run, to=str(to), format=format, words=words, started=now(), process=process.pid,
             began=began(process.pid),
         )  # fmt: skip
@@ -126,14 +126,14 @@ def start(run: str, to: Path, format: str, options: Sequence[str]) -> Job:
         return job
 
 
-def state_of(number: str) -> State:
+def state_of(number: str) -> ExportState:
     """RunError where there is no such export."""
     folder = JOBS / number
     if not re.fullmatch(r"[0-9a-f]{16}", number) or not (folder / "job.json").is_file():
         raise RunError(f"there is no export {number[:40]!r}.")
-    job = read_json(folder / "job.json", Job)
+    job = read_json(folder / "job.json", ExportJob)
     running = job.began is not None and began(job.process) == job.began
-    return State(job, running, last_object(folder / "printed.json") if not running else None, _log(folder))
+    return ExportState(job, running, last_object(folder / "printed.json") if not running else None, _log(folder))
 
 
 def _log(folder: Path) -> str:
@@ -143,16 +143,16 @@ def _log(folder: Path) -> str:
     return ""
 
 
-def states() -> list[State]:
+def states() -> list[ExportState]:
     """The newest first."""
-    found: list[State] = []
+    found: list[ExportState] = []
     for file in JOBS.glob("*/job.json"):
         with suppress(RunError):
             found.append(state_of(file.parent.name))
     return sorted(found, key=lambda one: (one.job.started, one.job.id), reverse=True)
 
 
-def files_of(state: State) -> list[File]:
+def files_of(state: ExportState) -> list[File]:
     """What a finished export wrote."""
     to = Path(state.job.to)
     paths = [to] if to.is_file() else sorted(one for one in to.rglob("*") if one.is_file() and not one.is_symlink())
@@ -162,7 +162,7 @@ def files_of(state: State) -> list[File]:
     ]  # fmt: skip
 
 
-def path_of(state: State, name: str) -> Path:
+def path_of(state: ExportState, name: str) -> Path:
     """A file of an export by its name in the list; RunError for any other."""
     to = Path(state.job.to)
     if name not in {one.name for one in files_of(state)}:
@@ -218,7 +218,7 @@ async def begin(request: Request) -> Response:
     return moved(f"/exports/{job.id}")
 
 
-def _begun(sent: Form, run: str) -> Job:
+def _begun(sent: SentForm, run: str) -> ExportJob:
     """ConfigError with all that is wrong, as far as the page can know it; the export itself says the rest."""
     to, format, strength = sent.text("to").strip(), sent.text("format"), sent.text("strength", "1").strip() or "1"
     dtype, wish, problems = sent.text("dtype"), sent.text("verify", "auto"), list[str]()

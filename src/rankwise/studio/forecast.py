@@ -45,7 +45,7 @@ COUNTING_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Column:
+class ForecastColumn:
     name: str
     example: str
     typed: bool
@@ -56,7 +56,7 @@ class Column:
 class Columns:
     """`rows` are those of all files, or None where they are too many to be counted in a moment."""
 
-    columns: tuple[Column, ...]
+    columns: tuple[ForecastColumn, ...]
     format: str | None
     """The known format of the first row; None where its columns match none."""
     prompt: str | None
@@ -80,7 +80,7 @@ def columns_of(data: DataConfig) -> Columns:
     known = "image" if images else form_of(row)
     guess = guessed(row) if known is None else None
     prompt, completion = (None, None) if guess is None else (" ".join(f"{{{one}}}" for one in guess[0]), guess[1])
-    shown = tuple(Column(name, _example(value), can_be_typed(name)) for name, value in row.items())
+    shown = tuple(ForecastColumn(name, _example(value), can_be_typed(name)) for name, value in row.items())
     names = tuple(one.name for one in reading.parts)
     return Columns(
         shown, known, prompt, None if completion is None else f"{{{completion}}}", images, names, _count(reading.parts)
@@ -125,7 +125,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownForecast:
     """A plan on the page, or problems, each with its field."""
 
     problems: tuple[Problem, ...] = ()
@@ -142,21 +142,21 @@ class Shown:
         return self.verdict is None or self.verdict.word != "too large"
 
 
-def forecast(form: SettingsForm) -> Shown:
+def forecast(form: SettingsForm) -> ShownForecast:
     """Problems of the data are listed, and the model is planned all the same."""
-    if not form.given.get("model.name") and not form.given.get("adapter.start_from"):
-        return Shown(notes=("Choose a model to see what it takes.",))
+    if not form.values.get("model.name") and not form.values.get("adapter.start_from"):
+        return ShownForecast(notes=("Choose a model to see what it takes.",))
     try:
-        return _shown(plan_of(as_continued(form.planned(without=("run",) if form.given.get("data.path") else
+        return _shown(plan_of(as_continued(form.planned(without=("run",) if form.values.get("data.path") else
                                                      ("run", *OF_DATA)))))  # fmt: skip
     except RankwiseError as error:
         problems = placed(error)
-    if any(not one.field.startswith(OF_DATA) for one in problems) or not form.given.get("data.path"):
-        return Shown(tuple(problems))
+    if any(not one.field.startswith(OF_DATA) for one in problems) or not form.values.get("data.path"):
+        return ShownForecast(tuple(problems))
     try:
         without = _shown(plan_of(as_continued(form.planned(without=("run", *OF_DATA)))))
     except RankwiseError:
-        return Shown(tuple(problems))
+        return ShownForecast(tuple(problems))
     return replace(without, problems=tuple(problems), rows=None)
 
 
@@ -168,10 +168,10 @@ def placed(error: RankwiseError) -> list[Problem]:
     return [Problem(field, with_names(str(error)))]
 
 
-def _shown(plan: Plan) -> Shown:
+def _shown(plan: Plan) -> ShownForecast:
     verdict = _verdict(plan)
     remedies = plan.remedies if plan.trained and not plan.fit.fits else []
-    return Shown(
+    return ShownForecast(
         verdict=verdict, figures=tuple(_figures(plan)),
         remedies=tuple((" ".join(one.changes), one.price) for one in remedies),
         rows=None if plan.rows is None else round(plan.rows.documents.likely),
@@ -229,7 +229,7 @@ class Remarks:
 
 
 @dataclass(frozen=True)
-class Report:
+class ForecastView:
     problems: Sequence[Problem] = ()
     blocks: Sequence[Any] = ()
     remarks: Sequence[str] = ()
@@ -254,7 +254,7 @@ def columns_shown(form: SettingsForm) -> tuple[Columns | None, list[Problem]]:
         return None, placed(error)
 
 
-def report_shown(form: SettingsForm) -> Report:
+def report_shown(form: SettingsForm) -> ForecastView:
     remarks = Remarks()
     try:
         planned = form.planned(only=READING)
@@ -263,8 +263,8 @@ def report_shown(form: SettingsForm) -> Report:
         assert planned.data is not None, "the form has rows"
         made = check(planned.data, planned.model, images=planned.images, objective=planned.objective, callback=remarks)
     except RankwiseError as error:
-        return Report(problems=placed(error), remarks=remarks.texts)
-    return Report(blocks=[*map(drawing, data_blocks(made, with_names))], remarks=remarks.texts)
+        return ForecastView(problems=placed(error), remarks=remarks.texts)
+    return ForecastView(blocks=[*map(drawing, data_blocks(made, with_names))], remarks=remarks.texts)
 
 
 def preview_shown(form: SettingsForm, first: int, rows: int) -> Preview:
@@ -272,7 +272,7 @@ def preview_shown(form: SettingsForm, first: int, rows: int) -> Preview:
     remarks = Remarks()
     try:
         planned = form.planned(only=READING)
-        from rankwise.commands.data import Sheet, holds_images
+        from rankwise.commands.data import PreviewSheet, holds_images
         from rankwise.commands.data import preview as preview_command
 
         assert planned.data is not None, "the form has rows"
@@ -283,7 +283,7 @@ def preview_shown(form: SettingsForm, first: int, rows: int) -> Preview:
         )  # fmt: skip
     except RankwiseError as error:
         return Preview(problems=placed(error), remarks=remarks.texts, first=first)
-    if isinstance(made, Sheet):
+    if isinstance(made, PreviewSheet):
         named = [f"{at}  {with_names(one.describe())}" for at, one in enumerate(made.rows, start=first)]
         return Preview(images=named, sheet=True, first=first, remarks=remarks.texts)
     made = [replace(one, where=with_names(one.where)) for one in made]

@@ -27,16 +27,16 @@ from rankwise.runs.snapshot import RunSnapshot
 from rankwise.studio import uploads
 from rankwise.studio.forecast import (
     OF_DATA,
+    ForecastView,
     Preview,
-    Report,
-    Shown,
+    ShownForecast,
     columns_shown,
     forecast,
     preview_shown,
     report_shown,
     sheet_file,
 )
-from rankwise.studio.pages import Form, Screen, moved, page, read_form, segment
+from rankwise.studio.pages import Screen, SentForm, moved, page, read_form, segment
 from rankwise.studio.settings_form import CARD, CARDS, KNOBS, OTHER, TUNE, Problem, SettingsForm, fields_of, problems_of
 from rankwise.system.hub import could_be_hub_id, hub_may_be_asked
 
@@ -85,7 +85,7 @@ class Turns:
 _turns = Turns()
 
 
-def form_of(sent: Form) -> SettingsForm:
+def form_of(sent: SentForm) -> SettingsForm:
     return SettingsForm({name: sent.text(name) for name in NAMES if name in sent.fields})
 
 
@@ -130,10 +130,10 @@ def _as_text(form: SettingsForm) -> dict[str, str] | None:
         return None
 
 
-def _forecast(form: SettingsForm, hub: bool) -> Shown:
+def _forecast(form: SettingsForm, hub: bool) -> ShownForecast:
     """Nothing is asked of the hub unless the box is ticked."""
     if not hub and (missing := _missing(form, weights=False)):
-        return Shown(problems=tuple(missing))
+        return ShownForecast(problems=tuple(missing))
     with hub_may_be_asked(hub):
         return forecast(form)
 
@@ -166,13 +166,15 @@ def _named(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield from _named(one, f"{key}.{name}".removeprefix("."))
 
 
-async def _of_rows(view: Callable[..., _View], sent: Form, form: SettingsForm, *given: int) -> list[Problem] | _View:
+async def _of_rows(
+    view: Callable[..., _View], sent: SentForm, form: SettingsForm, *counts: int
+) -> list[Problem] | _View:
     """What a function shows of the rows; or what is not here, where the box is not ticked."""
     hub = bool(sent.text(HUB))
     if not hub and (problems := await run_in_threadpool(_missing, form)):
         return problems
     with hub_may_be_asked(hub):
-        return await run_in_threadpool(view, form, *given)
+        return await run_in_threadpool(view, form, *counts)
 
 
 async def forecast_again(request: Request) -> Response:
@@ -188,10 +190,10 @@ async def forecast_again(request: Request) -> Response:
 
 async def columns(request: Request) -> Response:
     form = form_of(await read_form(request))
-    if not form.given.get("data.path") or form.given["data.path"].startswith("hub:"):
+    if not form.values.get("data.path") or form.values["data.path"].startswith("hub:"):
         return page(request, "columns.html", columns=None, problems=[], name=None)
     found, problems = await run_in_threadpool(columns_shown, form)
-    name = uploads.name_of(form.given["data.path"])
+    name = uploads.name_of(form.values["data.path"])
     return page(request, "columns.html", columns=found, problems=problems, name=name)
 
 
@@ -199,7 +201,7 @@ async def report(request: Request) -> Response:
     sent = await read_form(request)
     form = form_of(sent)
     made = await _of_rows(report_shown, sent, form)
-    return page(request, "data_report.html", report=Report(made) if isinstance(made, list) else made)
+    return page(request, "data_report.html", report=ForecastView(made) if isinstance(made, list) else made)
 
 
 async def preview(request: Request) -> Response:

@@ -106,7 +106,7 @@ MOST_FIELDS = 2000
 
 
 @dataclass(frozen=True)
-class Form:
+class SentForm:
     """Each field has all its values; a box that is not ticked has none."""
 
     fields: dict[str, list[str]]
@@ -118,11 +118,11 @@ class Form:
         return self.fields.get(name, [])
 
 
-async def read_form(request: Request) -> Form:
+async def read_form(request: Request) -> SentForm:
     """BadRequest for anything but a form of a page."""
     content = await read_content(request, "application/x-www-form-urlencoded", LARGEST)
     try:
         written = content.decode("utf-8")
-        return Form(parse_qs(written, keep_blank_values=True, max_num_fields=MOST_FIELDS, errors="strict"))
+        return SentForm(parse_qs(written, keep_blank_values=True, max_num_fields=MOST_FIELDS, errors="strict"))
     except ValueError:
         raise BadRequest("the form cannot be read.") from None

@@ -30,7 +30,7 @@ LOG_BYTES = 60_000
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownRun:
     """What the page shows beside the course. `snapshot` is None before the first manifest, and for a damaged run."""
 
     name: str
@@ -95,13 +95,13 @@ def overview(request: Request) -> Response:
     )  # fmt: skip
 
 
-def _shown(name: str) -> Shown:
+def _shown(name: str) -> ShownRun:
     run = known_run(name)
     state, name = StateReader(run).read(), run.folder.name
     if not run.folder.is_dir():
-        return Shown(name, state, None, 0, {}, [])
+        return ShownRun(name, state, None, 0, {}, [])
     shown = show(name)
-    return Shown(name, state, shown.snapshot, shown.run.bytes, shown.parts, run.steps_saved)
+    return ShownRun(name, state, shown.snapshot, shown.run.bytes, shown.parts, run.steps_saved)
 
 
 def log(request: Request) -> Response:

@@ -30,7 +30,7 @@ from rankwise.runs.snapshot import forgetting_of
 from rankwise.studio import uploads
 from rankwise.studio.live import AT_WORK, queued
 from rankwise.studio.pages import Screen, drawing, moved, page, read_form
-from rankwise.studio.uploads import Unused
+from rankwise.studio.uploads import UnusedUploads
 
 STATUSES = ("starting", "running", "finished", "interrupted", "failed", "unreadable")
 RESULTS = {"adapter": "the adapter", "model": "the trained model", "checkpoints": "the checkpoints to go on from",
@@ -43,7 +43,7 @@ Order = Literal["ascending", "descending"]
 
 
 @dataclass(frozen=True)
-class Row:
+class RunRow:
     """`status` is `starting` where a process has the run and has written no manifest yet."""
 
     run: ListedRun
@@ -69,7 +69,7 @@ class Row:
         return all(any(word in text.lower() for text in texts) for word in words.lower().split())
 
 
-COLUMNS: dict[str, Callable[[Row], Any]] = {
+COLUMNS: dict[str, Callable[[RunRow], Any]] = {
     "name": lambda row: row.run.name.lower(),
     "status": lambda row: row.status,
     "model": lambda row: (row.run.model or "").lower(),
@@ -82,20 +82,20 @@ COLUMNS: dict[str, Callable[[Row], Any]] = {
 """By which the table can be sorted: the heading, and its value in a row."""
 
 
-def row_of(name: str) -> Row:
+def row_of(name: str) -> RunRow:
     run, directory = listed(name), RunDirectory.named(name)
     forgetting = None
     with suppress(RankwiseError, OSError):
         one = forgetting_of(evaluations_of(directory))
         forgetting = None if one is None or not math.isfinite(one.kl) else one.kl
-    return Row(run, present_status(directory, run.status), forgetting, losses_of(directory.metrics))
+    return RunRow(run, present_status(directory, run.status), forgetting, losses_of(directory.metrics))
 
 
-def rows() -> list[Row]:
+def rows() -> list[RunRow]:
     return [row_of(name) for name in run_names()]
 
 
-def in_order(chosen: Sequence[Row], by: str, order: Order) -> list[Row]:
+def in_order(chosen: Sequence[RunRow], by: str, order: Order) -> list[RunRow]:
     """Runs that are trained come first, and those without a value last."""
     value = COLUMNS[by]
     known = sorted((row for row in chosen if value(row) is not None), key=value, reverse=order == "descending")
@@ -154,7 +154,7 @@ def _short(folder: Path) -> str:
     return str(folder)
 
 
-def _unused() -> Unused | None:
+def _unused() -> UnusedUploads | None:
     with suppress(OSError):
         return uploads.unused()
     return None

@@ -107,7 +107,7 @@ class SettingsForm:
         return self.fields.get(CARD) or "lora"
 
     @cached_property
-    def given(self) -> dict[str, str]:
+    def values(self) -> dict[str, str]:
         """The fields that have an effect with the chosen card."""
         own = {name: value for name, value in self.fields.items() if name in KNOBS and value.strip()}
         return {name: value for name, value in own.items() if not KNOBS[name].cards or self.card in KNOBS[name].cards}
@@ -117,16 +117,16 @@ class SettingsForm:
         card = CARD_OF.get(self.card)
         if card is None:
             raise ConfigError([f"{CARD}: there is no method {self.card[:60]!r}."])
-        if self.fields.get(TUNE) and "training.learning_rate" in self.given:
+        if self.fields.get(TUNE) and "training.learning_rate" in self.values:
             raise ConfigError(
                 ["training.learning_rate: a rate is given, but it is to be tuned. Leave one of them out."]
             )
         chosen = [Setting(key, value, CARD) for key, value in card.settings.items() if (key, value) != PLAIN]
-        named = [Setting(name, _value(KNOBS[name], value), name) for name, value in self.given.items()]
+        named = [Setting(name, _value(KNOBS[name], value), name) for name, value in self.values.items()]
         tuned = [Setting("training.learning_rate", "tune", TUNE)] if self.fields.get(TUNE) else []
-        return [*chosen, *named, *tuned, *self._others()]
+        return [*chosen, *named, *tuned, *self._remaining()]
 
-    def _others(self) -> Iterator[Setting]:
+    def _remaining(self) -> Iterator[Setting]:
         for line in filter(str.strip, self.fields.get(OTHER, "").splitlines()):
             setting = parse_setting(line.strip())
             yield Setting(setting.key, setting.value, OTHER)
@@ -145,7 +145,7 @@ class SettingsForm:
     def table(self) -> DataConfig:
         """The rows as they lie in their files, whatever they are to mean."""
         return read_data(
-            [self.given["data.path"]], [one for one in self.settings() if one.key.removeprefix("data.") in OF_FILES]
+            [self.values["data.path"]], [one for one in self.settings() if one.key.removeprefix("data.") in OF_FILES]
         )
 
     def command(self) -> str:
@@ -224,17 +224,17 @@ def _named_in(text: str) -> str:
 def fields_of(experiment: Experiment) -> dict[str, str]:
     """The form that gives this experiment, its name left empty. Settings at their defaults are left out, unless another
     setting, such as a recipe, brings other ones."""
-    short = _fields(experiment, whole=False)
+    short = _fields(experiment, all_fields=False)
     try:
         if SettingsForm(short | {"run": experiment.run}).experiment() == experiment:
             return short
     except RankwiseError:  # an adapter to begin with may be gone
         pass
-    return _fields(experiment, whole=True)
+    return _fields(experiment, all_fields=True)
 
 
-def _fields(experiment: Experiment, *, whole: bool) -> dict[str, str]:
-    values = experiment.model_dump(mode="json", exclude_defaults=not whole, exclude_none=True)
+def _fields(experiment: Experiment, *, all_fields: bool) -> dict[str, str]:
+    values = experiment.model_dump(mode="json", exclude_defaults=not all_fields, exclude_none=True)
     card = _card_of(experiment)
     adapter = {key: value for key, value in values.pop("adapter", {}).items()
                if f"adapter.{key}" not in CARD_OF[card].settings and key != "method"}  # fmt: skip

@@ -187,22 +187,22 @@ def _read(source: IO[bytes]) -> bytes:
 
 
 @dataclass(frozen=True)
-class Unused:
+class UnusedUploads:
     digests: tuple[str, ...]
     bytes: int
 
 
-def unused() -> Unused:
+def unused() -> UnusedUploads:
     """OSError where the settings of a run cannot be read, since it may use any of them."""
     old = [file for file in FOLDER.glob(f"*{ABOUT}") if time.time() - file.stat().st_mtime > YOUNG]
     if not old:
-        return Unused((), 0)
+        return UnusedUploads((), 0)
     named = _settings()
     digests = sorted(digest for file in old if (digest := file.name.removesuffix(ABOUT)) not in named)
-    return Unused(tuple(digests), sum(_bytes(part) for one in digests for part in _parts(one)))
+    return UnusedUploads(tuple(digests), sum(_bytes(part) for one in digests for part in _parts(one)))
 
 
-def remove_unused() -> Unused:
+def remove_unused() -> UnusedUploads:
     gone = unused()
     for digest in gone.digests:
         for part in sorted(_parts(digest), key=lambda one: one.name.endswith(ABOUT)):  # what is noted goes last

@@ -76,7 +76,7 @@ Decision = tuple[Advised, Reason, int | None]
 
 
 @dataclass(frozen=True)
-class Side:
+class AdviceSide:
     losses: list[list[float]]
     """[loss, count] of each row."""
     hits: list[list[float]] | None = None
@@ -90,7 +90,7 @@ class Side:
     def score(self) -> Measurement | None:
         return None if self.hits is None else with_interval(METRICS["accuracy"], self.hits)
 
-    def against(self, other: Side) -> Difference:
+    def against(self, other: AdviceSide) -> Difference:
         """The loss of this side minus that of another, row by row."""
         return difference(METRICS["loss"], other.losses, self.losses)
 
@@ -102,9 +102,9 @@ class Side:
 class Untrained:
     """What `examples` training rows say without training, and what a part of them says."""
 
-    side: Side | None
+    side: AdviceSide | None
     examples: int = 0
-    of_half: Side | None = None
+    of_half: AdviceSide | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Design:
     part_steps: int
     """0 where there are too few rows or steps for a part."""
     part_rows: int
-    measured: int
+    rows: int
     probed: int
     """Training rows that a classifier's head is fitted on."""
     work: float
@@ -150,17 +150,17 @@ class Advising(ABC):
     """Share of exact answers of the base, at the lower end of its interval, from which a task counts as solved."""
 
     @abstractmethod
-    def base(self) -> Side: ...
+    def base(self) -> AdviceSide: ...
 
     @abstractmethod
     def untrained(self) -> Untrained: ...
 
     @abstractmethod
-    def adapter(self) -> Side:
+    def adapter(self) -> AdviceSide:
         """The model as it is now."""
         ...
 
-    def unrelated(self) -> Side | None:
+    def unrelated(self) -> AdviceSide | None:
         """The model as it is, where each answer belongs to another row; None where rows have no questions."""
         return None
 
@@ -190,7 +190,7 @@ class Advising(ABC):
     @cached_property
     def rows(self) -> list[Tokens]:
         """Those that are measured."""
-        return list(evenly(self.prepared.measured_rows, self.design.measured))
+        return list(evenly(self.prepared.measured_rows, self.design.rows))
 
     def drawn(self, count: int) -> list[Tokens]:
         """Training rows that the seed draws."""
@@ -242,8 +242,8 @@ class Advising(ABC):
         return self._advice(sides, unrelated, doubling, known.examples, cost)
 
     def _advice(
-        self, sides: Mapping[str, Side | None], unrelated: Side | None, doubling: Measurement | None, examples: int,
-        cost: AdviceCost,
+        self, sides: Mapping[str, AdviceSide | None], unrelated: AdviceSide | None, doubling: Measurement | None,
+        examples: int, cost: AdviceCost,
     ) -> Advice:  # fmt: skip
         base, untrained, adapter = sides["base"], sides["untrained"], sides["adapter"]
         assert base is not None and adapter is not None, "they are always measured"
@@ -261,7 +261,7 @@ class Advising(ABC):
             verdict=verdict, reason=reason, **shown, examples=examples, gain=evidence.gain,
             untrained_gain=evidence.untrained, over_untrained=evidence.over_untrained, content=evidence.content,
             doubling=doubling, margin=evidence.margin, rows_to_decide=rows, training_rows=end, part_rows=beginning,
-            measured_rows=self.design.measured, unit=self.prepared.data_report.learned.loss_unit,
+            measured_rows=self.design.rows, unit=self.prepared.data_report.learned.loss_unit,
             model=self.model.facts, seed=self.config.seed, cost=cost,
         )  # fmt: skip
         return advice.model_copy(update={"text": paragraph(advice)})
@@ -280,7 +280,7 @@ class AnswerAdvising(Advising):
     def shows_scores(self) -> bool:
         return sum(row.loss_count for row in self.rows) <= SHORT_ANSWER * len(self.rows)
 
-    def base(self) -> Side:
+    def base(self) -> AdviceSide:
         return self.adapter()
 
     def untrained(self) -> Untrained:
@@ -291,16 +291,16 @@ class AnswerAdvising(Advising):
         answers = likelihoods(module, context.rows if shared else context.full_prompts, forward=shared, greedy=True)
         return Untrained(self._side(answers), context.examples)
 
-    def adapter(self) -> Side:
+    def adapter(self) -> AdviceSide:
         return self._side(likelihoods(self.model.module, self.rows, greedy=True))
 
-    def unrelated(self) -> Side | None:
+    def unrelated(self) -> AdviceSide | None:
         swapped = with_other_questions(self.rows, self.config.seed, self.model.context_length)
         return None if swapped is None else self._side(likelihoods(self.model.module, swapped, greedy=True))
 
-    def _side(self, answers: Sequence[Likelihood]) -> Side:
+    def _side(self, answers: Sequence[Likelihood]) -> AdviceSide:
         self.read(len(answers))
-        return Side([one.sums for one in answers], [[float(bool(one.greedy)), 1.0] for one in answers])
+        return AdviceSide([one.sums for one in answers], [[float(bool(one.greedy)), 1.0] for one in answers])
 
 
 class LabelAdvising(Advising):
@@ -309,7 +309,7 @@ class LabelAdvising(Advising):
     advice, passes, forward, most_probed = LabelAdvice, 3, 0.4, 320
     other_ways = (("train", "probe"), ("train", "probe"))
 
-    def base(self) -> Side:
+    def base(self) -> AdviceSide:
         """The share of each class, where none is 0; of numbers their mean."""
         targets, labels = self.objective.targets, _labels(self.prepared.trained_rows)
         shares = np.array([float(np.mean(labels))])
@@ -328,19 +328,21 @@ class LabelAdvising(Advising):
         self.read(len(drawn))
         return Untrained(side, len(drawn), half)
 
-    def adapter(self) -> Side:
+    def adapter(self) -> AdviceSide:
         self.read(len(self.rows))
         return self._side(self.objective.outputs_for(self.model.module, self.rows))
 
-    def _side(self, outputs: np.ndarray) -> Side:
+    def _side(self, outputs: np.ndarray) -> AdviceSide:
         """Of probabilities (N, C), or of numbers (N, 1)."""
         actual = _labels(self.rows)
         if not self.objective.targets.classes:
-            return Side([[float((value - one) ** 2), 1.0] for value, one in zip(outputs[:, 0], actual, strict=True)])
+            return AdviceSide(
+                [[float((value - one) ** 2), 1.0] for value, one in zip(outputs[:, 0], actual, strict=True)]
+            )
         labels = np.asarray(actual, np.int64)
         nats = -np.log(np.maximum(outputs[np.arange(len(labels)), labels], LEAST_PROBABILITY))
         hits = outputs.argmax(1) == labels
-        return Side([[float(one), 1.0] for one in nats], [[float(one), 1.0] for one in hits])
+        return AdviceSide([[float(one), 1.0] for one in nats], [[float(one), 1.0] for one in hits])
 
 
 ADVISING: Mapping[type[Objective], type[Advising]] = {Objective: AnswerAdvising, Classifier: LabelAdvising}
@@ -400,9 +402,9 @@ def margin_of(loss: float) -> float:
     return max(LEAST, SHARE * loss)
 
 
-def doubling_of(whole: Side, part: Side, times: int) -> Measurement:
+def doubling_of(full: AdviceSide, part: AdviceSide, times: int) -> Measurement:
     """What the loss fell by for each doubling of rows and steps; the whole has so many times as many as the part."""
-    change, doublings = whole.against(part), math.log2(times)
+    change, doublings = full.against(part), math.log2(times)
     value, low, high = (-one / doublings for one in (change.difference, change.high, change.low))
     return Measurement(value=value, low=low, high=high)
 

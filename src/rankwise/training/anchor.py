@@ -38,7 +38,7 @@ from rankwise.rows.encoded.row_order import shuffled
 from rankwise.runs.manifest import AnchorFacts
 from rankwise.runs.records import Callback
 from rankwise.training.losses import AnchoredBackend
-from rankwise.training.world import ALONE, World
+from rankwise.training.world import ONE_PROCESS, World
 
 STREAM = 0xA17C
 """Sets the order of blocks apart from that of rows, which the same seed decides."""
@@ -53,7 +53,7 @@ class BaseOnText:
     backend: AnchoredBackend
     room: int
     """Bytes."""
-    world: World = ALONE
+    world: World = ONE_PROCESS
     _rows: StateCache = field(init=False)
 
     def __post_init__(self) -> None:
@@ -155,7 +155,7 @@ def source_code() -> PlainText:
 
 
 def text_of_run(
-    config: TrainingConfig, model: LoadedModel, trainable: Trainable, callback: Callback, world: World = ALONE
+    config: TrainingConfig, model: LoadedModel, trainable: Trainable, callback: Callback, world: World = ONE_PROCESS
 ) -> Text | None:
     """None where the run is not held to its base. What the base writes is written by the first process, for all."""
     if (settings := config.anchor) is None:

@@ -49,7 +49,7 @@ from rankwise.runs.records import BudgetRecord, StatusMessage, WarningMessage, s
 from rankwise.training.anchor import Anchor, BaseOnText
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.validation import Validation
-from rankwise.training.world import ALONE, World, computed_by_all
+from rankwise.training.world import ONE_PROCESS, World, computed_by_all
 
 BLOCKS, LENGTH = 16, 256
 BETWEEN_STEPS = 4
@@ -181,7 +181,7 @@ class AccuracyTask:
         return self.requests[::2]
 
     @property
-    def measured(self) -> tuple[Request, ...]:
+    def validation_requests(self) -> tuple[Request, ...]:
         return self.requests[1::2]
 
     def hits(self, model: LoadedModel, requests: Sequence[Request], world: World) -> Hits:
@@ -225,7 +225,7 @@ class AccuracyBudget(Hook):
     tasks: Sequence[AccuracyTask]
     model: LoadedModel
     validation: Validation
-    world: World = ALONE
+    world: World = ONE_PROCESS
     outcome: KeptAccuracy | None = None
     _lost: dict[float, float] = field(default_factory=dict[float, float])
     """Percentage points by strength."""
@@ -241,13 +241,13 @@ class AccuracyBudget(Hook):
         with trainer.aside():
             with trainer.trainable.base():
                 deciding = [task.hits(self.model, task.deciding, self.world) for task in self.tasks]
-                base = [task.hits(self.model, task.measured, self.world) for task in self.tasks]
+                base = [task.hits(self.model, task.validation_requests, self.world) for task in self.tasks]
             strength = self._strength(trainer, deciding)
         is_kept = strength is not None
         strength = 1.0 if strength is None else strength
         _weaken(trainer, self.validation, strength)
         with trainer.aside():
-            result = [task.hits(self.model, task.measured, self.world) for task in self.tasks]
+            result = [task.hits(self.model, task.validation_requests, self.world) for task in self.tasks]
         self.outcome = outcome = KeptAccuracy(
             points=self.points, is_kept=is_kept, strength=strength, lost=self._lost[strength],
             lost_at_full_strength=self._lost[1.0],

@@ -67,9 +67,9 @@ def load_snapshot(state: TrainState, folder: Path) -> None:
     _load_trainable(state, facts, tensors)
 
 
-def _write(state: TrainState, folder: Path | None, beside: dict[str, Tensor], copies: Mapping[str, bytes]) -> None:
+def _write(state: TrainState, folder: Path | None, extra: dict[str, Tensor], copies: Mapping[str, bytes]) -> None:
     learned = state.trainable.state_dict()
-    tensors = {f"allocator.{name}": value.detach() for name, value in learned.tensors.items()} | beside
+    tensors = {f"allocator.{name}": value.detach() for name, value in learned.tensors.items()} | extra
     check_finite(tensors, state)  # the checkpoint before this one is worth more
     if folder is None:
         write_gathered(None, tensors)

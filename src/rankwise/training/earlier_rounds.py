@@ -55,9 +55,9 @@ class EarlierRows:
     prepared: Prepared
     scorer: Scorer
 
-    def backend(self, own: Backend) -> Backend:
+    def backend(self, backend: Backend) -> Backend:
         """What computes their losses: that of the run, for another objective where that differs."""
-        inner = own.inner if isinstance(own, PairBackend) else own
+        inner = backend.inner if isinstance(backend, PairBackend) else backend
         if not isinstance(inner, Eager | Fused):
             return inner
         longest = int(self.prepared.measured_rows.lengths.max())
@@ -176,7 +176,7 @@ class EarlierRounds(Hook):
 
     def _measure(self, trainer: Trainer, step: int) -> None:
         for rows, validation in self.rounds:
-            *others, loss = validation.measured(trainer, step)
+            *others, loss = validation.validate(trainer, step)
             if not isinstance(loss, LossRecord) or not math.isfinite(loss.loss):
                 continue
             others = [one for one in others if isinstance(one, ScoreRecord)]
@@ -186,8 +186,8 @@ class EarlierRounds(Hook):
             trainer.emit(self.records[-1])
 
 
-def _is_worse(one: EarlierRound) -> bool:
-    before, after = dict(one.before), dict(one.after)
+def _is_worse(earlier: EarlierRound) -> bool:
+    before, after = dict(earlier.before), dict(earlier.after)
     if after.pop("loss") > before.pop("loss") * (1 + WORSE):
         return True
     up = [name for name in before.keys() & after.keys() & METRICS.keys() if METRICS[name].more_is_better]

@@ -169,7 +169,7 @@ class FollowCheckpoints(Hook):
 
 
 @dataclass(frozen=True)
-class Report(Hook):
+class ReportHook(Hook):
     callback: Callback
 
     def on_event(self, event: Event) -> None:
@@ -341,9 +341,9 @@ def slowed(state: TrainState, manifest: Manifest) -> None:
         state.rate = lambda step: share * rate(step)
 
 
-def warning_of(one: BackOff) -> WarningMessage:
-    where = f"step {one.to}" if one.to else "the beginning"
+def warning_of(back_off: BackOff) -> WarningMessage:
+    where = f"step {back_off.to}" if back_off.to else "the beginning"
     return WarningMessage(
-        f"training diverged from step {one.begun} on and went back to {where}, with the learning rate "
-        f"{one.learning_rate:.2g} from there (training.on_divergence)"
+        f"training diverged from step {back_off.begun} on and went back to {where}, with the learning rate "
+        f"{back_off.learning_rate:.2g} from there (training.on_divergence)"
     )

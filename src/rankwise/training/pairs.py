@@ -46,14 +46,14 @@ from rankwise.system.signals import raise_if_requested
 from rankwise.training.backend import Eager, Fused
 from rankwise.training.losses import Backend, PairTally
 from rankwise.training.validation_prompts import AnswerScorer, answer_scorer
-from rankwise.training.world import ALONE, World
+from rankwise.training.world import ONE_PROCESS, World
 
-TOGETHER = 64
+BATCH_SIZE = 64
 """Pairs between two reports of progress."""
 
 
 @dataclass(frozen=True)
-class Reference:
+class PairReference:
     """Log-probabilities (N, 2) of the chosen and the rejected answer of each row, in float64; nan where none is
     needed."""
 
@@ -65,7 +65,7 @@ class Reference:
         return {"values": values, "sha256": self._hash}
 
     @classmethod
-    def read(cls, file: Path, rows: int) -> Reference | None:
+    def read(cls, file: Path, rows: int) -> PairReference | None:
         """None where the file is missing, damaged, or of another number of rows."""
         try:
             stored = json.loads(file.read_text(encoding="utf-8"))
@@ -82,8 +82,8 @@ class Reference:
 
 def reference_of(
     backend: PairBackend, prepared: Prepared, lineage: Sequence[Round], max_tokens: int, callback: Callback,
-    world: World = ALONE,
-) -> Reference:  # fmt: skip
+    world: World = ONE_PROCESS,
+) -> PairReference:  # fmt: skip
     """For the rows of a training and its validation. The model must be as training begins: `lineage` are the rounds
     behind it. Of several processes each computes its share."""
     numbers = np.unique(np.concatenate([prepared.trained, prepared.validation]))
@@ -91,12 +91,12 @@ def reference_of(
     lengths = prepared.sequences.starts[numbers + 1] - prepared.sequences.starts[numbers]
     own = numbers[deal(lengths.tolist(), world.size)[world.rank]]
     parts = world.exchange(_computed(backend, context, prepared, own, max_tokens, callback).tolist())
-    return Reference(np.fmax.reduce([np.array(part, np.float64).reshape(-1, 2) for part in parts]))
+    return PairReference(np.fmax.reduce([np.array(part, np.float64).reshape(-1, 2) for part in parts]))
 
 
-def reference_of_run(files: Sequence[Path], rows: int) -> Reference:
+def reference_of_run(files: Sequence[Path], rows: int) -> PairReference:
     """Of a run that is resumed: the first of these files that is whole."""
-    known = next(filter(None, (Reference.read(file, rows) for file in files)), None)
+    known = next(filter(None, (PairReference.read(file, rows) for file in files)), None)
     if known is None:
         raise RunError(f"{files[0]} is missing or damaged, so the run cannot be resumed. Use --restart.")
     return known
@@ -112,8 +112,8 @@ def _computed(
     reading = backend.reading()
     device = next(reading.inner.work.module.parameters()).device
     with reading.active(), torch.no_grad(), context:  # gradients are on while the compiler is tried
-        for first in range(0, len(order), TOGETHER):
-            part = order[first : first + TOGETHER]
+        for first in range(0, len(order), BATCH_SIZE):
+            part = order[first : first + BATCH_SIZE]
             for batch in reading.layout([rows[int(number)] for number in part], max_tokens):
                 assert batch.pairs is not None, "the rows are pairs"
                 there = batch.to(device)
@@ -121,7 +121,7 @@ def _computed(
                 sums = there.pairs.sums(reading.log_probabilities(there))
                 values[part[list(batch.pairs.positions)]] = sums.cpu().numpy()
             raise_if_requested()
-            done = min(first + TOGETHER, len(order))
+            done = min(first + BATCH_SIZE, len(order))
             callback(ProgressUpdate("Computing the reference", done, len(order), "pairs"))
     if not np.isfinite(values[numbers]).all():
         raise RunError(
@@ -197,9 +197,9 @@ class PairScorer:
     backend: PairBackend | None = None
     batches: Sequence[Batch] = ()
     """This process's share of those on which the divergence is measured."""
-    measured: int = 0
+    pairs: int = 0
     """How many these are in all processes."""
-    world: World = ALONE
+    world: World = ONE_PROCESS
 
     def over(self, world: World, backend: Backend, max_tokens: int) -> PairScorer:
         """Two models are computed at once, so half as many tokens are. Where all weights learn, the base is not in
@@ -222,9 +222,9 @@ class PairScorer:
         assert self.backend is not None, "the run has begun"
         n = self.backend.tally.pairs
         means = [ScoreRecord(step, metric, value, n) for metric, value in self.backend.tally.means.items()]
-        if not self.measured:
+        if not self.pairs:
             return means
-        return [*means, ScoreRecord(step, "kl_from_base", self._divergence(self.backend), self.measured)]
+        return [*means, ScoreRecord(step, "kl_from_base", self._divergence(self.backend), self.pairs)]
 
     def samples(self, step: int) -> list[SampleRecord]:
         return self.answers.samples(step)

@@ -40,13 +40,13 @@ class Foresight:
     plan: Plan
     outputs: int | None = None
     """Of a new head."""
-    settled: bool = False
+    is_settled: bool = False
 
     @property
     def least(self) -> int:
         """Bytes, with as many blocks computed twice and as little at once as a run may choose by itself."""
         made, training = self.plan.forecast, self.plan.config.training
-        smaller = training.auto_batch or (self.plan.config.model.memory is not None and not self.settled)
+        smaller = training.auto_batch or (self.plan.config.model.memory is not None and not self.is_settled)
         tokens = self.plan.amount.longest if smaller else made.amount.tokens
         twice = made.blocks if training.activation_checkpointing == "auto" else made.recomputed
         return min(made.needed, made.with_tokens(tokens, twice).needed)
@@ -69,7 +69,7 @@ class Foresight:
         if least <= room:
             return
         limited = self._limited
-        if limited and self.settled:
+        if limited and self.is_settled:
             told = (
                 f"with the eager backend these settings need {_gigabytes(least)} of memory, but --memory is {limited}. "
                 "Start again with --backend eager, which chooses settings for it"
@@ -82,7 +82,7 @@ class Foresight:
         if force or (CERTAIN * least <= room and not limited):
             callback(WarningMessage(f"{told}; it may run out of memory"))
             return
-        more = "give it that much, or " if limited and not self.settled else ""
+        more = "give it that much, or " if limited and not self.is_settled else ""
         offered = _listed(self.plan.remedies) or f"No setting would make it fit: {more}use a smaller model."
         raise ResourceError(f"{told}, so it was not started. {offered}\n--force-memory starts it anyway.")
 
@@ -112,15 +112,15 @@ def foresee(experiment: Experiment, callback: Callback = silent, outputs: int | 
 
 
 def within_limit(
-    experiment: Experiment, foreseen: Foresight | None, callback: Callback
+    experiment: Experiment, forecast: Foresight | None, callback: Callback
 ) -> tuple[TrainingConfig, Foresight | None]:
     """The settings of a training that stays under its limit of memory (model.memory), and the forecast of it: as many
     blocks are computed twice as the forecast asks for, and as few tokens at once. Both give the same result but for
     rounding."""
     training = experiment.training
-    if experiment.model.memory is None or foreseen is None:
-        return training, foreseen
-    plan, changes = foreseen.plan, {}
+    if experiment.model.memory is None or forecast is None:
+        return training, forecast
+    plan, changes = forecast.plan, {}
     made, auto = plan.forecast, training.activation_checkpointing == "auto"
     tokens = plan.fit.tokens_recomputed if auto else plan.fit.tokens
     if not plan.fit.fits and 0 < tokens < made.amount.tokens:
@@ -128,13 +128,13 @@ def within_limit(
     if auto and (changes or made.recomputed):
         changes["activation_checkpointing"] = made.recomputed or made.blocks
     if not changes:
-        return training, foreseen
+        return training, forecast
     settings = ", ".join(f"training.{name}={value}" for name, value in changes.items())
     told = f"to stay under {experiment.model.memory} of memory: {settings}; the result is the same but for rounding"
     callback(StatusMessage(told))
     training = training.model_copy(update=changes)
-    again = foresee(experiment.model_copy(update={"training": training}), callback, foreseen.outputs)
-    return training, again or foreseen
+    again = foresee(experiment.model_copy(update={"training": training}), callback, forecast.outputs)
+    return training, again or forecast
 
 
 def _planned(planned: Callable[[], Plan], callback: Callback) -> Foresight | None:
@@ -148,24 +148,24 @@ def _planned(planned: Callable[[], Plan], callback: Callback) -> Foresight | Non
     return Foresight(made) if made.trained else None
 
 
-def foresee_backend(foreseen: Foresight | None, backend: BackendName, callback: Callback) -> Foresight | None:
+def foresee_backend(forecast: Foresight | None, backend: BackendName, callback: Callback) -> Foresight | None:
     """A new forecast where a run computes with the eager backend, and the first one took the fused one for granted."""
-    if foreseen is None or backend != "eager" or foreseen.plan.forecast.form == "plain":
-        return foreseen
-    asked, device = foreseen.plan.config, foreseen.plan.device
+    if forecast is None or backend != "eager" or forecast.plan.forecast.form == "plain":
+        return forecast
+    asked, device = forecast.plan.config, forecast.plan.device
     training = asked.training.model_copy(update={"backend": "eager"})
     again = _planned(
-        lambda: plan(asked.model_copy(update={"training": training}), on=device, processes=foreseen.plan.processes),
+        lambda: plan(asked.model_copy(update={"training": training}), on=device, processes=forecast.plan.processes),
         callback,
     )
     if again is not None:
-        before, now = foreseen.plan.forecast.peak, again.plan.forecast.peak
+        before, now = forecast.plan.forecast.peak, again.plan.forecast.peak
         callback(
             WarningMessage(
                 f"the eager backend is forecast to need {_gigabytes(now)} of memory, instead of {_gigabytes(before)}"
             )
         )
-    return again and replace(again, settled=True)
+    return again and replace(again, is_settled=True)
 
 
 def _processes() -> Processes:
@@ -189,8 +189,8 @@ def _device(experiment: Experiment) -> Device:
     return card
 
 
-def out_of_memory(foreseen: Foresight | None, auto_batch: bool) -> ResourceError:
-    found = foreseen.remedies() if foreseen is not None else []
+def out_of_memory(forecast: Foresight | None, auto_batch: bool) -> ResourceError:
+    found = forecast.remedies() if forecast is not None else []
     itself = "" if auto_batch else "\nWith --auto-batch, rankwise lowers training.max_batch_tokens itself."
     if not found:
         return ResourceError(

@@ -116,6 +116,6 @@ def _micro_batches(steps: Sequence[list[Batch]]) -> float:
     return sum(len(batches) for batches in steps[1:]) / len(steps[1:])
 
 
-def _without(measured: tuple[float, float], seconds: float) -> tuple[float, float]:
+def _without(times: tuple[float, float], seconds: float) -> tuple[float, float]:
     """Tokens and seconds of a step without what unpacking took, which is at most most of them."""
-    return measured[0], measured[1] - min(seconds, MOST_UNPACKING * measured[1])
+    return times[0], times[1] - min(seconds, MOST_UNPACKING * times[1])

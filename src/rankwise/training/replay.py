@@ -33,7 +33,7 @@ from rankwise.runs.snapshot import RunSnapshot
 
 
 def with_replay(
-    prepared: Prepared, experiment: Experiment, model: LoadedModel, writing: RowEncoding, callback: Callback
+    prepared: Prepared, experiment: Experiment, model: LoadedModel, row_encoding: RowEncoding, callback: Callback
 ) -> Prepared:
     """The same rows, and beside them those that are replayed; without replay they are returned as they are. `model`
     must be the base, with the template that the rows are written with."""
@@ -45,7 +45,7 @@ def with_replay(
         shown = _shown(experiment, len(prepared.trained) + in_pass, config)
         rows, report = _answers(experiment, model, shown, callback), None
     else:
-        rows, report = _given(experiment, config.data, writing, callback)
+        rows, report = _given_rows(experiment, config.data, row_encoding, callback)
     measured = {_content(row) for row in prepared.measured_rows}
     left = EncodedRows.of(row for row in rows if _content(row) not in measured)
     if not len(left):
@@ -71,13 +71,13 @@ def _answers(experiment: Experiment, model: LoadedModel, shown: int, callback: C
     return own_answers(model, draws, experiment.data.max_length, callback)
 
 
-def _given(
-    experiment: Experiment, config: ReplayDataConfig, writing: RowEncoding, callback: Callback
+def _given_rows(
+    experiment: Experiment, config: ReplayDataConfig, row_encoding: RowEncoding, callback: Callback
 ) -> tuple[SelectedRows, DataReport]:
     try:
         if config.run is not None:
-            return _of_run(RunSnapshot.read(config.run), experiment, writing, callback)
-        prepared = prepare(replay_rows(config, experiment.data), writing, callback)
+            return _of_run(RunSnapshot.read(config.run), experiment, row_encoding, callback)
+        prepared = prepare(replay_rows(config, experiment.data), row_encoding, callback)
         refuse_fatal(prepared.data_report)
     except (DataError, RunError) as error:
         raise DataError(f"replay rows (training.replay.data): {error}") from None
@@ -85,10 +85,10 @@ def _given(
 
 
 def _of_run(
-    run: RunSnapshot, experiment: Experiment, writing: RowEncoding, callback: Callback
+    run: RunSnapshot, experiment: Experiment, row_encoding: RowEncoding, callback: Callback
 ) -> tuple[SelectedRows, DataReport]:
     """The rows that a run trained on, but those that are longer than rows may be here."""
-    prepared, (files, _) = prepared_again(run, writing, callback), files_of(run)
+    prepared, (files, _) = prepared_again(run, row_encoding, callback), files_of(run)
     fits = prepared.trained_rows.lengths <= experiment.data.max_length
     if not fits.all():
         callback(WarningMessage(
@@ -104,8 +104,8 @@ def _content(row: Tokens) -> bytes:
     return np.asarray(row.ids, np.int64).tobytes() + np.asarray(row.loss_mask, np.bool_).tobytes()
 
 
-def _facts(config: ReplayConfig, rows: EncodedRows, own: Prepared, report: DataReport | None) -> ReplayFacts:
-    every, in_pass = SelectedRows(rows, np.arange(len(rows))), config.rows_among(len(own.trained))
+def _facts(config: ReplayConfig, rows: EncodedRows, prepared: Prepared, report: DataReport | None) -> ReplayFacts:
+    every, in_pass = SelectedRows(rows, np.arange(len(rows))), config.rows_among(len(prepared.trained))
     learned = every.loss_count * in_pass / len(rows)
     of_run = "" if config.data is None or config.data.run is None else f'run "{config.data.run}": '
     source = f"the base model's own answers to {len(instructions())} general instructions"
@@ -114,7 +114,7 @@ def _facts(config: ReplayConfig, rows: EncodedRows, own: Prepared, report: DataR
         sha256=sha256(b"".join(_digests(rows))).hexdigest(),
         origins=() if report is None else tuple(file.sha256 for file in report.files),
         share=config.share, rows=len(rows), tokens=every.tokens, loss_tokens=every.loss_count, rows_in_pass=in_pass,
-        loss_share=round(learned / (learned + own.trained_rows.loss_count), 4),
+        loss_share=round(learned / (learned + prepared.trained_rows.loss_count), 4),
     )  # fmt: skip
 
 
@@ -122,11 +122,11 @@ def _digests(rows: EncodedRows) -> Iterable[bytes]:
     return (sha256(_content(row)).digest() for row in rows)
 
 
-def _reported(own: DataReport, facts: ReplayFacts, report: DataReport | None) -> DataReport:
+def _reported(prepared: DataReport, facts: ReplayFacts, report: DataReport | None) -> DataReport:
     if report is None:
-        return own.model_copy(update={"replay": facts})
+        return prepared.model_copy(update={"replay": facts})
     of_tokens = () if report.new_tokens is None else report.new_tokens.warnings  # these are about the own rows
     others = (f"replay rows: {warning}" for warning in report.warnings if warning not in of_tokens)
-    warnings = (*own.warnings, *others)
-    licence = strictest((own.licence, report.licence))
-    return own.model_copy(update={"replay": facts, "warnings": warnings, "licence": licence})
+    warnings = (*prepared.warnings, *others)
+    licence = strictest((prepared.licence, report.licence))
+    return prepared.model_copy(update={"replay": facts, "warnings": warnings, "licence": licence})

@@ -18,7 +18,7 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.evaluation.text import Text
 from rankwise.methods.artifact import BaseFacts
-from rankwise.methods.method import Method, Record
+from rankwise.methods.method import Method, SavedRecord
 from rankwise.methods.model_card import CardFacts, card
 from rankwise.methods.trainable import Trainable
 from rankwise.planning.forecast import SLOW_DISK, Disk
@@ -44,17 +44,17 @@ from rankwise.training.hooks import (
     FollowCheckpoints,
     LogMetrics,
     LossWatch,
-    Report,
+    ReportHook,
     SaveCheckpoints,
 )
 from rankwise.training.losses import Backend
-from rankwise.training.pairs import PairBackend, Reference, pair_results, reference_of, reference_of_run
+from rankwise.training.pairs import PairBackend, PairReference, pair_results, reference_of, reference_of_run
 from rankwise.training.state import TrainState
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.validation import EarlyStopping, Scorer, Validation, early_stopping_of, refuse_no_choice
 from rankwise.training.validation_classes import baselines, never_predicted, still_falling
 from rankwise.training.workload import Workload, batches_of, prefix_room
-from rankwise.training.world import ALONE, World, divided_over
+from rankwise.training.world import ONE_PROCESS, World, divided_over
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class TrainingRun:
     """Of a budget of accuracy."""
     tuning: Tuning | None = None
     """How its learning rate was chosen, where trials were asked for."""
-    world: World = ALONE
+    world: World = ONE_PROCESS
     earlier_rows: Sequence[EarlierRows] = ()
     """The validation rows of the runs that it goes on from."""
 
@@ -155,7 +155,7 @@ class TrainingRun:
         self.run.begin(self.experiment)
         self.run.write_data_report(self.prepared.data_report)
         if (values := self.prepared.sequences.references) is not None:
-            self.run.write_reference(Reference(values).facts)
+            self.run.write_reference(PairReference(values).facts)
 
     def with_reference(self, backend: Backend, resumable: Resumable | None) -> TrainingRun:
         """The same with what its pairs are compared with, where they are compared with anything."""
@@ -168,7 +168,7 @@ class TrainingRun:
         )
         return replace(self, prepared=self.prepared.with_references(reference.values))
 
-    def _reference(self, backend: PairBackend) -> Reference:
+    def _reference(self, backend: PairBackend) -> PairReference:
         most = self.config.max_batch_tokens
         return reference_of(backend, self.prepared, self.lineage, most, self.callback, self.world)
 
@@ -235,7 +235,7 @@ class TrainingRun:
         checkpoints = SaveCheckpoints(self.run, pace, config.keep_checkpoints, log, watch, backs_off)
         ends = [] if self.world.is_several else [EndByRequest(self.run, validation)]
         measures = [watch, *self._budgets(anchor, validation), validation, self._earlier(backend)]
-        hooks: list[Hook] = [LogMetrics(log), *ends, *measures, checkpoints, Report(self.callback)]
+        hooks: list[Hook] = [LogMetrics(log), *ends, *measures, checkpoints, ReportHook(self.callback)]
         vary = augmentation(self.experiment.images, config.seed)
         beside = 0 if anchor is None else anchor.base.text.length
         batches = batches_of(self.prepared, config, backend.layout, vary, self.world, beside)
@@ -258,7 +258,7 @@ class TrainingRun:
             return card(replace(facts, lineage=self.lineage))
 
         revision = self.experiment.model.revision
-        record = Record(data_report.model_dump(mode="json"), revision, card_of, self.callback, self.lineage)
+        record = SavedRecord(data_report.model_dump(mode="json"), revision, card_of, self.callback, self.lineage)
         self.method.save(self.trainable, self.model, folder, record)
         written = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         return results.model_copy(update={"adapter_bytes": written})

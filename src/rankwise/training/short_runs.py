@@ -28,12 +28,13 @@ from rankwise.training.backend import backend_named, choose_backend
 from rankwise.training.losses import Backend
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.workload import Workload, batches_of
-from rankwise.training.world import ALONE, World
+from rankwise.training.world import ONE_PROCESS, World
 
 
 def trainer_of(
     experiment: Experiment, objective: Objective, config: TrainingConfig, trainable: Trainable, prepared: Prepared,
-    choice: Callable[[Workload], Backend], hooks: Sequence[Hook], callback: Callback = silent, world: World = ALONE,
+    choice: Callable[[Workload], Backend], hooks: Sequence[Hook], callback: Callback = silent,
+    world: World = ONE_PROCESS,
 ) -> Trainer:  # fmt: skip
     """Over the rows that a run with these settings would see, in their order. `choice` chooses the backend."""
     work = Workload.of(

@@ -90,9 +90,9 @@ class TrainState:
             group["lr"] = rate * group["rate"]
 
 
-def adamw(trainable: Trainable, spec: TrainingConfig) -> torch.optim.Optimizer:
+def adamw(trainable: Trainable, config: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW in one fused call; its rate is set before each step."""
-    return torch.optim.AdamW(trainable.parameter_groups(), lr=0.0, weight_decay=spec.weight_decay, fused=True)
+    return torch.optim.AdamW(trainable.parameter_groups(), lr=0.0, weight_decay=config.weight_decay, fused=True)
 
 
 class Diverged(TrainingError):

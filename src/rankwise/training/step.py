@@ -20,7 +20,7 @@ from rankwise.rows.encoded.batches import Batch
 from rankwise.runs.records import RankRecord, StepRecord
 from rankwise.training.losses import Loss
 from rankwise.training.state import Diverged, TrainState, first_not_finite
-from rankwise.training.world import ALONE, World
+from rankwise.training.world import ONE_PROCESS, World
 
 CLIP_MARGIN = 1e-6
 """What torch adds to the norm before it divides by it."""
@@ -39,13 +39,13 @@ class StepTotals:
     """After the step, as the first process says."""
 
     @classmethod
-    def of(cls, batches: Sequence[Batch], world: World = ALONE, checkpoint_due: bool = False) -> StepTotals:
+    def of(cls, batches: Sequence[Batch], world: World = ONE_PROCESS, checkpoint_due: bool = False) -> StepTotals:
         """StoppedTogether where a process was asked to stop before this step."""
         count, tokens, images = (sum(getattr(one, name) for one in batches) for name in ("count", "tokens", "images"))
         if not world.is_several:
             return cls(count, tokens, images, checkpoint_due=checkpoint_due)
         every = world.gather([count, tokens, images, chosen_targets(batches), world.stop_code, checkpoint_due])
-        world.heed([row[4] for row in every])
+        world.stop_on([row[4] for row in every])
         count, tokens, images, chosen, _, due = map(sum, zip(*every, strict=True))
         return cls(count, round(tokens), round(images), chosen, bool(due))
 
@@ -64,7 +64,7 @@ class Anchoring(Protocol):
 
 def optimizer_step(
     state: TrainState, batches: Sequence[Batch], loss_of: Loss, epoch: float, anchor: Anchoring | None = None,
-    world: World = ALONE, totals: StepTotals | None = None,
+    world: World = ONE_PROCESS, totals: StepTotals | None = None,
 ) -> tuple[StepRecord, RankRecord | None]:  # fmt: skip
     """Learn from all micro-batches at once; the loss is the mean over their predictions together. Of several
     processes each has some of the batches, and `totals` are those of all.

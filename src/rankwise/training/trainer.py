@@ -59,7 +59,7 @@ from rankwise.system.signals import deferred, raise_if_requested, requested
 from rankwise.training.losses import Backend
 from rankwise.training.state import TrainState, adamw, averages_of, check_finite, preserve_rng_state, seed_process
 from rankwise.training.step import Anchoring, NoRoom, StepTotals, optimizer_step
-from rankwise.training.world import ALONE, StoppedTogether, World, bit_sums, filled_up
+from rankwise.training.world import ONE_PROCESS, StoppedTogether, World, bit_sums, filled_up
 
 
 class StepBatches(Protocol):
@@ -100,12 +100,12 @@ SHAPES = {
 }
 
 
-def rate_factor(spec: TrainingConfig, step: int, steps: int) -> float:
+def rate_factor(config: TrainingConfig, step: int, steps: int) -> float:
     """What part of the highest rate step `step` of `steps` (counted from 0) is made with."""
-    warm = round(spec.warmup * steps)
+    warm = round(config.warmup * steps)
     if step < warm:
         return (step + 1) / (warm + 1)
-    return SHAPES[spec.schedule](1 - (step - warm) / max(1, steps - warm))
+    return SHAPES[config.schedule](1 - (step - warm) / max(1, steps - warm))
 
 
 AFTER = 10
@@ -208,7 +208,7 @@ class Trainer:
 
     def __init__(
         self, trainable: Trainable, batches: StepBatches, config: TrainingConfig, backend: Backend,
-        hooks: Sequence[Hook] = (), anchor: Anchoring | None = None, world: World = ALONE,
+        hooks: Sequence[Hook] = (), anchor: Anchoring | None = None, world: World = ONE_PROCESS,
     ) -> None:  # fmt: skip
         assert config.steps is not None and not isinstance(config.learning_rate, str), "the settings are resolved"
         steps, highest = config.steps, float(config.learning_rate)

@@ -56,19 +56,19 @@ from rankwise.training.short_runs import trainer_of
 from rankwise.training.state import preserve_rng_state
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.workload import Workload
-from rankwise.training.world import ALONE, LostProcessError, World, divided_over
+from rankwise.training.world import ONE_PROCESS, LostProcessError, World, divided_over
 
 WIDEST = 4.0
 """Half octaves by which the best of the trials may be off the default."""
 HALF = 10
 """Steps of a trial that count as much as the default."""
 FLAT = 0.01
-Measured = Callable[[Stage, float], float]
+LossAt = Callable[[Stage, float], float]
 """The held-out loss of a trial that stands for a rate, in half octaves; infinite where it diverged."""
 
 
 @dataclass(frozen=True)
-class Choice:
+class RateChoice:
     x: float
     best: float
     """Before it was drawn towards the default."""
@@ -76,20 +76,20 @@ class Choice:
     """Between which rates the parabola is less than FLAT above its least point."""
 
 
-def choose(stages: Sequence[Stage], ceiling: float, measured: Measured, before: float) -> Choice | None:
+def choose(stages: Sequence[Stage], ceiling: float, loss_at: LossAt, before: float) -> RateChoice | None:
     """By successive halving over rates below the ceiling, which may leave only the lowest. None, without the second
     stage, where no trial of the first ended below the loss `before` training."""
     first, second = stages
     spread = [2 * (at - (first.rates - 1) / 2) for at in range(first.rates)]
-    points = [(x, measured(first, x)) for x in spread if x <= ceiling or x == spread[0]]
+    points = [(x, loss_at(first, x)) for x in spread if x <= ceiling or x == spread[0]]
     if min(loss for _, loss in points) >= before:
         return None
     curve = parabola(points)
     middle = min(max(curve.least, -WIDEST), WIDEST, max(ceiling - 0.5, spread[0]))
     low, high = middle - 0.5, middle + 0.5
-    best = curve.moved(middle, measured(second, low), measured(second, high))
+    best = curve.moved(middle, loss_at(second, low), loss_at(second, high))
     best = min(max(best, low, -WIDEST), high, WIDEST)  # stage 1 is too short to tell how far beyond
-    return Choice(best * second.steps / (second.steps + HALF), best, curve.flat(best))
+    return RateChoice(best * second.steps / (second.steps + HALF), best, curve.flat(best))
 
 
 @dataclass(frozen=True)
@@ -182,27 +182,27 @@ class Trials:
     objective: Objective
     setup: Setup
     prepared: Prepared
-    world: World = ALONE
+    world: World = ONE_PROCESS
     _backend: BackendName | None = field(default=None, init=False)
 
     def run(
-        self, rate: float, steps: int, batch_size: int, *, rate_of: RateOf | None = None, measured: bool = True
+        self, rate: float, steps: int, batch_size: int, *, rate_of: RateOf | None = None, loss_at: bool = True
     ) -> Trial:
         """Train `steps` steps of `batch_size` rows at this highest rate, or at the rates that `rate_of` gives. Without
         `measured` the rows apart are read before the first step, not after the last."""
         changes = {"steps": steps, "epochs": None, "learning_rate": rate, "batch_size": batch_size}
         config, began = self.setup.training.model_copy(update=changes), time.perf_counter()
         with preserve_rng_state(self.model.precision.device):
-            measure, losses = self._trained(config, rate_of, measured)
-        diverged = len(losses) < steps or (measured and not math.isfinite(measure.loss))
+            measure, losses = self._trained(config, rate_of, loss_at)
+        diverged = len(losses) < steps or (loss_at and not math.isfinite(measure.loss))
         return Trial(rate, measure.loss, losses, diverged, time.perf_counter() - began)
 
     def _trained(
-        self, config: TrainingConfig, rate_of: RateOf | None, measured: bool
+        self, config: TrainingConfig, rate_of: RateOf | None, loss_at: bool
     ) -> tuple[Measure, tuple[float, ...]]:
         assert config.steps is not None, "the settings are resolved"
         model = self.method.own_copy(self.model)
-        measure, losses = Measure(self.prepared, config.steps if measured else 0), list[float]()
+        measure, losses = Measure(self.prepared, config.steps if loss_at else 0), list[float]()
         trainable = self.method.attach(model, replace(self.setup, callback=silent))
         try:
             trainer = trainer_of(
@@ -216,7 +216,7 @@ class Trials:
         except LostProcessError:
             raise
         except TrainingError:
-            measure.loss = math.inf if measured else measure.loss
+            measure.loss = math.inf if loss_at else measure.loss
         finally:
             trainable.remove()
         return measure, tuple(losses)
@@ -254,7 +254,7 @@ LEAST_ROWS = 8
 """Rows apart without which no trial is worth anything."""
 
 
-def tune(trials: Trials, foreseen: Foresight | None, callback: Callback) -> Tuning:
+def tune(trials: Trials, forecast: Foresight | None, callback: Callback) -> Tuning:
     setup, config, rows = trials.setup, trials.setup.training, trials.prepared.rows_in_pass
     default, row_tokens = float(config.learning_rate), trials.prepared.tokens_in_pass / rows
     part = trials.experiment.adapter.trial_part
@@ -266,13 +266,13 @@ def tune(trials: Trials, foreseen: Foresight | None, callback: Callback) -> Tuni
         callback(StatusMessage("\n".join(tuning.lines())))
         return tuning
     search = Search(replace(trials, prepared=prepared), plan, default, callback)
-    seconds = _forecast(foreseen, plan)
+    seconds = _forecast(forecast, plan)
     callback(StatusMessage(_announced(plan, len(prepared.validation), from_training, seconds)))
     try:
         tuning = search.run()
     except Exception as error:
         if is_out_of_memory(error):
-            raise out_of_memory(foreseen, config.auto_batch) from None
+            raise out_of_memory(forecast, config.auto_batch) from None
         raise
     tuning = tuning.model_copy(update={
         "rows": len(prepared.validation), "rows_from": "training" if from_training else "validation",
@@ -297,7 +297,7 @@ class Search:
     def run(self) -> Tuning:
         began = time.perf_counter()
         ceiling = self._range()
-        choice = choose(self.plan.stages, ceiling, self._measured, self.before)
+        choice = choose(self.plan.stages, ceiling, self._loss_at, self.before)
         after = min((one.loss for one in self.done if one.loss is not None), default=math.inf)
         if choice is None or after > (1 - LEARNED) * self.before:
             return Tuning(
@@ -318,13 +318,13 @@ class Search:
         grown = [low + (high - low) * at / (count - 1) for at in range(count)]
         trial = self.trials.run(
             self._trial_rate(high), count, self.plan.batch, rate_of=lambda step: self._trial_rate(grown[step]),
-            measured=False,
+            loss_at=False,
         )  # fmt: skip
         self.before = trial.loss
         self._add(0, trial, count)
         return ceiling_of(trial.losses, grown)
 
-    def _measured(self, stage: Stage, x: float) -> float:
+    def _loss_at(self, stage: Stage, x: float) -> float:
         trial = self.trials.run(self._trial_rate(x), stage.steps, self.plan.batch)
         self._add(1 + self.plan.stages.index(stage), trial, stage.steps)
         return trial.loss
@@ -345,7 +345,7 @@ class Search:
     def _rate(self, x: float) -> float:
         return self.default * 2 ** (x / 2)
 
-    def _why(self, choice: Choice, ceiling: float) -> str:
+    def _why(self, choice: RateChoice, ceiling: float) -> str:
         text = (
             f"{self._rate(choice.x) / self.default:.2g} times the default of {self.default:.3g}; the trials were best "
             f"near {self._rate(choice.best):.2g}, which counts the more the longer they are"
@@ -377,8 +377,8 @@ def _unfit(trials: Trials, rows: int) -> str | None:
     return None
 
 
-def _forecast(foreseen: Foresight | None, plan: TrialPlan) -> float | None:
-    duration = None if foreseen is None else foreseen.plan.duration
+def _forecast(forecast: Foresight | None, plan: TrialPlan) -> float | None:
+    duration = None if forecast is None else forecast.plan.duration
     return None if duration is None else duration.step.likely * plan.cost
 
 

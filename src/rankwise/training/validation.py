@@ -35,7 +35,7 @@ from rankwise.training.state import Diverged, TrainState
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.validation_classes import class_scorer, tag_scorer
 from rankwise.training.validation_prompts import answer_scorer
-from rankwise.training.world import ALONE, World, filled_up
+from rankwise.training.world import ONE_PROCESS, World, filled_up
 
 Validated = LossRecord | ScoreRecord
 
@@ -114,7 +114,7 @@ class Validation(Hook):
     """What computes the losses of `batches`."""
     unit: str = OF_LANGUAGE_MODELS
     """Of the loss."""
-    world: World = ALONE
+    world: World = ONE_PROCESS
     """`batches` are this process's share of the rows."""
     records: list[Validated] = field(default_factory=list)
     result_step: int = 0
@@ -171,20 +171,20 @@ class Validation(Hook):
 
     def measure_again(self, trainer: Trainer) -> None:
         """After the result was changed: its measurements take the place of those of its step."""
-        records = self._measured(trainer, self.result_step)
+        records = self._validate(trainer, self.result_step)
         self.records = [*(one for one in self.records if one.step != self.result_step), *records]
 
     def _validate(self, trainer: Trainer) -> None:
-        for record in self._measured(trainer, trainer.state.step):
+        for record in self._validate(trainer, trainer.state.step):
             self.records.append(record)
             trainer.emit(record)
 
-    def _measured(self, trainer: Trainer, step: int) -> list[Validated]:
-        for record in (records := self.measured(trainer, step)):
+    def _validate(self, trainer: Trainer, step: int) -> list[Validated]:
+        for record in (records := self.validate(trainer, step)):
             _check_loss(record)
         return records
 
-    def measured(self, trainer: Trainer, step: int) -> list[Validated]:
+    def validate(self, trainer: Trainer, step: int) -> list[Validated]:
         """Whatever it comes to, and without a trace in `records`."""
         with trainer.aside():
             losses = [self._loss(trainer, step)] if self.rows else []

@@ -24,7 +24,7 @@ from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord
 from rankwise.runs.row_facts import TargetFacts
 from rankwise.training.losses import Backend
-from rankwise.training.world import ALONE, World, computed_by_all
+from rankwise.training.world import ONE_PROCESS, World, computed_by_all
 
 OF_SEVERAL = ("micro_f1", "f1", "exact_match")
 FEW, UNEVEN = 5, 10
@@ -39,7 +39,7 @@ class ClassScorer:
     objective: Classifier
     model: LoadedModel
     rows: Sequence[Tokens]
-    world: World = ALONE
+    world: World = ONE_PROCESS
     tokens_written: int = 0
     counted: dict[int, tuple[Counter[int], Counter[int]]] = field(default_factory=dict)
     """The predicted and the actual classes of the rows, after so many steps. Copies share it (`over`)."""
@@ -66,8 +66,8 @@ class ClassScorer:
         if not self.world.is_several:
             return objective.outputs_for(module, rows, done)
 
-        def compute(own: Sequence[Tokens]) -> list[Any]:
-            return [one.tolist() for one in objective.outputs_for(module, own, done)]
+        def compute(part: Sequence[Tokens]) -> list[Any]:
+            return [one.tolist() for one in objective.outputs_for(module, part, done)]
 
         lengths, width = [len(row.ids) for row in rows], objective.targets.outputs
         every = computed_by_all(self.world, rows, lengths, compute)
@@ -167,7 +167,7 @@ def baselines(scorer: object, prepared: Prepared) -> dict[str, float] | None:
     return found
 
 
-def words_predict(texts: Sequence[str], labels: Sequence[int], others: Sequence[str]) -> list[int]:
+def words_predict(texts: Sequence[str], labels: Sequence[int], other_texts: Sequence[str]) -> list[int]:
     """The class of each of the other texts, by logistic regression on TF-IDF: of words and pairs of words, and of 2 to
     4 letters inside words."""
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -177,4 +177,4 @@ def words_predict(texts: Sequence[str], labels: Sequence[int], others: Sequence[
     words: Any = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     letters: Any = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
     model: Any = make_pipeline(make_union(words, letters), LogisticRegression(C=10.0, max_iter=1000))
-    return model.fit(texts, labels).predict(others).tolist()
+    return model.fit(texts, labels).predict(other_texts).tolist()

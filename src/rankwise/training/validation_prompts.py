@@ -28,7 +28,7 @@ from rankwise.rows.text.example import BREAK, Message
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import SampleRecord, ScoreRecord
 from rankwise.training.losses import Backend
-from rankwise.training.world import ALONE, World, computed_by_all
+from rankwise.training.world import ONE_PROCESS, World, computed_by_all
 
 SAMPLES = 3
 LONGEST, UNKNOWN = 256, 64
@@ -55,7 +55,7 @@ class AnswerScorer:
     scored: tuple[Prompt, ...]
     prompts: tuple[Prompt, ...]
     max_new_tokens: int
-    world: World = ALONE
+    world: World = ONE_PROCESS
     """Each process answers its share."""
 
     def over(self, world: World, backend: Backend, max_tokens: int) -> AnswerScorer:
@@ -93,15 +93,17 @@ def score(metric: str, answers: Sequence[str], references: Sequence[str]) -> flo
     return float(METRICS[metric].of(np.asarray(rows).sum(0)))
 
 
-def answer_scorer(spec: ValidationConfig, model: LoadedModel, prepared: Prepared, objective: Objective) -> AnswerScorer:
+def answer_scorer(
+    config: ValidationConfig, model: LoadedModel, prepared: Prepared, objective: Objective
+) -> AnswerScorer:
     """Choose the prompts, or refuse settings that none of them fits."""
-    count = max(spec.answers, SAMPLES if spec.prompts is None else 0)
+    count = max(config.answers, SAMPLES if config.prompts is None else 0)
     rows = _prompts(model, prepared, count)
-    named = [_named(model, prompt, prepared.data_report.system) for prompt in spec.prompts or ()]
+    named = [_named(model, prompt, prepared.data_report.system) for prompt in config.prompts or ()]
     longest = max((row.wanted_tokens for row in rows), default=0)
-    limit = spec.max_new_tokens or (min(LONGEST, longest + longest // 2 + 1) if longest else UNKNOWN)
+    limit = config.max_new_tokens or (min(LONGEST, longest + longest // 2 + 1) if longest else UNKNOWN)
     if model.context_length is not None:
-        _refuse_no_room(spec, rows, limit, model)
+        _refuse_no_room(config, rows, limit, model)
         rows = [row for row in rows if model.fits(len(row.ids), limit)]
         if long := [one for one in named if not model.fits(len(one.ids), limit)]:
             raise ConfigError([
@@ -109,10 +111,10 @@ def answer_scorer(spec: ValidationConfig, model: LoadedModel, prepared: Prepared
                 f"does not fit into the model's context of {model.context_length:,}. Shorten it, or lower "
                 "validation.max_new_tokens." for one in long
             ])  # fmt: skip
-    scored = rows[: spec.answers]
-    _refuse_unscorable(spec, scored)
-    samples = rows[:SAMPLES] if spec.prompts is None else named
-    return AnswerScorer(model, spec.metrics, tuple(scored), tuple(samples), limit)
+    scored = rows[: config.answers]
+    _refuse_unscorable(config, scored)
+    samples = rows[:SAMPLES] if config.prompts is None else named
+    return AnswerScorer(model, config.metrics, tuple(scored), tuple(samples), limit)
 
 
 def _prompts(model: LoadedModel, prepared: Prepared, count: int) -> list[Prompt]:
@@ -156,9 +158,9 @@ def _opening(system: str | None) -> list[Message]:
     return [Message("system", system)] if system else []
 
 
-def _refuse_no_room(spec: ValidationConfig, rows: Sequence[Prompt], new: int, model: LoadedModel) -> None:
+def _refuse_no_room(config: ValidationConfig, rows: Sequence[Prompt], new: int, model: LoadedModel) -> None:
     shortest = min((len(row.ids) for row in rows), default=0)
-    if spec.metrics and rows and not model.fits(shortest, new):
+    if config.metrics and rows and not model.fits(shortest, new):
         raise ConfigError(
             [
                 f"validation.max_new_tokens: with {new:,} new tokens none of the validation rows fits into the model's "
@@ -168,12 +170,12 @@ def _refuse_no_room(spec: ValidationConfig, rows: Sequence[Prompt], new: int, mo
         )
 
 
-def _refuse_unscorable(spec: ValidationConfig, prompts: Sequence[Prompt]) -> None:
-    if spec.metrics and not prompts:
+def _refuse_unscorable(config: ValidationConfig, prompts: Sequence[Prompt]) -> None:
+    if config.metrics and not prompts:
         raise ConfigError(
-            [f"validation should score answers by {spec.metrics[0]}, but no validation row has a prompt to answer."]
+            [f"validation should score answers by {config.metrics[0]}, but no validation row has a prompt to answer."]
         )
-    for metric in spec.metrics:
+    for metric in config.metrics:
         for one in prompts:
             assert one.target is not None, "it is of a row"
             if why := unfit(metric, one.target):

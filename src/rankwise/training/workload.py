@@ -40,7 +40,7 @@ from rankwise.rows.encoded.dealing import share_of
 from rankwise.rows.preparation import Prepared
 from rankwise.runs.records import Callback, WarningMessage, silent
 from rankwise.system.memory import available_memory, is_limited
-from rankwise.training.world import ALONE, World
+from rankwise.training.world import ONE_PROCESS, World
 
 PREFIX_SHARE, SHARE_UNDER_LIMIT = 0.15, 0.03
 """The share of free memory that the cache of the blocks below the first trained one may take. A forecast does not count
@@ -103,7 +103,7 @@ def _first_trained_block(
 
 
 def batches_of(
-    prepared: Prepared, config: TrainingConfig, arrange: Arrange, vary: Vary | None = None, world: World = ALONE,
+    prepared: Prepared, config: TrainingConfig, arrange: Arrange, vary: Vary | None = None, world: World = ONE_PROCESS,
     first: int = 0,
 ) -> Batches:  # fmt: skip
     """The rows as a training shows them: with what is replayed among them, and every class equally often if it is to

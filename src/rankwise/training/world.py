@@ -169,12 +169,12 @@ class World:
     def check_stop(self) -> None:
         """StoppedTogether where any process was asked to stop."""
         if self.is_several:
-            self.heed([row[0] for row in self.gather([self.stop_code])])
+            self.stop_on([row[0] for row in self.gather([self.stop_code])])
 
     def check_own_stop(self) -> None:
         """The same of this process alone, where the others may be anywhere."""
         if self.is_several:
-            self.heed([self.stop_code])
+            self.stop_on([self.stop_code])
 
     @property
     def stop_code(self) -> float:
@@ -185,7 +185,7 @@ class World:
             return 143.0
         return 0.0 if request is None else float(getattr(request, "exit_code", 130))
 
-    def heed(self, codes: Sequence[float]) -> None:
+    def stop_on(self, codes: Sequence[float]) -> None:
         if any(codes):
             raise StoppedTogether("stopped.", int(max(codes)))
 
@@ -267,7 +267,7 @@ class World:
         )
 
 
-ALONE = World()
+ONE_PROCESS = World()
 _joined: list[World] = []
 
 
@@ -275,7 +275,7 @@ def join() -> World:
     """The processes that torchrun started, connected at the first call; ALONE where it started none."""
     own = launched()
     if own is None:
-        return ALONE
+        return ONE_PROCESS
     if _joined:
         return _joined[0]
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0

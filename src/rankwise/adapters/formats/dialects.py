@@ -19,7 +19,7 @@ from typing import Any
 import regex
 
 from rankwise.adapters.formats import gguf_lora, mlx, peft_reader, vera
-from rankwise.adapters.formats.imported import Modules, Source
+from rankwise.adapters.formats.imported import ImportedSource, Modules
 from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX, peft_base, read_weights
 from rankwise.adapters.formats.tensors import SUFFIXES, open_tensors, refuse_pickle
 from rankwise.adapters.weights import AdapterWeights
@@ -29,7 +29,7 @@ from rankwise.errors import AdapterError, some
 _LIKE_MLX = regex.compile(r".+\.lora_[ab]")
 
 
-Reader = Callable[[Source, Modules | None], AdapterWeights]
+Reader = Callable[[ImportedSource, Modules | None], AdapterWeights]
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Dialect:
     label: str
     """For messages: whose format it is."""
     reader: Reader
-    base_of: Callable[[Source], str | None]
-    source: Source
+    base_of: Callable[[ImportedSource], str | None]
+    source: ImportedSource
 
     @property
     def is_peft(self) -> bool:
@@ -56,7 +56,7 @@ class Dialect:
         return self.reader(self.source, modules)
 
 
-FORMATS: dict[str, tuple[str, Reader, Callable[[Source], str | None]]] = {
+FORMATS: dict[str, tuple[str, Reader, Callable[[ImportedSource], str | None]]] = {
     "peft": (
         "PEFT", lambda source, modules: read_weights(source.folder, modules), lambda source: peft_base(source.folder)[0]
     ),
@@ -140,4 +140,4 @@ def _without_settings(file: Path) -> str:
 
 
 def _dialect(name: str, tensors: Path, settings: Path | None = None) -> Dialect:
-    return Dialect(name, *FORMATS[name], Source(tensors, settings))
+    return Dialect(name, *FORMATS[name], ImportedSource(tensors, settings))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import regex
 from torch import Tensor
 
-from rankwise.adapters.formats.imported import Layers, Modules, Source
+from rankwise.adapters.formats.imported import ImportedSource, Layers, Modules
 from rankwise.adapters.weights import AdapterWeights, Factors
 from rankwise.base.gguf.adapter import ADAPTER, TYPE, gguf_names, read_gguf_tensors
 from rankwise.errors import AdapterError, ModelError
@@ -31,7 +31,7 @@ LORA_TYPES = {"lora"}
 HUB = "https://huggingface.co/"
 
 
-def read(source: Source, modules: Modules | None) -> AdapterWeights:
+def read(source: ImportedSource, modules: Modules | None) -> AdapterWeights:
     file, layers = source.tensors, Layers(source, base=base_of(source))
     try:
         header = read_gguf_header(file)
@@ -50,7 +50,7 @@ def read(source: Source, modules: Modules | None) -> AdapterWeights:
     return layers.over(modules)
 
 
-def base_of(source: Source) -> str | None:
+def base_of(source: ImportedSource) -> str | None:
     """The hub's name of the base model, where the file gives its address."""
     try:
         url = read_gguf_header(source.tensors).settings.get("general.base_model.0.repo_url")

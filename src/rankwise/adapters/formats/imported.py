@@ -28,7 +28,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Source:
+class ImportedSource:
     """One adapter of another tool, as it lies on the disk."""
 
     tensors: Path
@@ -44,7 +44,7 @@ class Source:
 class Layers:
     """What a reader collects from one file."""
 
-    source: Source
+    source: ImportedSource
     factors: dict[str, Factors] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     """Clauses for one message; any of them refuses the file."""

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import regex
 from pydantic import BaseModel, ConfigDict, Field
 
-from rankwise.adapters.formats.imported import Layers, Modules, Source
+from rankwise.adapters.formats.imported import ImportedSource, Layers, Modules
 from rankwise.adapters.formats.tensors import read_tensors, validated
 from rankwise.adapters.weights import AdapterWeights, Factors
 from rankwise.config.base import Number
@@ -49,7 +49,7 @@ class MlxConfig(BaseModel):
     model: str | None = None
 
 
-def read(source: Source, modules: Modules | None) -> AdapterWeights:
+def read(source: ImportedSource, modules: Modules | None) -> AdapterWeights:
     assert source.settings is not None, "an adapter of mlx-lm is known by its settings"
     config = config_of(source.settings)
     parameters = config.lora_parameters
@@ -66,7 +66,7 @@ def read(source: Source, modules: Modules | None) -> AdapterWeights:
     return layers.over(modules)
 
 
-def base_of(source: Source) -> str | None:
+def base_of(source: ImportedSource) -> str | None:
     return None if source.settings is None else config_of(source.settings).model
 
 

@@ -23,7 +23,7 @@ from rankwise.adapters.adapter import Adapter
 from rankwise.adapters.base_layers import is_conv2d, is_embedding, weight_of
 from rankwise.adapters.formats.dialects import read_adapter
 from rankwise.adapters.formats.peft_config import settings_after, settings_of
-from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX, TOKENS, WEIGHTS, read_weights, together
+from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX, TOKENS, WEIGHTS, joined_experts, read_weights
 from rankwise.adapters.lora import DoRA
 from rankwise.adapters.set import AdapterSet, discard
 from rankwise.adapters.targets import Choice, host_view
@@ -43,7 +43,7 @@ OF_CLASSIFIERS = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassificatio
 
 def write_peft(
     adapters: AdapterSet, folder: Path | str, *, base_model: str, name: str = "default", revision: str | None = None,
-    task_type: str | None = None, beside: Mapping[str, Any] | None = None, fill: Fill | None = None,
+    task_type: str | None = None, extra_files: Mapping[str, Any] | None = None, fill: Fill | None = None,
     stored: Stored | None = None,
 ) -> None:  # fmt: skip
     """Write one adapter as `folder`, whole or not at all. Two writes of one adapter give the same bytes.
@@ -60,7 +60,7 @@ def write_peft(
             f"{folder} was not written, because these tensors contain NaN or infinity: {some(spoiled, 4)}."
         )
     with published(Path(folder)) as temporary:
-        _write(temporary, (dict(sorted({**settings, **given}.items())), tensors), beside or {}, fill)
+        _write(temporary, (dict(sorted({**settings, **given}.items())), tensors), extra_files or {}, fill)
 
 
 def task_type_of(model: nn.Module) -> str | None:
@@ -76,11 +76,11 @@ def task_type_of(model: nn.Module) -> str | None:
     return "SEQ_2_SEQ_LM" if getattr(config, "is_encoder_decoder", False) else "CAUSAL_LM"
 
 
-def rewrite(weights: AdapterWeights, folder: Path, beside: Mapping[str, Any], fill: Fill | None = None) -> None:
+def rewrite(weights: AdapterWeights, folder: Path, extra_files: Mapping[str, Any], fill: Fill | None = None) -> None:
     """Write a LoRA whose model is not loaded, whole or not at all, and read it back before it takes its name."""
     assert weights.settings["peft_type"] == "LORA", "as_lora first"
     with published(folder) as temporary:
-        _write(temporary, _stored(weights), beside, fill)
+        _write(temporary, _stored(weights), extra_files, fill)
         check_same(read_weights(temporary), weights, folder)
 
 
@@ -97,10 +97,10 @@ def as_lora(weights: AdapterWeights, *, empty: bool = False) -> AdapterWeights:
     return replace(weights, settings=settings_after(weights.settings, factors), factors=factors)
 
 
-def _write(folder: Path, stored: Stored, beside: Mapping[str, Any], fill: Fill | None) -> None:
+def _write(folder: Path, stored: Stored, extra_files: Mapping[str, Any], fill: Fill | None) -> None:
     settings, tensors = stored
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    for file, value in {CONFIG: settings, **beside}.items():
+    for file, value in {CONFIG: settings, **extra_files}.items():
         write_json(folder / file, value)
     if fill is not None:
         fill(folder)
@@ -114,7 +114,7 @@ def _stored(weights: AdapterWeights) -> Stored:
         names = ("lora_embedding_A", "lora_embedding_B") if part.embedding else ("lora_A.weight", "lora_B.weight")
         stored = f"{PREFIX}{experts.get(path, path)}"
         keys = [f"{stored}.{name}" for name in (*names, "lora_magnitude_vector")[: len(part.values)]]
-        tensors |= zip(keys, together(part.A, part.B) if part.experts else part.values, strict=True)
+        tensors |= zip(keys, joined_experts(part.A, part.B) if part.experts else part.values, strict=True)
     return weights.settings, {key: value.contiguous() for key, value in tensors.items()}
 
 

@@ -296,11 +296,11 @@ def settings_of(
     }
 
 
-def settings_after(own: Mapping[str, Any], factors: Mapping[str, Factors]) -> dict[str, Any]:
+def settings_after(settings: Mapping[str, Any], factors: Mapping[str, Factors]) -> dict[str, Any]:
     """The same for factors that take the place of those that `own` settings were for. Layers are named by their paths,
     since no model is at hand."""
     same = ("base_model_name_or_path", "fan_in_fan_out", "lora_dropout", "modules_to_save", "revision", "task_type")
-    stays = {"fan_in_fan_out": False} | {key: own[key] for key in same if key in own}
+    stays = {"fan_in_fan_out": False} | {key: settings[key] for key in same if key in settings}
     return dict(sorted((settings_of(factors, {}, ()) | stays).items()))
 
 

@@ -143,7 +143,7 @@ class _Reader:
         if "E" in parts:
             A, B = A.float(), B.float() * parts["E"].float().view(1, -1)
         if path in self._stacked.values():
-            A, B = apart(A, B, rank)
+            A, B = separate_experts(A, B, rank)
         return Factors(A, B, scale, parts.get("m"), "table" in parts)
 
     def _nothing(self, ranks: Mapping[str, int]) -> list[str]:
@@ -247,17 +247,17 @@ class _Reader:
 
 
 def misfitting_experts(
-    path: str, shapes: list[Shape], rank: int, host: nn.Module | None, version: str | None
+    path: str, shapes: list[Shape], rank: int, base_layer: nn.Module | None, version: str | None
 ) -> list[str]:  # fmt: skip
     """The same of the stored matrices of experts, which PEFT of this version wrote."""
     A, B, *others = shapes
     has = f'"{path}" has factors of experts of shape {" and ".join(map(str, shapes))}'
-    if host is None:
+    if base_layer is None:
         fits = not others and len(A) == len(B) == 2 and A[0] == B[1] and A[0] > 0 and A[0] % rank == 0
         return [] if fits else [f"{has}, but its rank is {rank}"]
-    (inside, outside), rows = features_of(host), experts_of(host) * rank
+    (inside, outside), rows = features_of(base_layer), experts_of(base_layer) * rank
     swapped = [(rows, outside), (inside, rows)]
-    if not is_transposed(host) and shapes == swapped and (inside != outside or _swaps(version)):
+    if not is_transposed(base_layer) and shapes == swapped and (inside != outside or _swaps(version)):
         return [f"{has}: PEFT before {'.'.join(map(str, UNSWAPPED))} took their inputs for outputs. Merge it with PEFT"]
     if shapes == [(rows, inside), (outside, rows)]:
         return []
@@ -303,13 +303,13 @@ def lost_parameters(targets: Sequence[str], there: set[str], modules: Mapping[st
     return [path for path in hosts if _is_named(path, targets) and path not in there]
 
 
-def apart(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def separate_experts(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """A (E, R, I) and B (E, O, R) of the stored matrices."""
     experts = A.shape[0] // rank
     return A.view(experts, rank, A.shape[1]), B.view(len(B), rank, experts).permute(2, 0, 1).contiguous()
 
 
-def together(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+def joined_experts(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     """The matrices as PEFT stores them."""
     return A.flatten(0, 1), B.permute(1, 2, 0).flatten(1)
 

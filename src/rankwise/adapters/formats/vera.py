@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from rankwise.adapters.base_layers import features_of
-from rankwise.adapters.formats.imported import Layers, Modules, Source, host_problem
+from rankwise.adapters.formats.imported import ImportedSource, Layers, Modules, host_problem
 from rankwise.adapters.formats.peft_config import read_settings
 from rankwise.adapters.formats.peft_reader import CONFIG
 from rankwise.adapters.formats.tensors import read_tensors, validated
@@ -51,7 +51,7 @@ class VeraWeights(AdapterWeights):
         return sum(part.rank + len(part.B) for part in self.factors.values())
 
 
-def read(source: Source, modules: Modules | None) -> AdapterWeights:
+def read(source: ImportedSource, modules: Modules | None) -> AdapterWeights:
     (config, settings), tensors = _config_of(source), read_tensors(source.tensors)
     layers, rank = Layers(source), config.r
     layers.problems += [f'"{name}" is missing' for name in SHARED if name not in tensors]
@@ -72,10 +72,10 @@ def read(source: Source, modules: Modules | None) -> AdapterWeights:
     return VeraWeights(settings, placed.factors, renamed=placed.renamed, remarks=placed.remarks)
 
 
-def base_of(source: Source) -> str | None:
+def base_of(source: ImportedSource) -> str | None:
     return _config_of(source)[0].base_model_name_or_path
 
 
-def _config_of(source: Source) -> tuple[PeftVeraConfig, dict[str, Any]]:
+def _config_of(source: ImportedSource) -> tuple[PeftVeraConfig, dict[str, Any]]:
     settings = read_settings(source.folder / CONFIG)
     return validated(PeftVeraConfig, settings, str(source.folder / CONFIG)), settings

@@ -21,7 +21,7 @@ ENGINES = (
     openvino.ENGINE, mlx_lm.ENGINE, olive.ENGINE, tensorrt_llm.ENGINE,
 )  # fmt: skip
 """The order is that of messages and pages."""
-DOCS, WRITING = "docs/export.md", "AutoModelForCausalLM"
+DOCS, CAUSAL_LM = "docs/export.md", "AutoModelForCausalLM"
 
 
 def way_for(name: str) -> str | None:
@@ -41,7 +41,7 @@ def loaded_with(format: str, folder: str, auto: str, outputs: int | None = None)
             f'load it with PEFT: PeftModel.from_pretrained(base, "{folder}"), where base is the {auto} of the base '
             f"model with num_labels={outputs}"
         )
-    if auto != WRITING:
+    if auto != CAUSAL_LM:
         name, own = ("PEFT", auto.replace("Auto", "AutoPeft")) if format == "peft" else ("transformers", auto)
         return f'load it with {name}: {own}.from_pretrained("{folder}")'
     engine = next(engine for engine in ENGINES if format in engine.uses)

@@ -31,7 +31,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     else:
         engine, version = "transformers", transformers.__version__
     with torch.inference_mode():
-        replies = (_classified if request.get("outputs") else _written)(request, adapter)
+        replies = (_classified if request.get("outputs") else _generated)(request, adapter)
     return {"engine": engine, "version": version, **replies}
 
 
@@ -66,7 +66,7 @@ def _adapted(base: Any, folder: str) -> Any:
     return peft.PeftModel.from_pretrained(base, folder).eval()
 
 
-def _written(request: dict[str, Any], adapter: bool) -> dict[str, Any]:
+def _generated(request: dict[str, Any], adapter: bool) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     folder = request["export"]
@@ -107,18 +107,18 @@ def _rendered(tokenizer: Any, messages: list[dict[str, str]], thinks: bool) -> l
     )
 
 
-def _continued_logits(model: Any, prompt: list[int], given: list[int]) -> Any:
+def _continued_logits(model: Any, prompt: list[int], answer: list[int]) -> Any:
     """Of each token of an answer behind its prompt, and of the one after it."""
     import torch
 
-    return model(input_ids=torch.tensor([prompt + given])).logits[0, len(prompt) - 1 :]
+    return model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 :]
 
 
-def _answer_logits(model: Any, prompt: list[int], given: list[int]) -> Any:
+def _answer_logits(model: Any, prompt: list[int], answer: list[int]) -> Any:
     """The same of a decoder, whose first token is put before the answer and whose last label is not read."""
     import torch
 
-    return model(input_ids=torch.tensor([prompt]), labels=torch.tensor([[*given, 0]])).logits[0]
+    return model(input_ids=torch.tensor([prompt]), labels=torch.tensor([[*answer, 0]])).logits[0]
 
 
 def _classified(request: dict[str, Any], adapter: bool) -> dict[str, Any]:

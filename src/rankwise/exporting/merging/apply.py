@@ -32,7 +32,7 @@ from rankwise.adapters.combining import Combining, Laid, Weighted, cut, cut_laid
 from rankwise.adapters.weights import Factors
 from rankwise.base.tensor_files import MappedFiles, StoredTensor, WrittenFile, header_of, open_writer, pieces
 from rankwise.errors import AdapterError
-from rankwise.exporting.merging.plan import FORMATS, MergePlan, Planned
+from rankwise.exporting.merging.plan import FORMATS, MergePlan, PlannedTensor
 from rankwise.runs.records import Callback, ProgressUpdate
 
 Rows = Callable[[int, int], Tensor]
@@ -58,7 +58,7 @@ def laid_out(change: Laid, strength: float) -> Change:
     return lambda rows, first: rows.add_(change.rows(first, first + len(rows)).to(rows.dtype), alpha=strength)
 
 
-def whole(value: Tensor, share: float) -> Change:
+def full_change(value: Tensor, share: float) -> Change:
     """A module that was trained whole: goes a share of the way from the base's value, if it has one, to this one."""
     values = value.reshape(value.shape[0] if value.ndim else 1, -1)
     return lambda rows, first: _go(rows, values[first : first + len(rows)].to(rows.dtype), share)
@@ -68,40 +68,46 @@ def _go(rows: Tensor, to: Tensor, share: float) -> Tensor:
     return rows.lerp_(to, share) if share != 1 else rows.copy_(to)
 
 
-def in_rows(host: nn.Module, B: Tensor, A: Tensor, working: torch.dtype) -> tuple[Tensor, Tensor]:
+def in_rows(base_layer: nn.Module, B: Tensor, A: Tensor, working: torch.dtype) -> tuple[Tensor, Tensor]:
     """The factors (rows, R) and (R, width) of a change B A (O, I) in the shape of the host's weight."""
-    left, right = (A.T, B.T) if is_transposed(host) else (B, A)
+    left, right = (A.T, B.T) if is_transposed(base_layer) else (B, A)
     return left.to(working).contiguous(), right.to(working).contiguous()
 
 
 def change_of(
-    host: nn.Module, name: str, parts: Weighted, combining: Combining, strength: float, working: torch.dtype, base: Rows
+    base_layer: nn.Module,
+    name: str,
+    parts: Weighted,
+    combining: Combining,
+    strength: float,
+    working: torch.dtype,
+    base: Rows,
 ) -> Change:
     """`parts` are this layer's factors in each adapter that changes it. Only DoRA reads the base here."""
     first, _ = parts[0]
     if first.magnitude is not None:
         assert len(parts) == 1, "DoRA stands alone, which the plan checks"
-        return _rescaled(host, first, parts[0][1] * strength, working, base)
+        return _rescaled(base_layer, first, parts[0][1] * strength, working, base)
     if combining.lays_out:
-        pairs = [in_rows(host, *joined([(part, 1.0)], working), working) for part, _ in parts]
+        pairs = [in_rows(base_layer, *joined([(part, 1.0)], working), working) for part, _ in parts]
         change = laid(combining, name, pairs, [weight for _, weight in parts])
         if not combining.cuts:
             return laid_out(change, strength)
-        rows = weight_of(host).shape
+        rows = weight_of(base_layer).shape
         cutting = cut_laid(change, rows[0], list(pieces(tuple(rows))))
         return product((cutting.B * strength).to(working).contiguous(), cutting.A.to(working).contiguous())
     B, A = joined([(part, weight * strength) for part, weight in parts], working)
     if combining.cuts:
         cutting = cut(B, A, combining)
         B, A = cutting.B, cutting.A
-    return product(*in_rows(host, B, A, working))
+    return product(*in_rows(base_layer, B, A, working))
 
 
-def _rescaled(host: nn.Module, part: Factors, share: float, working: torch.dtype, base: Rows) -> Change:
+def _rescaled(base_layer: nn.Module, part: Factors, share: float, working: torch.dtype, base: Rows) -> Change:
     """DoRA: goes a share of the way from W to m (W + s B A) / |W + s B A|, with |...| of each output."""
-    add = product(*in_rows(host, *joined([(part, 1.0)], working), working))
-    by_columns, squares = is_transposed(host), []
-    for first, last in pieces(tuple(weight_of(host).shape)):
+    add = product(*in_rows(base_layer, *joined([(part, 1.0)], working), working))
+    by_columns, squares = is_transposed(base_layer), []
+    for first, last in pieces(tuple(weight_of(base_layer).shape)):
         rows = base(first, last)
         add(rows, first)
         squares.append(rows.square_().sum(0 if by_columns else 1))
@@ -178,11 +184,11 @@ class Values:
             yield self._files.raw(source, start, min(start + COPIED_AT_ONCE, source.nbytes))
             self._files.forget(source)
 
-    def changed(self, tensor: Planned, meter: RoundingMeter) -> Iterator[Tensor]:
+    def changed(self, tensor: PlannedTensor, meter: RoundingMeter) -> Iterator[Tensor]:
         """In the order of the file, each in the format that is stored. A sum in float32 that is stored in float32 has
         its error in the sum, so it is computed again to be measured."""
         form, lays_out = FORMATS[tensor.code], self._plan.inputs.combining.lays_out
-        exactly = torch.float64 if form.code == "F32" and tensor.measured and not lays_out else form.working
+        exactly = torch.float64 if form.code == "F32" and tensor.has_change and not lays_out else form.working
         changes = {working: self._change(tensor, working) for working in (form.working, exactly)}
         for first, last in pieces(tensor.shape):
             base, merged = self._rows(tensor, form.working, first, last, changes)
@@ -192,7 +198,7 @@ class Values:
             yield stored
 
     def _rows(
-        self, tensor: Planned, working: torch.dtype, first: int, last: int,
+        self, tensor: PlannedTensor, working: torch.dtype, first: int, last: int,
         changes: Mapping[torch.dtype, Change | None],
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Of the base and of the sum."""
@@ -202,7 +208,7 @@ class Values:
             change(rows, first)
         return base, rows
 
-    def _base(self, tensor: Planned, working: torch.dtype, first: int, last: int) -> Tensor:
+    def _base(self, tensor: PlannedTensor, working: torch.dtype, first: int, last: int) -> Tensor:
         """A copy of the base's rows; zeros where the base has no such tensor."""
         if tensor.source is None:
             width = torch.Size(tensor.shape[1:]).numel() if tensor.shape else 1
@@ -213,9 +219,9 @@ class Values:
         self._files.forget(tensor.source)
         return rows
 
-    def _change(self, tensor: Planned, working: torch.dtype) -> Change | None:
-        if tensor.whole is not None:
-            return whole(tensor.whole, tensor.share)
+    def _change(self, tensor: PlannedTensor, working: torch.dtype) -> Change | None:
+        if tensor.full_weight is not None:
+            return full_change(tensor.full_weight, tensor.share)
         if tensor.layer is None:
             return None
         inputs = self._plan.inputs
@@ -240,7 +246,7 @@ def write_weights(plan: MergePlan, folder: Path, callback: Callback) -> tuple[li
                     for piece in values.changed(tensor, meter) if copied is None else values.copied(copied):
                         writer.add(piece)
                     _check_finite(meter, tensor)
-                    if tensor.measured:
+                    if tensor.has_change:
                         roundings.append(meter.result)
                     done += tensor.nbytes
                     callback(ProgressUpdate("Merging", done, plan.nbytes, "bytes"))
@@ -249,7 +255,7 @@ def write_weights(plan: MergePlan, folder: Path, callback: Callback) -> tuple[li
     return written, roundings
 
 
-def _check_finite(meter: RoundingMeter, tensor: Planned) -> None:
+def _check_finite(meter: RoundingMeter, tensor: PlannedTensor) -> None:
     if not meter.finite:
         form = FORMATS[tensor.code]
         largest = (

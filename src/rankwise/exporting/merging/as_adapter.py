@@ -24,7 +24,7 @@ from rankwise.adapters.weights import AdapterWeights, Factors
 from rankwise.base.tensor_files import pieces
 from rankwise.errors import AdapterError, RankwiseError, some
 from rankwise.exporting.adapter_export import filled_by_export
-from rankwise.exporting.merge import beside
+from rankwise.exporting.merge import extra_files
 from rankwise.exporting.merging.inputs import Options, unjoinable
 from rankwise.methods.artifact import Artifact, open_artifact, stored_weights
 from rankwise.runs.records import Callback, ProgressUpdate
@@ -85,7 +85,9 @@ def combine(options: Options, folder: Path, callback: Callback) -> CombinedAdapt
     written = AdapterWeights(settings, factors, heads)
     with told_when_full(folder):
         need_space(folder.absolute(), sum(value.nbytes for part in factors.values() for value in part.values))
-        rewrite(written, folder, beside(first, 1.0), filled_by_export(first, written, _sentence(options), callback))
+        rewrite(
+            written, folder, extra_files(first, 1.0), filled_by_export(first, written, _sentence(options), callback)
+        )
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return CombinedAdapter(
         str(folder), size, written.rank, written.parameters, tuple(errors), math.sqrt(lost / energy) if energy else 0.0
@@ -102,7 +104,7 @@ def _opened(name: str, options: Options, callback: Callback) -> tuple[Artifact, 
 
 
 def _check(opened: Sequence[tuple[Artifact, AdapterWeights]], options: Options) -> None:
-    problems = unjoinable(opened, alone=False)
+    problems = unjoinable(opened, is_single=False)
     bases = {
         (artifact.base_named.name if artifact.base_named else None): None
         if artifact.trained_on is None else artifact.trained_on.fingerprint

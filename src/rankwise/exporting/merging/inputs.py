@@ -38,7 +38,7 @@ EXPERTS = (
 
 
 @dataclass(frozen=True)
-class Part:
+class MergePart:
     """One adapter, and how much of its change is taken."""
 
     artifact: Artifact
@@ -48,7 +48,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Inputs:
-    parts: tuple[Part, ...]
+    parts: tuple[MergePart, ...]
     source: Source
     base: Skeleton
     objective: Objective
@@ -132,7 +132,7 @@ def open_inputs(options: Options, callback: Callback) -> Inputs:
         format = format_for(options.onto, {artifact.described: artifact.base for artifact in artifacts})
     adapters = _read(artifacts, base, callback, problems)
     problems.refuse()
-    parts = tuple(map(Part, artifacts, options.weights or [1.0] * len(artifacts), adapters))
+    parts = tuple(map(MergePart, artifacts, options.weights or [1.0] * len(artifacts), adapters))
     problems.sentences += _cannot_be_joined(parts, options)
     problems.refuse()
     trained = TrainedBase(source.folder, objective.kind, format, callback)
@@ -183,12 +183,12 @@ def _read(
     return adapters
 
 
-def unjoinable(opened: Sequence[tuple[Artifact, AdapterWeights]], *, alone: bool) -> list[str]:
+def unjoinable(opened: Sequence[tuple[Artifact, AdapterWeights]], *, is_single: bool) -> list[str]:
     """Why these adapters cannot be put together; `alone` says that there is one, whose change is taken as it is."""
     problems = [f"{artifact.described} {NEW_TOKENS}" for artifact, adapter in opened if adapter.tokens]
     problems += [f"{artifact.described} {EXPERTS}" for artifact, adapter in opened if adapter.has_experts]
     dora = [artifact.described for artifact, adapter in opened if adapter.is_dora]
-    if dora and not alone:
+    if dora and not is_single:
         problems.append(
             f"{some(dora)} is DoRA, which rescales whole weights, so it can be neither combined with others nor cut to "
             "a lower rank. Merge it into its base model alone."
@@ -205,8 +205,8 @@ def unjoinable(opened: Sequence[tuple[Artifact, AdapterWeights]], *, alone: bool
     return problems
 
 
-def _cannot_be_joined(parts: Sequence[Part], options: Options) -> list[str]:
+def _cannot_be_joined(parts: Sequence[MergePart], options: Options) -> list[str]:
     alone = len(parts) == 1 and not options.combining.lays_out and not options.combining.cuts
-    problems = unjoinable([(part.artifact, part.adapter) for part in parts], alone=alone)
+    problems = unjoinable([(part.artifact, part.adapter) for part in parts], is_single=alone)
     scaled = [part.artifact for part in parts if part.adapter.heads and part.weight * options.strength != 1]
     return problems + [why for one in scaled[:1] if (why := one.why_not("weighted")) is not None]

@@ -68,7 +68,7 @@ def refusal(code: str, key: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedTensor:
     """One tensor of a new file. Without a layer and a value it is copied, or converted where the format differs."""
 
     key: str
@@ -77,7 +77,7 @@ class Planned:
     source: StoredTensor | None
     layer: str | None = None
     """The path of the adapted layer whose weight this is."""
-    whole: Tensor | None = None
+    full_weight: Tensor | None = None
     """The trained value of a head, and `share`, how far it goes there from the base's."""
     share: float = 1.0
     packed: bool = False
@@ -89,10 +89,10 @@ class Planned:
 
     @property
     def changed(self) -> bool:
-        return self.layer is not None or self.whole is not None
+        return self.layer is not None or self.full_weight is not None
 
     @property
-    def measured(self) -> bool:
+    def has_change(self) -> bool:
         """Whether the rounding of its sum is reported."""
         return self.layer is not None or self.packed
 
@@ -105,7 +105,7 @@ class Planned:
 @dataclass(frozen=True)
 class Shard:
     name: str
-    tensors: tuple[Planned, ...]
+    tensors: tuple[PlannedTensor, ...]
     metadata: Mapping[str, str]
 
 
@@ -135,11 +135,11 @@ class MergePlan:
             raise AdapterError("\n".join(f"{problem}." for problem in self._problems))
 
     @property
-    def tensors(self) -> list[Planned]:
+    def tensors(self) -> list[PlannedTensor]:
         return [tensor for shard in self.shards for tensor in shard.tensors]
 
     @property
-    def changed(self) -> list[Planned]:
+    def changed(self) -> list[PlannedTensor]:
         return [tensor for tensor in self.tensors if tensor.changed]
 
     @property
@@ -194,7 +194,7 @@ class MergePlan:
         shards = []
         known = dict(self.base.module.named_parameters(remove_duplicate=False)) | self.base.module.state_dict()
         for file, tensors in self.base.files.items():
-            planned: list[Planned] = []
+            planned: list[PlannedTensor] = []
             for key, tensor in tensors.items():
                 name = self.base.names.get(key)
                 if self.inputs.objective.stays(name):
@@ -206,14 +206,14 @@ class MergePlan:
         shards[-1] = replace(shards[-1], tensors=(*shards[-1].tensors, *new))
         return shards
 
-    def _planned(self, key: str, name: str | None, tensor: StoredTensor, known: Mapping[str, Any]) -> Planned:
-        planned = Planned(key, self._code(tensor), tensor.shape, tensor, packed=key in self.inputs.trained)
+    def _planned(self, key: str, name: str | None, tensor: StoredTensor, known: Mapping[str, Any]) -> PlannedTensor:
+        planned = PlannedTensor(key, self._code(tensor), tensor.shape, tensor, packed=key in self.inputs.trained)
         if name in self._layers:
             return replace(planned, layer=self._layers[name])
         if name in self._heads:
             value, share = self._heads[name]
             other = tuple(value.shape) != tensor.shape
-            return replace(planned, whole=value, shape=tuple(value.shape), share=share,
+            return replace(planned, full_weight=value, shape=tuple(value.shape), share=share,
                            packed=planned.packed and not other, source=None if other else tensor)  # fmt: skip
         if name is not None and tuple(known[name].shape) != tensor.shape:
             self._problems.append(
@@ -221,7 +221,7 @@ class MergePlan:
             )
         return planned
 
-    def _new(self, known: Mapping[str, Any]) -> Iterable[Planned]:
+    def _new(self, known: Mapping[str, Any]) -> Iterable[PlannedTensor]:
         """Heads that the base has not, and the other halves of tables that are parted."""
         for name in dict.fromkeys([*self.untied, *self._heads]):
             if name in self.base.keys:
@@ -232,7 +232,7 @@ class MergePlan:
                 continue
             shape = tuple(known[name].shape)
             code = self._code(source) if source is not None else self._usual
-            yield Planned(name, code, shape, source, self._layers.get(name), value, share)
+            yield PlannedTensor(name, code, shape, source, self._layers.get(name), value, share)
 
     def _code(self, tensor: StoredTensor) -> str:
         """Whole numbers, such as counters, stay what they are."""

@@ -27,7 +27,7 @@ from rankwise.base.rotary_names import with_older_names
 from rankwise.base.saving import save_tokenizer
 from rankwise.base.tensor_files import INDEX, WrittenFile
 from rankwise.errors import ModelError, RunError
-from rankwise.exporting.merge import beside
+from rankwise.exporting.merge import extra_files
 from rankwise.exporting.merging.apply import Rounding, write_weights
 from rankwise.exporting.merging.inputs import Inputs
 from rankwise.exporting.merging.plan import MergePlan
@@ -96,7 +96,7 @@ def write_surroundings(plan: MergePlan, folder: Path, callback: Callback) -> dic
     if len(plan.shards) > 1 or (base / INDEX).is_file():
         write_json(folder / INDEX, index_of(plan))
     if len(inputs.parts) == 1:
-        for name, value in beside(inputs.parts[0].artifact, inputs.strength).items():
+        for name, value in extra_files(inputs.parts[0].artifact, inputs.strength).items():
             write_json(folder / name, value)
     _copy_licences(base, folder)
     return config_of(plan, tokenizer)

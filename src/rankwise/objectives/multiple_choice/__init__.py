@@ -74,7 +74,7 @@ class ChoiceFacts(TargetFacts):
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenAnswer:
     choices: tuple[str, ...]
     shares: tuple[float, ...]
     """The probability of each choice."""
@@ -174,10 +174,10 @@ class MultipleChoice(Classifier, CausalLM):
                 longest.add(outcome, Tokens([0] * max(outcome.lengths), []))
         return outcomes
 
-    def prediction(self, outcome: Outcome, outputs: Numbers) -> Chosen:
+    def prediction(self, outcome: Outcome, outputs: Numbers) -> ChosenAnswer:
         assert isinstance(outcome.example, Choices), "other rows have a problem"
         choices = outcome.example.choices
-        return Chosen(choices, tuple(outputs[: len(choices)].tolist()))
+        return ChosenAnswer(choices, tuple(outputs[: len(choices)].tolist()))
 
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         """Rows of like length together, longest first; all choices of a question are in the same batch."""

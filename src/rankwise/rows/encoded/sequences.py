@@ -69,7 +69,7 @@ ROWS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
-class Column:
+class StoredColumn:
     """What rows have in a file of its own: one value a token, or with `shape` the same number for each row."""
 
     dtype: Any
@@ -91,12 +91,12 @@ def _square(size: int) -> tuple[int, ...]:
 
 
 COLUMNS = {
-    "ids": Column(np.int32, "ids", lambda row: row.ids),
-    "loss_mask": Column(np.bool_, "loss_mask", lambda row: row.loss_mask),
-    "token_type_ids": Column(np.int8, "token_type_ids", lambda row: row.token_type_ids),
-    "tags": Column(np.int16, "tags", lambda row: row.tags),
-    "targets": Column(np.float64, "target", lambda row: row.target, _vector),
-    "images": Column(np.uint8, "image", lambda row: row.image, _square),
+    "ids": StoredColumn(np.int32, "ids", lambda row: row.ids),
+    "loss_mask": StoredColumn(np.bool_, "loss_mask", lambda row: row.loss_mask),
+    "token_type_ids": StoredColumn(np.int8, "token_type_ids", lambda row: row.token_type_ids),
+    "tags": StoredColumn(np.int16, "tags", lambda row: row.tags),
+    "targets": StoredColumn(np.float64, "target", lambda row: row.target, _vector),
+    "images": StoredColumn(np.uint8, "image", lambda row: row.image, _square),
 }
 BORDERS = {"starts": "ids", "name_starts": "names"}
 """Columns that say where each row begins in another, before which they stand."""

@@ -21,7 +21,7 @@ from rankwise.config.data import Reading
 from rankwise.errors import DataError
 from rankwise.rows.files.columnar import Record, column_names
 from rankwise.rows.forms.formats import Row
-from rankwise.rows.text.text_encoding import Encoding, detect_encoding
+from rankwise.rows.text.text_encoding import TextEncoding, detect_encoding
 from rankwise.runs.row_facts import DELIMITERS, LayoutFacts
 
 LONGEST_CELL = 16_000_000
@@ -35,7 +35,7 @@ class Table:
     """A file with its encoding, separator and quoting."""
 
     path: Path
-    encoding: Encoding
+    encoding: TextEncoding
     delimiter: str
     quoting: Any = csv.QUOTE_MINIMAL
     skipped_lines: int = 0
@@ -230,7 +230,7 @@ def _of_one_column(path: Path, splits: Splits, default: str) -> str:
     return default if default in unsplit or not unsplit else unsplit[0]
 
 
-def _head(path: Path, encoding: Encoding) -> tuple[str, bool]:
+def _head(path: Path, encoding: TextEncoding) -> tuple[str, bool]:
     """The beginning of the file, and whether it is the whole file."""
     try:
         with encoding.opened(path) as file:

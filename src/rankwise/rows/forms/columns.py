@@ -27,7 +27,7 @@ def from_columns(
     """The row as one example, or with `each` as one example for every answer in a list."""
     first = () if not (text := filled(system or "", row, where, "system")).strip() else (Message("system", text),)
     question = Message("user", _not_empty(filled(prompt, row, where, "prompt"), prompt, row, where, "prompt"))
-    alone = column_text(completion).alone
+    alone = column_text(completion).single_file
     listed = texts_of(row.get(alone), where, alone) if alone is not None else None
     answers = listed or (
         _not_empty(filled(completion, row, where, "completion"), completion, row, where, "completion"),

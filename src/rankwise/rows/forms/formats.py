@@ -159,7 +159,7 @@ def _answer_among(answer: Any, choices: tuple[str, ...], where: str) -> tuple[Me
 
 
 @dataclass(frozen=True)
-class Options:
+class FormOptions:
     """Options of reading beside the format: label names, and whether each of several answers becomes an example."""
 
     labels: tuple[str, ...]
@@ -200,7 +200,7 @@ def parse_row(
         raise DataError(
             f"{where}: the label is {row['label']}, so this is a preference row, which is not supported yet."
         )
-    options = Options(labels, alternatives == "each", bool(columns), folder)
+    options = FormOptions(labels, alternatives == "each", bool(columns), folder)
     return [_with_system(example, system) for example in FORMS[form].examples(row, where, options)]
 
 
@@ -241,7 +241,7 @@ def _after_system(row: Row, turns: tuple[Message, ...], where: str) -> tuple[Mes
     return (Message("system", system), *turns)
 
 
-def _prompt(row: Row, where: str, options: Options) -> list[Example]:
+def _prompt(row: Row, where: str, options: FormOptions) -> list[Example]:
     question_field = next((key for key in QUESTION_FIELDS if key in row), QUESTION_FIELDS[0])
     answers_in = next((key for key in ANSWER_FIELDS if key in row), ANSWER_FIELDS[0])
     require(row, where, "prompt", question_field, answers_in)
@@ -275,17 +275,17 @@ def _answers(row: Row, key: str, where: str) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys((text_of(row[key], where, key), *others)))
 
 
-def _alpaca(row: Row, where: str, options: Options) -> list[Example]:
+def _alpaca(row: Row, where: str, options: FormOptions) -> list[Example]:
     require(row, where, "alpaca", "instruction", "output")
     return _instruction(row, where, "output", options)
 
 
-def _dolly(row: Row, where: str, options: Options) -> list[Example]:
+def _dolly(row: Row, where: str, options: FormOptions) -> list[Example]:
     require(row, where, "dolly", "instruction", "response")
     return _instruction(row, where, "response", options)
 
 
-def _instruction(row: Row, where: str, answers_in: str, options: Options) -> list[Example]:
+def _instruction(row: Row, where: str, answers_in: str, options: FormOptions) -> list[Example]:
     given = _context(text_of(row["instruction"], where, "instruction"), row, where)
     refuse_unsupported(row, where, "row", ("tools",))
     *first, question = given
@@ -294,7 +294,7 @@ def _instruction(row: Row, where: str, answers_in: str, options: Options) -> lis
     return answered((*first, *earlier, question), answers, where, each=options.each)
 
 
-def _self_instruct(row: Row, where: str, options: Options) -> list[Example]:
+def _self_instruct(row: Row, where: str, options: FormOptions) -> list[Example]:
     require(row, where, "self-instruct", "instruction", "instances")
     refuse_unsupported(row, where, "row", (*ABOUT, *SYSTEM, "history", "tools"))
     instances = row["instances"]
@@ -304,12 +304,12 @@ def _self_instruct(row: Row, where: str, options: Options) -> list[Example]:
     return [example for item in flat for example in _alpaca(item, where, options)]
 
 
-def _text(row: Row, where: str, options: Options) -> list[Example]:
+def _text(row: Row, where: str, options: FormOptions) -> list[Example]:
     require(row, where, "text", "text")
     return [Example((), where, text=text_of(row["text"], where, "text"))]
 
 
-def _classification(row: Row, where: str, options: Options) -> list[Example]:
+def _classification(row: Row, where: str, options: FormOptions) -> list[Example]:
     first, *second = classified(row) or CLASSIFIED[0]
     require(row, where, "classification", first, "label")
     beside = second[0] if second else "text_pair"
@@ -345,7 +345,7 @@ class Form:
 
     fits: Callable[[Row], bool]
     fields: frozenset[str]
-    examples: Callable[[Row, str, Options], list[Example]]
+    examples: Callable[[Row, str, FormOptions], list[Example]]
 
 
 _SYSTEM = frozenset(SYSTEM)

@@ -71,10 +71,10 @@ def spans_example(row: Row, labels: tuple[str, ...], where: str) -> Example:
     return _example(text, TaggedWords(words, tags, widened), where)
 
 
-def untagged(given: str | Sequence[str], where: str) -> Example:
+def untagged(words_or_text: str | Sequence[str], where: str) -> Example:
     """A text, or its words, that is to be tagged."""
-    text, words = (given, words_of(given)) if isinstance(given, str) else joined(given)
-    tagged = TaggedWords(words, is_split=not isinstance(given, str))
+    text, words = (words_or_text, words_of(words_or_text)) if isinstance(words_or_text, str) else joined(words_or_text)
+    tagged = TaggedWords(words, is_split=not isinstance(words_or_text, str))
     return Example((Message("user", text),), where, tagged=tagged)
 
 

@@ -100,7 +100,7 @@ _DATE = re.compile(r"\d{4}-\d\d?-\d\d?(?:[T ][\d:.]+Z?)?|\d{1,2}[./]\d{1,2}[./](
 
 
 @dataclass(slots=True)
-class Row:
+class CheckedRow:
     """A row while it is looked at. All but the first two are empty where it has not one question and one answer."""
 
     text: str
@@ -142,7 +142,7 @@ class Check:
         )  # fmt: skip
 
 
-def _answer_in_question(row: Row) -> bool:
+def _answer_in_question(row: CheckedRow) -> bool:
     """Not where another answer stands there too, as in a list of what can be answered."""
     bare, question = row.bare, row.question
     if bare not in question or bare == question or not _stands_in(bare, question):
@@ -161,11 +161,11 @@ def _stands_in(words: str, text: str) -> bool:
     return False
 
 
-def _of_label(pattern: re.Pattern[str]) -> Callable[[Row], bool]:
+def _of_label(pattern: re.Pattern[str]) -> Callable[[CheckedRow], bool]:
     return lambda row: len(row.answer) < 40 and pattern.fullmatch(row.bare) is not None
 
 
-def _of_text(pattern: re.Pattern[str]) -> Callable[[Row], bool]:
+def _of_text(pattern: re.Pattern[str]) -> Callable[[CheckedRow], bool]:
     """A check for a pattern of characters beyond ASCII in the text of a row."""
     return lambda row: not row.text.isascii() and pattern.search(row.text) is not None
 
@@ -257,26 +257,26 @@ class Meaning:
         exchanges: list[tuple[int, int, int, int]] = []
         for examples, text in zip(rows, texts, strict=True):
             first = examples[0]
-            self._count(AMONG["all"], Row(text if first.system is None else f"{text}\n{first.system}", first))
+            self._count(AMONG["all"], CheckedRow(text if first.system is None else f"{text}\n{first.system}", first))
             if len(text) > self.longest[0]:
                 self.longest = len(text), first.where
             for example in examples if len(examples) == 1 or not first.alternatives else examples[:1]:
                 if example.rejected:
-                    self._count(AMONG["pairs"], Row(text, example))
+                    self._count(AMONG["pairs"], CheckedRow(text, example))
                     self.rows["pairs"] += 1
                 elif (turns := example.exchange) is not None:
                     exchanges.append(self._answered(text, example, *turns))
             self.rows["all"] += 1
         self.exchanges.extend(np.array(exchanges, np.uint64).reshape(-1, 4))
 
-    def _count(self, checks: Sequence[Check], row: Row) -> None:
+    def _count(self, checks: Sequence[Check], row: CheckedRow) -> None:
         for check in checks:
             if check.finds(row):
                 self.rows[check.name] += 1
                 self.first.setdefault(check.name, row.example.where)
 
     def _answered(self, text: str, example: Example, question: str, answer: str) -> tuple[int, int, int, int]:
-        row = Row(text, example, question := question.strip(), answer, bare := answer.strip())
+        row = CheckedRow(text, example, question := question.strip(), answer, bare := answer.strip())
         if self._last is not None and self._last != bare:
             self._other = self._last
         self._last = bare

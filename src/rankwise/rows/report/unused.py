@@ -41,7 +41,7 @@ _WIDE = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
 
 @dataclass
-class Column:
+class UnusedColumn:
     """What is known of one unused column of one file."""
 
     filled: int = 0
@@ -83,7 +83,7 @@ class Unused:
 
     rows: int = 0
     judged: int = 0
-    columns: dict[str, Column] = field(default_factory=dict)
+    columns: dict[str, UnusedColumn] = field(default_factory=dict)
     names: dict[str, None] = field(default_factory=dict)
     """All columns of the file's rows, in order."""
 
@@ -98,7 +98,7 @@ class Unused:
         for name, value in row.items():
             if name in aside or not _filled(value):
                 continue
-            column = self.columns.setdefault(name, Column())
+            column = self.columns.setdefault(name, UnusedColumn())
             column.filled += 1
             column.example = column.example or (SECRET if holds_secret(f"{name}: {value}") else shown(value))
             column.writable = column.writable and _writable(value)
@@ -123,7 +123,7 @@ class _Parts:
         return _Parts(tuple(texts), frozenset(word for text in texts for word in text.split()))
 
 
-def _judge(column: Column, text: str, single: bool, parts: _Parts) -> None:
+def _judge(column: UnusedColumn, text: str, single: bool, parts: _Parts) -> None:
     rest = text
     for part in parts.texts:
         if len(part) >= PART:

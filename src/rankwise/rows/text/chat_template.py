@@ -81,7 +81,7 @@ class RenderedText:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownContent:
     """What a template shows of conversations of one shape."""
 
     missing: tuple[str, ...]
@@ -105,7 +105,7 @@ class ChatTemplate:
         self.start = tokenizer.start
         self._sources = {"default": source} if isinstance(source, str) else dict(source)
         self._prefix = start
-        self.shapes: dict[Any, Shown] = {}
+        self.shapes: dict[Any, ShownContent] = {}
         self._placed: dict[str, bool] = {}
         named = tokenizer.hub.special_tokens_map.items()
         self._special = {name: token for name, token in named if isinstance(token, str)}

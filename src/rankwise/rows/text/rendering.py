@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Any
 
 from rankwise.errors import TemplateError
-from rankwise.rows.text.chat_template import ChatTemplate, RenderedText, Shown, Span, answers_of
+from rankwise.rows.text.chat_template import ChatTemplate, RenderedText, ShownContent, Span, answers_of
 from rankwise.rows.text.example import CLOSE, OPEN, Example, Message, parted
 from rankwise.rows.text.tokenize import Rendering, Segment
 
@@ -227,7 +227,7 @@ def _stands(text: str, rendered: str) -> bool:
     return any(form in rendered for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]))
 
 
-def shown_of(example: Example, template: ChatTemplate) -> Shown:
+def shown_of(example: Example, template: ChatTemplate) -> ShownContent:
     key = (tuple(map(_shape, example.messages)), tuple(_name(tool) for tool in example.tools))
     if key not in template.shapes:
         template.shapes[key] = _look(_probe(example), template)
@@ -285,7 +285,7 @@ def _probe(example: Example) -> Example:
     return replace(example, messages=messages, tools=tools)
 
 
-def _look(probe: Example, template: ChatTemplate) -> Shown:
+def _look(probe: Example, template: ChatTemplate) -> ShownContent:
     whole, spans = template.marked(probe.messages, probe.tools)
     missing = ["the model its tools"] if any(_name(tool) not in whole for tool in probe.tools) else []
     for number, message in enumerate(probe.messages, start=1):
@@ -296,7 +296,7 @@ def _look(probe: Example, template: ChatTemplate) -> Shown:
     hold = len(marks) == len(answers) and all(
         whole[start:stop].lstrip().startswith(answer) for (start, stop), answer in zip(marks, answers, strict=True)
     )
-    return Shown(tuple(missing), hold, template.controls(whole))
+    return ShownContent(tuple(missing), hold, template.controls(whole))
 
 
 def _called(message: Message, number: int) -> str:

@@ -197,11 +197,11 @@ def _as_in_transformers() -> Any:
     class Dict:
         """`dict`, of which a template needs two calls alone."""
 
-        def __call__(self, *given: Any, **named: Any) -> dict[Any, Any]:
-            return dict(*given, **named)
+        def __call__(self, *values: Any, **named: Any) -> dict[Any, Any]:
+            return dict(*values, **named)
 
-        def fromkeys(self, *given: Any) -> dict[Any, Any]:
-            return dict.fromkeys(*given)
+        def fromkeys(self, *values: Any) -> dict[Any, Any]:
+            return dict.fromkeys(*values)
 
     def _refuse_hidden(name: object) -> None:
         if isinstance(name, str) and name.startswith("_"):

@@ -37,7 +37,7 @@ _SYMBOL_IN_WORD = re.compile(f"[a-z\u00e0-\u00ff][{_SYMBOL}]+[a-z]")
 
 
 @dataclass(frozen=True)
-class Encoding:
+class TextEncoding:
     codec: str
     label: str
 
@@ -46,19 +46,19 @@ class Encoding:
         return TextIOWrapper(opened(path), self.codec, "surrogateescape", newline="")
 
 
-def detect_encoding(path: Path, named: str | None) -> Encoding:
+def detect_encoding(path: Path, named: str | None) -> TextEncoding:
     """Detect the encoding. `given` is the setting data.encoding, which decides if it is set."""
     with opened(path) as file:
         head = file.read(4096)
     if named is not None:
-        return Encoding(_with_mark(named, head), named)
+        return TextEncoding(_with_mark(named, head), named)
     if (marked := encoding_by_mark(head)) is not None:
         return marked
     good, bad, sample = _counts(path)
     if not bad:
-        return Encoding("utf-8", "UTF-8")
+        return TextEncoding("utf-8", "UTF-8")
     if good > bad:  # a UTF-8 file with some damage: only the damaged rows are bad rows
-        return Encoding("utf-8", "UTF-8")
+        return TextEncoding("utf-8", "UTF-8")
     if not _looks_western(sample):
         raise DataError(
             f"{path}: is not UTF-8 text, and not cp1252 either. Name its encoding with data.encoding: "
@@ -69,17 +69,17 @@ def detect_encoding(path: Path, named: str | None) -> Encoding:
             f"{path}: can be read as cp1252, or as UTF-8 with {bad:,} damaged characters and {good:,} whole ones. Set "
             "data.encoding to cp1252 or utf-8."
         )
-    return Encoding("cp1252", "cp1252 (a guess)")
+    return TextEncoding("cp1252", "cp1252 (a guess)")
 
 
-def encoding_by_mark(head: bytes) -> Encoding | None:
+def encoding_by_mark(head: bytes) -> TextEncoding | None:
     """The encoding that the first bytes show: by a byte order mark, or UTF-16 without one."""
     for mark, (codec, label) in MARKS.items():
         if head.startswith(mark):
-            return Encoding(codec, label)
+            return TextEncoding(codec, label)
     for codec, label in (("utf-16-le", "UTF-16 LE"), ("utf-16-be", "UTF-16 BE")):
         if _is_utf16(head, codec):
-            return Encoding(codec, f"{label} without a byte order mark (a guess)")
+            return TextEncoding(codec, f"{label} without a byte order mark (a guess)")
     return None
 
 

@@ -48,7 +48,7 @@ class Dpo(Config):
     hyperparameters: PairHyperparameters = Field(default_factory=PairHyperparameters)
 
 
-class Method(Config):
+class MethodBody(Config):
     type: Literal["supervised", "dpo"]
     supervised: Supervised | None = None
     dpo: Dpo | None = None
@@ -61,7 +61,7 @@ class Method(Config):
         return {key: one for key, one in value.items() if one is not None} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
-    def _one_method(self) -> Method:
+    def _one_method(self) -> MethodBody:
         other = self.dpo if self.type == "supervised" else self.supervised
         if other is not None:
             raise ValueError(f'the type is "{self.type}", and settings of another method are given')
@@ -73,7 +73,7 @@ class JobBody(Config):
     training_file: str = Field(max_length=256)
     validation_file: str | None = Field(None, max_length=256)
     hyperparameters: Hyperparameters | None = None
-    method: Method | None = None
+    method: MethodBody | None = None
     suffix: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] | None = None
     metadata: Annotated[dict[Key, Value], Field(max_length=16)] | None = None
