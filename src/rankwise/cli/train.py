@@ -111,7 +111,7 @@ def sweep(
     sweep that was stopped."""
     with report_failures(as_json):
         axes = [parse_axis(text) for text in over]
-        settings = settings.read()
+        fixed = settings.read()
         from rankwise.commands.runs import base_of_start
         from rankwise.commands.sweep import sweep as sweep_command
         from rankwise.reporting.markup import lines_of
@@ -120,7 +120,7 @@ def sweep(
         keep_memory()
         with Display(quiet) as display:
             swept = sweep_command(
-                lambda more: read_experiment(config, [*settings, *more], base_of_start), axes, trials, callback=display
+                lambda more: read_experiment(config, [*fixed, *more], base_of_start), axes, trials, callback=display
             )
         lines = [*lines_of(trials_table(swept.record)), *swept.record.conclusions()]
         print_result(as_json, swept.summary(), *lines, f"page: {swept.page}")

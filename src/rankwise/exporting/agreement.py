@@ -241,7 +241,7 @@ def _parting(question: ReferenceQuestion, reply: EngineReply) -> int | Literal["
     shared = next((at for at, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]),
                   min(len(ours), len(theirs)))  # fmt: skip
     lead = len(question.answer) - len(question.answer.lstrip())
-    return next((at for at, size in enumerate(question.answer_ids) if size > shared + lead), len(question.answer_ids))
+    return next((at for at, size in enumerate(question.characters) if size > shared + lead), len(question.answer_ids))
 
 
 def _first_other(question: ReferenceQuestion, theirs: list[int]) -> int | None:

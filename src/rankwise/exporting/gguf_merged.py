@@ -65,7 +65,7 @@ def export_gguf(order: Order) -> GgufMerged:
     if model.adapter is not None:
         change = GgufChange.of(model.adapter, model.names, model.artifact.described, strength)
     if model.file is None:
-        name = order.dtype or str(stored_as(model.config, callback)[0]).removeprefix("torch.")
+        name = order.dtype or str(stored_as(model.model_config, callback)[0]).removeprefix("torch.")
         base, fields, tensors = _from_folder(model, change, name, callback)
     else:
         name = order.dtype or "float16"
@@ -91,7 +91,7 @@ def _from_folder(
     model: GgufModel, change: GgufChange, dtype: str, callback: Callback
 ) -> tuple[GgufBase, dict[str, Any], list[GgufTensor]]:
     tied = bool(model.config.get("tie_word_embeddings"))
-    packed = quantized_weights(model.source.folder, CAUSAL_LM, model.config.packed_format, callback)
+    packed = quantized_weights(model.source.folder, CAUSAL_LM, model.model_config.packed_format, callback)
     base = FolderBase(model.source.folder, model.names, tied=tied, quantized=packed)
     shapes = dict(base.shapes)
     settings = settings_of(model.config, model.architecture, model.artifact.described)
@@ -173,7 +173,7 @@ TEMPLATE = "tokenizer.chat_template"
 def reader_fields(model: GgufModel, rows: int, callback: Callback, file: FileBase | None = None) -> dict[str, Any]:
     """Of a model with `rows` in its embedding. With a base `file` its tokenizer is copied already, and these fields are
     what training made different."""
-    tokenizer, _, _ = load_tokenizer(model.config, callback)
+    tokenizer, _, _ = load_tokenizer(model.model_config, callback)
     template = template_of(model.artifact, tokenizer)
     ends = tuple(dict.fromkeys((*tokenizer.end_ids, *template.end_ids)))
     if template.end_texts:
@@ -213,7 +213,7 @@ def _compare_splits(model: GgufModel, tokenizer: HubTokenizer, file: FileBase, c
     own, trained = file.text(f"{PREFIX}pre"), split_name(tokenizer)
     if own is not None and trained is not None and own != trained:
         callback(WarningMessage(
-            f"the file {model.config.name} splits texts into words by the rule {own!r}, and training did by {trained!r},"
-            " which transformers makes of such files. Most texts have the same tokens by both; some, for example with "
+            f"the file {model.model_config.name} splits texts into words by the rule {own!r}, and training "
+            f"did by {trained!r}, which transformers makes of such files. Most texts have the same tokens by both; some, for example with "
             "several line breaks before a digit, do not"
         ))  # fmt: skip

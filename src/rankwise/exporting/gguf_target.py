@@ -41,7 +41,7 @@ class GgufModel:
     """A run's model as GGUF names it. No weight is loaded."""
 
     artifact: Artifact
-    config: ModelConfig
+    model_config: ModelConfig
     """The base, or what a full run wrote."""
     source: Source
     config: dict[str, Any]
@@ -53,7 +53,7 @@ class GgufModel:
     @property
     def file(self) -> Path | None:
         """The GGUF file of the base, if the adapter was trained over its numbers."""
-        return None if self.config.packed_format is not None else self.source.gguf
+        return None if self.model_config.packed_format is not None else self.source.gguf
 
 
 def gguf_model(order: Order) -> GgufModel:

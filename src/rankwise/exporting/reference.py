@@ -140,7 +140,7 @@ class ReferenceQuestion:
     """Natural logarithms, of each of answer_ids."""
     margins: tuple[float, ...]
     """Of each of answer_ids, in nats."""
-    answer_ids: tuple[int, ...]
+    characters: tuple[int, ...]
     """How many characters of the answer the first token, the first two, … decode to."""
     logits: tuple[float, ...] = ()
     """Of each of answer_ids, before the softmax; without them none can be compared."""

@@ -122,7 +122,7 @@ class Validation(Hook):
     stopped_early: str | None = None
 
     def before_first_step(self, trainer: Trainer) -> None:
-        self._validate(trainer)
+        self._validate_now(trainer)
         if self.early_stopping.first == 0:
             self._save_best(trainer.state)
         self._sample(trainer, 0)
@@ -133,7 +133,7 @@ class Validation(Hook):
         if not (state.finished or state.step % self.interval == 0):
             return
         trainer.check_finite()
-        self._validate(trainer)
+        self._validate_now(trainer)
         self._save_best(state)
         if self.early_stopping.is_over(self.records) and not state.finished:
             state.ended = True
@@ -174,7 +174,7 @@ class Validation(Hook):
         records = self._validate(trainer, self.result_step)
         self.records = [*(one for one in self.records if one.step != self.result_step), *records]
 
-    def _validate(self, trainer: Trainer) -> None:
+    def _validate_now(self, trainer: Trainer) -> None:
         for record in self._validate(trainer, trainer.state.step):
             self.records.append(record)
             trainer.emit(record)

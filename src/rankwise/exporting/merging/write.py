@@ -72,8 +72,8 @@ def write_merged(plan: MergePlan, folder: Path, callback: Callback) -> MergedFol
     )  # fmt: skip
 
 
-def _write_record(plan: MergePlan, written: Sequence[WrittenFile], folder: Path) -> None:
-    files = {file.name: file.sha256 for file in written} | {CONFIG: sha256_of(folder / WAITING)}
+def _write_record(plan: MergePlan, weights: Sequence[WrittenFile], folder: Path) -> None:
+    files = {file.name: file.sha256 for file in weights} | {CONFIG: sha256_of(folder / WAITING)}
     if (folder / INDEX).is_file():
         files[INDEX] = sha256_of(folder / INDEX)
     write_json(folder / RECORD, record_of(plan, files))
