@@ -214,6 +214,6 @@ def _compare_splits(model: GgufModel, tokenizer: HubTokenizer, file: FileBase, c
     if own is not None and trained is not None and own != trained:
         callback(WarningMessage(
             f"the file {model.model_config.name} splits texts into words by the rule {own!r}, and training "
-            f"did by {trained!r}, which transformers makes of such files. Most texts have the same tokens by both; some, for example with "
-            "several line breaks before a digit, do not"
+            f"did by {trained!r}, which transformers makes of such files. Most texts have the same tokens by both; "
+            "some, for example with several line breaks before a digit, do not"
         ))  # fmt: skip
