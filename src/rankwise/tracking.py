@@ -234,7 +234,8 @@ class Mlflow:
 
 
 class Trackio:
-    """Its database on this machine (TRACKIO_DIR), or the Space or server that its own variables name."""
+    """Logs to Trackio's database on this machine (TRACKIO_DIR), or to the Space or server that Trackio's environment
+    variables name."""
 
     def __init__(self, run: TrackedRun) -> None:
         import trackio  # pyright: ignore[reportMissingImports]
@@ -449,7 +450,7 @@ def _last_step(rows: Sequence[Values]) -> int:
 NAMES = {"gradient_norm": "grad_norm", "weight": "anchor_weight"}
 """Names that Hugging Face's Trainer made usual, and one that would say too little."""
 FOLDERS = {"step": "train", "budget": "forgetting", "back-off": "back_off"}
-"""Of kinds of lines whose numbers are all logged."""
+"""The folder under which numbers are logged, for the kinds of lines whose numbers are all logged."""
 NO_NUMBERS = ("step", "steps")
 TEXTS = {"prompt", "completion", "system", "prompts", "new_tokens", "labels"}
 """Settings whose values are texts of the user or of the rows, by the last part of their names."""
@@ -461,7 +462,7 @@ COUNTS = {
     "truncated", "without_loss_tokens", "duplicates", "near_duplicates", "control_tokens_as_text", "distinct_labels",
     "lengths",
 }  # fmt: skip
-"""Of a data report, and never a name of a label, a column or a row."""
+"""Fields of a data report that are logged. No name of a label, a column or a row is in them."""
 
 
 def values_of(row: Values) -> dict[str, Any]:

@@ -99,7 +99,7 @@ class DoRA(LoRA):
         outside, inside = self.base.shape
         super().__init__(inside, outside, rank, scale, dropout, generator)
         self.share = 1.0
-        """Of the way from W to W'."""
+        """The share of the way from W to W' that the layer goes."""
         self.magnitude = nn.Parameter(_lengths(self.base.detach().to(self.A.dtype).contiguous()))
 
     @property

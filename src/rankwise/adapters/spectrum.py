@@ -110,7 +110,7 @@ def planted(spectra: Mapping[str, Spectrum], threshold: float = THRESHOLD) -> li
         for path, score in scores.items()
         if score > threshold
     ]
-    return sorted(found, key=lambda one: -one.score)
+    return sorted(found, key=lambda item: -item.score)
 
 
 def scores_of(spectra: Mapping[str, Spectrum]) -> dict[str, float]:

@@ -63,8 +63,8 @@ class Source:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the weights and of what is read beside them. A GGUF file has the same one converted and as it lies, since
-        its numbers are the same: the beginning of its SHA-256, which its folder is named after."""
+        """Hash of the weights and of the files read beside them. For a GGUF file it is the beginning of the file's
+        SHA-256, which names its folder, so that it is the same whether the file is converted or read directly."""
         return self.fingerprints[0]
 
     @cached_property

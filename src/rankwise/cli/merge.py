@@ -151,7 +151,7 @@ def merged_lines(merged: MergedFolder) -> list[str]:
 def _rounding_lines(roundings: tuple[Rounding, ...]) -> list[str]:
     if not roundings:
         return []
-    worst = sorted(roundings, key=lambda one: -one.of_change)
+    worst = sorted(roundings, key=lambda item: -item.of_change)
     largest = max(one.largest for one in roundings)
     lines = [
         f"rounding: numbers by at most {largest:.2g} of themselves, and a layer's change by at most "
@@ -178,7 +178,7 @@ def combined_lines(result: CombinedAdapter) -> list[str]:
 
 
 def _layer_lines(layers: tuple[LayerError, ...]) -> list[str]:
-    worst = sorted(layers, key=lambda one: -one.error)
+    worst = sorted(layers, key=lambda item: -item.error)
     return _first([f"  {one.layer}: rank {one.rank} of {one.before}, error {one.error:.2%}" for one in worst])
 
 

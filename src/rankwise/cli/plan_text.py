@@ -152,7 +152,7 @@ def _memory(plan: Plan) -> Iterator[str]:
 
 
 def _memory_at_least(plan: Plan) -> Iterator[str]:
-    """Of a language model whose activations are not known, such as a mixture."""
+    """The least memory that a language model needs whose activations are not known, such as a mixture of experts."""
     if plan.shape.task.planned:
         memory = plan.forecast.memory
         learning = memory.at_least - memory["weights"]

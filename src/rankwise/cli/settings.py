@@ -43,7 +43,8 @@ def _panel(name: str) -> str:
 
 
 def _flags_in(part: str, *beginnings: str) -> tuple[str, ...]:
-    """Those whose settings begin so and are in this part, or among what most people need."""
+    """Names of the flags in this part of the help, or among what most people need, whose settings start with one of
+    `beginnings`."""
     names = (*NEEDED, *(name for name in FLAGS if name not in NEEDED))
     return tuple(name for name in names if _panel(name) in (FIRST, part) and FLAGS[name].key.startswith(beginnings))
 

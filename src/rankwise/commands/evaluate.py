@@ -233,7 +233,8 @@ def asked_of(
 
 @dataclass(frozen=True)
 class EvaluatedRows:
-    """Those of a file, or without one the run's own; at most so many."""
+    """The rows to evaluate on: those of the file `data`, or without one the run's own validation rows; at most `most`
+    of them, or all for None."""
 
     data: str | None
     most: int | None

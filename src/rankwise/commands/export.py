@@ -55,7 +55,7 @@ class Exported:
     to: str
     format: str
     bytes: int = 0
-    """Of the tensors' files."""
+    """Size in bytes of the exported files that hold tensors."""
     rank: int | None = None
     """The largest of all layers, and in `portable` that of each."""
     strength: float = 1.0
@@ -64,7 +64,7 @@ class Exported:
     parity: Parity | None = None
     """How the template in the export agrees with training's."""
     gguf: GgufMerged | None = None
-    """Of a merged model as a GGUF file."""
+    """What was written where a model was merged into a GGUF file; None for other formats."""
     files: tuple[str, ...] = ()
     adapter: AdapterWeights | None = None
     """What a folder with an adapter holds."""
@@ -76,7 +76,8 @@ class Exported:
 
     @property
     def number_format(self) -> str:
-        """Of the weights, as far as they were rounded."""
+        """The number format that the weights were rounded to: "float32" where none were, and "quantised" for the
+        quantised types of GGUF files, which the base of an adapter in GGUF may have too."""
         if self.format == "gguf-lora":
             return "quantised"  # as its base may be
         whole = self.merged or self.gguf

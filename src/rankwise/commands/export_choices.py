@@ -44,7 +44,8 @@ class ExportChoices:
     formats: dict[str, str | None]
     """By format, None or a sentence why it is not possible."""
     engines: tuple[EngineChoice, ...]
-    """Of an adapter; none for a whole model and a classifier, which the rules do not cover."""
+    """Whether each engine applies the adapter, and the format to export for it; empty for a whole model and for a
+    classifier, which the rules do not cover."""
     why_none: str | None = None
     dtypes: tuple[str, ...] = tuple(dict.fromkeys((*DTYPES, *GGUF_DTYPES)))
     """Number formats of a whole model."""

@@ -142,7 +142,7 @@ def _passed_on() -> Iterator[list[int]]:
 def _killed(failures: Mapping[int, Any], processes: int) -> str:
     """The one that was killed; the launcher ended the others by SIGTERM."""
     rank, failure = min(
-        failures.items(), key=lambda one: (one[1].exitcode == -signal.SIGTERM, one[1].exitcode >= 0, one[0])
+        failures.items(), key=lambda item: (item[1].exitcode == -signal.SIGTERM, item[1].exitcode >= 0, item[0])
     )
     how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
     return f"process {rank + 1} of the {processes} processes of this training has ended ({how}), so all of them ended."

@@ -70,7 +70,7 @@ class Predicted:
 
     @property
     def classified(self) -> bool:
-        """Of a classifier, which writes no tokens."""
+        """Whether the rows were answered by a classifier, which writes no tokens."""
         return any(row.prediction is not None for row in self.rows)
 
     @property
@@ -163,7 +163,7 @@ def _reading(run: RunSnapshot | None, data: str, prompt: str | None, system: str
 
 
 def _settings_of(run: RunSnapshot) -> dict[str, Any]:
-    """Of several sources those that all have."""
+    """How the run's rows were read. ConfigError where it was trained on several sources with different settings."""
     data = run.experiment.data
     every = [{name: getattr(source, name) for name in READ} for source in data.all_sources]
     if any(one != every[0] for one in every):
@@ -262,11 +262,11 @@ class PredictedRow:
     ids: list[int] = field(default_factory=list)
     answer: Answer | None = None
     prediction: Prediction | None = None
-    """Of a classifier, in place of an answer."""
+    """What a classifier predicts for the row, in place of an answer; None for other models."""
     problem: str | None = None
 
     def as_columns(self, column: str) -> dict[str, Any]:
-        """Its columns with the answer, or with what is wrong."""
+        """The columns of the row together with its answer, or with what is wrong."""
         if self.prediction is not None:
             return self.columns | self.prediction.as_columns(column)
         if self.answer is not None:

@@ -243,7 +243,7 @@ class QueueState:
     working: Working | None
     waiting: list[Waiting]
     ended: list[Ended]
-    """Those that the queue trained and that did not finish."""
+    """Trainings that the queue started and that ended without finishing."""
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise queue --json` prints."""
@@ -276,7 +276,8 @@ def base_of_start(start_from: str, run: Any = None) -> ModelConfig:
 
 
 def base_of_run(start_from: str, run: Any = None) -> ModelConfig:
-    """The same for a training that is resumed: it is recorded, and the adapter may be gone."""
+    """The base model of a training that is resumed, as its run recorded it, since the adapter that it began with may be
+    gone; without such a run, the base model of `start_from`."""
     begun = find_run(run) if isinstance(run, str) else None
     return base_of_start(start_from) if begun is None else RunSnapshot.of(begun).experiment.model
 

@@ -22,7 +22,8 @@ from rankwise.runs.records import Callback, Event, ProgressUpdate, StatusMessage
 from rankwise.system.files import check_place
 
 BLOCKS, MOST = 16, 100
-"""Of text, and of documents: each is asked of the model once for every strength."""
+"""How many blocks of text are measured by default, and how many documents at most. The model reads each of them once
+for every strength."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def _task_loss(model: LoadedModel, rows: Measurable, strengths: Sequence[float],
         before = next(number)
 
         def heard(event: Event) -> None:
-            """Of all passes together."""
+            """Report the progress of all passes together."""
             if isinstance(event, ProgressUpdate):
                 event = replace(event, done=event.done + before * event.total, total=passes * event.total)
             callback(event)

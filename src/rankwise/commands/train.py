@@ -223,8 +223,8 @@ def _final_settings(
 def _with_defaults(
     experiment: Experiment, training: TrainingConfig, prepared: Prepared, objective: Objective
 ) -> tuple[Experiment, TrainingConfig]:
-    """Those that follow from the rows. ConfigError where a setting needs validation rows, which few rows do
-    not give by default."""
+    """The settings with the defaults that follow from the rows. ConfigError where a setting needs validation rows and
+    there are none, as by default with few rows."""
     measured = bool(len(prepared.validation))
     if not measured and (needing := experiment.validation.needing_rows):
         raise ConfigError([NO_ROWS.format(needing[0], prepared.data_report.used)])

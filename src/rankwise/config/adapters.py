@@ -499,7 +499,7 @@ EVERY = (
 """Every method, under the name that its settings have as `method`. methods/registry.py says what each of them does."""
 METHODS: dict[str, type[MethodConfig]] = {row[1].tag: row[0] for row in map(get_args, get_args(EVERY))}
 COMPARED = (LoraConfig, AdaLoraConfig, FullConfig)
-"""Those whose memory a plan shows beside that of the one which is planned."""
+"""Methods whose memory a plan shows for comparison with the planned method."""
 
 
 def _method(value: Any) -> Any:

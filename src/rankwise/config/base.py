@@ -87,7 +87,7 @@ class Config(BaseModel, metaclass=_ReportsAsSpecError):
     )
 
     def changed(self, *names: str) -> list[str]:
-        """Those of these settings that have another value than by default."""
+        """Which of the named settings differ from their defaults."""
         fields = type(self).model_fields
         return [name for name in names if getattr(self, name) != fields[name].get_default(call_default_factory=True)]
 
@@ -254,7 +254,7 @@ def descriptions_of(config: type[Config]) -> dict[str, str]:
 
 @cache
 def _docstrings(owner: type[Any]) -> dict[str, str]:
-    """Those that stand in the class itself."""
+    """The docstrings of the fields that the class itself declares, by field name."""
     [body] = (node.body for node in ast.parse(dedent(inspect.getsource(owner))).body if isinstance(node, ast.ClassDef))
     return {
         field.target.id: " ".join(str(ast.literal_eval(text.value)).split()) for field, text in pairwise(body)

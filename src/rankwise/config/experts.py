@@ -26,7 +26,7 @@ parameter, where AdaLoRA has many; EVA reads the inputs of a layer, and an exper
 
 
 def expert_parameters(paths: Iterable[str], modules: Modules) -> list[str]:
-    """Those of `paths` that hold the weights of several experts and can be adapted."""
+    """Which of `paths` are parameters that hold the weights of several experts and can be adapted."""
     return [path for path in paths if modules[path].kind == "experts"]
 
 

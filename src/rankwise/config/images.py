@@ -73,7 +73,7 @@ class ImageProcessing(Config):
         return patches_of(self.size)
 
     def sized(self, size: int | Literal["auto"]) -> Self:
-        """The same field of view at another size."""
+        """These settings for another image size, with the same field of view."""
         if size in ("auto", self.size):
             return self
         ratio = int(size) / self.size

@@ -69,11 +69,12 @@ class MethodConfig(Config):
     auto_rate: ClassVar[float]
     """What the learning rate `auto` is at width 576, for language models; training/trainer.py says why."""
     classifier_rate: ClassVar[float]
-    """The same for classifiers."""
+    """What the learning rate `auto` is at width 576, for classifiers."""
     image_rate: ClassVar[float | None] = None
-    """The same for classifiers of images, where it is another one."""
+    """What the learning rate `auto` is at width 576 for classifiers of images; None where it is `classifier_rate`."""
     text_rate: ClassVar[float | None] = None
-    """The same for classifiers of texts, whose head is fitted first, where it is another one."""
+    """What the learning rate `auto` is at width 576 for classifiers of texts, whose head is fitted first; None where it
+    is `classifier_rate`."""
     tags: ClassVar[tuple[str, ...]] = ()
     """Tags of the model card, beside those that every adapter has."""
     base_gradients: ClassVar[int] = 0
@@ -127,11 +128,11 @@ class MethodConfig(Config):
 
     @property
     def unsharded(self) -> list[str]:
-        """Its settings that a sharded base cannot be trained with."""
+        """Settings of this method that do not work with a base model sharded over several processes."""
         return []
 
     def without_rows(self) -> Self:
-        """The same settings with a start that needs no training rows."""
+        """These settings with an initialization that needs no training rows."""
         return self
 
     def problem_with(self, base: ModelConfig) -> str | None:

@@ -88,7 +88,8 @@ class Layer:
 
     @cached_property
     def block(self) -> int | None:
-        """Its number among all blocks in the order of the forward pass: the first number in the path, and `offset`."""
+        """The number of the layer's block among all blocks in the order of the forward pass: the first number in the
+        path plus `offset`; None for a path without a number."""
         number = layer_number(self.path)
         return None if number is None else number + self.offset
 
@@ -188,7 +189,8 @@ def left_out(paths: list[str], modules: Modules) -> list[str]:
 
 
 def left_out_of_all(paths: list[str], modules: Modules) -> list[str]:
-    """The same for `all-conv`, which leaves out what reads the image too."""
+    """Which convolutions among `paths` the target `all-conv` leaves out, and why: those that read the image, and those
+    that cannot be adapted."""
     here = set(paths)
     reading = [path for path in image_readers(modules) if path in here]
     image = [f"{_counted(reading)} that {'reads' if len(reading) == 1 else 'read'} the image ({some(reading, 3)})"]

@@ -17,10 +17,10 @@ from rankwise.config.validation import OF_ANSWERS, ClassMetric, PairMetric, TagM
 
 PairLoss = Literal["dpo", "orpo"]
 PREFERENCE_SHARE = 0.1
-"""Of the learning rate for answers, the rate for preferences (lab/preference.md)."""
+"""The learning rate for preference pairs, as a share of the one for answers (lab/preference.md)."""
 CLASS_EPOCHS, WITHOUT_ROWS, CLASS_PATIENCE = 10, 4, 2
-"""Of a classifier of texts: passes at most where validation rows say when to stop, and after how many validations
-without improvement; and passes where there are none (lab/classifiers.md)."""
+"""Defaults for classifiers of texts (lab/classifiers.md): the most epochs with validation rows, the epochs without
+them, and after how many validations without improvement training stops."""
 OTHER_MODEL = "Choose another model with --model, or leave out --objective."
 OF_IMAGES = f"is a model of images. {OTHER_MODEL}"
 OF_BOTH = (
@@ -80,7 +80,7 @@ class PreferenceConfig(Config):
 
 
 def as_pairs(data: DataConfig) -> DataConfig:
-    """The same settings, with every row read as a pair of answers to one prompt."""
+    """These settings, with every row read as a pair of answers to one prompt."""
     pairs: dict[str, Any] = {"format": "preference"}
     sources = tuple(source.model_copy(update=pairs) for source in data.sources)
     apart = data.validation and data.validation.model_copy(update=pairs)
@@ -107,7 +107,7 @@ class ObjectiveSettings:
     learns = ""
     """What the model learns from a row."""
     nature = ""
-    """Of the models for which `auto` is this objective."""
+    """The kind of model for which `auto` chooses this objective."""
     because = ""
     """Why it is, for a message; {0} is the model's name and {1} its kind."""
     cannot: ClassVar[Mapping[str, str]] = {IMAGES: OF_IMAGES}
@@ -122,7 +122,7 @@ class ObjectiveSettings:
     no_shards = "model.sharded (--shard) cannot be used with the objective {} yet. Train without --shard."
     """Why its base is not split over processes."""
     texts = 1
-    """Of a document, each of which may have the largest length."""
+    """How many texts a document has, each of which may have the largest length."""
     planned: ClassVar[Mapping[str, Any]] = {}
     """Settings of training that a plan counts with, whatever is given."""
     earliest = 1

@@ -174,10 +174,10 @@ class Left:
     the parameters lie between two bounds; `even` is what they are with the same mean rank everywhere."""
 
     amount: int
-    """Of what the budget counts."""
+    """How much is left at the end, in parameters or triplets, whichever the budget counts."""
     unit: str
     first: int
-    """The same at the beginning."""
+    """How much there is at the beginning, in parameters or triplets, whichever the budget counts."""
     in_units: tuple[int, int]
     """Both, the beginning's first, in the unit that they are told in: a budget of bytes is counted in parameters."""
     mean_rank: float
@@ -192,7 +192,7 @@ class Parameters:
     were in 16 bits; of AdaLoRA, and of start eva, at most. A whole model has no adapter, and none of these."""
 
     total: int
-    """Of the base model, a shared weight once."""
+    """Parameters of the base model, with a shared weight counted once."""
     trainable: int
     adapted: tuple[PlannedLayer, ...]
     written_bytes: int

@@ -86,7 +86,7 @@ def words_of(annotation: Any) -> list[Any]:
 
 
 def settings_of(config: type[Config], before: str = "") -> Iterator[Declared]:
-    """Those of a config, and of the configs that its fields hold."""
+    """All settings of a config and of the configs nested in its fields."""
     for name, field in config.model_fields.items():
         yield Declared(f"{before}{name}", config, field)
         for inside in configs_in(field.annotation):
@@ -139,4 +139,4 @@ def marked(kind: type[_Mark]) -> dict[_Mark, Declared]:
 FLAGS = {one.name: one for one in (FlagOf(setting, mark) for mark, setting in marked(Flag).items())}
 """By keyword."""
 SECTIONS = {name: configs_in(field.annotation) for name, field in Experiment.model_fields.items()}
-"""Of each part of an experiment, the configs that it may be."""
+"""The configs that each part of an experiment can be, by the name of the part."""

@@ -120,8 +120,8 @@ class TrainingConfig(Config):
         return auto_rate * (576 / width) ** 0.8 if isinstance(given, str) else given
 
     def resolved(self, rows: int, width: int, auto_rate: float) -> Self:
-        """The same settings with the number of steps and the learning rate named. ConfigError for a number of steps
-        that is a slip of the pen."""
+        """These settings with numbers for the steps and the learning rate. ConfigError for so many steps that it must
+        be a mistake, or for a warmup that is not shorter than the run."""
         passes = self.total_steps(rows) * self.rows_per_step(rows) // rows
         if passes > MOST_PASSES:
             raise ConfigError([

@@ -71,12 +71,12 @@ class Scored(ABC):
     activity: ClassVar[str] = "Classifying"
     settings: ClassVar[Mapping[str, Any]] = {}
     joined: ClassVar[Callable[[list[Any]], Any]] = np.concatenate
-    """Of the outputs of single rows, those of all."""
+    """Joins the outputs of single rows into those of all rows."""
 
     @classmethod
     @abstractmethod
     def of(cls, objective: Classifier, rows: Sequence[Tokens], outputs: Any) -> Self:
-        """Of rows that have targets."""
+        """Make it from a classifier's outputs for rows that have targets."""
         ...
 
     @property
@@ -178,7 +178,7 @@ def metric_rows(
 
 
 def one_target(row: Tokens) -> float:
-    """Of a row that has one class or value."""
+    """Return the target of a row that has a single one: the number of its class, or its value."""
     assert isinstance(row.target, (int, float)), "the row has one class or value"
     return float(row.target)
 
@@ -379,9 +379,9 @@ class ScoredTags(ScoredSets):
     joined = list
     targets: TargetFacts
     shares: list[Sums]
-    """Of each text (W, C): probabilities of C tags for W words."""
+    """For each text, the probabilities (W, C) of C tags for its W words."""
     actual: list[NDArray[np.int64]]
-    """Of each text (W,): numbers of the true tags."""
+    """For each text, the numbers (W,) of the true tags of its W words."""
 
     @classmethod
     def of(cls, objective: Classifier, rows: Sequence[Tokens], outputs: Any) -> Self:
@@ -413,7 +413,7 @@ class ScoredTags(ScoredSets):
 
     @property
     def losses(self) -> dict[str, list[list[float]]]:
-        """Of each text: nats, and words."""
+        """The cross-entropy of the tags as [nats, words] for each text."""
         nats = [
             [float(-np.log(np.maximum(row[np.arange(len(true)), true], 1e-300)).sum()), float(len(true))]
             for row, true in zip(self.shares, self.actual, strict=True)

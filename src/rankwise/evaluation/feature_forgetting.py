@@ -64,7 +64,7 @@ STUDENT = 2.093024054408263
 FEWEST = 2 * GROUPS
 FOLDS, SEED = 5, 0
 PENALTIES = np.logspace(-5, 2, 15)
-"""Of the probe, relative to the mean squared length of a centred feature vector."""
+"""Ridge penalties to choose the probe's from, relative to the mean squared length of a centred feature vector."""
 
 
 def feature_forgetting(

@@ -113,7 +113,7 @@ class HarnessTask(WithoutAnswers):
             raise EvaluationError(f'"{self.task_name}" is a group of lm-eval tasks; name one task of the group.')
         self._filter = str(samples[0].get("filter", ""))
         return sorted(
-            (one for one in samples if str(one.get("filter", "")) == self._filter), key=lambda one: one["doc_id"]
+            (one for one in samples if str(one.get("filter", "")) == self._filter), key=lambda item: item["doc_id"]
         )
 
     def _explained(self, error: Exception) -> Exception:

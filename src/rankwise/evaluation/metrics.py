@@ -49,9 +49,9 @@ Row = list[float]
 """What is stored of an item."""
 Rows = list[Row]
 PairRow = Callable[[str, str], Row]
-"""Of an answer and its reference."""
+"""Makes the row of an item from its answer and its reference."""
 TextRow = Callable[[str, Sequence[str]], Row]
-"""Of an answer and all its references."""
+"""Makes the row of an item from its answer and all its references."""
 BINS = 15
 EDGES = np.linspace(0.0, 1.0, BINS + 1)
 DRAWS, SEED = 1000, 0

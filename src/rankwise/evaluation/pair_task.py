@@ -39,7 +39,7 @@ from rankwise.runs.records import Callback, ProgressUpdate
 
 @dataclass(frozen=True)
 class PairNumbers:
-    """Of N pairs, in the order of the rows."""
+    """What a model gave for N pairs, in the order of the rows."""
 
     losses: np.ndarray
     margins: np.ndarray
@@ -140,7 +140,7 @@ class PairTask(WithoutAnswers):
         return found
 
     def _divergences(self, who: str, callback: Callback) -> dict[str, list[list[float]]]:
-        """Of each pair: the divergence over the tokens of both answers, and their number."""
+        """The divergence from the base as [nats, tokens] for each pair, summed over the tokens of both answers."""
         if self.sides is None:
             return {}
         rows = []

@@ -212,7 +212,7 @@ def _by_likelihood(
 def _likelihoods(
     task: TaskConfig, requests: Sequence[Request], model: LoadedModel, callback: Callback, what: str
 ) -> list[list[Likelihood]]:
-    """Of the documents of each request."""
+    """Compute the likelihoods of the documents of each request. ResourceError where memory runs out."""
     documents = [document for request in requests for document in request.documents]
     places = [request.where for request in requests for _ in request.documents]
     objective = text_objective(model)

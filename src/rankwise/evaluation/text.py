@@ -57,7 +57,7 @@ class Text:
     blocks: Tensor
     """Ids (N, T + 1): the first T are inputs, the last T targets."""
     about: str
-    """Its name, which part is used, and with which tokenizer."""
+    """A description: the name of the text, which part of it is used, and which model's tokenizer encoded it."""
     sha256: str
     """Hash of the blocks."""
     origins: tuple[str, ...]

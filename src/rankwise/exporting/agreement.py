@@ -66,13 +66,13 @@ class Figures:
     answers_near: int
     """Answers that part where our two likeliest tokens are nearly equal."""
     mean_difference: float | None
-    """Of the log-probabilities, in nats; of a classifier, of its outputs."""
+    """Mean difference of the log-probabilities from ours, in nats; for a classifier, of its outputs from ours."""
     max_difference: float | None
     tolerance: float
-    """Of the mean difference."""
+    """Largest accepted mean difference; for a classifier, largest accepted difference of any output."""
     number_format: str
     max_logit_difference: float | None = None
-    """Of the logits of our answers' tokens, before the softmax; None where the engine does not give them."""
+    """Largest difference of the logits of our answers' tokens, before the softmax; None if the engine gives none."""
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,7 @@ class ClassReference:
     base_folder: str
     auto_class: str
     tolerances: Mapping[str, float]
-    """Of the largest difference of an output, by number format."""
+    """Largest accepted difference of an output, by number format."""
     pooling: Pooling = "own"
     form: Literal["one", "several", "tags"] = "one"
     """Whether a row has one class or number, any number of classes, or a class for each of its words."""

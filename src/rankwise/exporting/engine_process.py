@@ -73,7 +73,7 @@ class EngineReplies(_Strict):
     stop_ids: list[int] | None = None
     """The tokens at which the engine stops by what the export says; null where the base says it."""
     conversation_sizes: list[int | None] = []
-    """Of an engine that counts the tokens of a conversation and does not tell their ids."""
+    """Number of tokens of each conversation, from an engine that counts them but does not give their ids."""
     number_format: str | None = None
     """The coarsest that it computes in, where that is not float32."""
 

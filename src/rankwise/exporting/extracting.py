@@ -66,7 +66,7 @@ class Outside:
     kind: str
     tensors: int
     share: float
-    """Of the whole change, in Frobenius norms."""
+    """Frobenius norm of these changes, as a share of that of the whole change."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ class Extracted:
     parameters: int
     layers: tuple[LayerError, ...]
     error: float
-    """Of the changes of these layers together, relative."""
+    """Relative error of the changes of all these layers together, in Frobenius norms."""
     error_of_all: float
-    """Of the change of the whole model."""
+    """Relative error of the change of the whole model, in Frobenius norms."""
     outside: tuple[Outside, ...]
     unfactored: tuple[str, ...]
     """Modules that the base has not, stored whole."""
@@ -117,7 +117,7 @@ class _Extraction:
         self.norm = self.lost = 0.0
         """Squares of Frobenius norms: of the changes of these layers, and of what is left out of them."""
         self.outside: dict[str, list[float]] = {}
-        """The same of every change elsewhere, by kind of weight."""
+        """What changed outside these layers, by kind of weight."""
         self._files = MappedFiles()
         self.both, new = self._paired()
         self.heads = {name: self._value(one).float() for name, one in new.items()}
@@ -200,7 +200,7 @@ class _Extraction:
         """But for the bytes of its files."""
         outside = sum(energy for _, energy in self.outside.values())
         every = self.norm + outside
-        kinds = sorted(self.outside.items(), key=lambda one: -one[1][1])
+        kinds = sorted(self.outside.items(), key=lambda item: -item[1][1])
         return Extracted(
             str(folder), 0, weights.parameters, tuple(self.layers),
             math.sqrt(self.lost / self.norm) if self.norm else 0.0,

@@ -44,7 +44,7 @@ FLOATS = ("F32", "F16", "BF16")
 @dataclass(frozen=True)
 class GgufMerged:
     dtype: str
-    """Of the matrices that were not copied."""
+    """Number format of the matrices that were not copied from the base's file."""
     rounding: float
     """The largest error that this type makes, as a share of the largest number of its tensor."""
     changed: int
@@ -171,8 +171,8 @@ TEMPLATE = "tokenizer.chat_template"
 
 
 def reader_fields(model: GgufModel, rows: int, callback: Callback, file: FileBase | None = None) -> dict[str, Any]:
-    """Of a model with `rows` in its embedding. With a base `file` its tokenizer is copied already, and these fields are
-    what training made different."""
+    """GGUF fields of the tokenizer and the chat template, for a model with `rows` rows in its embedding. With a base
+    `file`, whose tokenizer is copied already, only the fields that training may have changed."""
     tokenizer, _, _ = load_tokenizer(model.model_config, callback)
     template = template_of(model.artifact, tokenizer)
     ends = tuple(dict.fromkeys((*tokenizer.end_ids, *template.end_ids)))

@@ -33,7 +33,7 @@ from rankwise.system.files import published, published_file, write_json
 
 SUFFIX = ".gguf"
 NAMES = {"gguf": "model.gguf", "gguf-lora": "adapter.gguf"}
-"""Of the file in a folder, by format."""
+"""Name of the GGUF file in an export's folder, by format."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def file_of(order: Order) -> Path:
 @dataclass(frozen=True)
 class GgufChange:
     factors: Mapping[str, Factors]
-    """Of changed layers, by the name of the weight in GGUF; rank 0 is left out."""
+    """Factors of the changed layers, by the weight's name in GGUF; layers of rank 0 are left out."""
     full_weights: Mapping[str, Tensor]
     """Parameters that were trained whole, in GGUF's form."""
     strength: float = 1.0
@@ -127,7 +127,7 @@ class GgufChange:
 
     @property
     def names(self) -> set[str]:
-        """Of all tensors that it changes."""
+        """Names of all tensors that are changed."""
         return {*self.factors, *self.full_weights}
 
     @torch.no_grad()

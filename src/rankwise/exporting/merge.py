@@ -49,7 +49,8 @@ class Merged:
     logits_difference: float
     """The largest, from the trained model with its adapter beside it, as a share of the largest logit."""
     logits_change: float | None
-    """The same from the base model: what an adapter does."""
+    """Largest difference of the base model's logits from the trained model's, as a share of the latter's largest logit;
+    None where no base is at hand."""
     rounding: float
     """Largest relative rounding error of the dtype."""
 
@@ -65,7 +66,7 @@ class Order:
 
     artifact: Artifact
     folder: Path
-    """Of some formats it may be a file."""
+    """Where the export is written: a folder, or for some formats a file."""
     format: str
     callback: Callback = silent
     strength: float = 1.0

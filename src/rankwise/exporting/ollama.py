@@ -84,7 +84,7 @@ def ollama_template(template: ChatTemplate) -> OllamaTemplate:
 def _parity(template: ChatTemplate, served: ServedTemplate, *, starts: bool) -> Parity:
     return template_parity(
         template, lambda messages, tools: served.text(messages), adds_start=starts, stops=template.ends,
-        reasons=lambda one: limits_of(template, served, one), carrier="Modelfile",
+        reasons=lambda item: limits_of(template, served, item), carrier="Modelfile",
     )  # fmt: skip
 
 

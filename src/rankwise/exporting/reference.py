@@ -57,7 +57,7 @@ CONVERSATIONS: tuple[Messages, ...] = (
     (Message("system", "Answer in one word."), Message("user", FRENCH)),
     (Message("user", FRENCH), Message("assistant", "Paris."), Message("user", "And of Spain?\n\nBriefly: one word.")),
 )
-"""Those that a template must render as training did."""
+"""Conversations that an engine's chat template must render as training did."""
 ANSWER_TOKENS = 48
 RUN_ON = 8
 """Tokens that an engine may write beyond our answer, so that one that does not stop is seen."""
@@ -77,7 +77,7 @@ def prompts_for(tuned: TunedModel, count: int, rows: str | None) -> tuple[list[R
     prompts = [one for document in some if (one := _prompt(conversation_of(document), model)) is not None]
     room = (model.context_length or 10**9) - 1
     short = [one for one in prompts if len(one.ids) <= min(LONGEST_PROMPT, room)]
-    usable = short or sorted((one for one in prompts if len(one.ids) <= room), key=lambda one: len(one.ids))[:count]
+    usable = short or sorted((one for one in prompts if len(one.ids) <= room), key=lambda item: len(item.ids))[:count]
     chosen = evenly(usable, count)
     if chosen:
         return list(chosen), f"{len(chosen)} {about}"
@@ -139,11 +139,11 @@ class ReferenceQuestion:
     log_probabilities: tuple[float, ...]
     """Natural logarithms, of each of answer_ids."""
     margins: tuple[float, ...]
-    """Of each of answer_ids, in nats."""
+    """At each of answer_ids, the distance of the two largest logits, in nats."""
     characters: tuple[int, ...]
     """How many characters of the answer the first token, the first two, … decode to."""
     logits: tuple[float, ...] = ()
-    """Of each of answer_ids, before the softmax; without them none can be compared."""
+    """Logit of each of answer_ids, before the softmax; empty if logits cannot be compared."""
 
     @property
     def request(self) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def reference_of(
 def reference_to(
     tuned: TunedModel, prompts: Sequence[ReferencePrompt], strength: float, answer_tokens: int, callback: Callback
 ) -> Reference:
-    """The same for prompts of your own."""
+    """Ask our own model the given prompts, with its adapter at this strength. `tuned` must be in float32."""
     model = tuned.model
     with ExitStack() as stack:
         if strength != 1:

@@ -31,8 +31,8 @@ ONTO: tuple[str, ...] = get_args(Onto)
 
 
 def format_for(onto: Onto, bases: Mapping[str, ModelConfig]) -> PackedFormat | None:
-    """Of the base that is merged onto. `bases` are those of the adapters, by how each is described; AdapterError where
-    they were trained over different ones."""
+    """The packed format of the base weights that are merged onto; None for full weights. `bases` are the adapters' base
+    models, by each adapter's description; AdapterError where the adapters were trained over different formats."""
     if onto in ("nf4", "int8"):
         return onto
     if onto == "original":
@@ -73,7 +73,7 @@ class TrainedBase:
 
     @property
     def sha256(self) -> str | None:
-        """Of all packed parts, in the order of their names."""
+        """SHA-256 of all packed parts, in the order of their names; None where the base is not quantised."""
         if self.name is None:
             return None
         digest, parts = hashlib.sha256(), dict[str, Tensor]()

@@ -116,7 +116,7 @@ class Verification:
     change: float | None = None
     """By how much the adapter changes the log-probabilities, on average."""
     base_shift: BaseShift | None = None
-    """Of an adapter over a quantised base, which an engine loads in full."""
+    """How the outputs of an adapter trained over a quantised base differ over the full base, which engines load."""
 
     @property
     def wrong(self) -> list[EngineVerdict]:
@@ -249,8 +249,8 @@ _asked_of.register(WithHead, class_reference_of)
 
 
 def _over_full(artifact: Artifact, export: Export) -> Artifact | None:
-    """The same adapter over the full weights of its base, as engines load it; None where it was trained over them or
-    the export holds the base itself."""
+    """An adapter as engines load it, over the full weights of its base; None where it was trained over them or the
+    export holds the base itself."""
     named = artifact.base_named
     if export.format not in ADAPTERS or named is None or named.packed_format is None:
         return None

@@ -197,7 +197,8 @@ class _Surveyor:
 
 
 def survey(model: nn.Module, call: Call, blocks: Sequence[str] = ()) -> Survey:
-    """Of a forward pass. `blocks` are the paths of all blocks, where these are equal or of a few kinds."""
+    """Make a forward pass and record how it uses the model's layers. `blocks` are the paths of all blocks, where these
+    are equal or of a few kinds."""
     attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
     surveyor = _Surveyor(blocks)
     with ExitStack() as hooks:
@@ -213,7 +214,8 @@ def survey(model: nn.Module, call: Call, blocks: Sequence[str] = ()) -> Survey:
 
 
 def kept_bytes(model: nn.Module, call: Call, blocks: Sequence[str]) -> MemoryPass:
-    """Of a forward pass. `blocks` are the paths of all blocks that are there."""
+    """Count the bytes that a forward pass keeps for the backward pass. `blocks` are the paths of all blocks that are
+    there."""
     recorder = Recorder(model)
     saving = torch.autograd.graph.saved_tensors_hooks(recorder.save, lambda value: value)
     with following(model, blocks, recorder.enter), torch.enable_grad(), saving:
@@ -281,7 +283,7 @@ class _Living(TorchDispatchMode):
 
 
 def measure_memory(model: nn.Module, call: Call, blocks: Sequence[str]) -> MemoryPass:
-    """Of a pass forward and backward. `blocks` are the paths of all blocks that are there."""
+    """Measure the memory of a forward and backward pass. `blocks` are the paths of all blocks that are there."""
     recorder, living = Recorder(model), _Living([*model.parameters(), *model.buffers()])
     with ExitStack() as hooks:
         hooks.enter_context(following(model, blocks, recorder.enter))

@@ -204,7 +204,7 @@ def pairs_within(model: Any) -> list[tuple[int, int]]:
 
 
 def measured_sides(model: Any, stacks: Sequence[BlockStack], seen: Survey) -> tuple[BlockStack, ...]:
-    """The same of an encoder and its decoder."""
+    """The stacks of an encoder and its decoder with what their blocks save; none where their passes cannot be faked."""
     written = lengths_within(model)
     read = [length - 1 for length in written]
     passes = _passes(model, stacks, [read_texts(given, output=output) for given, output in pairs_within(model)])
@@ -224,7 +224,7 @@ def measured_sides(model: Any, stacks: Sequence[BlockStack], seen: Survey) -> tu
 
 
 def _decoder_saved(read: Sequence[int], output_lengths: Sequence[int], amounts: Sequence[float]) -> tuple[Saved, Saved]:
-    """Of a decoder's mean block: what it keeps of its own tokens, and of the encoder's."""
+    """What the mean block of a decoder keeps for the backward pass: for its own tokens, and for the encoder's."""
     (a, b, *_), (t, u, _) = read, output_lengths
     own, (wider, _, both) = amounts[:3], amounts[3:]
     low, high = (wider - own[0]) / (b - a), (both - own[1]) / (b - a)

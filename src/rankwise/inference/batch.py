@@ -43,7 +43,7 @@ class GenerationRow:
     adapter: str | None = None
     sampler: Sampler = field(default_factory=lambda: Sampler.seeded(GREEDY, 0))
     ids: list[int] = field(default_factory=list)
-    """Its tokens so far."""
+    """The tokens of the answer so far."""
     reused: int = 0
     """Tokens of the prompt that were not read again."""
     read: int = 0
@@ -183,7 +183,8 @@ class GrowingBatch(GenerationBatch):
 
     @torch.inference_mode()
     def read(self, row: GenerationRow, most: int) -> Chosen | None:
-        """The same in parts: None, until the last of so many more tokens of the prompt was read."""
+        """Read up to `most` more tokens of the prompt. Returns the first token of the answer once the whole prompt is
+        read, and None before that. EvaluationError where the model gives no numbers."""
         if row.cache is None:
             row.cache = self._with_beginning(row)
         begin, row.read = row.read, min(len(row.prompt), row.read + most)

@@ -60,7 +60,7 @@ class Answer:
     seconds: float
     """From the beginning of what was asked together with it."""
     ids: tuple[int, ...] = ()
-    """Its tokens, with the end token where it wrote one."""
+    """The tokens of the answer, with the end token where the model wrote one."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Draft:
             self.stopped = "length"
 
     def answer(self, seconds: float = 0.0) -> Answer:
-        """Of the tokens so far."""
+        """The answer as it stands, from the tokens written so far."""
         return Answer(
             self._full_text[: self._stop],
             len(self._answer_tokens),

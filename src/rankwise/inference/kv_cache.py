@@ -69,7 +69,8 @@ def cache_name(module: nn.Module) -> str | None:
 
 
 def new_cache(module: nn.Module) -> DynamicCache | None:
-    """Of a decoder, with room where the model keeps keys and values alone; None where it takes no such cache."""
+    """Make an empty cache for a decoder, with spare room for tokens where the model caches keys and values alone; None
+    where the model takes no such cache."""
     model: Any = module
     usual = getattr(model, "_supports_default_dynamic_cache", None)
     if cache_name(module) is None or usual is None or not usual():

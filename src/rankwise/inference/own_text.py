@@ -132,7 +132,7 @@ OPENINGS = (
     "When he", "The history", "To make", "Many people", "My name", "def main", "#include <", "import java",
     "<div class", "SELECT *", "Der erste", "La première", "El primer", "Il primo",
 )  # fmt: skip
-"""Of one batch."""
+"""How the texts of a batch begin, one opening for each text."""
 OPENED = 2
 """Tokens of an opening."""
 

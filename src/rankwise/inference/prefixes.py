@@ -21,7 +21,7 @@ MOST, MOST_READ = 512_000_000, 256
 """Bytes, and prompts and answers, that stay."""
 
 KeysValues = Sequence[tuple[Tensor, Tensor]]
-"""Of each layer, (heads, T, head size) both."""
+"""The keys and values of each layer, both (heads, T, head size)."""
 
 
 @dataclass(eq=False)
@@ -77,7 +77,7 @@ class Prefixes:
             del self._read[0]
 
     def forget(self, adapter: str | None) -> None:
-        """Of an adapter that is discarded."""
+        """Drop everything that was read with an adapter that is now discarded."""
         self._read = [one for one in self._read if one.adapter != adapter]
 
 

@@ -81,7 +81,7 @@ class AdapterTrainable(Trainable):
         return self.adapters.named_parameters(self.name)
 
     def head_parameters(self) -> dict[str, nn.Parameter]:
-        """Those of the heads and of the rows of new tokens, by their names in the model."""
+        """The trained parameters of the heads and of the rows of new tokens, by their names in the model."""
         heads = self.adapters.trained_heads(self.name)
         whole = {f"{path}.{own}": value for path, head in heads.items() for own, value in head.named_parameters()}
         return whole | {f"{path}.weight": value for path, value in self._rows().items()}
@@ -220,7 +220,7 @@ class AdapterMethod(Method, ABC, Generic[Settings]):
         return model, self.trainable(adapters)
 
     def trainable(self, adapters: AdapterSet) -> AdapterTrainable:
-        """Of an adapter that was read."""
+        """Wrap an adapter that was read from its files."""
         return AdapterTrainable(adapters)
 
     def adapter_over(
@@ -313,7 +313,7 @@ def effect_of(adapters: AdapterSet, name: str = "default") -> Effect:
     if name not in adapters.names:
         return Effect(None, 0.0, 0.0)
     found = [_effect(adapters, path, adapter) for path, adapter in adapters.adapters(name).items()]
-    return max(found, key=lambda one: one.share)
+    return max(found, key=lambda item: item.share)
 
 
 def _effect(adapters: AdapterSet, path: str, adapter: Adapter) -> Effect:

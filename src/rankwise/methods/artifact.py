@@ -211,7 +211,7 @@ def find_artifact(
     name: str, callback: Callback = silent, *, force_result: bool = False, base_model: str | None = None,
     trust_code: str | None = None,
 ) -> Artifact | None:  # fmt: skip
-    """The same, or None where there is neither."""
+    """Open an artifact as `open_artifact` does; None where `name` is neither a run nor an adapter."""
     if find_run(name) is None and not is_adapter(name):
         return None
     return open_artifact(name, callback, force_result=force_result, base_model=base_model, trust_code=trust_code)

@@ -76,7 +76,8 @@ class FullFineTuning(Trainable):
         raise AssertionError("a budget of forgetting is refused for full fine-tuning")
 
     def merge(self, factor: float, outputs: Callable[[], Tensor]) -> tuple[Tensor, None]:
-        """The same for good."""
+        """Move every weight for good to `factor` of the way from the base's to what it learned. Returns `outputs` of
+        the result, and None instead of those of the base."""
         check_strength(factor)
         if factor != 1:
             base = self._base_weights()

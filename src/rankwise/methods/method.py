@@ -53,7 +53,7 @@ class SavedRecord:
 
     data_report: dict[str, Any]
     revision: str | None
-    """Of the base model."""
+    """The base model's revision, where it has one."""
     card: Callable[[BaseFacts, Sequence[int]], str]
     """The text of the model card, from what is known of the base and the ranks of the adapted layers."""
     callback: Callback = silent

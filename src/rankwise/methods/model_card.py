@@ -39,7 +39,7 @@ class CardFacts:
     results: Results
     learning_rate: float
     ranks: Sequence[int]
-    """Of the adapted layers."""
+    """The ranks of the adapted layers."""
     export: str = ""
     """How this folder differs from the run's own adapter."""
     lineage: tuple[Round, ...] = ()

@@ -119,11 +119,11 @@ class Trainable(Protocol):
         return None
 
     def parameters(self) -> list[nn.Parameter]:
-        """Those that learn."""
+        """The parameters that are trained."""
         return list(self.named_parameters().values())
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """The same by their names in the model."""
+        """The parameters that are trained, by their names in the model."""
         ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -155,7 +155,7 @@ class Trainable(Protocol):
         return None
 
     def without_gradient(self, optimizer: torch.optim.Optimizer) -> list[str]:
-        """Those of `names` that never got a gradient."""
+        """The entries of `names` whose parameters have never received a gradient."""
         ...
 
     def state_dict(self) -> TrainableState:

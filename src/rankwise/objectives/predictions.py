@@ -100,5 +100,5 @@ class ClassShares:
         return {"label" if self.labels is None else "labels": self._chosen, "probabilities": self.probabilities}
 
     def as_shown(self) -> dict[str, Any]:
-        shares = sorted(self.probabilities.items(), key=lambda one: -one[1])
+        shares = sorted(self.probabilities.items(), key=lambda item: -item[1])
         return {"labels": shares, "value": self.value, "chosen": self._chosen}

@@ -65,7 +65,7 @@ class EncodedWords:
 
 class TagEncoder(TextEncoder):
     def encode(self, examples: Sequence[Example]) -> list[Outcome]:
-        outcomes, usable = read_each(examples, lambda one: (text_of(one), self.row_targets.of_words(one)))
+        outcomes, usable = read_each(examples, lambda item: (text_of(item), self.row_targets.of_words(item)))
         encoded = encode_words(self.tokenizer, [text for _, (text, _) in usable])
         for (outcome, (text, tags)), words in zip(usable, encoded, strict=True):
             self._add_words(outcome, text, words, tags)

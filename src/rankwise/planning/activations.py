@@ -23,11 +23,11 @@ from rankwise.planning.shape import ModelShape
 from rankwise.planning.tasks import EXACT, OF_TEXTS
 
 WITHOUT_KERNEL = frozenset({"clip"})
-"""Of the families with a fast form: the activation is the model's own, which keeps two tensors more as wide as its
-feed-forward layer."""
+"""Families with a fast form that has no kernel for the activation function: the model's own keeps two more tensors as
+wide as its feed-forward layer."""
 PARALLEL = frozenset({"gpt_neox"})
-"""Of these: attention and feed-forward layer begin from one x. Keys, values and queries are parts of one tensor, which
-stays as it was before the rotation too."""
+"""Families whose attention and feed-forward layer read the same input. Keys, values and queries are parts of one
+tensor, which is also kept as it was before the rotation."""
 DTYPES = {4: "float32", 2: "bfloat16"}
 ADAPTED = ("adapter", "conv", "both", "head")
 """What adapters are laid over: linear layers; in a model of images also convolutions but those that read the image, any
@@ -43,7 +43,8 @@ def block_bytes(shape: ModelShape, amount: AtOnce, ranks: float, number: int, fo
 
 
 def _bare(shape: ModelShape, amount: AtOnce, number: int, form: Form, learns: str) -> list[tuple[float, float]]:
-    """Of each block in order, the bytes that it keeps without an adapter's own, and those of its input alone."""
+    """The bytes that each block keeps without those of adapters, and the bytes of its input alone, in the order of the
+    blocks."""
     blocks, key, tokens, longest = shape.blocks, f"{learns} {DTYPES[number]}", amount.tokens, amount.longest
     if blocks.reading:
         encoder, share = shape.stacks[0], amount.output_share

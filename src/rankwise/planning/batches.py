@@ -41,7 +41,8 @@ OF_SHARE = 0.25
 ORDERS = 4
 """Passes over the drawn rows, each in another order, in which the largest micro-batch is looked for."""
 OUTPUT_SHARE = 0.5
-"""Of the tokens of the longest row there may be: an input and an output of the largest length."""
+"""The share of tokens in the output, where no rows are known: the longest row has an input and an output of the largest
+length each."""
 SAMPLES, LONGEST, UNKNOWN = 3, 256, 64
 """As training/validation_prompts.py has them; a test compares both."""
 AT_ONCE = 16
@@ -52,7 +53,8 @@ DIVERGENCE_PAIRS = 32
 
 @dataclass(frozen=True)
 class AtOnce:
-    """Of the largest micro-batch, whose documents have `mean` tokens where rows tell, `share` of them learned."""
+    """The amounts in the largest micro-batch. Where rows are known, its documents have `mean` tokens on average, and
+    `share` of them are learned."""
 
     tokens: int
     learned: int
@@ -66,7 +68,7 @@ class AtOnce:
     arrow: bool = False
     """Whether pyarrow reads them."""
     output_share: float = 0.0
-    """Of an encoder with a decoder, the share of the tokens that the decoder has."""
+    """The share of the tokens that the decoder has, in an encoder with a decoder."""
 
     def learned_of(self, tokens: int) -> int:
         """In a micro-batch of so many: of few documents some have much more to learn than the mean one."""
@@ -125,8 +127,8 @@ def padded_at_once(rows: PlannedRows | None, training: TrainingConfig, limit: in
 
 
 def _with_images(amount: AtOnce, config: Planned, rows: PlannedRows) -> AtOnce:
-    """Those that a training reads at all, and those it validates on; a file of their own is not counted. Images that
-    are varied are seen once as they are."""
+    """Add the images that training reads and those that it validates on, except validation images in a file of their
+    own. With augmentation, each image counts as seen once as it is."""
     documents, training = rows.count, config.training
     seen = rows.steps(training) * training.rows_per_step(documents)
     passes = 1.0 if config.images.augmentation != "none" else max(1.0, seen / documents)
@@ -164,8 +166,9 @@ def sides_at_once(rows: PlannedRows | None, training: TrainingConfig, limit: int
     every = _with_longest(rows)
     batches = [one for order in range(ORDERS) for one in micro_batches(every, rows.count, training, order)]
     largest = (
-        max(batches, key=lambda one: (one.tokens, one.learned)), max(batches, key=lambda one: one.rows * one.widths[1]),
-        max(batches, key=lambda one: one.learned), max(batches, key=lambda one: sum(one.widths)),
+        max(batches, key=lambda item: (item.tokens, item.learned)),
+        max(batches, key=lambda item: item.rows * item.widths[1]),
+        max(batches, key=lambda item: item.learned), max(batches, key=lambda item: sum(item.widths)),
     )  # fmt: skip
     return [one.amount for one in dict.fromkeys(largest)]
 
@@ -186,7 +189,7 @@ def micro_batches(
     drawn, rows = Random(order).sample(documents, len(documents)), training.rows_per_step(count)
     for begin in range(0, len(drawn), rows):
         batch: MicroBatch | None = None
-        for document in sorted(drawn[begin : begin + rows], key=lambda one: one.tokens, reverse=True):
+        for document in sorted(drawn[begin : begin + rows], key=lambda item: item.tokens, reverse=True):
             wider = None if batch is None else batch.wider(document)
             if batch is not None and wider is not None and wider.tokens > training.max_batch_tokens:
                 yield batch
@@ -204,7 +207,7 @@ def padded_load(rows: PlannedRows, training: TrainingConfig) -> Load:
 
 
 def average_step(operations: Operations, rows: PlannedRows, training: TrainingConfig, load: Load) -> Step:
-    """Of all steps, where `operations` are those of `load`, which has every document that was drawn."""
+    """The average training step. `operations` are those of `load`, which has every document that was drawn."""
     each = training.rows_per_step(rows.count) / max(1, len(rows.drawn))
     tokens = load.tokens * each
     return Step(operations.total * each, tokens, max(1, math.ceil(tokens / training.max_batch_tokens)))

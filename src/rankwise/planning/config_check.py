@@ -15,12 +15,14 @@ from rankwise.config.base import shown
 from rankwise.errors import ModelError
 
 LARGEST, DEEPEST, MOST_LABELS = 10**9, 2_000, 1_000_000
-"""Of any setting, and of those that count layers and classes: the deepest transformers have a thousand layers."""
+"""The largest value of any setting in a model's config, the largest number of layers, and that of classes. The deepest
+transformers have a thousand layers."""
 NOT_ZERO = (
     "hidden_size", "vocab_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings", "n_positions",
 )  # fmt: skip
 WIDEST = 100_000_000
-"""Of settings that count heads, the numbers of a vector, or tokens: tables of that length are made for a plan too."""
+"""The largest value of settings that count heads, the numbers of a vector, or tokens; a plan makes tables of that
+length too."""
 WIDTHS = ("_size", "_dim", "_heads", "d_model", "d_ff", "n_embd", "n_inner", "n_head")
 """How their names end."""
 CODE = ("auto_map", "implementation", "_name_or_path")
@@ -57,7 +59,8 @@ def refuse(where: str, problems: list[str]) -> None:
 
 
 def config_problems(config: dict[str, Any], *, any_number: bool = True) -> Iterator[str]:
-    """Of settings at any depth; with `any_number` False, of numbers those alone that count something."""
+    """What is wrong with a model's settings, at any depth. With `any_number` False, a number is checked only where it
+    counts something."""
     kind, named = config.get("model_type"), config.get("architectures") or []
     if not isinstance(kind, str | None):
         yield f'setting "model_type" is {shown(kind)}; the name of an architecture is expected.'

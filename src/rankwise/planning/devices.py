@@ -49,7 +49,8 @@ class Device:
     holds: Literal["bfloat16", "float32"] | None = None
     """What `dtype: auto` becomes there, where that does not follow from the rates."""
     flag: str | None = None
-    """Of a processor: the instructions by which it multiplies."""
+    """The CPU flag of the instructions by which a processor multiplies; None for other devices and where it is not
+    known."""
 
     @property
     def usable(self) -> int:
@@ -67,12 +68,12 @@ class Device:
         return self.float32 if dtype == "float32" else self.bfloat16
 
     def with_memory(self, memory: int) -> Device:
-        """The same device with what it is known to have."""
+        """A copy of this device with so many bytes of memory."""
         return replace(self, memory=memory)
 
     def within_limit(self, limit: int | None) -> Device:
-        """The same device with at most as much memory as a forecast may need under a limit of so many bytes.
-        ConfigError for a GPU, whose memory no limit is for."""
+        """This device with at most as much memory as a forecast may need under a limit of so many bytes; unchanged for
+        None. ConfigError for a GPU, to which the limit does not apply."""
         if limit is None:
             return self
         if self.kind != "processor":
@@ -84,7 +85,7 @@ class Device:
 
 
 OF_LIMIT = 0.92
-"""Of a limit, what a forecast may need: the forecast may be some hundredths too low (docs/plan.md)."""
+"""The share of a memory limit that a forecast may reach, since it may be some hundredths too low (docs/plan.md)."""
 RESERVED = {"datacentre": 2 * GIB, "consumer": int(1.5 * GIB)}
 """Assumed, not measured: the driver and the context of CUDA, a few hundred MB each; on a card in a desktop also what is
 shown on the screen; on a data centre's also what is never reported (of an A100's 40 GB its driver has 39.5 to give,
@@ -307,7 +308,7 @@ def refuse_elsewhere(device: str | None) -> None:
 
 
 def this_machine() -> Device:
-    """Its processor as a device, with the memory that is free now. A Mac's is its GPU."""
+    """This machine's processor, with the memory that is free now, or the GPU of a Mac with Apple silicon."""
     return _mac() or this_processor()
 
 
@@ -367,7 +368,8 @@ def graphics_cards() -> list[Device]:
 
 
 def read_cards(text: str) -> list[Device]:
-    """Of a card that is not known the memory is all that can be said."""
+    """The GPUs in the output of nvidia-smi, with the memory that is free now; of an unknown one, only the memory is
+    known."""
     cards = []
     for line in text.splitlines():
         name, *memory = [cell.strip() for cell in line.split(",")]

@@ -263,7 +263,7 @@ class Forecast:
 
     @property
     def saved_by_block(self) -> float:
-        """The same of the block that keeps the most."""
+        """Bytes of activations of the block that keeps the most."""
         most = max((rank for block, rank in self.ranks.items() if block is not None), default=0.0)
         return block_bytes(self.shape, self.amount, most, self.number, self.form, self.learns)
 
@@ -316,9 +316,9 @@ class Forecast:
         )  # fmt: skip
 
     def anchor_operations(self, anchor: AnchorConfig | None, steps: int | None) -> float:
-        """Of a step for the anchor's block of other text, of which the tuned model and its base predict every token: a
-        forward and a backward pass, once more the head for the base's predictions, and a forward pass of the base
-        where the block comes for the first time."""
+        """Operations that the anchor adds to a step; 0 without one. The tuned model and its base predict every token of
+        a block of other text: a forward and a backward pass, the head once more for the base's predictions, and a
+        forward pass of the base where the block comes for the first time."""
         if anchor is None:
             return 0.0
         whole = self.operations(Load((anchor.tokens,), float(anchor.tokens)))
@@ -355,7 +355,7 @@ def planned_forecast(
     config: Planned, shape: ModelShape, device: Device, amount: AtOnce, method: MethodConfig | None = None,
     counted: Parameters | None = None, compiled: bool = False,
 ) -> Forecast:  # fmt: skip
-    """The same, with as many blocks computed twice as training chooses."""
+    """The forecast of a training, with as many blocks computed twice as training chooses to fit the device."""
     first = forecast(config, shape, device, amount, method, counted, compiled)
     if config.training.activation_checkpointing != "auto" or first.needed <= device.usable:
         return first
@@ -461,7 +461,7 @@ class Disk:
     checkpoint: int
     """Bytes of each."""
     checkpoints: int
-    """Their number while one is written; 0 where the run writes none by itself."""
+    """How many checkpoints there are while one is written; 0 where the run writes none by itself."""
     snapshots: int
     """The number of copies of the trained weights that may turn out to be the best."""
 

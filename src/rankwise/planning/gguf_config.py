@@ -20,7 +20,7 @@ FAMILIES = {
     "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2", "gemma3": "gemma3_text",
     "stablelm": "stablelm", "phi3": "phi3", "gpt2": "gpt2",
 }  # fmt: skip
-"""Of those whose files can be loaded, by the name that the file has for them."""
+"""The model_type of each family whose GGUF files can be loaded, by the architecture that the file names."""
 REQUIRED = {
     "embedding_length": "hidden_size", "block_count": "num_hidden_layers", "context_length": "max_position_embeddings",
     "attention.head_count": "num_attention_heads", "feed_forward_length": "intermediate_size",

@@ -50,9 +50,9 @@ class GgufHeader:
     offsets: dict[str, int] = field(default_factory=dict)
     """Bytes from where the tensors begin to each."""
     begin: int = 0
-    """Of the tensors: the first byte after the header that `general.alignment` divides."""
+    """Where the tensors begin: the first byte after the header that `general.alignment` divides."""
     size: int = 0
-    """Of the file, in bytes."""
+    """The size of the file in bytes."""
 
 
 class _Damaged(Exception):

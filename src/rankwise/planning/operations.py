@@ -40,7 +40,7 @@ class Load:
     lengths: tuple[int, ...]
     supervised: float
     outputs: tuple[int, ...] = ()
-    """Of an encoder with a decoder: the tokens of each sequence that the decoder writes; the encoder reads the rest."""
+    """How many tokens of each sequence the decoder writes, in an encoder with a decoder; the encoder reads the rest."""
 
     @property
     def tokens(self) -> int:
@@ -52,13 +52,14 @@ class Load:
 
     @property
     def sides(self) -> list[tuple[int, int]]:
-        """Of each sequence, the tokens that an encoder reads and those that its decoder writes."""
+        """How many tokens of each sequence an encoder reads, and how many its decoder writes."""
         return [(length - output, output) for length, output in zip(self.lengths, self.outputs, strict=True)]
 
 
 @dataclass(frozen=True)
 class Operations:
-    """Of one pass forward and backward over `load`. `ranks` gives the rank of each adapted layer by its path."""
+    """Operations of one forward and backward pass over `load`. `ranks` gives the rank of each adapted layer by its
+    path."""
 
     shape: ModelShape
     load: Load
@@ -128,22 +129,24 @@ class Operations:
 
     @cached_property
     def _low_rank(self) -> float:
-        """Of adapters but over the head, forward."""
+        """Operations of the forward pass through all adapters except one over the head."""
         return sum(2 * self._rank(layer) * _ends(layer) * tokens for layer, _, tokens in self._linear)
 
     @cached_property
     def _lowest(self) -> Position:
-        """Of what learns. What never learned has the head above it."""
+        """The position of the lowest layer that has an adapter, without the head; where none has one, the lowest place
+        that learns by the method."""
         at = {layer.path: layer.position for layer in self.shape.layers if layer.path != self.shape.head}
         return min((found for path in self.ranks if (found := at.get(path)) is not None), default=self.method.lowest)
 
     def _share(self, at: Position) -> float:
-        """Of the passes in which a layer is computed forward."""
+        """The share of passes over the rows in which a layer at this position is computed forward."""
         return 1 / self.passes if BEFORE < at < (self.frozen, FIRST) else 1.0
 
     def _tokens(self, layer: Layer) -> float:
-        """Of the last block, all but the first stage may be computed only where the head needs it. The head of a
-        classifier of rows reads one position of each. Of images it was measured how many positions each layer maps."""
+        """How many tokens the layer maps. In the last block, all stages but the first may be computed only where the
+        head needs them. The head of a sequence classifier reads one position of each row. For models of images, the
+        positions of each layer were measured."""
         if layer.positions is not None:
             return layer.positions * self.load.tokens
         if layer.side:
@@ -155,7 +158,8 @@ class Operations:
 
     @cached_property
     def _attention(self) -> list[float]:
-        """Of each block, forward; of images all that was measured beside the layers."""
+        """Operations of the forward pass through the attention of each block; in a model of images, all that were
+        measured beside the layers."""
         blocks = self.shape.blocks
         if blocks.rest:
             return [blocks.rest * self.load.tokens] * blocks.count
@@ -175,7 +179,7 @@ class Operations:
 
     @cached_property
     def _head(self) -> tuple[float, float]:
-        """Of the layer that makes logits, and of an adapter over it."""
+        """Operations of the forward pass through the layer that makes logits, and through an adapter over it."""
         layers = {layer.path: layer for layer in self.shape.layers}
         if self.shape.head is None or self.shape.head not in layers:
             return 0.0, 0.0

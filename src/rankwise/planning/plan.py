@@ -71,7 +71,8 @@ class Plan:
     here: bool = True
     """Whether the device is one of this machine, so that its speed can be measured."""
     processes: Processes = ONE_PROCESS
-    """Of several, the device and the memory are each one's, and time is that of all together."""
+    """The processes that train. With several, the device and the memory are those of each one, and time is that of all
+    together."""
 
     @property
     def trained(self) -> bool:
@@ -100,12 +101,12 @@ class Plan:
 
     @property
     def step(self) -> Step:
-        """Of all processes."""
+        """The average step of all processes together."""
         return self._with_penalty(self._rows_of_step)
 
     @cached_property
     def own_step(self) -> Step:
-        """Of the process that has the most to compute."""
+        """The part of a step that falls to the process with the most to compute."""
         return self._with_penalty(self.processes.slowest(self._rows_of_step, self.config.training, self.rows))
 
     @cached_property
@@ -126,7 +127,8 @@ class Plan:
 
     @cached_property
     def duration(self) -> Duration | None:
-        """Of one step where it is not known how many there are."""
+        """How long the run takes, or one step where the number of steps is not known; None where no speed is known or
+        the model cannot be trained."""
         if self.speed is None or not self.trained:
             return None
         error, steps = self.rows.error if self.rows is not None else 0.0, self.steps or 1
@@ -230,7 +232,7 @@ class Plan:
         )
 
     def _seconds(self, forecast: Forecast) -> float:
-        """Of a step as it would be with another forecast; where no speed is known, its operations."""
+        """Seconds that a step would take with another forecast; where no speed is known, its operations."""
         tokens = self.own_step.tokens
         operations = forecast.operations(self.load).total / self.load.tokens * tokens
         step = Step(operations, tokens, max(1, -(-tokens // forecast.amount.tokens)), forecast.unpacked)
@@ -272,12 +274,12 @@ class Plan:
 
     @property
     def rows_in_step(self) -> int:
-        """Of all processes together."""
+        """How many rows all processes together train on in one step."""
         return rows_in_step(self.config.training, self.rows)
 
     @property
     def largest_share(self) -> float:
-        """Of the tokens of a step, which the process has that all others wait for."""
+        """The largest share of a step's tokens that one process has, for which all others wait."""
         return self.processes.largest_share(self.config.training, self.rows)
 
     @property
@@ -286,7 +288,7 @@ class Plan:
         return sharded_peak(self.forecast, self.processes)
 
     def changed(self, *settings: str) -> Forecast | None:
-        """The same with some settings otherwise; None where they leave no row."""
+        """The forecast with some settings changed; None where they leave no row."""
         changed = with_settings(self.config, *settings)
         rows, limit = self.rows, longest_of(changed, self.shape)
         if rows is not None and limit < self.amount.longest:
@@ -321,7 +323,7 @@ def planned(
     own = config.model_copy(update={"training": processes.of_one(config.training, rows)})
     amounts = largest_batches(own, shape, rows)
     forecasts = [(amount, planned_forecast(config, shape, device, amount)) for amount in amounts]
-    amount, first = max(forecasts, key=lambda one: one[1].peak)
+    amount, first = max(forecasts, key=lambda item: item[1].peak)
     speed = probe or speed_of(device, first.dtype, shape.blocks.count, shape.mostly, first.storage)
     plan = Plan(config, shape, device, rows, amount, first, speed, price, here, processes)
     if not plan.may_compile:

@@ -71,7 +71,8 @@ class Processes:
         return training.model_copy(update={"batch_size": -(-rows_in_step(training, rows) // self.count)})
 
     def largest_share(self, training: TrainingConfig, rows: PlannedRows | None) -> float:
-        """Of the tokens of a step, in the mean of steps that are dealt as training deals them."""
+        """The largest share of a step's tokens that one process has, as the mean over steps whose rows are dealt as in
+        training."""
         count = rows_in_step(training, rows)
         lengths = (rows.lengths if rows is not None else []) or [1]
         drawn, shares = Random(0), []
@@ -91,7 +92,7 @@ class Processes:
         return replace(step, operations=share * step.operations, tokens=tokens, micro_batches=pieces)
 
     def speed(self, speed: Speed | Probe, device: Device) -> Speed | Probe:
-        """Of one process, where all cores together have `speed`; a card is one process's alone."""
+        """The speed of one process, where all cores together have `speed`; a GPU belongs to one process alone."""
         if not self.is_several or device.kind != "processor":
             return speed
         part = self.part_of_cores
@@ -102,7 +103,7 @@ class Processes:
 
     @property
     def part_of_cores(self) -> float:
-        """Of a machine's, that one process has."""
+        """The share of a machine's cores that one process has."""
         cores = usable_cores()
         return min(max(1, cores // self.each) / cores, 1 / self.each)
 
@@ -111,7 +112,7 @@ ONE_PROCESS = Processes()
 
 
 def rows_in_step(training: TrainingConfig, rows: PlannedRows | None) -> int:
-    """Of all processes together."""
+    """How many rows all processes together train on in one step."""
     return training.batch_size if rows is None else training.rows_per_step(rows.count)
 
 

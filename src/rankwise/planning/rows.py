@@ -59,7 +59,7 @@ its own (lab/characters.py, lab/LOG.md). Other languages, and code, have fewer c
 MOST_REPEATED = 20
 """How often a drawn document stands for its source beside those of another."""
 WRITTEN_SHARE = 0.72
-"""Of the tokens that an answer may have."""
+"""How long an answer of the base model is assumed to be, as a share of the tokens that it may have."""
 AROUND_MESSAGE, AFTER_ANSWER = 5, 1
 """Tokens that a template adds where it is not known: in ChatML `<|im_start|>`, the role, a line break, `<|im_end|>` and
 a line break. Of these the end of an answer is learned."""
@@ -161,7 +161,7 @@ class PlannedRows:
 
     @property
     def median(self) -> int:
-        """Of the longest text of each document."""
+        """The median over all documents of the tokens in the longest text of each; 0 without documents."""
         ordered = sorted(document.longer for document in self.drawn)
         return ordered[len(ordered) // 2] if ordered else 0
 
@@ -250,11 +250,11 @@ def without_held_out(rows: PlannedRows, config: DataConfig) -> PlannedRows:
 
 
 def _sorted(documents: Iterable[Drawn]) -> tuple[Drawn, ...]:
-    return tuple(sorted(documents, key=lambda one: (one.tokens, one.supervised)))
+    return tuple(sorted(documents, key=lambda item: (item.tokens, item.supervised)))
 
 
 def _of_all(values: Sequence[float], read: Counted) -> Estimate:
-    """Of the drawn documents to those of all rows."""
+    """Estimate a total over all rows from `values`, which has one value for each drawn document."""
     drawn, rows, sizes = read.drawn_rows, read.rows, [document.size for document in read.documents]
     total = sum(values)
     if read.is_complete or not total:

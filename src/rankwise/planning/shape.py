@@ -69,12 +69,13 @@ class Blocks:
     """Keys are "adapter float32", "adapter bfloat16" and "full float32". In a model of images "conv", "both"
     and "head" stand beside "adapter", as ADAPTED has them (activations.py)."""
     passing: Mapping[str, Saved] = field(default_factory=dict)
-    """Of a model of images by the same keys: bytes that live at once beside what is saved, at the most."""
+    """The most bytes that live at once beside what is saved, in a model of images; keys are as in `saved`."""
     reading: Mapping[str, Saved] = field(default_factory=dict)
-    """Of a decoder behind an encoder by the same keys: what one block keeps of the encoder's S tokens for the T tokens
-    that it writes, token S + pair S T."""
+    """What one block of a decoder behind an encoder keeps of the encoder's S tokens for the T tokens that it writes,
+    token S + pair S T; keys are as in `saved`."""
     rest: float = 0.0
-    """Of a model of images: operations of the mean block's forward pass beside its layers, for each planned token."""
+    """Operations of the mean block's forward pass beside its layers, for each planned token of a model of images; 0 for
+    other models."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ class ModelShape:
     image: int | None = None
     """Side in pixels of the images that it reads; None for a model of texts."""
     file_bytes: int = 0
-    """Of the matrices of the GGUF file that it was read from, if it can be trained as it lies; 0 elsewhere."""
+    """Bytes of the matrices in the GGUF file that the model was read from, if it can be trained as it lies there;
+    otherwise 0."""
 
     @cached_property
     def linear(self) -> tuple[Layer, ...]:
@@ -132,12 +134,13 @@ class ModelShape:
 
     @property
     def blocks(self) -> Blocks:
-        """Those that a causal language model has one stack of; of an encoder with a decoder, the decoder's."""
+        """The blocks of a causal language model, which has one stack of them; in an encoder with a decoder, the
+        decoder's."""
         return self.stacks[-1]
 
     @property
     def block_count(self) -> int:
-        """Of an encoder and its decoder together."""
+        """How many blocks the model has, those of an encoder and its decoder together."""
         return sum(stack.count for stack in self.stacks)
 
     @property
@@ -161,7 +164,7 @@ class ModelShape:
             return None
         sizes = {kind: sum(one.inputs * one.outputs * (one.positions or 0) for one in self.layers if one.kind == kind)
                  for kind in ("linear", "conv2d")}  # fmt: skip
-        return max(("patches", sizes["linear"]), ("convolutions", sizes["conv2d"]), key=lambda one: one[1])[0]
+        return max(("patches", sizes["linear"]), ("convolutions", sizes["conv2d"]), key=lambda item: item[1])[0]
 
     @property
     def nature(self) -> str:
@@ -185,9 +188,9 @@ class ModelShape:
         return [layer for layer in self.layers if layer.block == number]
 
     def with_new_tokens(self, tokens: int) -> ModelShape:
-        """The same shape, in which rows of so many new tokens are trained beside the adapters: in the embedding, and in
-        a head that has a weight of its own. A token that the tokenizer has already gets no row, which only the
-        tokenizer knows: the counts are at most."""
+        """This shape with rows of so many new tokens trained beside the adapters, in the embedding and in a head that
+        has a weight of its own. The counts are upper bounds, since a token that the tokenizer has already gets no row,
+        which only the tokenizer knows."""
         if not tokens:
             return self
         tables = [one for one in self.layers if one.kind == "embedding" and one.inputs == self.vocabulary][:1]

@@ -85,19 +85,19 @@ def packed_layers(shape: ModelShape, storage: Storage) -> list[Layer]:
 
 
 def packed_bytes(shape: ModelShape, storage: Storage) -> float:
-    """Of the packed weights alone."""
+    """Bytes of the packed weights alone."""
     if storage == "file":
         return shape.file_bytes
     return sum(stored_bytes(layer, storage) for layer in packed_layers(shape, storage))
 
 
 def rest_bytes(shape: ModelShape, storage: Storage, number: float) -> float:
-    """Of all other weights, with `number` bytes for each number."""
+    """Bytes of all weights that are not packed, with `number` bytes for each number."""
     return number * (shape.parameters - sum(_size(layer) for layer in packed_layers(shape, storage)))
 
 
 def stored_bytes(layer: Layer, storage: Storage) -> int:
-    """Of one weight; of a file's at most, since its types differ."""
+    """Bytes of one stored weight; an upper bound for a weight in a file, since the types there differ."""
     return packed_size(layer.outputs, layer.inputs, storage)
 
 
@@ -111,7 +111,8 @@ def packed_size(rows: int, columns: int, storage: Storage) -> int:
 
 
 def unpacking_bytes(shape: ModelShape, storage: Storage, number: float, *, given_back: bool) -> float:
-    """Of the largest weight while it is unpacked; with `given_back` also what it is unpacked from."""
+    """Bytes that the largest packed weight takes while it is unpacked, with `given_back` also those it is unpacked
+    from; 0 where no weight is packed."""
     layers = packed_layers(shape, storage)
     if not layers:
         return 0.0

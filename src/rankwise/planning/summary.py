@@ -61,7 +61,8 @@ def _device(fit: Fit) -> dict[str, Any]:
 
 
 def _time(plan: Plan) -> dict[str, Any]:
-    """Of a run: null where it is not known how many steps it has, or how fast its device is."""
+    """How long a run takes and what that follows from: null where the number of steps or the speed of the device is not
+    known."""
     told, speed = plan.duration, plan.speed
     run = told.total if told is not None and plan.steps is not None else None
     return {

@@ -32,9 +32,9 @@ class PlannedTask:
     unplanned = "its forward pass cannot be simulated without its weights; only the parameters are counted"
     """Why it is not, where it is not."""
     stacks = 1
-    """Of blocks."""
+    """How many stacks of blocks the model has."""
     texts = 1
-    """Of a document."""
+    """How many texts a document has."""
     learns = "answer"
     documents = "sequences"
     unit = "row"
@@ -53,12 +53,12 @@ class PlannedTask:
     tables = 2
     """Gradients of the table of words that are there at once, where it learns."""
     holes = 1.0
-    """Of the usual holes between pieces of memory."""
+    """Memory lost in holes between allocations, as a multiple of the usual amount."""
     padding = ""
     lengths = "median length {0:,}, longest {1:,} tokens"
 
     def learned(self, tokens: int) -> int:
-        """Of a document of so many, those with a loss."""
+        """How many predictions have a loss in a document of so many tokens."""
         return tokens
 
     def above(self, tokens: int, targets: float) -> float:
@@ -84,7 +84,7 @@ class PlannedTask:
 
 
 class Counting(PlannedTask):
-    """Of a model without the head of a task, whose parameters alone are counted."""
+    """Only count the parameters, for a model without the head of a task."""
 
     planned = False
     unplanned = "memory and time are forecast for models that write texts and for classifiers only"
@@ -103,7 +103,7 @@ class Rewriting(PlannedTask):
 
 
 class Classifying(PlannedTask):
-    """Of whole rows."""
+    """Predict classes or numbers for whole rows."""
 
     fused = OF_TEXTS
     unplanned = Counting.unplanned
@@ -130,7 +130,7 @@ class Classifying(PlannedTask):
 
 
 class TaggingWords(Classifying):
-    """Of each word."""
+    """Predict a class for each word."""
 
     unit, names, targets = "word", "tags", "tokens"
 

@@ -112,7 +112,7 @@ class Speed:
     preparation: Estimate
     """Seconds of a micro-batch beside its operations: a processor does not."""
     source: str
-    """Of the rate."""
+    """Where the rate comes from."""
     unpacking: Estimate | None = None
     """Numbers of packed weights that are unpacked in a second; None where none are, or where it takes no time."""
     origin: Literal["assumed"] = "assumed"
@@ -192,9 +192,9 @@ def unpacking_on(device: Device, storage: Storage) -> Estimate | None:
 
 
 def seconds_of(step: Step, by: Speed | Probe | None, operations: float, device: Device, storage: Storage) -> float:
-    """Of a step with weights in another storage than was measured or assumed, to compare such steps with each other.
-    `operations` are those of a token in the run that `by` is for; without `by` a step's operations are all that is
-    known."""
+    """Seconds of a step with weights in another storage than was measured or assumed, to compare such steps with each
+    other. `operations` are those of a token in the run that `by` is for; without `by`, the result is the step's
+    operations, which are all that is known."""
     if by is None:
         return step.operations
     rate = by.rate * by.efficiency.share.likely if isinstance(by, Speed) else operations / by.per_token

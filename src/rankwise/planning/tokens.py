@@ -12,7 +12,7 @@ from rankwise.errors import ModelError, first_line
 from rankwise.system.foreign_json import read_if_sound
 
 CHARACTERS = 4.0
-"""Of one token, where no tokenizer is here."""
+"""How many characters a token is assumed to have where there is no tokenizer."""
 LONG = 20_000
 """Characters of a text that are counted; what follows is taken to be like it."""
 

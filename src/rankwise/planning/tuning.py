@@ -36,7 +36,7 @@ RANGE_STEPS, FIRST, SECOND, LONGER = 8, 4, 2, 2.5
 """Steps of the range, rates of both stages, and by how much the second is longer."""
 
 READINGS = 1 + FIRST + SECOND
-"""Of the rows apart: before training, and after each trial."""
+"""How often the rows kept apart for the trials are read: before training, and after each trial."""
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ class _Draw:
     chosen: np.ndarray
     strata: np.ndarray
     lacking: list[int]
-    """Of each stratum."""
+    """How many validation rows each stratum still needs."""
     left: int
 
     def by_share(self, units: Iterable[np.ndarray]) -> None:
@@ -224,7 +224,7 @@ class SourceRows:
     """Number of sequences of each row."""
     images: list[SeenImage] = field(default_factory=list)
     groups: array[int] = field(default_factory=lambda: array("q"))
-    """Of each row a number of its group, negative and its own where it has none. Empty if not needed."""
+    """The number of each row's group, negative for a row that is a group of its own. Empty if groups are not needed."""
     labels: Labels = field(default_factory=Labels)
     held_out: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     """Whether each row is a validation row."""

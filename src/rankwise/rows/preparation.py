@@ -218,7 +218,7 @@ class Prepared:
         return SelectedRows(self.sequences, self.validation)
 
     def with_references(self, values: np.ndarray) -> Prepared:
-        """The same pairs with the log-probabilities (N, 2) of their answers before training."""
+        """These preference pairs with the log-probabilities (N, 2) of their two answers before training."""
         return replace(self, sequences=replace(self.sequences, references=values))
 
     def order(self, seed: int) -> BalancedOrder | ReplayOrder | None:

@@ -44,7 +44,7 @@ class RowEncoding(Protocol):
         ...
 
     def by(self, config: DataConfig) -> Self:
-        """The same with what the settings of the data change."""
+        """This encoding, changed as the data settings ask, such as by the chat template of a recipe."""
         ...
 
     def encoder(self, config: DataConfig) -> RowEncoder: ...
@@ -57,7 +57,7 @@ class RowEncoding(Protocol):
         ...
 
     def counted(self, prepared: Prepared) -> Prepared:
-        """The same rows, with what is counted in those that are trained on."""
+        """The prepared rows, with anything counted in the training rows added to their data report."""
         ...
 
     @property

@@ -101,8 +101,8 @@ def _is_writable(name: str, reading: OpenedSource) -> bool:
 
 
 def _flags(reading: OpenedSource, unused: Unused, writable: Sequence[str]) -> str:
-    """Those that use the columns, in the order of the file. Reasoning comes before the answer; where the row has none,
-    as of `text`, a column that is an answer by its name is the answer, or else the last."""
+    """The flags --prompt and --completion that use the columns, in the order of the file. Reasoning comes before the
+    answer. Where the format has no answer, as `text`, it is the first column named like one, or else the last."""
     ours = {theirs: field for field, theirs in reading.source.columns.items()}
     fields = {name: ours.get(name, name) for name in unused.names if can_be_typed(name)}
     used = {name: known for name, known in fields.items() if name not in unused.columns and known in FIELDS}

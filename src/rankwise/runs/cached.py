@@ -83,7 +83,7 @@ def cached_entries() -> list[Cached]:
         return []
     busy = _used_files(root)
     for kind in KINDS:
-        found += sorted(_entries(root, kind, busy), key=lambda one: -one.bytes)
+        found += sorted(_entries(root, kind, busy), key=lambda item: -item.bytes)
     known = {one.path for one in found}
     markers = set((root / "models").glob("*.folder"))
     return [*found, *_unknown_files(root, known | markers)]

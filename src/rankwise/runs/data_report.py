@@ -153,11 +153,11 @@ class DataReport(Config):
     targets: TargetFacts | None = None
     """The classes or numbers that a classifier predicts; None for a language model."""
     pairs: PairFacts | None = None
-    """Of preference pairs; None for other rows."""
+    """What is known of preference pairs; None for other rows."""
     new_tokens: NewTokenFacts | None = None
     """Tokens that the training adds to the model; None where it adds none."""
     tags: TagFacts | None = None
-    """Of rows whose words have tags; None for other rows."""
+    """What is known of rows whose words have tags; None for other rows."""
     encoder_decoder: bool = False
     """Whether an encoder reads a row's input and a decoder writes its output."""
     images: ImageFacts | None = None

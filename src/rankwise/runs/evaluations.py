@@ -82,7 +82,7 @@ class Forgetting(Config):
     text: str
     """Name of the text, and which part of it was used."""
     sha256: str
-    """Of the text's tokens: only equal ones can be compared."""
+    """SHA-256 of the text's tokens; only results with the same one can be compared."""
     blocks: int
     """Number of measured blocks."""
     positions: int
@@ -149,7 +149,7 @@ class Evaluation(Config):
     settings: JsonObject
     """Everything beside model and items that the numbers depend on."""
     sha256: str | None = None
-    """Of all else in the file (runs/own_files.py). Older files have none."""
+    """SHA-256 of everything else in the file (runs/own_files.py). Older files have none."""
 
     def summary(self) -> JsonObject:
         """What `rankwise evaluate --json` prints."""
@@ -191,7 +191,7 @@ class StrengthCurve(Config):
     n: int
     text: str
     sha256: str
-    """Of the text's tokens: only equal ones can be compared."""
+    """SHA-256 of the text's tokens; only curves with the same one can be compared."""
     points: list[StrengthPoint]
     recommended: float
     """The smallest measured strength that keeps 95 % of the largest gain up to strength 1. Without a significant gain

@@ -145,7 +145,7 @@ class Queue:
         for file in self.entries():
             with suppress(RunError):  # it may be started or removed just now
                 entries.append(read_entry(file))
-        return sorted(entries, key=lambda one: (one.order, one.run))
+        return sorted(entries, key=lambda item: (item.order, item.run))
 
     def entries(self) -> list[Path]:
         """Files alone: what else lies there is nobody's training, and nothing could take it away."""

@@ -113,7 +113,7 @@ def forgettings_of(evaluations: dict[str, Evaluation]) -> dict[str, Forgetting]:
     task, and may have been measured before the evaluation that it stands in."""
     found: dict[str, Forgetting] = {}
     kept = [known for one in evaluations.values() if (known := forgetting_in(one)) is not None]
-    for one in sorted(kept, key=lambda one: one.created or ""):
+    for one in sorted(kept, key=lambda item: item.created or ""):
         found.pop(one.sha256, None)
         found[one.sha256] = one
     return found

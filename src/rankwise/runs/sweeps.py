@@ -33,7 +33,7 @@ class SweepRecord(Config):
     @property
     def finished(self) -> list[SweptTrial]:
         """The best first."""
-        return sorted((one for one in self.trials if one.loss is not None), key=lambda one: one.loss or 0.0)
+        return sorted((one for one in self.trials if one.loss is not None), key=lambda item: item.loss or 0.0)
 
     @property
     def best(self) -> SweptTrial | None:

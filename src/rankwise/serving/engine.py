@@ -186,7 +186,7 @@ class ServingEngine:
 
     @property
     def _begun(self) -> list[Pending]:
-        """Those whose prompts are read and whose answers are written, in the engine's thread."""
+        """Requests whose prompt is being read or whose answer is being written; only the engine's thread may ask."""
         reading = [] if self._reading is None else [self._reading]
         return [*reading, *(pending for _, every in self._running.values() for pending in every)]
 
@@ -318,7 +318,7 @@ class ServingEngine:
             del self._running[key]
 
     def _fail(self, several: list[Pending], error: Exception) -> None:
-        """Of one's own mistakes the log has the traceback; who asked gets a sentence."""
+        """End these answers with a sentence for whoever asked. Unexpected errors are logged with their traceback."""
         own = typed(error) or error
         if not isinstance(own, RankwiseError):
             _log.error("an answer failed", exc_info=error)

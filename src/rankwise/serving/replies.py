@@ -125,7 +125,8 @@ class Reply:
         return {"token": self._text(token), "logprob": logprob, "bytes": list(text.encode()) if whole else None}
 
     def _text(self, token: int) -> str:
-        """Of half of a character, as the vocabulary writes it, so that several are told apart."""
+        """The text of a token. A token that is only a part of a character is written as in the vocabulary, so that such
+        tokens can be told apart."""
         text = self.tokenizer.decode([token])
         return text if UNFINISHED not in text else str(self.tokenizer.hub.convert_ids_to_tokens(token))
 

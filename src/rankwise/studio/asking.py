@@ -78,7 +78,7 @@ class LoadedModels:
     idle: float = IDLE
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _turn: threading.Lock = field(default_factory=threading.Lock)
-    """Of who is answered."""
+    """Held while a question is answered, so that one is answered at a time."""
     _names: tuple[str, ...] = ()
     _loaded: Answering | None = None
     _using: int = 0

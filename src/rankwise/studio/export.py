@@ -149,7 +149,7 @@ def states() -> list[ExportState]:
     for file in JOBS.glob("*/job.json"):
         with suppress(RunError):
             found.append(state_of(file.parent.name))
-    return sorted(found, key=lambda one: (one.job.started, one.job.id), reverse=True)
+    return sorted(found, key=lambda item: (item.job.started, item.job.id), reverse=True)
 
 
 def files_of(state: ExportState) -> list[File]:

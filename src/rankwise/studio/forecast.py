@@ -113,7 +113,7 @@ class Verdict:
 
     @property
     def share(self) -> float:
-        """Of the memory, at most 1 as a gauge has it."""
+        """The peak as a share of the usable memory, at most 1, for the gauge."""
         return min(1.0, self.peak / max(1, self.usable))
 
 

@@ -139,7 +139,8 @@ def _forecast(form: SettingsForm, hub: bool) -> ShownForecast:
 
 
 def _missing(form: SettingsForm, *, weights: bool = True) -> list[Problem]:
-    """Of a form that may be unfinished. What is wrong with it is told by whoever reads it."""
+    """Names in a form that only the hub or the package index could know. The form may be unfinished: its errors are
+    ignored here, and reported where it is read."""
     for without in (("run",), ("run", *OF_DATA)):
         with suppress(RankwiseError):
             return elsewhere(form.planned(without=without), weights=weights)

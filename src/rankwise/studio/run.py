@@ -26,11 +26,11 @@ from rankwise.studio.live import AT_WORK, StateReader, events, known_run
 from rankwise.studio.pages import Screen, drawing, moved, page, read_form, segment
 
 LOG_BYTES = 60_000
-"""Of the end of a log."""
+"""How many bytes of the end of a log are shown."""
 
 
 @dataclass(frozen=True)
-class ShownRun:
+class RunPage:
     """What the page shows beside the course. `snapshot` is None before the first manifest, and for a damaged run."""
 
     name: str
@@ -95,13 +95,13 @@ def overview(request: Request) -> Response:
     )  # fmt: skip
 
 
-def _shown(name: str) -> ShownRun:
+def _shown(name: str) -> RunPage:
     run = known_run(name)
     state, name = StateReader(run).read(), run.folder.name
     if not run.folder.is_dir():
-        return ShownRun(name, state, None, 0, {}, [])
+        return RunPage(name, state, None, 0, {}, [])
     shown = show(name)
-    return ShownRun(name, state, shown.snapshot, shown.run.bytes, shown.parts, run.steps_saved)
+    return RunPage(name, state, shown.snapshot, shown.run.bytes, shown.parts, run.steps_saved)
 
 
 def log(request: Request) -> Response:

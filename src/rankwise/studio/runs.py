@@ -198,7 +198,7 @@ def ask_to_delete(request: Request) -> Response:
 def _leaving(name: str) -> Leaving:
     shown = show(name)
     parts = [(RESULTS.get(part, ""), part, many) for part, many in shown.parts.items()]
-    return Leaving(name, shown.run.status, shown.run.bytes, sorted(parts, key=lambda one: (not one[0], -one[2])))
+    return Leaving(name, shown.run.status, shown.run.bytes, sorted(parts, key=lambda item: (not item[0], -item[2])))
 
 
 async def delete(request: Request) -> Response:

@@ -41,7 +41,7 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin", "cross-origin-resource-policy": "same-origin",
     "x-frame-options": "DENY", "cache-control": "no-store",
 }  # fmt: skip
-"""Of every answer that does not set them itself."""
+"""Headers of every response, unless it sets them itself."""
 OPEN = ("/login", "/static/")
 """Paths that need no key: they show nothing of a run."""
 SHOWING = re.compile(r"/(login|new|ask|runs/[^/]+)?")

@@ -33,7 +33,7 @@ Kind = Literal["text", "long", "number", "choice", "switch"]
 CARDS = tuple(card for config in METHODS.values() for card in config.cards)
 CARD_OF = {card.name: card for card in CARDS}
 ANCHORED = tuple(card.name for config in METHODS.values() for card in config.cards if config.no_anchor is None)
-"""Those of methods that leave a base to be held to."""
+"""The cards of methods whose model can be held to its base by an anchor."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Knob:
 
     @cached_property
     def cards(self) -> tuple[str, ...]:
-        """Those that it belongs to: of the methods that have it, or that leave what it needs."""
+        """The method cards that the setting belongs to, because their methods have it or what it needs; none where it
+        belongs to all."""
         if self.setting in OF_CARDS:
             return OF_CARDS[self.setting]
         section, _, name = self.setting.rpartition(".")
@@ -136,7 +137,8 @@ class SettingsForm:
         return read_experiment(None, self.settings(), base_of_start)
 
     def planned(self, *, without: tuple[str, ...] = (), only: tuple[str, ...] = ("",)) -> Planned:
-        """The same to plan, without the settings that begin so, or with those alone."""
+        """Read the settings for a plan, leaving out those that begin with one of `without`, and keeping only those that
+        begin with one of `only`."""
         return read_planned(
             None, [one for one in self.settings() if not one.key.startswith(without) and one.key.startswith(only)],
             base_of_start,

@@ -151,7 +151,8 @@ def _check(members: list[zipfile.ZipInfo]) -> None:
 
 
 def _path_of(name: str) -> Path:
-    """Of plain names alone, which cannot lead elsewhere on any system."""
+    """The path for a file of the archive, made of plain names alone, so that it leads out of the folder on no system.
+    DataError for other names, and for files that do not belong in a folder of images."""
     parts = name.split("/")
     if not 0 < len(parts) <= 8 or not all(_PLAIN.fullmatch(part) and not part.endswith((".", " ")) for part in parts):
         raise DataError(
@@ -205,7 +206,7 @@ def unused() -> UnusedUploads:
 def remove_unused() -> UnusedUploads:
     gone = unused()
     for digest in gone.digests:
-        for part in sorted(_parts(digest), key=lambda one: one.name.endswith(ABOUT)):  # what is noted goes last
+        for part in sorted(_parts(digest), key=lambda item: item.name.endswith(ABOUT)):  # what is noted goes last
             shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
     return gone
 

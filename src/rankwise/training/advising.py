@@ -59,7 +59,7 @@ from rankwise.training.short_runs import ShortRun, short_run
 
 EXAMPLES, FEWEST_STEPS, TENTH, PART = 5, 20, 10, 4
 BUDGET = 0.3
-"""Of the full run's work."""
+"""The share of the full run's work that advising should take at most."""
 FEWEST_ROWS, MOST_ROWS = 24, 256
 LEAST_PROBABILITY = 1e-6
 LEAST, SHARE = 0.02, 0.02
@@ -189,7 +189,7 @@ class Advising(ABC):
 
     @cached_property
     def rows(self) -> list[Tokens]:
-        """Those that are measured."""
+        """The validation rows that are measured, spread evenly over all of them."""
         return list(evenly(self.prepared.measured_rows, self.design.rows))
 
     def drawn(self, count: int) -> list[Tokens]:
@@ -199,7 +199,7 @@ class Advising(ABC):
         return [rows[int(number)] for number in order[:count]]
 
     def part(self) -> Prepared:
-        """The same rows with fewer of them in training, drawn by the seed."""
+        """The prepared rows with only a part of the training rows, drawn by the seed."""
         trained = self.prepared.trained
         order = np.random.default_rng([self.config.seed, 11]).permutation(len(trained))[: self.design.part_rows]
         return replace(self.prepared, trained=trained[np.sort(order)])
@@ -333,7 +333,7 @@ class LabelAdvising(Advising):
         return self._side(self.objective.outputs_for(self.model.module, self.rows))
 
     def _side(self, outputs: np.ndarray) -> AdviceSide:
-        """Of probabilities (N, C), or of numbers (N, 1)."""
+        """Score the outputs for the N rows: probabilities (N, C) of classes, or numbers (N, 1)."""
         actual = _labels(self.rows)
         if not self.objective.targets.classes:
             return AdviceSide(
@@ -353,7 +353,7 @@ class Evidence:
     """Differences of losses, which are below 0 for what is better."""
 
     loss: float
-    """Of the base."""
+    """The loss of the base."""
     gain: Difference
     """The adapter's over the base."""
     untrained: Difference | None

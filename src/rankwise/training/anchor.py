@@ -73,7 +73,8 @@ class BaseOnText:
 
     @torch.no_grad()
     def divergence(self, blocks: Sequence[int]) -> float:
-        """Of the tuned model as it is now, in nats per token of these blocks, which are dealt over the processes."""
+        """Measure how far the tuned model, as it is now, diverges from its base, in nats per token of these blocks. The
+        blocks are divided over the processes."""
         own = blocks[self.world.rank :: self.world.size]
         apart = sum(self.backend.anchored(None, *self.block(number))[1].item() for number in own)
         (total,) = self.world.sums([apart])

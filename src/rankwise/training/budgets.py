@@ -55,12 +55,12 @@ BLOCKS, LENGTH = 16, 256
 BETWEEN_STEPS = 4
 """Blocks that are measured between steps."""
 MEASUREMENTS = 12
-"""Of a run, about."""
+"""About how often the divergence is measured during a run."""
 MOST = 4.0
 """Factor by which the weight changes at a time."""
 LOWEST = 0.01
 HALVINGS = 7
-"""Of the interval in which the strength is looked for."""
+"""How often the search for the strength halves its interval."""
 
 
 def ordinary_text(model: LoadedModel) -> Text:

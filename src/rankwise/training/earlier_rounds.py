@@ -68,8 +68,8 @@ class EarlierRows:
 
 
 def earlier_rows(experiment: Experiment, model: LoadedModel, callback: Callback, world: World) -> list[EarlierRows]:
-    """Of the runs that this one goes on from, the latest first. `model` has the template of the base. A round whose
-    rows cannot be had is named, with the reason."""
+    """Prepare the validation rows of the runs that this one goes on from, the latest first. `model` has the template
+    of the base. A round whose rows cannot be had is left out, and a message names it with the reason."""
     found: list[EarlierRows] = []
     world.wait_for_turn()
     runs = list(_runs(experiment.adapter.start_from, callback))
@@ -138,7 +138,7 @@ class EarlierRounds(Hook):
 
     rounds: Sequence[tuple[EarlierRows, Validation]]
     experiment: Experiment
-    """Of the run that goes on."""
+    """The settings of the run that goes on from the earlier ones."""
     records: list[EarlierRecord] = field(default_factory=list)
 
     def before_first_step(self, trainer: Trainer) -> None:
@@ -166,7 +166,7 @@ class EarlierRounds(Hook):
         return results.model_copy(update={"earlier_rounds": self.outcomes()})
 
     def outcomes(self) -> tuple[EarlierRound, ...]:
-        """Of the rounds that were measured before and after."""
+        """The scores before and after training of each earlier round that was measured both times."""
         names = dict.fromkeys(record.run for record in self.records)
         pairs = [[one for one in self.records if one.run == name] for name in names]
         return tuple(

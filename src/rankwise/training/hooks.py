@@ -72,9 +72,9 @@ class EndByRequest(Hook):
 
 
 SHARE, MOST_SHARE = 0.01, 0.05
-"""Of a run's time that checkpoints take: as a rule, and where one takes so long that it would be more."""
+"""The share of a run's time that checkpoints take: as a rule, and at most, where they are written slowly."""
 OFTEN = 0.2
-"""Of the longest time between two: no two are nearer to each other, however little one takes."""
+"""The shortest time between two checkpoints, as a share of the longest, however quickly they are written."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class ReportHook(Hook):
 
 
 WINDOW, MOST = 10, 8
-"""Of the last steps, how many must be far above the reference."""
+"""Training has diverged where the losses of `MOST` of the last `WINDOW` steps are far above the reference."""
 RECENT = 20
 """The last steps, which are no past yet: the loss rises before it is far above."""
 ENOUGH_ROWS = 16
@@ -224,7 +224,7 @@ class LossWatch(Hook):
 
     @property
     def far_above(self) -> list[StepRecord]:
-        """Those of the last steps whose loss is far above the reference."""
+        """The records of the last `WINDOW` steps whose loss is far above the reference."""
         recent = self.steps[-WINDOW:]
         if max(record.loss for record in recent) <= min(self.factor * self._start, self._untrained) + ABOVE:
             return []  # nearly always, so that the past need not be sorted
@@ -272,7 +272,7 @@ class LossWatch(Hook):
 
 MOST_BACK_OFFS = 3
 RATE_AFTER = 0.5
-"""Of the learning rate before."""
+"""The learning rate after a run went back, as a share of the one before."""
 
 
 def last_before(saved: Sequence[int], step: int) -> int:
@@ -287,12 +287,14 @@ def ways_back(saved: Sequence[int], step: int) -> list[int]:
 
 
 def by_steps(saved: Sequence[int], interval: int | None) -> list[int]:
-    """Those that no clock and no stop decided, so that a run goes back to the same step each time."""
+    """The saved steps at multiples of `interval`, or all without one. Checkpoints that a clock or a stop caused are
+    left out, so that a run goes back to the same step each time."""
     return [step for step in saved if interval is None or step % interval == 0]
 
 
 def back_off(run: RunDirectory, config: TrainingConfig, error: Diverged) -> tuple[BackOff, ...]:
-    """Those of a run that has just failed, with a new one, which its manifest records; none where it is to stop."""
+    """Let a run that has diverged go back to an earlier step: record this in its manifest, and return all its
+    back-offs, the new one last; none where it is to stop."""
     if config.on_divergence == "stop":
         return ()
     saved = run.steps_saved
@@ -314,13 +316,13 @@ def back_off(run: RunDirectory, config: TrainingConfig, error: Diverged) -> tupl
 
 
 def back_off_together(world: World, run: RunDirectory, config: TrainingConfig, error: Diverged) -> tuple[BackOff, ...]:
-    """The same in several processes, which have all seen the divergence: the first one goes back, for all."""
+    """Call `back_off` in the first process alone, for all processes, which have all seen the divergence."""
     every = world.share(lambda: [one.model_dump() for one in back_off(run, config, error)])
     return tuple(BackOff(**one) for one in every)
 
 
 def with_ways_on(error: Diverged, run: RunDirectory, config: TrainingConfig, earlier: Sequence[BackOff]) -> Diverged:
-    """The same with what to do, or what was done, about it."""
+    """Add to the error's message what to do about the divergence, or what was already done."""
     to = last_before(run.steps_saved, error.begun)
     where, how = f"step {to}" if to else "the beginning", "--resume" if run.steps_saved else "--restart"
     if earlier:

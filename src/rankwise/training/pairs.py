@@ -95,7 +95,8 @@ def reference_of(
 
 
 def reference_of_run(files: Sequence[Path], rows: int) -> PairReference:
-    """Of a run that is resumed: the first of these files that is whole."""
+    """Read the reference of a run that is resumed, from the first of these files that is whole. RunError where none
+    is."""
     known = next(filter(None, (PairReference.read(file, rows) for file in files)), None)
     if known is None:
         raise RunError(f"{files[0]} is missing or damaged, so the run cannot be resumed. Use --restart.")
@@ -181,7 +182,8 @@ class PairBackend:
         return trainable.base() if trainable.extra_parameters else nullcontext()
 
     def reading(self) -> PairBackend:
-        """The same for rows that are only read: nothing is recomputed, and nothing is reported."""
+        """A copy of this backend for rows that are only read, not learned from: without activation checkpointing, and
+        without messages."""
         work = replace(self.inner.work, activation_checkpointing=0, callback=silent)
         return PairBackend(replace(self.inner, work=work), self.objective)
 
@@ -242,7 +244,7 @@ def pair_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepared
 
 
 def pair_results(score_after: Callable[[int, str], ScoreRecord | None], first: int, last: int) -> PairResults | None:
-    """Of the validations after these two steps; None where no pairs were validated."""
+    """The scores of the validations after the steps `first` and `last`; None where no pairs were validated."""
     scores = {
         (step, metric): score_after(step, metric)
         for step in (first, last)

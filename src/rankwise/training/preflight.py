@@ -39,7 +39,7 @@ class Foresight:
 
     plan: Plan
     outputs: int | None = None
-    """Of a new head."""
+    """The number of outputs of a new head; None without one."""
     is_settled: bool = False
 
     @property

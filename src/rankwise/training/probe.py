@@ -34,11 +34,12 @@ from rankwise.training.trainer import Trainer
 from rankwise.training.workload import Workload
 
 STEPS, RATE = 1000, 1e-9
-"""Of the run that AdaLoRA takes it for, so that no rank is decided; and so small a rate that nothing changes."""
+"""The steps and the learning rate that the probe's run is set to: too many steps for AdaLoRA to decide any rank
+in the few that are made, and too small a rate to change anything."""
 LARGEST, SMALLER = 4096, 4
 """Tokens of the larger step at most, and by how much the other is smaller."""
 MOST_UNPACKING = 0.8
-"""Of the seconds of a step, what unpacking is taken for at most."""
+"""The largest share of a step's seconds that is attributed to unpacking weights."""
 COUNTED = 2
 """Steps of each size that count."""
 
@@ -112,7 +113,7 @@ def _unpacking(module: nn.Module, numbers: float) -> float:
 
 
 def _micro_batches(steps: Sequence[list[Batch]]) -> float:
-    """Of a step, over all but the first."""
+    """The mean number of micro-batches of a step, over all steps but the first."""
     return sum(len(batches) for batches in steps[1:]) / len(steps[1:])
 
 

@@ -35,8 +35,8 @@ from rankwise.runs.snapshot import RunSnapshot
 def with_replay(
     prepared: Prepared, experiment: Experiment, model: LoadedModel, row_encoding: RowEncoding, callback: Callback
 ) -> Prepared:
-    """The same rows, and beside them those that are replayed; without replay they are returned as they are. `model`
-    must be the base, with the template that the rows are written with."""
+    """Add the rows that are replayed to the prepared ones, which are returned as they are where there is no replay.
+    `model` must be the base, with the template that the rows are written with."""
     config = experiment.training.replay
     if config is None:
         return prepared

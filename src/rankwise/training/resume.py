@@ -31,7 +31,8 @@ SAID_OF_ROWS: Mapping[str, Any] = {
     **dict.fromkeys(("warnings", "advice", "hold_out", "labels", "distinct_labels", "unused_columns", "licence"), True),
     "files": {"__all__": {"layout", "licence"}},
 }
-"""Of a data report: what follows from the rows and the settings, and what earlier versions lack or read otherwise."""
+"""Fields of a data report that a resumed run does not compare: they follow from the rows and the settings, or
+earlier versions lack them or read them differently."""
 ANY = (
     "model.memory", "model.sharded", "training.checkpoint_minutes", "training.keep_checkpoints",
     "training.on_divergence", "tracking.log_to", "tracking.project",
@@ -52,7 +53,8 @@ class Past:
 
 
 def settings_of(resumable: Resumable, experiment: Experiment) -> Experiment:
-    """Those of the run, or an error that names what differs; before anything is loaded."""
+    """The settings that the run is resumed with, before anything is loaded. RunError where they differ from those that
+    it was started with, naming the differences."""
     run, stored = resumable.run, resumable.experiment
     begun_with, own = experiment.adapter.start_from, stored.adapter
     if begun_with is not None and begun_with == own.start_from:
@@ -116,7 +118,8 @@ def take_up(
 def take_up_together(
     world: World, resumable: Resumable, state: TrainState, now: Manifest, data_report: DataReport, callback: Callback
 ) -> Past:  # fmt: skip
-    """The same in several processes: the first one takes the run up, and the others read what it went on from."""
+    """Take up a run in several processes: the first calls `take_up`, and the others then read the checkpoint that it
+    went on from."""
     world.barrier()  # all have read what the first may change now
     past = take_up(resumable, state, now, data_report, callback) if world.is_first else None
     step = world.share(lambda: state.step)

@@ -77,7 +77,7 @@ class TrainingRun:
     anchor_text: Text | None = None
     """The text on which it is held to its base."""
     accuracy_tasks: tuple[AccuracyTask, ...] = ()
-    """Of a budget of accuracy."""
+    """The tasks on which a budget of accuracy is measured."""
     tuning: Tuning | None = None
     """How its learning rate was chosen, where trials were asked for."""
     world: World = ONE_PROCESS
@@ -158,7 +158,7 @@ class TrainingRun:
             self.run.write_reference(PairReference(values).facts)
 
     def with_reference(self, backend: Backend, resumable: Resumable | None) -> TrainingRun:
-        """The same with what its pairs are compared with, where they are compared with anything."""
+        """Add the reference log-probabilities to the run's pairs, where its objective compares them with any."""
         if not isinstance(backend, PairBackend) or not backend.objective.needs_reference:
             return self
         reference = (

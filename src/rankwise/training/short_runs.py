@@ -51,7 +51,7 @@ def trainer_of(
 class ShortRun:
     backend: BackendName
     seconds: float
-    """Of a step."""
+    """How long a step took on average."""
 
 
 @contextmanager

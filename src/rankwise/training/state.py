@@ -142,7 +142,7 @@ def first_not_finite(state: TrainState) -> str:
 
 
 def _names(parameters: Mapping[str, Tensor], state: TrainState) -> list[str]:
-    """Of what the optimizer updates."""
+    """Name the tensors that the optimizer updates, in its order. Flat tensors, which have no name, are numbered."""
     names = {id(parameter): name for name, parameter in parameters.items()}
     return [names.get(id(parameter), f"flat tensor {number}") for number, parameter in enumerate(state.parameters)]
 

@@ -28,7 +28,7 @@ CLIP_MARGIN = 1e-6
 
 @dataclass(frozen=True)
 class StepTotals:
-    """Of all micro-batches of a step, in all processes."""
+    """Totals over all micro-batches of a step, in all processes."""
 
     count: float
     tokens: int

@@ -142,7 +142,8 @@ class Liveness:
         return warnings + self._unmoved(state)
 
     def _unmoved(self, state: TrainState) -> list[WarningMessage]:
-        """Of what has gradients; looked at once."""
+        """Warn, once, of tensors that get gradients but have not changed. TrainingError where none has changed in
+        `AFTER` steps or more."""
         before, self.before = self.before, {}
         now = bit_sums({name: one for name, one in state.trainable.named_parameters().items() if name in before})
         same = [name for name, value in now.items() if value == before[name]]
@@ -226,7 +227,7 @@ class Trainer:
             device=trainable.parameters()[0].device,
         )
         self.seconds = 0.0
-        """Of training so far, without what is done aside."""
+        """Seconds of training so far, without what is done aside."""
         self._kept_step = 0
         """The step that this process went on from, or that it has kept since."""
         self._step_seconds = 0.0

@@ -118,7 +118,7 @@ def parabola(points: Sequence[tuple[float, float]]) -> Parabola:
     finite = [(x, loss) for x, loss in points if math.isfinite(loss)]
     if not finite:
         return Parabola(points[0][0], math.inf, 0.0)
-    at = min(range(len(finite)), key=lambda one: finite[one][1])
+    at = min(range(len(finite)), key=lambda item: finite[item][1])
     near = finite[max(0, min(at - 1, len(finite) - 3)) :][:3]
     if len(near) < 3:
         return Parabola(*finite[at], 0.0)
@@ -166,7 +166,7 @@ class Trial:
     loss: float
     """On the rows apart, after the last step or where asked for before the first; infinite where it diverged."""
     losses: tuple[float, ...]
-    """Of the training steps."""
+    """The loss of each training step."""
     diverged: bool
     seconds: float
 

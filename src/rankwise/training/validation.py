@@ -77,8 +77,8 @@ class Scorer(Protocol):
         ...
 
     def over(self, world: World, backend: Backend, max_tokens: int) -> Scorer:
-        """The same once it is known what computes, at most so many tokens at once. Of several processes each computes
-        its share; all have the scores."""
+        """The scorer for this backend, once it is known, computing at most `max_tokens` tokens at once. Of several
+        processes each computes its share; all have the scores."""
         ...
 
     def scores(self, step: int) -> list[ScoreRecord]: ...
@@ -91,7 +91,10 @@ class Scorer(Protocol):
 SCORERS: dict[type[Objective], Callable[[ValidationConfig, LoadedModel, Prepared, Any], Scorer]] = {
     CausalLM: answer_scorer, Preference: pair_scorer, Classifier: class_scorer, Tagging: tag_scorer,
 }  # fmt: skip
-OVER: dict[type[Objective], Callable[[Any, Any], Backend]] = {Objective: lambda own, _: own, Preference: PairBackend}
+OVER: dict[type[Objective], Callable[[Any, Any], Backend]] = {
+    Objective: lambda backend, _: backend,
+    Preference: PairBackend,
+}
 """What computes the losses of an objective's rows over the backend of its model."""
 
 
@@ -113,7 +116,7 @@ class Validation(Hook):
     backend: Backend
     """What computes the losses of `batches`."""
     unit: str = OF_LANGUAGE_MODELS
-    """Of the loss."""
+    """The unit of the loss."""
     world: World = ONE_PROCESS
     """`batches` are this process's share of the rows."""
     records: list[Validated] = field(default_factory=list)
@@ -275,7 +278,7 @@ def refuse_no_choice(config: ValidationConfig, interval: int, early_stopping: Ea
 
 
 def check_best(run: RunDirectory, state: TrainState, experiment: Experiment, records: Sequence[Validated]) -> None:
-    """Of a run that is resumed: the snapshot of its best step must be there."""
+    """Check that a run that is resumed has a whole snapshot of its best step. RunError where it has none."""
     config = experiment.validation
     best = early_stopping_of(config, state.trainable, experiment.objective_settings.earliest).best(records)
     if config.keep == "best" and best is not None:

@@ -61,7 +61,7 @@ class ClassScorer:
         ]
 
     def _outputs(self, module: nn.Module, rows: Sequence[Tokens], done: Done | None) -> Any:
-        """Of all rows, of which each process computes its share."""
+        """The model's outputs for all rows, of which each process computes its share."""
         objective = self.objective
         if not self.world.is_several:
             return objective.outputs_for(module, rows, done)
@@ -93,7 +93,7 @@ def class_scorer(
 
 
 def tag_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepared, objective: Classifier) -> ClassScorer:
-    """Of words with tags; that `validation.by` is one of their metrics was checked with the settings."""
+    """Make the scorer for words with tags. That `validation.by` is one of its metrics was checked with the settings."""
     return ClassScorer(objective, model, prepared.measured_rows)
 
 

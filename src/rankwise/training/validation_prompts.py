@@ -118,7 +118,7 @@ def answer_scorer(
 
 
 def _prompts(model: LoadedModel, prepared: Prepared, count: int) -> list[Prompt]:
-    """Of so many of the held-out rows, spread over them, so that each source is asked of."""
+    """Make prompts of up to `count` held-out rows, spread evenly over them so that each source is represented."""
     rows = prepared.measured_rows if count else ()
     places = [index for index, row in enumerate(rows) if _last_answer(conversation_of(row))[0] > 0]
     read = text_objective(model).reader(model, _opening(prepared.data_report.system))

@@ -116,9 +116,9 @@ def batches_of(
 
 
 BYTES_OF_LEARNING = 12
-"""Of each number that learns: a gradient and AdamW's two averages."""
+"""Bytes that training needs beside each trained number: for its gradient and AdamW's two averages."""
 KEPT_SHARE = 0.7
-"""Of free memory, what activations may take."""
+"""The share of free memory that activations may take."""
 
 
 def fused_blocks(work: Workload, free: int) -> int:

@@ -51,7 +51,8 @@ INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def bit_sums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Of each that is not empty; of one that is split over processes, what this one has."""
+    """Sum the bits of each tensor that is not empty, read as integers, to tell whether tensors are equal. Of a tensor
+    that is split over processes, the part of this one counts."""
     parts = {name: local_part(value.detach()) for name, value in tensors.items()}
     return {
         name: int(value.contiguous().view(INTEGERS[value.element_size()]).sum(dtype=torch.int64))
@@ -172,7 +173,7 @@ class World:
             self.stop_on([row[0] for row in self.gather([self.stop_code])])
 
     def check_own_stop(self) -> None:
-        """The same of this process alone, where the others may be anywhere."""
+        """StoppedTogether where this process was asked to stop. The others are not asked: they may be anywhere."""
         if self.is_several:
             self.stop_on([self.stop_code])
 

@@ -21,7 +21,7 @@ from rankwise.planning.gguf_header import GgufHeader, read_gguf_header
 
 PERMUTED = frozenset({"llama", "smollm3"})
 ARCHITECTURES = PERMUTED | {"gemma", "gemma2", "gemma3", "phi3", "qwen2", "qwen3"}
-"""Those whose layers are transformers' own, but for the order of rows."""
+"""Architectures whose layers are the same in GGUF and in transformers, except for the order of rows."""
 KEY = regex.compile(r"(?P<path>.+)\.weight\.(?P<part>lora_[ab])")
 TURNED = regex.compile(r"blk\.\d+\.attn_[qk]")
 EMBEDDING, ALPHA, LORA_TYPE = "token_embd", "adapter.lora.alpha", "adapter.type"

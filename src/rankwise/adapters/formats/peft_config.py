@@ -109,7 +109,7 @@ class _Common(BaseModel):
         return [self.target_modules] if isinstance(self.target_modules, str) else self.target_modules or []
 
     def meant(self, paths: list[str]) -> set[str]:
-        """Those of a model's layers that the targets select, as far as the settings alone say it."""
+        """The paths of a model's layers that the targets select; empty where the settings alone do not tell."""
         if self._targets in ([], ["all-linear"], [NO_TARGETS]) or self.exclude_modules:
             return set()
         if self.layers_to_transform is not None:
@@ -297,8 +297,8 @@ def settings_of(
 
 
 def settings_after(settings: Mapping[str, Any], factors: Mapping[str, Factors]) -> dict[str, Any]:
-    """The same for factors that take the place of those that `own` settings were for. Layers are named by their paths,
-    since no model is at hand."""
+    """PEFT's settings after `factors` have replaced the ones that `settings` describe. Layers are named by their whole
+    paths, since no model is at hand."""
     same = ("base_model_name_or_path", "fan_in_fan_out", "lora_dropout", "modules_to_save", "revision", "task_type")
     stays = {"fan_in_fan_out": False} | {key: settings[key] for key in same if key in settings}
     return dict(sorted((settings_of(factors, {}, ()) | stays).items()))

@@ -119,7 +119,7 @@ class _Reader:
             self.problems.append("trainable_token_indices names tokens, but the file has no rows for them")
 
     def factors(self) -> dict[str, Factors]:
-        """Of every layer, by its name in the file."""
+        """The factors of every layer, by the layer's name in the file; empty if there are problems."""
         layers = {path: parts for path, parts in self._layers.items() if self._is_whole(path, parts)}
         stacked = [path for path in layers if path in self._stacked.values()]
         ranks, problems = self.config.ranks_of(list(layers))
@@ -249,7 +249,7 @@ class _Reader:
 def misfitting_experts(
     path: str, shapes: list[Shape], rank: int, base_layer: nn.Module | None, version: str | None
 ) -> list[str]:  # fmt: skip
-    """The same of the stored matrices of experts, which PEFT of this version wrote."""
+    """What is wrong with the shapes of the stored factors of experts. `version` is that of the PEFT that wrote them."""
     A, B, *others = shapes
     has = f'"{path}" has factors of experts of shape {" and ".join(map(str, shapes))}'
     if base_layer is None:

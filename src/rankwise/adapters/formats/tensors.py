@@ -31,7 +31,7 @@ LISTED = 8
 
 Model = TypeVar("Model", bound=BaseModel)
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
-"""Of files that may hold pickled objects."""
+"""Suffixes of files that may hold pickled objects."""
 
 
 def validated(kind: type[Model], settings: Mapping[str, Any], where: str) -> Model:

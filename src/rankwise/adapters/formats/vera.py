@@ -47,7 +47,7 @@ class PeftVeraConfig(BaseModel):
 class VeraWeights(AdapterWeights):
     @property
     def parameters(self) -> int:
-        """Those of the vectors, which alone were trained."""
+        """How many numbers the vectors have, which are all that was trained."""
         return sum(part.rank + len(part.B) for part in self.factors.values())
 
 

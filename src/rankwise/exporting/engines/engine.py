@@ -34,7 +34,7 @@ class Package:
 class Engine:
     name: str
     version: str
-    """Of which its rule for adapters in PEFT's format is known."""
+    """The release or commit of the engine for which its rule for adapters in PEFT's format is known."""
     source: str
     """The file of the engine that says so."""
     scale: str
@@ -85,9 +85,11 @@ convolutions = partial(_layers, kind="convolution")
 
 
 def scored(rows: Any, question: dict[str, Any], stops: list[int]) -> dict[str, Any]:
-    """Of logits (n + 1, V), from which each of the n tokens of the given answer and the one behind it are chosen: the
-    greedy answer up to where it parts from the given one or goes on behind its end, and of each given token the
-    log-probability, a natural logarithm, and the logit."""
+    """Score a given answer of n tokens. `rows` are logits (n + 1, V) for each of its tokens and for the one after it.
+
+    Returns the greedy answer, up to the first token that differs from the given answer or follows its end, and for each
+    given token its log-probability (natural logarithm) and its logit.
+    """
     import numpy as np
 
     given, values = question["answer_ids"], np.asarray(rows, dtype=np.float64)

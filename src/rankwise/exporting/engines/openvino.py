@@ -97,7 +97,8 @@ class Pipeline:
         }
 
     def _log_probabilities(self, question: dict[str, Any]) -> list[float] | None:
-        """Of one token after another, since GenAI scores only what it generates; None if it generates another."""
+        """The log-probability of each token of the given answer. GenAI scores only what it generates, so the tokens are
+        generated one at a time; None if one is not the given token."""
         prompt, given, scores = question["prompt_ids"], question["answer_ids"], list[float]()
         for at, token in enumerate(given):
             ids, score = self._generated(prompt + given[:at], 1)

@@ -108,14 +108,15 @@ def _rendered(tokenizer: Any, messages: list[dict[str, str]], thinks: bool) -> l
 
 
 def _continued_logits(model: Any, prompt: list[int], answer: list[int]) -> Any:
-    """Of each token of an answer behind its prompt, and of the one after it."""
+    """A decoder-only model's logits (n + 1, V) for each of the n tokens of an answer and for the token after it."""
     import torch
 
     return model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 :]
 
 
 def _answer_logits(model: Any, prompt: list[int], answer: list[int]) -> Any:
-    """The same of a decoder, whose first token is put before the answer and whose last label is not read."""
+    """An encoder-decoder's logits (n + 1, V) for each of the n tokens of an answer and for the token after it. The
+    model shifts the labels behind its start token, so the last label is not read."""
     import torch
 
     return model(input_ids=torch.tensor([prompt]), labels=torch.tensor([[*answer, 0]])).logits[0]

@@ -201,7 +201,7 @@ class Values:
         self, tensor: PlannedTensor, working: torch.dtype, first: int, last: int,
         changes: Mapping[torch.dtype, Change | None],
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Of the base and of the sum."""
+        """Rows `first` to `last` - 1 of a tensor: those of the base, and the same with the change added."""
         rows = self._base(tensor, working, first, last)
         base = rows.clone()
         if (change := changes[working]) is not None:

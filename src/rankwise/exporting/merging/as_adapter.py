@@ -53,7 +53,7 @@ class CombinedAdapter:
     parameters: int
     layers: tuple[LayerError, ...]
     error: float
-    """Of all layers together, relative."""
+    """Relative error of all layers together."""
 
 
 def combine(options: Options, folder: Path, callback: Callback) -> CombinedAdapter:

@@ -93,7 +93,7 @@ class ChosenAnswer:
         return {"label": self.choices[self.number], "number": self.number, "probabilities": shares}
 
     def as_shown(self) -> dict[str, Any]:
-        shares = sorted(zip(self.choices, self.shares, strict=True), key=lambda one: -one[1])
+        shares = sorted(zip(self.choices, self.shares, strict=True), key=lambda item: -item[1])
         return {"labels": shares, "value": None, "chosen": self.choices[self.number]}
 
 

@@ -151,7 +151,7 @@ class TextEncoder:
         return RowTargets(self.targets)
 
     def encode(self, examples: Sequence[Example]) -> list[Outcome]:
-        outcomes, usable = read_each(examples, lambda one: (texts_of(one), self.row_targets.target_of(one)))
+        outcomes, usable = read_each(examples, lambda item: (texts_of(item), self.row_targets.target_of(item)))
         encoded = encode_texts(self.tokenizer, [texts for _, (texts, _) in usable])
         for (outcome, (texts, target)), tokens in zip(usable, encoded, strict=True):
             self._add(outcome, texts, tokens, target)

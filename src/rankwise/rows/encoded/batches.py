@@ -37,7 +37,7 @@ class Pairs:
     chosen_tokens: float
     """Targets of the chosen conversations in the whole step, by the number of its pairs."""
     positions: tuple[int, ...]
-    """Of these pairs among the rows that were laid out together."""
+    """Position of each of these pairs among the rows that were laid out together."""
 
     def sums(self, values: Tensor, *, prompts: bool = False) -> Tensor:
         """(N,) to (P, 2), in the dtype of the reference: over the targets of answers, or with `prompts` over all."""
@@ -70,7 +70,7 @@ class Batch:
     tokens: int
     """Without padding."""
     lengths: tuple[int, ...] | None = None
-    """Of the sequences, where these lie one behind the other in a single row (packing.py)."""
+    """Length of each sequence, where a single row holds them one after another (packing.py)."""
     images: int = 0
     """Number of images; 0 where rows are texts."""
     pairs: Pairs | None = None

@@ -74,7 +74,7 @@ class StoredColumn:
 
     dtype: Any
     part: str
-    """Its name in Tokens."""
+    """The name of the field of Tokens that holds these values."""
     of: Callable[[Tokens], Any]
     """None where rows have none of it."""
     shape: Callable[[int], tuple[int, ...]] | None = None

@@ -41,7 +41,7 @@ _UNSPACED = re.compile(
     "\U00020000-\U0003ffff]+"
 )
 LEAST_EQUAL = 103
-"""Of 128: the share is at least 0.8."""
+"""How many of the 128 components must be equal in the signatures of two near duplicates: a share of at least 0.8."""
 BANDS = COMPONENTS - LEAST_EQUAL + 1
 MOST_COMPARED = 64
 """Texts of one band that each text is compared with: thousands agree in one where all rows begin with the same long
@@ -51,7 +51,7 @@ MOST_KNOWN = 1000
 """Texts whose signatures are at hand; of more, one that is there again is signed again."""
 IMAGE_BANDS, BITS = 4, 16
 MOST_DIFFERENT = IMAGE_BANDS - 1
-"""Of the 64 bits of an image's hash."""
+"""In how many of their 64 bits the hashes of two images that are near duplicates may differ."""
 
 
 def normalised(text: str) -> str:
@@ -70,7 +70,7 @@ def signature_of(normal: str) -> list[int]:
 
 
 def _shingles(normal: str) -> list[str]:
-    """Of mixed text both: the words in threes, and the characters of scripts without spaces in fours."""
+    """A text's words in threes, and its characters in fours where its script has no spaces; a mixed text has both."""
     if normal.isascii():
         return _in_words(normal.split())
     unspaced = "".join(_UNSPACED.findall(normal))
@@ -132,7 +132,7 @@ class Index(ABC):
         return Duplicates((copies, firsts[copies]), (distinct[rows], distinct[earlier]))
 
     def overlap(self, rows: np.ndarray, theirs: Self, other_rows: np.ndarray) -> Duplicates:
-        """Those among these rows that also stand among other rows, of another index or of this one."""
+        """Find which of `rows` also occur, exactly or nearly, among `other_rows` of another index or of this one."""
         firsts = firsts_of(np.concatenate([theirs.digests[other_rows], self.digests[rows]]))
         first_of_own = firsts[len(other_rows) :]
         there = first_of_own < len(other_rows)

@@ -84,7 +84,7 @@ MISSING = frozenset({
 })  # fmt: skip
 """What programs write into cells without a value."""
 FEW = 10
-"""Of fewer rows nothing is said that is a share of all."""
+"""With fewer rows than this, nothing is reported that depends on a share of all rows."""
 LONGER = 100
 """Times the median length that one row is longer."""
 _INVISIBLE = re.compile("[\ufeff\u200b\u2060\u00ad]")

@@ -80,7 +80,7 @@ class TagCounts:
 @dataclass
 class PairCounts:
     seen: Growing = field(default_factory=lambda: Growing(np.uint64, 2 * DIGEST // 8))
-    """Of each pair, the hashes of the chosen and of the rejected conversation."""
+    """For each pair, the hashes of the chosen and of the rejected conversation."""
     chosen: array[int] = field(default_factory=lambda: array("i"))
     """Tokens of each chosen answer."""
     rejected: array[int] = field(default_factory=lambda: array("i"))

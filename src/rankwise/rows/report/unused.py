@@ -41,7 +41,7 @@ _WIDE = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
 
 @dataclass
-class UnusedColumn:
+class SpottedColumn:
     """What is known of one unused column of one file."""
 
     filled: int = 0
@@ -83,7 +83,7 @@ class Unused:
 
     rows: int = 0
     judged: int = 0
-    columns: dict[str, UnusedColumn] = field(default_factory=dict)
+    columns: dict[str, SpottedColumn] = field(default_factory=dict)
     names: dict[str, None] = field(default_factory=dict)
     """All columns of the file's rows, in order."""
 
@@ -98,7 +98,7 @@ class Unused:
         for name, value in row.items():
             if name in aside or not _filled(value):
                 continue
-            column = self.columns.setdefault(name, UnusedColumn())
+            column = self.columns.setdefault(name, SpottedColumn())
             column.filled += 1
             column.example = column.example or (SECRET if holds_secret(f"{name}: {value}") else shown(value))
             column.writable = column.writable and _writable(value)
@@ -123,7 +123,7 @@ class _Parts:
         return _Parts(tuple(texts), frozenset(word for text in texts for word in text.split()))
 
 
-def _judge(column: UnusedColumn, text: str, single: bool, parts: _Parts) -> None:
+def _judge(column: SpottedColumn, text: str, single: bool, parts: _Parts) -> None:
     rest = text
     for part in parts.texts:
         if len(part) >= PART:
@@ -154,7 +154,7 @@ def _text(value: Any) -> tuple[str, int]:
 
 
 def _number_of(text: str) -> int:
-    """The same in every process."""
+    """A number that stands for a text and, unlike Python's hash, is the same in every process."""
     return int.from_bytes(blake2b(text.encode(errors="backslashreplace"), digest_size=6).digest())
 
 

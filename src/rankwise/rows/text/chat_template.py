@@ -136,7 +136,7 @@ class ChatTemplate:
         return cls(tokenizer, facts.sources, facts.kind, ends=facts.ends, start=facts.start, reasoning=facts.reasoning)
 
     def with_reasoning(self, reasoning: Reasoning) -> ChatTemplate:
-        """The same template, asked to reason unless `reasoning` is none."""
+        """This template, set to ask the model to reason unless `reasoning` is "none"."""
         if reasoning == self.reasoning:
             return self
         facts = self.facts.model_copy(update={"reasoning": reasoning})
@@ -293,7 +293,7 @@ class ChatTemplate:
     def _render_all(
         self, conversations: Sequence[Conversation], cuts: Callable[[Sequence[Message]], list[Cut]]
     ) -> list[RenderedText]:
-        """Those with tools and those without may have templates of their own."""
+        """Render conversations in their order, those with tools by the model's template for tool use if it has one."""
         written: dict[int, RenderedText] = {}
         for name in ("default", "tool_use"):
             own = {at: one for at, one in enumerate(conversations) if bool(one[1]) == (name == "tool_use")}

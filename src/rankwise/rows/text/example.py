@@ -201,7 +201,7 @@ class Example:
     group: str | None = None
     """The row's value of data.group."""
     rejected: tuple[Message, ...] = ()
-    """Of a pair: the same conversation with the answer that was not preferred. `messages` have the chosen one."""
+    """For a preference pair: the conversation with the rejected answer; `messages` have the chosen one."""
     alternatives: tuple[str, ...] = ()
     """Other correct answers in place of the last one. They are not trained on."""
     image: ImageContent | None = None
@@ -214,12 +214,12 @@ class Example:
 
     @property
     def conversations(self) -> Sequence[tuple[Message, ...]]:
-        """Its messages, and the same with every other answer that they are compared with."""
+        """The row's conversations: its messages and, for a preference pair, those with the rejected answer."""
         return [self.messages, *([self.rejected] if self.rejected else [])]
 
     @property
     def question(self) -> Example:
-        """The same without its answer, as a row that is to be answered."""
+        """This row without its answer, as a row that is to be answered."""
         tagged = self.tagged and replace(self.tagged, tags=())
         return Example(self.messages[:-1], self.where, self.tools, image=self.image, tagged=tagged)
 
@@ -233,7 +233,8 @@ class Example:
 
     @property
     def special(self) -> tuple[str, str] | None:
-        """Of a row that only some objectives learn as it is meant: its form, and what such rows hold."""
+        """For a row that only some objectives learn as it is meant: its form, and what such rows hold, as the end of a
+        message; None for other rows."""
         if self.rejected:
             return "pairs", "preference pairs. Add --objective preference."
         if self.tagged is not None:

@@ -28,7 +28,7 @@ class Outcome:
     cut_words: int = 0
     """And words behind the end of a text that was cut."""
     learned_words: tuple[int, ...] = ()
-    """Of a text that is only to be tagged: the numbers of the words with a first token of their own."""
+    """For a text that a model is to tag: the numbers of the words with a first token of their own."""
     too_long: int = 0
     tied: int = 0
     """Pairs whose two answers are the same tokens."""

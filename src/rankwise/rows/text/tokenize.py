@@ -61,7 +61,7 @@ class Tokens:
     method: str = field(default="", compare=False)
     """How the answers were located: marks, prefix, text, or apart from the conversation's other answers."""
     token_type_ids: Sequence[int] | np.ndarray | None = None
-    """Of an encoder's pair of texts, or of a pair of answers: 0 for the first, 1 for the second."""
+    """For an encoder's pair of texts or a pair of answers: 0 for each token of the first, 1 for each of the second."""
     target: float | Sequence[float] | None = None
     """The class or value of the whole row, where no token of it is predicted; or 1 for each class that it has."""
     image: np.ndarray | None = None
@@ -69,7 +69,7 @@ class Tokens:
     name: str | None = None
     """Where a labelled row came from: file:line, or an image's file."""
     reference: np.ndarray | None = None
-    """Of a pair: the log-probabilities (2,) of both answers before training."""
+    """For a preference pair: the log-probabilities (2,) of both answers before training."""
     tags: Sequence[int] | np.ndarray | None = None
     """Where words have tags: the class of each token that the loss mask has."""
 

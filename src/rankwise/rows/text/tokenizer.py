@@ -26,7 +26,7 @@ class NewTokens:
     pieces: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     """The tokens that it was written with before."""
     existing: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Those that the tokenizer had already, with their ids."""
+    """The id of each token that the tokenizer had already."""
 
 
 def added(tokenizer: HubTokenizer, texts: Sequence[str]) -> NewTokens:
@@ -134,7 +134,8 @@ class HubTokenizer:
         return "token_type_ids" in self.hub.model_input_names
 
     def encodings(self, texts: Sequence[tuple[str, ...]], limit: int | None = None) -> list[Any]:
-        """The same as the encodings of the tokenizers library, which know where each token lies in its text."""
+        """Encode as `encode_texts` does, but return the tokenizers library's encodings, which also tell where each
+        token lies in its text."""
         joins = self.hub.sep_token_id is None
         inputs = ["\n\n".join(filter(None, pair)) if joins or not pair[1] else pair for pair in texts]
         backend = self._backend

@@ -104,7 +104,7 @@ def newest_first(files: Iterable[Path], kind: type[_Stored]) -> list[_Stored]:
     for file in files:
         with suppress(RunError):
             found.append(read_json(file, kind))
-    return sorted(found, key=lambda one: (one.created_at, one.id), reverse=True)
+    return sorted(found, key=lambda item: (item.created_at, item.id), reverse=True)
 
 
 class StoredFile(Stored):
@@ -121,7 +121,7 @@ class StoredFile(Stored):
 @dataclass(frozen=True)
 class Files:
     folder: Path
-    """Of the files, each in a folder of its own."""
+    """Holds the files, each in a folder of its own."""
     _changing: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def every(self) -> list[StoredFile]:
@@ -281,7 +281,8 @@ def check_rows(folder: Path, filename: str, model: LoadedModel) -> Content:
 
 
 def _ignored(path: Path) -> tuple[str, ...]:
-    """Those columns without effect that a row has. What is no row is refused later, with the rest."""
+    """The columns without effect that occur in the file's rows. Lines that are no rows are skipped: they are refused
+    later, with all other problems."""
     there = set[str]()
     with path.open("rb") as file:
         for line in file:

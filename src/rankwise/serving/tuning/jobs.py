@@ -194,7 +194,7 @@ class Jobs:
         return State("queued", manifest=manifest) if waits else self._left(job)
 
     def _left(self, job: Job) -> State:
-        """Of a training that is neither waiting nor working; it may have ended just now."""
+        """The state of a job that was found neither waiting nor running; it may have begun or ended just now."""
         ended, manifest = self.queue.ended(job.run), self._manifest(job)
         if manifest is not None and manifest.status == "finished":
             return State("succeeded", manifest=manifest)

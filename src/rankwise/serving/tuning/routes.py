@@ -70,7 +70,7 @@ class Offered:
         for name in unsettled:
             with suppress(BadRequest):  # damaged
                 jobs.append(self.jobs.get(name))
-        for job in sorted(jobs, key=lambda one: one.created_at, reverse=True):
+        for job in sorted(jobs, key=lambda item: item.created_at, reverse=True):
             self.look_at(job)
 
     def look_at(self, job: Job) -> tuple[Job, State]:
@@ -237,7 +237,7 @@ class FineTuning:
 
 def _page(
     request: Request, every: Sequence[Any], *known: str, most: int = 100, usual: int = 20,
-    show: Callable[[Any], Any] = lambda one: one,
+    show: Callable[[Any], Any] = lambda item: item,
 ) -> Response:  # fmt: skip
     """A part of a list: `limit` of it, behind the one whose id is `after`. BadRequest for any other parameter that is
     not known."""
