@@ -121,7 +121,7 @@ class MergePlan:
         self.warnings = list(inputs.warnings)
         counts = Counter(tensor.dtype for tensor in self.base.tensors.values() if tensor.dtype in FORMATS)
         self._usual = self.dtype.code if self.dtype else counts.most_common(1)[0][0] if counts else "F32"
-        """The values of tensors that the base does not have."""
+        """The number format of tensors that the base does not have."""
         self._layers = {f"{path}.weight": path for path in inputs.layers}
         self._heads = {
             name: (value, part.weight * inputs.strength)
