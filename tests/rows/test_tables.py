@@ -16,6 +16,7 @@ import pytest
 
 from rankwise.config.data import DataConfig
 from rankwise.errors import DataError
+from rankwise.rows.files import workbooks
 from rankwise.rows.sample import sample_rows
 from rankwise.rows.sources import open_source, raw_records
 from rankwise.rows.writing import count_only
@@ -405,11 +406,17 @@ NO_WORKBOOK = {
     "a workbook with a password": ("x.xlsx", OLD + "EncryptedPackage".encode("utf-16-le"), "password"),
     "text under its name": ("x.xlsx", b"prompt,completion\n", "damaged"),
     "OpenDocument": ("x.ods", archive(mimetype="application/vnd.oasis.opendocument.spreadsheet"), "OpenDocument"),
+    "a bomb": (
+        "x.xlsx",
+        archive(**{"xl/workbook.xml": "a", "xl/a": bytes(10_000)}),
+        "would unpack to 10,001 bytes",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", NO_WORKBOOK)
-def test_what_is_no_workbook_is_refused_with_the_way_out(tmp_path, case):
+def test_what_is_no_workbook_is_refused_with_the_way_out(tmp_path, case, monkeypatch):
+    monkeypatch.setattr(workbooks, "MOST_BYTES", 9_000)
     name, content, words = NO_WORKBOOK[case]
     path = tmp_path / name
     path.write_bytes(content)

@@ -1,7 +1,7 @@
 """Read rows of an Excel workbook with openpyxl: one sheet, whose first non-empty row names the columns.
 
 A cell becomes the text that a CSV export would contain. For a formula, the value that Excel stored is used. A formula
-without a stored value makes a bad row, because nothing here computes formulas.
+without a stored value makes a bad row, because nothing here computes formulas. The unpacked size is limited.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from rankwise.runs.row_facts import LayoutFacts
 from rankwise.system.contents import content_of
 
 BOOK = "xl/workbook.xml"
+MOST_BYTES, FEW_BYTES, MOST_TIMES = 500_000_000, 50_000_000, 100
+"""What a workbook may unpack to; beyond the second, at most so many times its own size. Rows take 3 to 20 times."""
 WORKBOOKS = (".xlsx", ".xlsm")
 OLD = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 ENCRYPTED = "EncryptedPackage".encode("utf-16-le")
@@ -97,6 +99,11 @@ def _read(path: Path, name: str | None) -> dict[str, Cells]:
     with ZipFile(path) as archive:
         if BOOK not in archive.namelist():
             raise DataError(f"{path}: is a zip archive without an Excel workbook in it.")
+        size = sum(member.file_size for member in archive.infolist())  # zipfile reads no more than the archive states
+    if size > (most := min(MOST_BYTES, max(FEW_BYTES, MOST_TIMES * path.stat().st_size))):
+        raise DataError(
+            f"{path}: would unpack to {size:,} bytes, more than {most:,}. Save the rows as CSV, or in several files."
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # openpyxl warns about styles and input checks, which are not read
         stored, written = (
