@@ -270,13 +270,8 @@ def prepared_of(work: Encoding, every: ReadRows) -> Prepared:
 def _data_report(
     work: Encoding, every: ReadRows, trained: int, overlap: OverlapFacts | None, facts: HoldOutFacts | None
 ) -> DataReport:
-    tally, apart, spec, learned, sources = (
-        every.tally,
-        every.validation_tally,
-        work.config,
-        work.facts.learned,
-        every.trained,
-    )
+    tally, apart, sources = every.tally, every.validation_tally, every.trained
+    spec, learned = work.config, work.facts.learned
     readings = [source.reading for source in (*sources, *every.validation)]
     files = tuple(part_facts(reading, part) for reading in readings for part in reading.parts)
     encodes, labels = work.encoder is not None, Labels.joined(source.labels for source in sources)
