@@ -1,4 +1,4 @@
-"""What every low-rank correction answers, and how two factors act on each kind of host.
+"""What every low-rank correction answers, and how two factors act on each kind of base layer.
 
     y = B A x,   A (R, I),  B (O, R)
 
@@ -30,7 +30,7 @@ STANDARDIZED = regex.compile(r"Std|Standardi[sz]ed")
 
 
 class Adapter(nn.Module, ABC):
-    """The correction of one host. Parameters are float32 and computed in the dtype of x."""
+    """The correction of one base layer. Parameters are float32 and computed in the dtype of x."""
 
     additive: bool = True
     """Whether the correction is B A x and no more, so that several can be added up and two factors tell it all."""

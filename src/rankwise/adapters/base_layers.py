@@ -70,7 +70,7 @@ def weight_of(module: nn.Module) -> Tensor:
 
 
 def features_of(module: nn.Module) -> tuple[int, int]:
-    """(I, O) of a host, of each of its experts."""
+    """(I, O) of a base layer, of each of its experts."""
     weight = weight_of(module)
     if is_conv2d(module):
         return weight[0].numel(), weight.shape[0]
@@ -79,12 +79,12 @@ def features_of(module: nn.Module) -> tuple[int, int]:
 
 
 def experts_of(module: nn.Module) -> int:
-    """How many experts' weights a host holds; 0 for a layer that is no mixture's."""
+    """How many experts' weights a base layer holds; 0 for a layer that is no mixture's."""
     return len(weight_of(module)) if isinstance(module, StackedWeight) else 0
 
 
 def applied_to(module: nn.Module) -> Applied:
-    """How factors act on this host."""
+    """How factors act on this base layer."""
     if isinstance(module, nn.Embedding):
         return on_embedding(module)
     return on_conv2d(module) if isinstance(module, nn.Conv2d) else on_linear
@@ -93,7 +93,7 @@ def applied_to(module: nn.Module) -> Applied:
 def lora_for(
     module: nn.Module, rank: int, scale: float, dropout: float, generator: torch.Generator, *, dora: bool = False
 ) -> LoRA:
-    """A new LoRA (or DoRA) on the host's device, in float32."""
+    """A new LoRA (or DoRA) on the base layer's device, in float32."""
     if dora:
         adapter = DoRA(module, rank, scale, dropout, generator, transposed=is_transposed(module))
     else:
@@ -107,7 +107,7 @@ def lora_for(
 def adalora_for(
     module: nn.Module, config: AdaLoraConfig, mean_rank: float, split: Split | None, generator: torch.Generator
 ) -> Adapter:
-    """A new AdaLoRA on the host's device, in float32; of a fused host one for each part."""
+    """A new AdaLoRA on the base layer's device, in float32; of a fused base layer one for each part."""
     inside, outside = features_of(module)
     dropout = 0.0 if is_embedding(module) else config.dropout
 
@@ -125,7 +125,7 @@ def adalora_for(
 
 
 def oriented(module: nn.Module, delta: Tensor) -> Tensor:
-    """A change (O, I), or one of each expert, in the shape of the host's weight."""
+    """A change (O, I), or one of each expert, in the shape of the base layer's weight."""
     return delta.mT if is_transposed(module) else delta.view_as(weight_of(module))
 
 

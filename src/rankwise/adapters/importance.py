@@ -58,8 +58,8 @@ class Importance:
 
     @torch.no_grad()
     def observe(self, triplets: Triplets, unrelated: Sequence[Tensor] | None = None) -> None:
-        """A step with a gradient that is not finite changes nothing; asking so does not make the host wait. `apart` are
-        the parts of both gradients that say nothing of the rows, and are left out."""
+        """A step with a gradient that is not finite changes nothing; asking so does not make the host wait.
+        `unrelated` are the parts of both gradients that say nothing of the rows, and are left out."""
         sums = [values.grad.sum() for values in (triplets.vectors, triplets.strengths) if values.grad is not None]
         taken = torch.stack(sums).sum().isfinite().to(sums[0].dtype)
         flat = (triplets.vectors, triplets.strengths)

@@ -5,7 +5,8 @@
 The root is rank-stabilised LoRA's (Kalajdzievski 2023, arXiv 2312.03732).
 
 A starts uniform in ±1/sqrt(I) (kaiming-uniform with a = sqrt 5), B at zero, so an adapted layer starts as its
-host; s is a plain float and never part of a parameter, so that a learning rate means the same at every rank and alpha.
+base layer; s is a plain float and never part of a parameter, so that a learning rate means the same at every rank and
+alpha.
 For an embedding the roles are exchanged: A starts at zero and B normal, because the lookup reads columns of A.
 Over stacked experts, each expert has factors of its own: A (E, R, I) and B (E, O, R).
 
@@ -13,14 +14,14 @@ DoRA learns the length of each output apart:
 
     W' = m (W + s B A) / n,   n = ||W + s B A|| of each output (a row of W, as it is used),   m (O,)
 
-m starts at ||W||, so an untrained layer is its host, within rounding where n is computed on another device or in
+m starts at ||W||, so an untrained layer is its base layer, within rounding where n is computed on another device or in
 another order than m was. Turned to strength t (`scaled`) it is a part of the way, W + t (W' - W): with s turned
 instead, the lengths would change in full. n is a constant to the gradient (the paper's section 4.3). The correction is
 
     (m/n - 1) (y - bias) + (m/n) s B A drop(x),   y = W x + bias
 
-with the host's own y, so that W x is computed once; dropout meets the low-rank part alone. n is computed in float32 at
-every call, from a matrix as large as W that is dropped again. Linear layers and Conv1D only.
+with the base layer's own y, so that W x is computed once; dropout meets the low-rank part alone. n is computed in float32
+at every call, from a matrix as large as W that is dropped again. Linear layers and Conv1D only.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class LoRA(Adapter):
 
 
 class DoRA(LoRA):
-    """`transposed`: the host stores its weight as (I, O)."""
+    """`transposed`: the base layer stores its weight as (I, O)."""
 
     additive = False
 
@@ -94,7 +95,7 @@ class DoRA(LoRA):
         *,
         transposed: bool,
     ) -> None:
-        self._base_layer = (base_layer,)  # in a tuple: the host's parameters are none of the adapter's
+        self._base_layer = (base_layer,)  # in a tuple: the base layer's parameters are none of the adapter's
         self._transposed = transposed
         outside, inside = self.base.shape
         super().__init__(inside, outside, rank, scale, dropout, generator)

@@ -90,7 +90,7 @@ class AdapterSet:
         lay_token_rows(self.model, ids, name)
 
     def attach_triplets(self, config: AdaLoraConfig, name: str, seed: int) -> None:
-        """Lay AdaLoRA's triplets over the layers that `spec` names, and make them the active adapter."""
+        """Lay AdaLoRA's triplets over the layers that `config` names, and make them the active adapter."""
         generator = torch.Generator().manual_seed(seed)
         paths = chosen_paths(self.model, config)
         sizes = {path: features_of(self.base_layer(path)) for path in paths}
@@ -159,7 +159,7 @@ class AdapterSet:
 
     @property
     def layers(self) -> dict[str, AdapterWrapper]:
-        """Adapted layers by the path their host has in the model."""
+        """Adapted layers by the path their base layer has in the model."""
         return {path: module for path, module in self.model.named_modules() if isinstance(module, AdapterWrapper)}
 
     @property
@@ -177,7 +177,7 @@ class AdapterSet:
         return tuple(dict.fromkeys(name for layer in self.layers.values() for name in layer.active))
 
     def adapters(self, name: str = "default") -> dict[str, Adapter]:
-        """The parts of one adapter, by the path of their host."""
+        """The parts of one adapter, by the path of their base layer."""
         self._check(name)
         return {path: layer.adapter(name) for path, layer in self.layers.items() if name in layer.adapters}
 

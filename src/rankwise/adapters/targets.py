@@ -36,12 +36,12 @@ def check_choices(choices: list[Choice] | None, *, needed: bool) -> None:
 
 
 def notes_about(model: nn.Module, config: MethodConfig) -> list[str]:
-    """Sentences about the targets of `spec` that a user should read: old names, and layers that were left out."""
+    """Sentences about the targets of `config` that a user should read: old names, and layers that were left out."""
     return config.select(seen(model)).notes
 
 
 def choose(model: nn.Module, config: LoraConfig) -> list[Choice]:
-    """The layers that `spec` names, in the model's order, with the rank and scale of each."""
+    """The layers that `config` names, in the model's order, with the rank and scale of each."""
     paths = chosen_paths(model, config)
     return [Choice(path, *asked) for path, asked in zip(paths, config.ranks_and_scales(paths), strict=True)]
 
@@ -67,8 +67,8 @@ def _seen(module: nn.Module, head: nn.Module | None, tables: set[int]) -> Seen:
 
 
 def host_view(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module by its path, as if no adapter were there: an adapted layer shows as its host, and so does a head
-    that is trained whole. Parameters that stack the weights of experts are among them, as layers."""
+    """Every module by its path, as if no adapter were there: an adapted layer shows as its base layer, and so does a
+    head that is trained whole. Parameters that stack the weights of experts are among them, as layers."""
     wrapped = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, Wrapper))
     view: dict[str, nn.Module] = {}
     for path, module in model.named_modules():

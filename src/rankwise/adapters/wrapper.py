@@ -1,6 +1,6 @@
-"""Stop 6: one host with its named adapters: y = host(x) + the sum of the active ones. Next: training/losses.py.
+"""Stop 6: one base layer with its named adapters: y = W x + the sum of the active ones. Next: training/losses.py.
 
-Two small things rather than one with modes: an adapter computes a correction, this adds it. The host is the very
+Two small things rather than one with modes: an adapter computes a correction, this adds it. The base layer is the very
 object that stood here before and goes back unchanged.
 
 The attention of timm's BEiT, Swin V2 and EVA multiplies by the weight of its `qkv` without calling the layer, to add
@@ -37,7 +37,7 @@ class Wrapper(nn.Module):
         return False
 
     def __getattr__(self, name: str) -> Any:
-        """What a model asks of the module it believes is here (weight, bias, in_features) the host answers."""
+        """What a model asks of the module it believes is here (weight, bias, in_features) the base layer answers."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -77,7 +77,7 @@ class AdapterWrapper(Wrapper):
             parent.qkv_bias_separate = bool(names)
 
     def forward(self, x: Tensor) -> Tensor:
-        """In 16 bits, add the host's product to the correction, which rounds the sum once."""
+        """In 16 bits, add the base layer's product to the correction, which rounds the sum once."""
         if self.mixed is not None:
             return self.mixed(x)
         spec = self.linear_spec() if self.active and x.dtype in ROUNDED and not self._is_watched() else None
@@ -90,7 +90,7 @@ class AdapterWrapper(Wrapper):
         return y
 
     def _is_watched(self) -> bool:
-        """Whether somebody's hook expects that the host or an adapter is called."""
+        """Whether somebody's hook expects that the base layer or an adapter is called."""
         modules = (self.base_layer, *(self.adapter(name) for name in self.active))
         return any(
             one._forward_hooks or one._forward_pre_hooks or one._backward_hooks or one._backward_pre_hooks

@@ -100,7 +100,7 @@ def _lines(runs: Sequence[WatchedRun]) -> None:
 
 
 def _news(run: WatchedRun, rows: Sequence[JsonObject], printed: dict[str, float], changed: bool) -> Iterator[str]:
-    """Lines of one run; `written` has the time of its last line of a step."""
+    """Lines of one run; `printed` has the time of its last line of a step."""
     if changed and not run.has_ended:
         yield WORDS[run.state]
     yield from _events(rows)

@@ -156,8 +156,8 @@ class ObjectiveSettings:
     def defaults(
         self, training: TrainingConfig, validation: ValidationConfig, *, has_validation: bool, by: str
     ) -> dict[str, Config]:
-        """Parts of an experiment that follow from its rows. `measured`: whether there are validation rows, of which
-        the metric `by` says best what was learned."""
+        """Parts of an experiment that follow from its rows. `has_validation`: whether there are validation rows, of
+        which the metric `by` says best what was learned."""
         return {}
 
 

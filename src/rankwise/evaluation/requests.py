@@ -33,7 +33,7 @@ LONGEST_TEXT = 50_000_000
 @dataclass(frozen=True)
 class Request(TaskDocument):
     """A row of a task with what is scored after its prompt. `documents` are encoded sequences, one or one for each of
-    `choices`, scored where their loss mask is set. `given` are the ids before an answer to be generated."""
+    `choices`, scored where their loss mask is set. `prompt_ids` are the ids before an answer to be generated."""
 
     documents: tuple[Tokens, ...] = ()
     prompt_ids: tuple[int, ...] = ()

@@ -96,7 +96,7 @@ class WithoutAnswers:
 
 @dataclass(frozen=True)
 class OwnTask:
-    """A task with rankwise's own requests. `together` answers are generated at once; rows that cannot be scored are
+    """A task with rankwise's own requests. `batch_size` answers are generated at once; rows that cannot be scored are
     refused."""
 
     config: TaskConfig
@@ -166,7 +166,7 @@ def score_task(
     task: TaskConfig, requests: Sequence[Request], model: LoadedModel, callback: Callback, *, batch_size: int, who: str,
     dealing: Dealing = undealt,
 ) -> ModelScores:  # fmt: skip
-    """Compute all metrics of a task. `together` answers are generated at once; `who` names the model in progress
+    """Compute all metrics of a task. `batch_size` answers are generated at once; `who` names the model in progress
     messages. What the model computes may be dealt over processes."""
     began = time.perf_counter()
     found: dict[str, Rows] = {}

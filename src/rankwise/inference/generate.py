@@ -48,7 +48,7 @@ def decode(
     *, refuse_damage: bool = True, is_settled: IsSettled | None = None,
 ) -> list[Answer]:  # fmt: skip
     """`prompts` are ids, computed together. `on_text` needs a single prompt. An answer stops early once it is
-    `settled`, and where the model gives no numbers, which is an error with `refuse_damage`."""
+    `is_settled`, and where the model gives no numbers, which is an error with `refuse_damage`."""
     assert on_text is None or len(prompts) == 1
     began, found = time.perf_counter(), dict[int, Answer]()
     drafts = [
@@ -124,7 +124,7 @@ def answers_in_turn(
     on_progress: Callable[[int], None] = lambda done: None, *, refuse_damage: bool = True, lay_out: bool = True,
     is_settled: IsSettled | None = None,
 ) -> list[Answer]:  # fmt: skip
-    """Answer any number of prompts, given as token ids, at most `together` at once, in the prompts' order.
+    """Answer any number of prompts, given as token ids, at most `batch_size` at once, in the prompts' order.
 
     `on_progress` gets how many are done. A model with damaged weights is an error with `refuse_damage`. `lay_out`
     packs the weights first, which is faster and takes their memory once more.

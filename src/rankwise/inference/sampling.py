@@ -44,7 +44,7 @@ class Chosen:
 
 @dataclass
 class Sampler:
-    """`written` counts the tokens of the answer so far."""
+    """`counts` counts the tokens of the answer so far."""
 
     config: Sampling
     generator: torch.Generator

@@ -103,7 +103,7 @@ def load_tuned(
 ) -> TunedModel:  # fmt: skip
     """Load a run by its name or folder, or an adapter by its folder. The base is the one that it was trained on, or is
     refused, and so is a run's result that is not what training wrote; `base_model` names another place for the base.
-    `spec` is the method's `model_of` with another number format or device."""
+    `config` is the method's `model_of` with another number format or device."""
     artifact = name if isinstance(name, Artifact) else open_artifact(
         str(name), callback, force_result=force_result, base_model=base_model, trust_code=trust_code
     )  # fmt: skip

@@ -20,7 +20,7 @@ def inject(
     model: nn.Module, config: LoraConfig | AdaLoraConfig | None = None, *, name: str = "default", seed: int = 0,
     choices: list[Choice] | None = None, heads: Sequence[str] = (),
 ) -> AdapterSet:  # fmt: skip
-    """Freeze `model` and lay an adapter over the layers that `spec` names. Untrained, it changes nothing."""
+    """Freeze `model` and lay an adapter over the layers that `config` names. Untrained, it changes nothing."""
     adapters = AdapterSet(model)
     try:
         add_adapter(adapters, config or LoraConfig(), name, seed, choices, heads)
@@ -34,7 +34,7 @@ def add_adapter(
     adapters: AdapterSet, config: LoraConfig | AdaLoraConfig, name: str = "default", seed: int = 0,
     choices: list[Choice] | None = None, heads: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """Lay a new adapter over the layers that `spec` names, and make it the active one. With start "eva" the `choices`
+    """Lay a new adapter over the layers that `config` names, and make it the active one. With start "eva" the `choices`
     are those of `eva_choices`. The modules named in `heads` are trained whole beside it."""
     if config.start_from is not None:
         raise ConfigError([

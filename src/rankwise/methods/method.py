@@ -98,7 +98,7 @@ class Method(Protocol):
     def load(
         self, artifact: Artifact, config: ModelConfig, callback: Callback, *, force_base: bool
     ) -> tuple[LoadedModel, Trainable]:
-        """Load what was learned. `spec` is that of `model_of`, in the number format and on the device you choose."""
+        """Load what was learned. `config` is that of `model_of`, in the number format and on the device you choose."""
         ...
 
     def adapter_over(

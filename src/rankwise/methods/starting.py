@@ -50,9 +50,9 @@ SAME_SCALE = 1e-9
 
 
 def continued(settings: MethodConfig, adapter_settings: MethodConfig, described: str) -> MethodConfig:
-    """The settings `own` of an adapter with what `given` chooses for its training.
+    """The settings `adapter_settings` of an adapter with what `settings` chooses for its training.
 
-    `described` names the adapter in messages. ConfigError lists every setting of `given` that contradicts it.
+    `described` names the adapter in messages. ConfigError lists every setting of `settings` that contradicts it.
     """
     chosen = settings.model_fields_set - {"start_from"}
     if type(settings) not in (type(adapter_settings), LoraConfig):
@@ -220,7 +220,7 @@ def base_named_by(name: str) -> ModelConfig:
 
 
 def planned_with(settings: MethodConfig) -> MethodConfig:
-    """The settings `given` with those of the adapter that they name, from its files alone."""
+    """The settings `settings` with those of the adapter that they name, from its files alone."""
     assert settings.start_from is not None, "there is an adapter to begin with"
     source = _adapter_named(settings.start_from, silent)
     return continued(settings, own_settings(stored_weights(source, silent)), source.described)

@@ -1,6 +1,6 @@
 """What a training would take, before anything is loaded: parameters, memory, time, what fits, and what to change.
 
-Everything is arithmetic on the model's shape and on some of its rows; torch is not imported. With `measured`, what two
+Everything is arithmetic on the model's shape and on some of its rows; torch is not imported. With `probe`, what two
 probe steps said takes the place of the assumed speed (training/probe.py).
 """
 

@@ -66,7 +66,7 @@ class Panel:
         self, x: float, y: float, words: str, role: str = "ink", *, to: str = "middle",
         offset: tuple[float, float] = (0, 0), bold: bool = False,
     ) -> None:  # fmt: skip
-        """Write text whose start, middle or end (`to`) is at a point, moved by `beside` pixels to the right and up."""
+        """Write text whose start, middle or end (`to`) is at a point, moved by `offset` pixels to the right and up."""
         right, down = self._at(x, y)
         self._write(right + offset[0], down - offset[1] + 0.36 * SIZE, words, role, to, bold=bold)
 

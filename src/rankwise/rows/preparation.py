@@ -178,7 +178,7 @@ def _question(row: Sequence[Example], image: ImageRecord | None) -> str:
 
 @dataclass(frozen=True)
 class Prepared:
-    """`trained` and `measured` are numbers of sequences; `trained` holds one as often as a pass sees it."""
+    """`trained` and `validation` are numbers of sequences; `trained` holds one as often as a pass sees it."""
 
     sequences: EncodedRows
     trained: np.ndarray

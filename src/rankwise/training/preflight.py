@@ -35,7 +35,7 @@ OFFERED, SMALLER = 3, 0.7
 
 @dataclass(frozen=True)
 class Foresight:
-    """`settled`: the settings were chosen for the limit of memory and are not chosen again."""
+    """`is_settled`: the settings were chosen for the limit of memory and are not chosen again."""
 
     plan: Plan
     outputs: int | None = None

@@ -189,7 +189,7 @@ class Trials:
         self, rate: float, steps: int, batch_size: int, *, rate_of: RateOf | None = None, loss_at: bool = True
     ) -> Trial:
         """Train `steps` steps of `batch_size` rows at this highest rate, or at the rates that `rate_of` gives. Without
-        `measured` the rows apart are read before the first step, not after the last."""
+        `loss_at` the rows apart are read before the first step, not after the last."""
         changes = {"steps": steps, "epochs": None, "learning_rate": rate, "batch_size": batch_size}
         config, began = self.setup.training.model_copy(update=changes), time.perf_counter()
         with preserve_rng_state(self.model.precision.device):

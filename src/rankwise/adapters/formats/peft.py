@@ -48,8 +48,8 @@ def write_peft(
 ) -> None:  # fmt: skip
     """Write one adapter as `folder`, whole or not at all. Two writes of one adapter give the same bytes.
 
-    Heads that were trained whole are written with it. `beside` are values for JSON files in the same folder, by file
-    name, and `fill` writes what else belongs there. `task_type` is PEFT's: by default that of the model's class.
+    Heads that were trained whole are written with it. `extra_files` are values for JSON files in the same folder, by
+    file name, and `fill` writes what else belongs there. `task_type` is PEFT's: by default that of the model's class.
     `stored` takes the place of the factors of a LoRA.
     """
     task_type = task_type or task_type_of(adapters.model)

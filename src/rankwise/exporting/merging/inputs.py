@@ -184,7 +184,7 @@ def _read(
 
 
 def unjoinable(opened: Sequence[tuple[Artifact, AdapterWeights]], *, is_single: bool) -> list[str]:
-    """Why these adapters cannot be put together; `alone` says that there is one, whose change is taken as it is."""
+    """Why these adapters cannot be put together; `is_single` says that there is one, whose change is taken as it is."""
     problems = [f"{artifact.described} {NEW_TOKENS}" for artifact, adapter in opened if adapter.tokens]
     problems += [f"{artifact.described} {EXPERTS}" for artifact, adapter in opened if adapter.has_experts]
     dora = [artifact.described for artifact, adapter in opened if adapter.is_dora]

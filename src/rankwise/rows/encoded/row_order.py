@@ -83,7 +83,7 @@ class Replay:
 
 @dataclass(frozen=True)
 class ReplayOrder:
-    """The number of the row at a position: an own row 0 … `own` - 1, or behind these one of `others` replay rows."""
+    """The number of the row at a position: an own row 0 … `rows` - 1, or behind these one of `replayed` replay rows."""
 
     rows: int
     replayed: int

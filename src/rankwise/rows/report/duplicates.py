@@ -235,8 +235,8 @@ def firsts_of(digests: np.ndarray) -> np.ndarray:
 
 
 def near_of(mine: Index, rows: np.ndarray, theirs: Index, other_rows: np.ndarray | None) -> Pairs:
-    """Places among `rows`, and of each the place of the first of `others` that is near; without others an earlier one
-    of `rows`."""
+    """Places among `rows`, and of each the place of the first of `other_rows` that is near; without others an earlier
+    one of `rows`."""
     found, against = np.full(len(rows), -1, np.int64), rows if other_rows is None else other_rows
     for band in range(mine.bands):
         keys = mine.keys(rows, band)

@@ -47,7 +47,7 @@ class TextEncoding:
 
 
 def detect_encoding(path: Path, named: str | None) -> TextEncoding:
-    """Detect the encoding. `given` is the setting data.encoding, which decides if it is set."""
+    """Detect the encoding. `named` is the setting data.encoding, which decides if it is set."""
     with opened(path) as file:
         head = file.read(4096)
     if named is not None:
