@@ -7,8 +7,8 @@ taken out. s is the same for all layers and never changes: scaling by the rank t
 12). A retired triplet has strength zero and still gets a gradient there, so it can come back. Which ones live is
 decided between steps, in methods/adalora.py.
 
-An adapted layer starts as its base layer. Either P starts at zero, as LoRA's B does, with orthogonal rows of Q, which are
-as long as those of LoRA's A, and strengths of 1; or, as in the paper, the strengths start at zero and P and Q at
+An adapted layer starts as its base layer. Either P starts at zero, as LoRA's B does, with orthogonal rows of Q, which
+are as long as those of LoRA's A, and strengths of 1; or, as in the paper, the strengths start at zero and P and Q at
 random. Then the first change is along random directions, which the loss hardly needs and other text notices
 (lab/adalora_keeping.md).
 

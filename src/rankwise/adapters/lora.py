@@ -20,8 +20,8 @@ instead, the lengths would change in full. n is a constant to the gradient (the 
 
     (m/n - 1) (y - bias) + (m/n) s B A drop(x),   y = W x + bias
 
-with the base layer's own y, so that W x is computed once; dropout meets the low-rank part alone. n is computed in float32
-at every call, from a matrix as large as W that is dropped again. Linear layers and Conv1D only.
+with the base layer's own y, so that W x is computed once; dropout meets the low-rank part alone. n is computed in
+float32 at every call, from a matrix as large as W that is dropped again. Linear layers and Conv1D only.
 """
 
 from __future__ import annotations

@@ -155,8 +155,8 @@ class PlannedBase:
         return _cached(self.name, self.revision, file) or _fetched(self.name, self.revision, file)
 
     def image_side(self, default_side: int) -> int:
-        """Pixels a side of the images that the model's own processor makes; `default_side`, the size that its config.json
-        has, where that alone is known."""
+        """Pixels a side of the images that the model's own processor makes; `default_side`, the size that its
+        config.json has, where that alone is known."""
         file = None if self.folder is None or self.revision is not None else self.folder / PREPROCESSOR
         if file is None or not file.is_file():
             if self.path is not None:

@@ -43,7 +43,7 @@ LOADED_MODELS = LoadedModels(_load)
 
 @dataclass(frozen=True)
 class Askable:
-    """A finished run. `kind` is text, classes, tags or images; one that is `is_separate` shares its base with no other."""
+    """A finished run. `kind` is text, classes, tags or images; with `is_separate` it shares its base with no other."""
 
     name: str
     base: str

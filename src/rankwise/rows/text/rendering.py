@@ -39,8 +39,8 @@ class UnstableTemplate(TemplateError):
 def renderings(
     example: Example, template: ChatTemplate, *, separately: bool = False, rendered: RenderedText | None = None
 ) -> list[Rendering]:
-    """Render the conversation as one sequence, or with `separately` as one sequence for each answer. `rendered` is what the
-    template wrote of it, if that was asked for before."""
+    """Render the conversation as one sequence, or with `separately` as one sequence for each answer. `rendered` is what
+    the template wrote of it, if that was asked for before."""
     answers = answers_of(example.messages)
     rendered = rendered or _rendered(example, template)
     if not separately or len(answers) < 2:
