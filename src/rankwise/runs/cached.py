@@ -27,8 +27,8 @@ from rankwise.system.files import told_when_full
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of entry; `names` is a pattern for their names. If `is_single`, the folder is a single entry. If `settles`,
-    an entry counts as in use for a while after its last change."""
+    """A kind of entry; `names` is a pattern for their names. If `is_single`, the folder is one entry. If `settles`, an
+    entry counts as in use for a while after its last change."""
 
     folder: str
     names: str
