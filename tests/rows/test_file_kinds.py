@@ -30,6 +30,7 @@ from hypothesis import strategies as st
 from kit.sampling import draws
 from rankwise.config.data import DataConfig
 from rankwise.errors import DataError
+from rankwise.rows.files import columnar
 from rankwise.rows.files.files import records
 from rankwise.rows.preparing import prepare
 from rankwise.rows.sources import open_source
@@ -817,3 +818,14 @@ def test_a_hub_data_set_is_asked_for_once_and_its_content_has_a_sha256(hub, tmp_
         assert (some, more, licence) == ("True", "0", "MIT")
         assert len(identity) == 64 and set(identity) <= set("0123456789abcdef")
     assert told[0][2] != told[1][2]
+
+
+def test_a_small_parquet_file_whose_rows_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    file = tmp_path / "rows.parquet"
+    as_parquet(file, [{"prompt": "x" * 100_000, "completion": "y"}] * 3000)
+    assert file.stat().st_size < 100_000
+    monkeypatch.setattr(columnar, "MOST_BYTES", 50_000_000)
+    with pytest.raises(DataError, match=r"its rows take more than 50,000,000"):
+        list(columnar.parquet(file, lambda share: None))
+    monkeypatch.setattr(columnar, "MOST_BYTES", 500_000_000)
+    assert len(list(columnar.parquet(file, lambda share: None))) == 3000

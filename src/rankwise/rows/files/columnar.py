@@ -18,7 +18,15 @@ from rankwise.system.extras import need_extra
 
 Record = tuple[str, Row | DataError]
 BATCH = 250
-"""Rows at a time."""
+"""Rows at a time: a text that a file stores once may be that of every row."""
+MOST_BYTES, MOST_TIMES = 1_000_000_000, 100
+"""What the rows of a file may take, and as a multiple of the file."""
+MOST_ROWS = 1_000_000
+"""Rows of a file that has fewer bytes than rows."""
+BATCH_BYTES = 250_000_000
+"""What rows of long repeated texts may take at a time."""
+DICTIONARY_PAGE = b"\x15\x04\x15"
+"""Begins the header of a dictionary in a Parquet file."""
 LARGE_ROWS = 64
 """Rows at a time of files with a column of bytes, such as images, of which each may have megabytes."""
 Seen = Callable[[float], None]
@@ -42,14 +50,77 @@ def parquet(path: Path, seen: Seen) -> Iterator[Record]:
     try:
         with ParquetFile(path) as file:
             column_names(file.schema_arrow.names, str(path))
-            groups = range(file.num_row_groups)  # pyarrow raises here for damage that would crash it below
-            find_damage(next(file.iter_batches(1, row_groups=[group]), None) for group in groups)
-            find_damage(file.iter_batches(BATCH))
-            yield from _rows_of(path, file.iter_batches(BATCH))
+            _refuse_larger(path, *_stored(file.metadata))
+            batch = _rows_at_a_time(path, file)
+            find_damage(_bounded(path, file.iter_batches(batch)))
+            yield from _rows_of(path, file.iter_batches(batch))
     except DataError:
         raise
     except Exception as error:  # pyarrow's errors, and Python's for a value that it cannot represent
         raise DataError(f"{path}: is damaged, or is not a readable Parquet file: {first_line(error)}") from None
+
+
+def _stored(metadata: Any) -> tuple[int, int]:
+    """Rows of a Parquet file, and their bytes before compression."""
+    return metadata.num_rows, sum(metadata.row_group(at).total_byte_size for at in range(metadata.num_row_groups))
+
+
+def _rows_at_a_time(path: Path, file: Any) -> int:
+    """Fewer than usual where a text that is stored once is so long that those of many rows would fill the memory."""
+    longest = 1
+    with path.open("rb") as raw:
+        for number in range(file.metadata.num_row_groups):
+            # pyarrow raises here for damage that would crash it below
+            next(file.iter_batches(1, row_groups=[number]), None)
+            group = file.metadata.row_group(number)
+            longest = max([longest, *(_bytes_stored_once(raw, group.column(at)) for at in range(group.num_columns))])
+    return max(1, min(BATCH, BATCH_BYTES // longest))
+
+
+def _bytes_stored_once(file: Any, column: Any) -> int:
+    """The unpacked size of a column's dictionary: the second number in the header of its page, in Thrift's form."""
+    file.seek(column.dictionary_page_offset or column.data_page_offset)
+    header = file.read(16)
+    if not header.startswith(DICTIONARY_PAGE):
+        return 0
+    value = 0
+    for shift, byte in enumerate(header.removeprefix(DICTIONARY_PAGE)):
+        value |= (byte & 127) << (7 * shift)
+        if byte < 128:
+            break
+    return value >> 1
+
+
+def _bounded(path: Path, batches: Iterator[Any]) -> Iterator[Any]:
+    """Refuse a small file whose rows would fill the memory."""
+    rows = total = 0
+    for batch in batches:
+        rows += batch.num_rows
+        total += sum(map(_bytes_of, batch.columns))
+        _refuse_larger(path, rows, total)
+        yield batch
+
+
+def _refuse_larger(path: Path, rows: int, total: int) -> None:
+    size = path.stat().st_size
+    if total > (most := max(MOST_BYTES, MOST_TIMES * size)):
+        raise DataError(
+            f"{path}: has {size:,} bytes, and its rows take more than {most:,}. Divide the file, or store its rows "
+            "without so much repetition."
+        )
+    if rows > max(MOST_ROWS, size):
+        raise DataError(f"{path}: has {size:,} bytes and {rows:,} rows, so almost all of them are alike or empty.")
+
+
+def _bytes_of(column: Any) -> int:
+    """What the values of a column take, a text that is stored once as often as rows have it."""
+    from pyarrow import compute, types
+
+    texts = getattr(column, "dictionary", None)
+    if texts is None or not (types.is_string(texts.type) or types.is_large_string(texts.type)):
+        return column.nbytes
+    lengths = compute.call_function("binary_length", [texts])
+    return compute.call_function("sum", [lengths.take(column.indices)]).as_py() or 0
 
 
 def arrow(path: Path, seen: Seen) -> Iterator[Record]:
@@ -58,7 +129,7 @@ def arrow(path: Path, seen: Seen) -> Iterator[Record]:
 
     try:
         with memory_map(os.fspath(path)) as source:
-            find_damage(map(_merged_batch, _arrow_batches(path, source)))
+            find_damage(_bounded(path, map(_merged_batch, _arrow_batches(path, source))))
             yield from _rows_of(path, _arrow_batches(path, source))
     except DataError:
         raise
@@ -145,16 +216,34 @@ def _rows_of(path: Path, batches: Iterator[Any]) -> Iterator[Record]:
 
 
 def _pieces(batch: Any) -> Iterator[Any]:
-    rows = LARGE_ROWS if any(map(_holds_bytes, batch.schema.types)) else BATCH
-    return (batch.slice(start, rows) for start in range(0, batch.num_rows, rows))
+    kinds, rows = batch.schema.types, BATCH
+    if any(_holds(kind, _is_bytes) for kind in kinds):
+        rows = LARGE_ROWS
+    if any(_holds(kind, _is_shared) for kind in kinds):
+        rows = max(1, min(rows, BATCH_BYTES // max(1, batch.nbytes)))
+    for start in range(0, batch.num_rows, rows):
+        yield batch.slice(start, rows)
 
 
-def _holds_bytes(kind: Any) -> bool:
-    """Whether a type is one of bytes, or has such a one inside."""
+def _holds(kind: Any, is_such: Callable[[Any], bool]) -> bool:
+    """Whether a type is such a type, or has one inside."""
+    return is_such(kind) or any(_holds(kind.field(number).type, is_such) for number in range(kind.num_fields))
+
+
+def _is_bytes(kind: Any) -> bool:
     from pyarrow import types
 
-    inside = (kind.field(number).type for number in range(kind.num_fields))
-    return types.is_binary(kind) or types.is_large_binary(kind) or any(map(_holds_bytes, inside))
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _is_shared(kind: Any) -> bool:
+    """Whether several rows of a column may have the same stored value."""
+    from pyarrow import types
+
+    return (
+        types.is_dictionary(kind) or types.is_run_end_encoded(kind) or types.is_string_view(kind)
+        or types.is_binary_view(kind) or types.is_list_view(kind) or types.is_large_list_view(kind)
+    )  # fmt: skip
 
 
 def _values(column: Any) -> list[Any]:
