@@ -58,8 +58,9 @@ class Importance:
 
     @torch.no_grad()
     def observe(self, triplets: Triplets, unrelated: Sequence[Tensor] | None = None) -> None:
-        """A step with a gradient that is not finite changes nothing; asking so does not make the host wait.
-        `unrelated` are the parts of both gradients that say nothing of the rows, and are left out."""
+        """Update the importance of each number from the present gradients. Where one is not finite nothing changes,
+        which is decided without waiting for the device. `unrelated` are the parts of both gradients that do not come
+        from the rows; they are subtracted."""
         sums = [values.grad.sum() for values in (triplets.vectors, triplets.strengths) if values.grad is not None]
         taken = torch.stack(sums).sum().isfinite().to(sums[0].dtype)
         flat = (triplets.vectors, triplets.strengths)

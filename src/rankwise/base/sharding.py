@@ -68,7 +68,7 @@ def load_sharded(folder: Path, kind: ModelKind, dtype: torch.dtype, device: torc
 
 
 def shard(module: Any, device: torch.device) -> None:
-    """Split the parameters over all processes. A gradient of one is the sum over them."""
+    """Split the parameters over all processes. Gradients are summed over the processes, not averaged."""
     from torch.distributed.fsdp import fully_shard
     from transformers.modeling_layers import GradientCheckpointingLayer
 

@@ -55,7 +55,7 @@ def check_place_of_merge(folder: Path) -> None:
 
 
 def plan_of(options: Options, dtype: str | None, callback: Callback = silent) -> MergePlan:
-    """The merge as data; refused with every problem where it cannot be done."""
+    """Plan a merge without writing anything. AdapterError with every problem where it cannot be done."""
     if dtype is not None and dtype not in BY_NAME:
         raise ConfigError([f'there is no dtype "{dtype}".{did_you_mean(dtype, BY_NAME)} Known: {", ".join(BY_NAME)}.'])
     return MergePlan(open_inputs(options, callback), dtype)

@@ -224,7 +224,7 @@ def _with_defaults(
     experiment: Experiment, training: TrainingConfig, prepared: Prepared, objective: Objective
 ) -> tuple[Experiment, TrainingConfig]:
     """The settings with the defaults that follow from the rows. ConfigError where a setting needs validation rows and
-    there are none, as by default with few rows."""
+    there are none; of few rows none are held out by default."""
     measured = bool(len(prepared.validation))
     if not measured and (needing := experiment.validation.needing_rows):
         raise ConfigError([NO_ROWS.format(needing[0], prepared.data_report.used)])

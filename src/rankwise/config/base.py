@@ -111,7 +111,8 @@ def problems_of(
 
 
 def without_tags(location: Location, model_class: type[BaseModel]) -> Location:
-    """Where a field is one of several specs, pydantic says which one it tried, and nobody wrote that."""
+    """The location of an error as the user wrote it. Where a field may be one of several configs, pydantic adds the
+    name of the one that it tried; that is removed."""
     current: Any = model_class
     said: list[int | str] = []
     for part in location:

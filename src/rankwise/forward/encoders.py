@@ -44,7 +44,7 @@ class Family(Protocol):
 
 @dataclass(frozen=True)
 class PreNorm:
-    """ViT and its like; names are those of a block's parts."""
+    """The blocks of ViT and its like, which normalise before each part. Fields are the names of a block's modules."""
 
     attention: str
     output: str

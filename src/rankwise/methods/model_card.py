@@ -153,7 +153,7 @@ def _stored(base: BaseModelFacts) -> list[tuple[str, str]]:
 
 
 def _ranks(ranks: Sequence[int]) -> list[tuple[str, str]]:
-    """None where no layer was adapted."""
+    """The lines on ranks; empty where no layer was adapted."""
     if not ranks:
         return []
     mean = f"{min(ranks)} to {max(ranks)}, {sum(ranks) / len(ranks):.1f} on average"

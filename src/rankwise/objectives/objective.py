@@ -144,7 +144,7 @@ class Objective(ABC):
 
     @property
     def best_by(self) -> str:
-        """The metric that says best what was learned, where nobody names one."""
+        """The metric that decides which validation was the best, where nobody names one."""
         return "loss"
 
     def among(self, table: Mapping[type[Objective], Entry]) -> Entry:
@@ -433,7 +433,8 @@ class Classifier(Objective):
 
     @property
     def best_by(self) -> str:
-        """Each sure answer to a row whose label is wrong makes the loss grow."""
+        """The accuracy, where rows have one class: the loss grows with each confident answer to a row with a wrong
+        label."""
         return "accuracy" if self.predicted.one_class else "loss"
 
     def choices(self, model: LoadedModel) -> int | None:

@@ -189,7 +189,7 @@ class PlannedRows:
         return replace(left, drawn=drawn, longest=min(limit, self.longest))
 
     def share(self, left: float) -> PlannedRows:
-        """So many of them, as all are."""
+        """The share `left` of these rows, in which all lengths are as frequent as before."""
         return replace(
             self, documents=self.documents.times(left), tokens=self.tokens.times(left),
             supervised=self.supervised.times(left), replayed=self.replayed * left,

@@ -202,7 +202,7 @@ def holds_tags(config: DataConfig) -> bool:
 
 
 def read_tags(data: DataConfig, config: ClassificationConfig) -> TargetFacts:
-    """DataError where rows have no tags, tags of two kinds, or nothing to tell apart."""
+    """The tags of the training rows. DataError where rows have none, mix two schemes of tags, or have one tag alone."""
     _refuse_settings(config)
     tags, problems = _Labels(), list[str]()
     for example in examples_of(data, problems):

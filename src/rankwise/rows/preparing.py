@@ -117,7 +117,8 @@ def refuse_fatal(data_report: DataReport, *, trains: bool = True) -> None:
 
 
 def key_of(config: DataConfig, encoder: RowEncoder, identity: str, model: str) -> str:
-    """The key of an entry. `identity` is the hash of tokenizer and template; `model` is named in the data report."""
+    """The key of encoded rows in the cache. `identity` is the hash of tokenizer and template; `model` counts because
+    the stored data report names it."""
     settings = config.model_dump(mode="json", exclude={"packing"})
     parts = [our_own(), settings, content_identity(config), encoder.limit, identity, model]
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -310,7 +310,7 @@ class LabelAdvising(Advising):
     other_ways = (("train", "probe"), ("train", "probe"))
 
     def base(self) -> AdviceSide:
-        """The share of each class, where none is 0; of numbers their mean."""
+        """A guess without a model: the share of each class, never 0 where rows have one class; the mean of numbers."""
         targets, labels = self.objective.targets, _labels(self.prepared.trained_rows)
         shares = np.array([float(np.mean(labels))])
         if targets.classes:

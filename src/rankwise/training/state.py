@@ -131,13 +131,13 @@ def averages_of(parameters: Mapping[str, Tensor], state: TrainState) -> dict[str
 
 
 def first_not_finite(state: TrainState) -> str:
-    """The end of a sentence about a loss or a norm that is none: the first tensor that is no number, if one is."""
+    """The end of a sentence about a loss or a norm that is not finite: the first tensor that is not finite, if any."""
     parameters = state.trainable.named_parameters()
     names = _names(parameters, state)
     gradients = {name: one.grad for name, one in zip(names, state.parameters, strict=True) if one.grad is not None}
     for what, tensors in (("weight", parameters), ("gradient of", gradients)):
         if spoiled := not_finite(tensors):
-            return f" (the first that is none is the {what} {spoiled[0]})"
+            return f" (the first that is not finite is the {what} {spoiled[0]})"
     return ""
 
 

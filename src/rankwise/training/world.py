@@ -237,7 +237,8 @@ class World:
                 one.grad = value.view_as(one).clone()
 
     def explained(self, error: BaseException) -> BaseException:
-        """A LostProcessError where torch's own exchange of a sharded base ended because another process is gone."""
+        """A LostProcessError where an operation of torch over all processes failed because one of them is gone; any
+        other error as it is."""
         if not self.is_several or not isinstance(error, RuntimeError) or not _LOST.search(str(error)):
             return error
         try:
