@@ -464,7 +464,7 @@ def masked_step(model, trainable, optimizer, step, frozen):
             rows = matrix.detach()[mask]
             if len(rows):
                 excess = rows @ rows.T - torch.eye(len(rows), dtype=rows.dtype)
-                matrix.grad[mask] += 4 * trainable.spec.orthogonality * excess @ rows
+                matrix.grad[mask] += 4 * trainable.config.orthogonality * excess @ rows
             matrix.grad[~mask] = 0
         part.strength.grad[~mask] = 0
     norm = torch.nn.utils.clip_grad_norm_([trainable.triplets.vectors, trainable.triplets.strengths], 0.05)

@@ -118,7 +118,7 @@ def test_a_head_that_is_another_is_seen(tmp_path, monkeypatch, run, format):
         save_file(tensors | head, file, metadata={"format": "pt"})
         return told
 
-    monkeypatch.setattr(export_command, "_written", turned)
+    monkeypatch.setattr(export_command, "_write_export", turned)
     result = rankwise("export", run, "--to", tmp_path / "out", "--format", format)
     assert result.exit_code == 1 and "outputs differ by up to" in result.stderr, result.output
     assert not (tmp_path / "out").exists()
@@ -136,7 +136,7 @@ def test_names_of_tags_in_another_order_are_seen(tmp_path, monkeypatch):
         (folder / "config.json").write_text(json.dumps(config))
         return told
 
-    monkeypatch.setattr(export_command, "_written", renamed)
+    monkeypatch.setattr(export_command, "_write_export", renamed)
     result = rankwise("export", "tagged", "--to", tmp_path / "out", "--format", "merged")
     assert result.exit_code == 1 and "outputs differ by up to" in result.stderr, result.output
 

@@ -114,7 +114,7 @@ def test_an_export_that_another_engine_reads_otherwise_is_not_left_there(home, m
         planted.scale_doubled(folder, home / "tiny-llama", home)
         return told
 
-    monkeypatch.setattr(export_command, "_written", doubled)
+    monkeypatch.setattr(export_command, "_write_export", doubled)
     result = rankwise("export", "lora", "--to", "out", "--format", format)
     assert result.exit_code == 1 and "nothing was left there" in result.stderr, result.output
     assert "log-probabilities differ by" in result.stderr and "--no-verify" in result.stderr

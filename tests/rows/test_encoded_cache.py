@@ -83,7 +83,7 @@ def entry():
 def same(one, other):
     arrays = [
         (one.sequences.ids, other.sequences.ids), (one.sequences.loss_mask, other.sequences.loss_mask),
-        (one.sequences.starts, other.sequences.starts), (one.trained, other.trained), (one.measured, other.measured),
+        (one.sequences.starts, other.sequences.starts), (one.trained, other.trained), (one.validation, other.validation),
     ]  # fmt: skip
     return one.data_report == other.data_report and all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in arrays)
 
@@ -367,7 +367,7 @@ spec = DataConfig(path="many.jsonl", held_out=2)
 {before}
 heard = []
 found = prepare(spec, writing, heard.append)
-parts = (found.sequences.ids, found.sequences.loss_mask, found.sequences.starts, found.trained, found.measured)
+parts = (found.sequences.ids, found.sequences.loss_mask, found.sequences.starts, found.trained, found.validation)
 print(json.dumps([found.data_report.model_dump(mode="json"), [part.tolist() for part in parts], list(map(str, heard))]))
 """
 WAIT = """

@@ -565,7 +565,7 @@ def test_a_row_that_is_left_out_is_neither_held_out_nor_counted_so(place, tmp_pa
     rows[place]["completion"] = "word " * 200
     as_lines(tmp_path / "rows.jsonl", rows)
     made = prepared(tmp_path / "rows.jsonl", held_out=2, max_length=100)
-    assert (len(made.trained), len(made.measured), made.data_report.validation_rows) == (7, 2, 2)
+    assert (len(made.trained), len(made.validation), made.data_report.validation_rows) == (7, 2, 2)
 
 
 @pytest.mark.parametrize("weight", [0.5, 1.5, 2])

@@ -243,6 +243,6 @@ def test_documents_of_a_row_stay_together_and_in_the_files_order(tmp_path, prepa
     rows = [{"messages": [{"role": role, "content": f"{text} {n}"} for role, text in turns]} for n in range(10)]
     as_lines(tmp_path / "rows.jsonl", rows)
     made = prepared(tmp_path / "rows.jsonl", held_out=4, answers="apart")
-    assert made.measured.tolist() == sorted(made.measured.tolist()) and len(made.measured) == 8
-    assert all(number ^ 1 in made.measured for number in made.measured)
-    assert sorted([*made.trained, *made.measured]) == list(range(20))
+    assert made.validation.tolist() == sorted(made.validation.tolist()) and len(made.validation) == 8
+    assert all(number ^ 1 in made.validation for number in made.validation)
+    assert sorted([*made.trained, *made.validation]) == list(range(20))

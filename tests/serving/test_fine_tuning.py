@@ -281,7 +281,7 @@ def test_limits_of_uploads(door, monkeypatch):
         == 400
     )
     monkeypatch.setattr("rankwise.serving.tuning.files.LARGEST_FILE", 100)
-    monkeypatch.setattr("rankwise.serving.tuning.files.BESIDE", 100)
+    monkeypatch.setattr("rankwise.serving.tuning.files.FORM_BYTES", 100)
     assert refused(upload, door).startswith("the file has more than")
     monkeypatch.undo()
     monkeypatch.setattr(stored_files, "MOST_FILES", 0)

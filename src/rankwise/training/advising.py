@@ -310,7 +310,7 @@ class LabelAdvising(Advising):
     other_ways = (("train", "probe"), ("train", "probe"))
 
     def base(self) -> AdviceSide:
-        """A guess without a model: the share of each class, never 0 where rows have one class; the mean of numbers."""
+        """A guess without a model: the smoothed share of each class, so that none is 0, or the mean of numbers."""
         targets, labels = self.objective.targets, _labels(self.prepared.trained_rows)
         shares = np.array([float(np.mean(labels))])
         if targets.classes:
