@@ -112,7 +112,7 @@ def adamw_by_hand(model: nn.Module) -> None:
                 weight.mul_(1 - rate * decay).sub_(rate * mean / (square.sqrt() + 1e-8))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_it_is_adamw_by_hand_over_every_weight(architecture: str) -> None:
     whole, by_hand = whole_of(architecture), tiny_model(architecture)
     before = weights_of(by_hand)
