@@ -126,7 +126,7 @@ class CausalLM(Objective):
 
     def preview(self, outcome: Outcome, row_encoding: TextWriting, encoder: Any) -> list[Shown]:
         """The rendered conversations, and what remains of those that are truncated or split."""
-        example, sequences, spec = outcome.example, outcome.sequences, encoder.spec
+        example, sequences, spec = outcome.example, outcome.sequences, encoder.config
         made = [
             [(part.text.replace(BREAK, ""), spec.learned == "everything" or part.learned) for part in one.segments]
             for one in renderings(example, row_encoding.template, separately=spec.answers == "apart")
