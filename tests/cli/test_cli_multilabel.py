@@ -52,7 +52,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_rows("apart.jsonl", [row | {"text": f"a {row['text']}"} for row in several(9, 24)])
         result = trained("lora", "rows.jsonl", "--validation-data", "apart.jsonl")
         assert result.exit_code == 0, (result.output, result.exception)
-        result = trained("learned", "rows.jsonl", "--method", "full", "--steps", "400", "--learning-rate", "0.005")
+        result = trained("learned", "rows.jsonl", "--method", "full", "--steps", "700", "--learning-rate", "0.002")
         assert result.exit_code == 0, (result.output, result.exception)
     return folder
 
