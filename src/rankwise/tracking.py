@@ -41,8 +41,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from rankwise.config.experiment import Experiment
-from rankwise.config.tracking import TrackerName
+from rankwise.config.experiment import Experiment, TrackerName
 from rankwise.errors import ConfigError, RankwiseError, RunError, first_line
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.directory import TRACKING, RunDirectory

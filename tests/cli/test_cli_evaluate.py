@@ -203,7 +203,9 @@ def test_a_run_is_asked_with_its_own_system_message(home, tiny_folder):
     assert stored["settings"]["system"] == "quick fox"
     subject = open_subject("spoken")
     task = asked_of(subject, "asked.yaml", None, None, 4, silent)
-    assert all("system\nquick fox" in subject.model.tokenizer.decode(item.prompt_ids) for item in task.requests.requests)
+    assert all(
+        "system\nquick fox" in subject.model.tokenizer.decode(item.prompt_ids) for item in task.requests.requests
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import rankwise
 from kit.classifiers import encoder_folder, labelled, write_rows
 from rankwise.base.pooling import pooled
 from rankwise.cli.main import app
-from rankwise.config.objectives import ClassificationConfig
+from rankwise.config.classification import ClassificationConfig
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.planning.pooling import pooling_of
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from conftest import tiny_model
 from kit.preference_pairs import random_pairs
-from rankwise.config.objectives import PreferenceConfig
+from rankwise.config.classification import PreferenceConfig
 from rankwise.forward.fused import FusedLoss
 from rankwise.kernels.loss import head_log_probabilities
 from rankwise.objectives.preference import Preference, dpo, log_of_rest, log_probabilities, orpo

@@ -11,7 +11,7 @@ import pytest
 import rankwise
 from rankwise.commands.export import FORMATS
 from rankwise.config.adapters import FullConfig, HeadConfig, LoraConfig
-from rankwise.config.objectives import PreferenceConfig
+from rankwise.config.classification import PreferenceConfig
 from rankwise.errors import RunError
 from rankwise.methods.artifact import Artifact
 from rankwise.objectives.causal_lm import CAUSAL_LM

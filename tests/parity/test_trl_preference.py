@@ -12,7 +12,7 @@ import torch
 
 from conftest import tiny_model
 from kit.preference_pairs import random_pairs
-from rankwise.config.objectives import PreferenceConfig
+from rankwise.config.classification import PreferenceConfig
 from rankwise.objectives.preference import Preference, log_probabilities
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.text.tokenize import Tokens, sides_of

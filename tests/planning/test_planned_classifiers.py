@@ -19,10 +19,10 @@ from kit.planning_models import SMALL
 from rankwise.adapters.set import AdapterSet
 from rankwise.cli.main import app
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, HeadConfig, LoraConfig
+from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Planned
 from rankwise.config.models import ModelConfig
-from rankwise.config.objectives import ClassificationConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError, DataError
 from rankwise.forward.activation_memory import saved_bytes

@@ -83,7 +83,8 @@ def entry():
 def same(one, other):
     arrays = [
         (one.sequences.ids, other.sequences.ids), (one.sequences.loss_mask, other.sequences.loss_mask),
-        (one.sequences.starts, other.sequences.starts), (one.trained, other.trained), (one.validation, other.validation),
+        (one.sequences.starts, other.sequences.starts), (one.trained, other.trained),
+        (one.validation, other.validation),
     ]  # fmt: skip
     return one.data_report == other.data_report and all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in arrays)
 

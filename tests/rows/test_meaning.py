@@ -9,8 +9,8 @@ from typing import get_args
 
 import pytest
 
+from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig, StoppingCheck
-from rankwise.config.objectives import ClassificationConfig
 from rankwise.errors import DataError
 from rankwise.rows.classes import read_targets
 from rankwise.rows.preparation import Encoding, EncodingFacts, prepared_of

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from rankwise.base.loaded import LoadedModel
+from rankwise.config.classification import PreferenceConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
-from rankwise.config.objectives import PreferenceConfig, as_pairs
+from rankwise.config.objectives import as_pairs
 from rankwise.errors import DataError
 from rankwise.objectives.preference import Preference
 from rankwise.rows.forms.formats import parse_row

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from kit.classifiers import write_rows
+from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
-from rankwise.config.objectives import ClassificationConfig
 from rankwise.errors import DataError
 from rankwise.rows.classes import read_tags
 from rankwise.rows.forms.formats import find_format, parse_row

@@ -18,8 +18,7 @@ from kit.tracked import READERS
 from rankwise import tracking
 from rankwise.cli.main import app
 from rankwise.commands.train import train
-from rankwise.config.experiment import Experiment
-from rankwise.config.tracking import TRACKERS, TrackingConfig
+from rankwise.config.experiment import TRACKERS, Experiment, TrackingConfig
 from rankwise.errors import ConfigError, RankwiseError
 from rankwise.runs.records import StepRecord, WarningMessage
 from rankwise.tracking import HISTOGRAM, NOT_LOGGED, valid, values_of

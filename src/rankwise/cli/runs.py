@@ -144,7 +144,7 @@ def log(
     """Send the records of a run to trackers, as --log-to does while a run trains, and its evaluations."""
     with report_failures(as_json):
         from rankwise.commands.runs import log_run
-        from rankwise.config.tracking import TrackingConfig
+        from rankwise.config.experiment import TrackingConfig
 
         logged = log_run(name, TrackingConfig(log_to=to, project=project))
         print_result(

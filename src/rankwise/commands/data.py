@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.base.cached import cached_starter
+from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImageProcessing, ImagesConfig
 from rankwise.config.models import ModelConfig
-from rankwise.config.objectives import OBJECTIVES, ClassificationConfig, as_pairs
+from rankwise.config.objectives import OBJECTIVES, as_pairs
 from rankwise.config.recipe import recipe_named
 from rankwise.errors import ConfigError, DataError, joined_problems
 from rankwise.objectives.objective import Objective

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rankwise.commands.report import report, write_page
-from rankwise.config.experiment import Experiment
+from rankwise.config.experiment import Experiment, TrackingConfig
 from rankwise.config.models import ModelConfig
-from rankwise.config.tracking import TrackingConfig
 from rankwise.errors import ConfigError, RankwiseError, TrackingError, first_line
 from rankwise.runs.directory import CARD, RunDirectory, ask_to_end, find_run, open_any_run
 from rankwise.runs.evaluations import FOLDER

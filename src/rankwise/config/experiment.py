@@ -1,30 +1,51 @@
-"""All settings of one training run, as one frozen value. A run stores them as config.json."""
+"""All settings of one training run, as one frozen value, with those of trackers. A run stores them as config.json."""
 
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rankwise.config.adapters import METHODS, Adapting, LoraConfig
-from rankwise.config.base import NAME, Config, Flag, Label
+from rankwise.config.base import NAME, Config, Flag, Label, Separated
+from rankwise.config.classification import ClassificationConfig, PreferenceConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImagesConfig
 from rankwise.config.models import ModelConfig
-from rankwise.config.objectives import (
-    OBJECTIVES,
-    ClassificationConfig,
-    ObjectiveName,
-    ObjectiveSettings,
-    PreferenceConfig,
-)
+from rankwise.config.objectives import OBJECTIVES, ObjectiveName, ObjectiveSettings
 from rankwise.config.recipe import RECIPES, recipe_named
-from rankwise.config.tracking import TrackingConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
 
 RUN_NAME = NAME
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+TRACKERS: tuple[TrackerName, ...] = get_args(TrackerName)
+WITH_PROJECTS = ("wandb", "mlflow", "trackio")
+
+
+class TrackingConfig(Config):
+    """Programs that receive the run's records in addition to its own log. They do not change what is trained."""
+
+    log_to: Annotated[tuple[TrackerName, ...], Separated, Flag("--log-to")] = ()
+    """Trackers that receive the run's records, separated by commas: tensorboard, wandb, mlflow, trackio. Each is an
+    extra of the package (`pip install 'rankwise[tensorboard]'`) and writes to this machine unless its own settings name
+    a server."""
+    project: Annotated[str, Field(pattern=NAME)] = "rankwise"
+    """Name of the project of W&B and trackio, and of the experiment of MLflow, in which the run appears."""
+
+    @field_validator("log_to")
+    @classmethod
+    def _each_once(cls, value: tuple[TrackerName, ...]) -> tuple[TrackerName, ...]:
+        if twice := [name for name in TRACKERS if value.count(name) > 1]:
+            raise ValueError(f"{twice[0]} is named twice")
+        return value
+
+    @model_validator(mode="after")
+    def _project_has_an_effect(self) -> Self:
+        if self.changed("project") and not set(self.log_to) & set(WITH_PROJECTS):
+            raise ValueError("project has no effect, because log_to names neither wandb nor mlflow nor trackio")
+        return self
 
 
 class Experiment(Config):

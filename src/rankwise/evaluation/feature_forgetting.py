@@ -38,8 +38,8 @@ from torch import Tensor, nn
 
 from rankwise.base.heads import head_modules
 from rankwise.base.loaded import LoadedModel
+from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
-from rankwise.config.objectives import ClassificationConfig
 from rankwise.errors import EvaluationError
 from rankwise.evaluation.class_metrics import one_target
 from rankwise.evaluation.intervals import difference

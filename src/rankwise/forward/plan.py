@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Planned
 from rankwise.config.images import ImagesConfig
-from rankwise.config.objectives import OBJECTIVES, ClassificationConfig
+from rankwise.config.objectives import OBJECTIVES
 from rankwise.errors import ConfigError, ModelError
 from rankwise.planning.devices import Device
 from rankwise.planning.plan import Plan, plan_for

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rankwise.config.objectives import ClassificationConfig
+from rankwise.config.classification import ClassificationConfig
 from rankwise.runs.row_facts import Pooling
 from rankwise.system.foreign_json import read_if_sound
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rankwise.config.base import shown
+from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
-from rankwise.config.objectives import ClassificationConfig
 from rankwise.errors import ConfigError, DataError, did_you_mean, joined_problems, some
 from rankwise.rows.forms.proposals import NO_FORM
 from rankwise.rows.forms.tagged_rows import TAGGED_FORMATS

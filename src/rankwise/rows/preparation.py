@@ -312,9 +312,7 @@ def _data_report(
         labels=dict(labels.counts.most_common(MOST_LABELS)) if labels else None,
         distinct_labels=len(labels.counts) if labels else None,
         validation=validation_of(apart, encodes) if spec.validation is not None else None,
-        duplicates=exact,
-        near_duplicates=near,
-        overlap=overlap,
+        duplicates=exact, near_duplicates=near, overlap=overlap,
         licence=strictest(file.licence for file in files),
         recipe=spec.recipe,
         images=findings.facts if findings is not None else None,
@@ -327,7 +325,7 @@ def _data_report(
         advice=(*advice_on(tally, spec), *advice_on(apart, spec)),
         **learned.reported(tally.pairs.counted(tally.used)),
         **counts_of(tally, encodes, work.facts),
-    )
+    )  # fmt: skip
 
 
 def _fatal(

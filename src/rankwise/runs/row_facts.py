@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from rankwise.config.base import Config
-from rankwise.config.objectives import PairLoss
+from rankwise.config.classification import PairLoss
 from rankwise.errors import one_line, some
 from rankwise.runs.records import OF_LANGUAGE_MODELS
 

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rankwise.base.loaded import LoadedModel
+from rankwise.config.classification import PairLoss, PreferenceConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
-from rankwise.config.objectives import PairLoss, PreferenceConfig
 from rankwise.forward.reference import random_documents
 from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
 from rankwise.objectives.preference.batches import flat_pairs, padded_pairs

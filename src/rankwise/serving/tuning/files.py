@@ -31,8 +31,9 @@ from starlette.requests import ClientDisconnect, Request
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.base import Config
+from rankwise.config.classification import PreferenceConfig
 from rankwise.config.data import DataConfig, StoppingCheck
-from rankwise.config.objectives import PreferenceConfig, as_pairs
+from rankwise.config.objectives import as_pairs
 from rankwise.errors import DataError, RankwiseError, ResourceError, RunError, joined_problems
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.objectives.preference import Preference

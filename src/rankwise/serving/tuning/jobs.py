@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rankwise.config.base import JsonObject
+from rankwise.config.classification import PreferenceConfig
 from rankwise.config.data import ValidationDataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
-from rankwise.config.objectives import PreferenceConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import RankwiseError, RunError
 from rankwise.runs.directory import RunDirectory

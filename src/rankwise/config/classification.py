@@ -1,0 +1,59 @@
+"""The settings of classifiers, and those of preference tuning."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from rankwise.config.base import Config, Flag, Label, Number
+
+PairLoss = Literal["dpo", "orpo"]
+Weight = Annotated[Number, Field(gt=0, le=1e6)]
+ClassWeights = Annotated[
+    Annotated[Literal["balanced"], Tag("name")] | Annotated[dict[str, Weight], Tag("weights")],
+    Discriminator(lambda value: "weights" if isinstance(value, dict) else "name"),
+]
+
+
+class ClassificationConfig(Config):
+    """What a classifier predicts. These settings have an effect only with the objectives sequence-classification and
+    image-classification."""
+
+    targets: Literal["auto", "classes", "numbers", "several"] = "auto"
+    """What the labels are: names of `classes`, `numbers` on a scale (regression), or `several` names for a row, also
+    none (multi-label). `auto` takes lists as several names, and labels as numbers if all of them are and at least one
+    has decimals."""
+    pooling: Literal["auto", "own", "mean", "cls", "max"] = "auto"
+    """What the head of a classifier of texts reads: `mean` and `max` are the mean and the largest values of the hidden
+    states of all tokens, and `cls` is the hidden state of the first token, each scaled to mean 0 and variance 1. `own`
+    is what the model's own code reads, such as BERT's pooler or the last token. `auto` is the pooling that a
+    sentence-transformers model was trained with (modules.json), and `own` for other models."""
+    class_weights: ClassWeights | None = None
+    """Weight of each class in the loss: `balanced` gives every class the same total weight, and `{label: weight}` names
+    them; classes that are not named weigh 1. By default every row weighs 1."""
+    sampling: Literal["rows", "balanced"] = "rows"
+    """Which rows a pass shows: `rows` shows each once, and `balanced` shows every class equally often, so rows of rare
+    classes several times and those of frequent classes in turn. The number of steps stays the same."""
+
+    @model_validator(mode="after")
+    def _counted_once(self) -> Self:
+        if self.sampling == "balanced" and self.class_weights == "balanced":
+            raise ValueError(
+                "sampling and class_weights are both balanced, which counts rare classes twice: sampling shows their "
+                "rows more often, and class_weights makes each of them weigh more as well. Set one of them"
+            )
+        return self
+
+
+class PreferenceConfig(Config):
+    """How pairs of answers are learned. These settings have an effect only with the objective preference."""
+
+    loss: Annotated[PairLoss, Flag("--preference-loss"), Label("Preference loss", "preference")] = "dpo"
+    """Loss of preference pairs: `dpo`, compared with the model before training, or `orpo`, without a reference. `dpo`
+    (arXiv 2305.18290) raises the probability of the chosen answer over that of the rejected one, both compared with the
+    model before training. `orpo` (arXiv 2403.07691) needs no such reference: it learns the chosen answer as ordinary
+    training does, and adds the odds ratio of the two answers to the loss."""
+    beta: Annotated[Number, Field(gt=0, le=100), Flag("--beta"), Label("Beta", "preference")] = 0.1
+    """For `dpo`, how strongly the model is held to the reference; for `orpo`, the weight of the odds ratio in the loss.
+    With `dpo` a lower value lets it move further away."""
