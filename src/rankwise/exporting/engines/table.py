@@ -27,7 +27,7 @@ DOCS, CAUSAL_LM = "docs/export.md", "AutoModelForCausalLM"
 def way_for(name: str) -> str | None:
     """The way to the engine that a user means by an unknown name of a format."""
     for engine in ENGINES:
-        names = {format: format for format in engine.uses} | engine.aliases
+        names = {format: format for format in engine.uses} | dict(engine.aliases)
         if (format := names.get(name.lower())) is not None:
             use = engine.uses[format]
             return f"For {engine.name}, use --format {format} and then: {use}. {DOCS} lists what each engine reads."
