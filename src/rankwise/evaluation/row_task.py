@@ -20,7 +20,6 @@ from rankwise.objectives.objective import Classifier
 from rankwise.rows.images.pictures import thumbnail_of
 from rankwise.rows.text.example import Span
 from rankwise.rows.text.tokenize import Tokens
-from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.evaluations import ModelScores
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
 
@@ -61,7 +60,7 @@ class RowTask(WithoutAnswers):
         if scored.baseline is not None:
             callback(StatusMessage(scored.baseline))
         measured = {metric: scores(metric, sums) for metric, sums in (scored.rows | scored.losses).items()}
-        spell = partial(self._spelled, model.tokenizer)
+        spell = partial(self._spelled, model)
         answers, details = scored.answers(spell), scored.details(partial(self._view, model), spell)
         return ModelScores(scores=measured, answers=answers, seconds=time.perf_counter() - began, **details)
 
@@ -83,12 +82,12 @@ class RowTask(WithoutAnswers):
         text = "\n".join(model.tokenizer.readable(part.tolist()) for part in parts if len(part))
         return RowView(name, text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…")
 
-    def _spelled(self, tokenizer: HubTokenizer, number: int, spans: set[Span]) -> list[str]:
+    def _spelled(self, model: LoadedModel, number: int, spans: set[Span]) -> list[str]:
         """From the first token of a span's first word to before the next learned word."""
         row = self.rows[number]
         begins = [*np.flatnonzero(np.asarray(row.loss_mask, bool)).tolist(), len(row.ids)]
         ids = [int(one) for one in row.ids]
         return [
-            f"{span.label}: {tokenizer.readable(ids[begins[span.first] : begins[span.stop]]).strip()}"
+            f"{span.label}: {model.tokenizer.readable(ids[begins[span.first] : begins[span.stop]]).strip()}"
             for span in sorted(spans, key=lambda span: (span.first, span.stop))
         ]
