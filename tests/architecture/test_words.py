@@ -18,10 +18,10 @@ REFUSED = {
     "whole", "apart", "beside", "measured", "dealt", "heed", "settled", "foreseen", "host", "spec", "writing",
     "written", "desk", "together", "alone",
 }  # fmt: skip
-STAY = {"runs/evaluations.py": {"measured"}} | {
+STAY = {"runs/evaluations.py": {"measured"}, "exporting/extracting.py": {"whole"}} | {
     name: {"host"} for name in FILES if name.startswith(("cli/", "serving/", "studio/"))
 }
-"""Words that a module needs as names all the same: a key of finished files, and the address of a network."""
+"""Words that a module needs as names all the same: keys of files and of --json, and network addresses."""
 FRAGMENTS = ("Of ", "The same", "Those ", "Its ", "Their ")
 """How a docstring begins that cannot be read without its neighbours."""
 

@@ -96,7 +96,7 @@ def test_an_adapter_out_of_a_full_run_has_its_head(tmp_path):
         rows = write_rows("rows.jsonl", labelled(24))
         trained("base", {"path": rows, "held_out": 6}, "run", adapter={"method": "full"})
         result = extract("run", "out", rank=64)
-        assert "classifier" in result.unfactored and result.error < 1e-6
+        assert "classifier" in result.whole and result.error < 1e-6
         settings = json.loads(Path("out/adapter_config.json").read_text())
         assert settings["task_type"] == "SEQ_CLS" and "classifier" in settings["modules_to_save"]
         tuned, extracted = load_file("runs/run/model/model.safetensors"), load_tuned("out")

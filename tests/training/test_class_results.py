@@ -87,7 +87,7 @@ def test_a_head_that_features_tell_nothing_about_stays_as_it_was_drawn(encoder):
 
 def scorer(actual: list[int], predicted: list[int], targets: TargetFacts = THREE) -> ClassScorer:
     rows = [Tokens((1,), (False,), target=one) for one in actual]
-    made = ClassScorer(None, None, SimpleNamespace(targets=targets), None, rows)
+    made = ClassScorer(SimpleNamespace(targets=targets), None, rows)
     made.counted[9] = Counter(predicted), Counter(actual)
     return made
 
@@ -126,14 +126,14 @@ def test_figures_that_cannot_mean_anything_are_said():
 def test_how_long_a_classifier_learns_where_nothing_is_said(more, expected):
     given = {"model": "m", "data": "x", "run": "r", "objective": "sequence-classification", **more}
     asked = Experiment(**given)
-    found = asked.with_defaults(measured=asked.data.held_out != 0, by="loss")
+    found = asked.with_defaults(has_validation=asked.data.held_out != 0, by="loss")
     assert (found.training.epochs, found.validation.keep, found.validation.patience) == expected
 
 
 def test_a_run_that_an_earlier_version_began_goes_on_without_these_defaults():
     asked = Experiment(model="m", data={"path": "x", "held_out": 5}, run="r", objective="sequence-classification")
     for targets, by in ((THREE, "accuracy"), (KINDS["several"], "loss"), (KINDS["numbers"], "loss")):
-        now = asked.with_defaults(measured=True, by=by)
+        now = asked.with_defaults(has_validation=True, by=by)
         assert now.validation.by == by
         report = SimpleNamespace(
             validation_rows=5, format="classification", targets=targets, pairs=None, encoder_decoder=False,
@@ -146,7 +146,7 @@ def test_a_run_that_an_earlier_version_began_goes_on_without_these_defaults():
             )  # fmt: skip
             assert settings_of(begun, asked) == stored
     by_loss = asked.model_copy(update={"validation": type(asked.validation)(by="loss")})
-    assert by_loss.with_defaults(measured=True, by="accuracy").validation.by == "loss"
+    assert by_loss.with_defaults(has_validation=True, by="accuracy").validation.by == "loss"
 
 
 def test_a_run_of_defaults_stops_keeps_the_best_and_says_what_it_stands_beside(encoder, tmp_path, monkeypatch):

@@ -134,7 +134,7 @@ def test_trials_that_only_do_harm_end_after_the_first_stage(monkeypatch: pytest.
 
     def run(trials: Trials, *given: Any, **named: Any) -> Any:
         trial = real(trials, *given, **named)
-        return trial if named.get("measured", True) else dataclasses.replace(trial, loss=0.0)
+        return trial if named.get("with_loss", True) else dataclasses.replace(trial, loss=0.0)
 
     monkeypatch.setattr(Trials, "run", run)
     tuning = train(experiment("harm"), restart=True).manifest.tuning

@@ -47,7 +47,7 @@ def _storage(plan: Plan) -> str:
 def _untrained(plan: Plan) -> Iterator[str]:
     objective = OBJECTIVES["auto"].decided(plan.shape.nature, lambda: False)
     yield row_text("", plan.shape.task.unplanned)
-    if "head" in objective.gives:
+    if "new head" in objective.gives:
         yield row_text("", f"with --data or --objective {objective.name}, a classifier with a new head is planned")
 
 

@@ -486,7 +486,7 @@ class HeadConfig(MethodConfig):
 
     @property
     def needs(self) -> dict[str, str]:
-        return {"head": "adapter.method head"}
+        return {"new head": "adapter.method head"}
 
 
 EVERY = (

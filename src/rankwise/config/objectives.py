@@ -116,7 +116,7 @@ class Undecided(ObjectiveSettings):
 
     name = "auto"
     cannot: ClassVar[Mapping[str, str]] = {}
-    gives = frozenset({"tokens", "head"})
+    gives = frozenset({"tokens", "new head"})
     no_shards = ""
     idle = frozenset()
     metrics = Literal[TextMetric, ClassMetric, TagMetric, PairMetric]
@@ -196,7 +196,7 @@ class OfChoices(ObjectiveSettings):
 class OfClasses(ObjectiveSettings):
     """What classifiers share."""
 
-    gives = frozenset({"head"})
+    gives = frozenset({"new head"})
     idle = frozenset({"training.anchor", "training.replay", "images", "preference"})
     idle_validation = OF_ANSWERS
     metrics = ClassMetric

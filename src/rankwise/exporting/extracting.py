@@ -80,7 +80,7 @@ class Extracted:
     error_of_all: float
     """Relative error of the change of the whole model, in Frobenius norms."""
     outside: tuple[Outside, ...]
-    unfactored: tuple[str, ...]
+    whole: tuple[str, ...]
     """Modules that the base has not, stored whole."""
 
 
@@ -184,7 +184,7 @@ class _Extraction:
         return value.view(tensor.shape)
 
     @property
-    def unfactored(self) -> list[str]:
+    def whole(self) -> list[str]:
         """Modules of the heads."""
         return sorted({name.rpartition(".")[0] for name in self.heads})
 
@@ -192,7 +192,7 @@ class _Extraction:
         layers = {path: self.modules[path] for path in self.factors}
         return dict(sorted((settings_of(self.factors, layers, self.modules) | {
             "base_model_name_or_path": self.pair.base.name_for_peft, "lora_dropout": 0.0,
-            "modules_to_save": self.unfactored or None, "revision": self.pair.revision,
+            "modules_to_save": self.whole or None, "revision": self.pair.revision,
             "task_type": task_type_of(self.base.module),
         }).items()))  # fmt: skip
 
@@ -206,7 +206,7 @@ class _Extraction:
             math.sqrt(self.lost / self.norm) if self.norm else 0.0,
             math.sqrt((self.lost + outside) / every) if every else 0.0,
             tuple(Outside(kind, int(count), math.sqrt(energy / every)) for kind, (count, energy) in kinds),
-            tuple(self.unfactored),
+            tuple(self.whole),
         )  # fmt: skip
 
 

@@ -186,23 +186,23 @@ class Trials:
     _backend: BackendName | None = field(default=None, init=False)
 
     def run(
-        self, rate: float, steps: int, batch_size: int, *, rate_of: RateOf | None = None, loss_at: bool = True
+        self, rate: float, steps: int, batch_size: int, *, rate_of: RateOf | None = None, with_loss: bool = True
     ) -> Trial:
         """Train `steps` steps of `batch_size` rows at this highest rate, or at the rates that `rate_of` gives. Without
-        `loss_at` the rows apart are read before the first step, not after the last."""
+        `with_loss` the rows apart are read before the first step, not after the last."""
         changes = {"steps": steps, "epochs": None, "learning_rate": rate, "batch_size": batch_size}
         config, began = self.setup.training.model_copy(update=changes), time.perf_counter()
         with preserve_rng_state(self.model.precision.device):
-            measure, losses = self._trained(config, rate_of, loss_at)
-        diverged = len(losses) < steps or (loss_at and not math.isfinite(measure.loss))
+            measure, losses = self._trained(config, rate_of, with_loss)
+        diverged = len(losses) < steps or (with_loss and not math.isfinite(measure.loss))
         return Trial(rate, measure.loss, losses, diverged, time.perf_counter() - began)
 
     def _trained(
-        self, config: TrainingConfig, rate_of: RateOf | None, loss_at: bool
+        self, config: TrainingConfig, rate_of: RateOf | None, with_loss: bool
     ) -> tuple[Measure, tuple[float, ...]]:
         assert config.steps is not None, "the settings are resolved"
         model = self.method.own_copy(self.model)
-        measure, losses = Measure(self.prepared, config.steps if loss_at else 0), list[float]()
+        measure, losses = Measure(self.prepared, config.steps if with_loss else 0), list[float]()
         trainable = self.method.attach(model, replace(self.setup, callback=silent))
         try:
             trainer = trainer_of(
@@ -216,7 +216,7 @@ class Trials:
         except LostProcessError:
             raise
         except TrainingError:
-            measure.loss = math.inf if loss_at else measure.loss
+            measure.loss = math.inf if with_loss else measure.loss
         finally:
             trainable.remove()
         return measure, tuple(losses)
@@ -318,7 +318,7 @@ class Search:
         grown = [low + (high - low) * at / (count - 1) for at in range(count)]
         trial = self.trials.run(
             self._trial_rate(high), count, self.plan.batch, rate_of=lambda step: self._trial_rate(grown[step]),
-            loss_at=False,
+            with_loss=False,
         )  # fmt: skip
         self.before = trial.loss
         self._add(0, trial, count)
