@@ -1,6 +1,6 @@
 """Rows of answers that are written together, a token of each at a time: the one loop of every command.
 
-    Batch           all prompts are read at once, padded on the left; answers begin together and leave when they ended
+    GenerationBatch all prompts are read at once, padded on the left; answers begin together and leave when they ended
     EncodedBatch    the same where an encoder reads the prompts and a decoder writes
     GrowingBatch    rows join and leave at any time, each with its own adapter (adapters/by_row.py)
 
@@ -51,7 +51,7 @@ class GenerationRow:
     cache: Any = None
     """These, until the whole prompt is read."""
     damage: float | None = None
-    """The highest logit of its next token, where that is no number."""
+    """The highest logit of its next token, where that is not finite."""
 
     def check(self) -> None:
         """EvaluationError where the model gave no numbers for it."""

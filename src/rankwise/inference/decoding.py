@@ -146,8 +146,8 @@ class Draft:
     @property
     def _stop(self) -> int | None:
         """Where the first stop text begins."""
-        places = [place for stop in self.stops if (place := self._full_text.find(stop)) >= 0]
-        return min(places, default=None)
+        text = self._full_text if self.stops else ""  # decoded once, however many stop texts there are
+        return min((place for stop in self.stops if (place := text.find(stop)) >= 0), default=None)
 
 
 def read_answer(ids: Sequence[int], template: ChatTemplate) -> Answer:
