@@ -423,6 +423,13 @@ def test_what_is_no_workbook_is_refused_with_the_way_out(tmp_path, case, monkeyp
     assert words in problem_of(path)
 
 
+def test_a_small_workbook_may_unpack_to_many_times_its_size(tmp_path):
+    path = tmp_path / "x.xlsx"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("xl/workbook.xml", bytes(1_000_000))
+    assert 100 * path.stat().st_size < 1_000_000 and "unpack" not in problem_of(path)
+
+
 # Said
 
 
