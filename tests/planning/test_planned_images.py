@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from kit.planned_shapes import llama
 from kit.vision_models import FAMILIES, LABELS, SIZE, save_folder
 from rankwise.adapters.set import AdapterSet
-from rankwise.base.heads import head_modules
+from rankwise.base.timm_models import head_modules
 from rankwise.cli.main import app
 from rankwise.cli.plan_text import lines_of
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, HeadConfig, LoraConfig
