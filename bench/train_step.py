@@ -6,7 +6,7 @@
 
 Each stack (stacks.py) is a process of its own, so that its memory is its own. Every other stack makes its steps in
 turns with rankwise, one at a time, in the order ABBA, so that a machine whose speed drifts does so for both. Memory is
-kept (system/allocator.py) by ours and by those at their best. TRL counts accuracy and entropy too, as it always does. A
+kept (system/memory.py) by ours and by those at their best. TRL counts accuracy and entropy too, as it always does. A
 process's first step is not counted. `--case` names what rankwise should be slower at: one row a step, rows of 2,048
 tokens, rank 256, dropout.
 

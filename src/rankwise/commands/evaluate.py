@@ -55,14 +55,15 @@ from rankwise.runs.evaluations import (
     ModelScores,
     check_evaluation_place,
     evaluation_path,
+    labels_text,
     read_evaluation,
+    score_line,
     stamped,
     write_evaluation,
 )
 from rankwise.runs.manifest import now
 from rankwise.runs.measured import Difference, FeatureForgetting
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
-from rankwise.runs.score_text import labels_text, score_line
 from rankwise.runs.snapshot import forgetting_in
 from rankwise.system.files import check_place
 

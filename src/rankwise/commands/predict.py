@@ -1,11 +1,15 @@
 """Every row of a file answered, many at once, and written with its answer beside it.
 
 Rows are read as the run's own were: by the same columns, texts and labels, with its system message. They need no answer
-of their own, and one that they have is not looked at. The file of answers is whole or not there.
+of their own, and one that they have is not looked at. The file of answers is whole or not there; it has JSON lines, or
+is CSV where its name ends in .csv.
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -23,8 +27,8 @@ from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.methods.artifact import open_artifact
 from rankwise.objectives.objective import Classifier, Objective
 from rankwise.objectives.predictions import Prediction
-from rankwise.rows.answered_rows import check_name, file_of
 from rankwise.rows.asking import PLACEHOLDER, question_of
+from rankwise.rows.forms.image_rows import is_image
 from rankwise.rows.sources import open_source, raw_records
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.tokenize import prompt_ids
@@ -272,3 +276,44 @@ class PredictedRow:
         if self.answer is not None:
             return self.columns | {column: self.answer.text}
         return self.columns | {column: None, PROBLEM: self.problem}
+
+
+SUFFIXES = (".jsonl", ".csv")
+
+
+def check_name(out: Path) -> None:
+    if out.suffix.lower() not in SUFFIXES:
+        raise DataError(f"{out}: the name of --out must end in {' or '.join(SUFFIXES)}.")
+
+
+def file_of(rows: Sequence[dict[str, Any]], out: Path) -> bytes:
+    """The file's content. Of an image only the path is written, if it has one."""
+    rows = [{name: _path(value) if is_image(value) else value for name, value in row.items()} for row in rows]
+    return _csv(rows) if out.suffix.lower() == ".csv" else b"".join(map(_line, rows))
+
+
+def _path(image: Any) -> Any:
+    return image["path"] if isinstance(image, dict) else None
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
+    except UnicodeEncodeError:  # a lone surrogate
+        return json.dumps(row, default=str).encode() + b"\n"
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Write all columns that occur in any row. A value that is not a text or a number is written as JSON."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    table.writeheader()
+    table.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    return text.getvalue().encode(errors="replace")
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, dict | list | bool):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return "" if value is None else value
