@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial, singledispatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from rankwise.config.data import DataConfig
 from rankwise.config.generation import GenerationConfig
@@ -24,7 +24,7 @@ from rankwise.errors import ConfigError, DataError, ResourceError, is_out_of_mem
 from rankwise.inference.decoding import Answer
 from rankwise.inference.generate import BATCH_SIZE, answers_in_turn
 from rankwise.inference.tuned_model import TunedModel, load_tuned
-from rankwise.methods.artifact import open_artifact
+from rankwise.methods.artifact import Opening, open_artifact
 from rankwise.objectives.objective import Classifier, Objective
 from rankwise.objectives.predictions import Prediction
 from rankwise.rows.asking import PLACEHOLDER, question_of
@@ -102,7 +102,7 @@ def predict(
     run: str | Path | TunedModel, data: str | Path, out: str | Path, config: GenerationConfig | None = None, *,
     prompt: str | None = None, system: str | None = None, column: str = COLUMN, base: bool = False,
     batch_size: int = BATCH_SIZE, skip_bad_rows: bool = False, overwrite: bool = False, callback: Callback = silent,
-    force_base: bool = False, **opening: Any,
+    **opening: Unpack[Opening],
 ) -> Predicted:  # fmt: skip
     """`prompt` is a text with {columns} in it, instead of how the run's rows were read; `opening` goes to
     `open_artifact`."""
@@ -116,7 +116,7 @@ def predict(
     _refuse_taken([column, *objective.columns(column), *([PROBLEM] if skip_bad_rows else [])], rows)
     _refuse_bad(rows, skip_bad_rows)
     objective.check_answering(how.changed)
-    tuned = run if isinstance(run, TunedModel) else load_tuned(artifact, callback, force_base=force_base)
+    tuned = run if isinstance(run, TunedModel) else load_tuned(artifact, callback)
     complete(objective, rows, tuned, how)
     write_atomic(out, file_of([row.as_columns(column) for row in rows], out))
     return Predicted(out, column, rows, time.perf_counter() - began)

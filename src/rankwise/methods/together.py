@@ -13,7 +13,7 @@ from rankwise.base.loaded import LoadedModel
 from rankwise.config.models import Dtype, ModelConfig
 from rankwise.errors import RunError, some
 from rankwise.methods.adapter import AdapterMethod, AdapterTrainable
-from rankwise.methods.artifact import Artifact, check_trained_on
+from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.runs.records import Callback
@@ -35,9 +35,7 @@ def load_base(name: str, callback: Callback, *, dtype: Dtype = "auto", trust_cod
     return SharedBase(model, AdapterSet(model.module), ())
 
 
-def load_together(
-    artifacts: Sequence[Artifact], callback: Callback, *, dtype: Dtype = "auto", force_base: bool = False
-) -> SharedBase:
+def load_together(artifacts: Sequence[Artifact], callback: Callback, *, dtype: Dtype = "auto") -> SharedBase:
     """RunError where they cannot be in memory over one base. With `dtype` auto, that of the first one's training."""
     first, *others = artifacts
     for one in artifacts if others else ():
@@ -45,33 +43,31 @@ def load_together(
     method = method_of(first.config)
     spec = method.model_of(first)
     spec = spec if dtype == "auto" else spec.model_copy(update={"dtype": dtype})
-    model, trainable = method.load(first, spec, callback, force_base=force_base)
+    model, trainable = method.load(first, spec, callback)
     if not isinstance(trainable, AdapterTrainable):
         return SharedBase(model, AdapterSet(model.module), (None,))
     adapters, names = trainable.adapters, [trainable.name]
     base = () if first.base_named is None else (first.base_named.name,)
     for number, other in enumerate(others, start=2):
         names.append(f"adapter-{number}")
-        weights = read_beside(other, model, base, callback, force_base=force_base)
+        weights = read_beside(other, model, base, callback)
         lay(model.module, weights, name=names[-1], into=adapters)
     return SharedBase(model, adapters, tuple(names))
 
 
-def read_beside(
-    other: Artifact, model: LoadedModel, base: Collection[str], callback: Callback, *, force_base: bool = False
-) -> AdapterWeights:
+def read_beside(other: Artifact, model: LoadedModel, base: Collection[str], callback: Callback) -> AdapterWeights:
     """The weights of an adapter, once it has proved to belong over a model that is known by the names `base`. The model
     is not changed."""
     check_shares(other)
     if other.trained_on is None:
-        _check_named_alike(other, base, force=force_base)
-    check_trained_on(model.source, other, f"lay it over {model.source.name}", callback, force=force_base)
+        _check_named_alike(other, base)
+    other.check_base(model.source, f"lay it over {model.source.name}", callback)
     return weights_for(model.module, other.result, callback)
 
 
-def _check_named_alike(other: Artifact, base: Collection[str], *, force: bool) -> None:
+def _check_named_alike(other: Artifact, base: Collection[str]) -> None:
     """RunError where the files name another base; which weights they were trained on, nobody recorded."""
-    if other.base_named is None or not base or force:
+    if other.base_named is None or not base or other.force_base:
         return
     name = other.base_named.name
     if name not in base and not any(_are_one_folder(name, one) for one in base):

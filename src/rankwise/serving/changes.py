@@ -71,7 +71,7 @@ class Changes:
                 raise RunError(f'"{name}" is the base model, which cannot be replaced.')
             if len(adapters.names) >= MOST:
                 raise RunError(f"{MOST} adapters are in memory already. Unload one.")
-            artifact = open_artifact(str(path), self._callback)
+            artifact = open_artifact(str(path), self._callback, force_base=self._force_base)
             self._count += 1
             own, parent = f"loaded-{self._count}", next(iter(self._serving.models))
             weights, served = self._read(artifact, own, name, parent)
@@ -99,9 +99,7 @@ class Changes:
             return served_as(name, artifact, internal_name, serving.model, parent, self._callback)
 
         served = described()
-        weights = read_beside(
-            artifact, serving.model, serving.base_names, self._callback, force_base=self._force_base
-        )  # fmt: skip
+        weights = read_beside(artifact, serving.model, serving.base_names, self._callback)
         if described().sha256 != served.sha256:
             raise AdapterError(f"{artifact.described} was changed while it was read. Load it again.")
         return weights, served
