@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rankwise.adapters.formats.peft import lay, weights_for
+from torch import nn
+
+from rankwise.adapters.formats.dialects import read_adapter
+from rankwise.adapters.formats.peft import lay
 from rankwise.adapters.set import AdapterSet
-from rankwise.adapters.weights import AdapterWeights
+from rankwise.adapters.targets import host_view
+from rankwise.adapters.weights import AdapterWeights, reported
 from rankwise.base.loaded import LoadedModel
+from rankwise.base.sources import Source
 from rankwise.config.models import Dtype, ModelConfig
 from rankwise.errors import RunError, some
 from rankwise.methods.adapter import AdapterMethod, AdapterTrainable
@@ -50,19 +55,21 @@ def load_together(artifacts: Sequence[Artifact], callback: Callback, *, dtype: D
     base = () if first.base_named is None else (first.base_named.name,)
     for number, other in enumerate(others, start=2):
         names.append(f"adapter-{number}")
-        weights = read_beside(other, model, base, callback)
+        weights = read_beside(other, model.source, host_view(model.module), base, callback)
         lay(model.module, weights, name=names[-1], into=adapters)
     return SharedBase(model, adapters, tuple(names))
 
 
-def read_beside(other: Artifact, model: LoadedModel, base: Collection[str], callback: Callback) -> AdapterWeights:
-    """The weights of an adapter, once it has proved to belong over a model that is known by the names `base`. The model
-    is not changed."""
+def read_beside(
+    other: Artifact, source: Source, modules: Mapping[str, nn.Module], base: Collection[str], callback: Callback
+) -> AdapterWeights:
+    """The weights of an adapter, once it has proved to belong over the model from `source`, which is known by the names
+    `base` and has these modules without its adapters."""
     check_shares(other)
     if other.trained_on is None:
         _check_named_alike(other, base)
-    other.check_base(model.source, f"lay it over {model.source.name}", callback)
-    return weights_for(model.module, other.result, callback)
+    other.check_base(source, f"lay it over {source.name}", callback)
+    return reported(read_adapter(other.result, modules), callback)
 
 
 def _check_named_alike(other: Artifact, base: Collection[str]) -> None:
