@@ -103,9 +103,9 @@ def results(trained):
     return trained.manifest.results.model_dump(exclude=timed)
 
 
-def first_that(holds, asked, *given, rates=RATES, **named):
+def first_that(holds, asked, *given, rates=RATES, seeds=(0, 1, 2), **named):
     """Of the runs at these rates: its name, how it was asked for and what it came to."""
-    for seed, rate in product(range(3), rates):
+    for seed, rate in product(seeds, rates):
         name, how = f"at-{rate:g}-{seed}", {"learning_rate": rate, "seed": seed}
         trained = rankwise.train(asked(name, *given, **named, **how))
         if holds(name, trained):
@@ -291,7 +291,7 @@ def test_adalora_is_judged_once_its_ranks_are_decided(asked, tiny_folder):
         everywhere, candidate = bests(name)
         return everywhere < DECIDED < candidate < STEPS
 
-    name, how, trained = first_that(matters, asked, method, evaluation)
+    name, how, trained = first_that(matters, asked, method, evaluation, rates=sorted(RATES), seeds=(1, 0, 2))
     best = bests(name)[1]
     assert results(trained)["kept_step"] == best
     final = [row for row in rows_of(name, "ranks") if row["final"]]
