@@ -178,8 +178,10 @@ class AdapterSet:
 
     def adapters(self, name: str = "default") -> dict[str, Adapter]:
         """The parts of one adapter, by the path of their base layer."""
-        self._check(name)
-        return {path: layer.adapter(name) for path, layer in self.layers.items() if name in layer.adapters}
+        parts = {path: layer.adapter(name) for path, layer in self.layers.items() if name in layer.adapters}
+        if not parts:
+            self._check(name)
+        return parts
 
     def trained_heads(self, name: str = "default") -> dict[str, nn.Module]:
         """The trained copies of one adapter, by the path of their head."""

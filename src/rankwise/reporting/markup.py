@@ -81,7 +81,7 @@ def lines_of(*blocks: Content) -> list[str]:
 
 def text(words: str) -> Markup:
     """Escape text and make invisible characters visible."""
-    parts = (escape(one) if _seen(one) else f'<span class="unseen">{number(one)}</span>' for one in words)
+    parts = (escape(one) if _seen(one) else f'<span class="unseen">{number(one)}</span>' for one in _parts(words))
     return both("".join(parts), words)
 
 
@@ -91,11 +91,16 @@ def attribute(words: str) -> str:
 
 def shown(words: str) -> str:
     """Make invisible characters visible in plain text, without styles."""
-    return "".join(character if _seen(character) else number(character) for character in words)
+    return "".join(one if _seen(one) else number(one) for one in _parts(words))
 
 
 def number(character: str) -> str:
     return f"U+{ord(character):04X}"
+
+
+def _parts(words: str) -> Iterable[str]:
+    """A text in which every character is seen, whole; another one by its characters."""
+    return [words] if words.isprintable() else words
 
 
 def _seen(character: str) -> bool:
