@@ -185,13 +185,15 @@ class AdapterSet:
 
     def trained_heads(self, name: str = "default") -> dict[str, nn.Module]:
         """The trained copies of one adapter, by the path of their head."""
-        heads = {path: head for path, head in self.heads.items() if not isinstance(head, TokenRows)}
-        return {path: head.copies[name] for path, head in heads.items() if name in head.copies}
+        return {
+            path: head.copies[name]
+            for path, head in self.heads.items()
+            if name in head.copies and not isinstance(head, TokenRows)
+        }
 
     def token_rows(self, name: str = "default") -> dict[str, TokenRows]:
         """The tables and heads in which one adapter has rows of its own, by path."""
-        rows = {path: head for path, head in self.heads.items() if isinstance(head, TokenRows)}
-        return {path: head for path, head in rows.items() if name in head.copies}
+        return {path: head for path, head in self.heads.items() if isinstance(head, TokenRows) and name in head.copies}
 
     def parameters(self, name: str = "default") -> list[nn.Parameter]:
         return list(self.named_parameters(name).values())
