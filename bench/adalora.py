@@ -44,7 +44,7 @@ from rankwise.rows.sources import open_source
 from rankwise.rows.text.encode import Encoder
 from rankwise.runs.manifest import machine, versions
 from rankwise.runs.records import silent
-from rankwise.system.allocator import keep_memory
+from rankwise.system.memory import keep_memory
 
 STEPS = 1000
 BEFORE, AFTER = 1.05, 1.02

@@ -31,7 +31,7 @@ from rankwise.base.loading import load
 from rankwise.config.models import ModelConfig
 from rankwise.methods.full import FullFineTuning
 from rankwise.runs.records import silent
-from rankwise.system.allocator import keep_memory
+from rankwise.system.memory import keep_memory
 from rankwise.training.state import TrainState
 
 CASE, PLAIN = CASES[USUAL], "rankwise-plain"

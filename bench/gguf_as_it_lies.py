@@ -21,7 +21,7 @@ from rankwise.config.adapters import LoraConfig
 from rankwise.kernels.quantized.tensor import stored_bytes
 from rankwise.methods.inject import inject
 from rankwise.planning.gguf_header import read_gguf_header
-from rankwise.system.allocator import keep_memory
+from rankwise.system.memory import keep_memory
 
 STEPS, RATE = 5, 1e-3
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

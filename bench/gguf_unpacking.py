@@ -19,7 +19,7 @@ import torch
 
 from rankwise.kernels.quantized.gguf import FORMATS
 from rankwise.kernels.regions import compiled_regions
-from rankwise.system.allocator import keep_memory
+from rankwise.system.memory import keep_memory
 
 SIDE, REPEATS, WARM = 4096, 9, 2
 

@@ -55,7 +55,7 @@ def ours(name: str, size: int, batch: int, steps: int, turns: Served) -> None:
     from rankwise.config.training import TrainingConfig
     from rankwise.methods.lora import TrainableLoRA
     from rankwise.rows.encoded.batches import Batches
-    from rankwise.system.allocator import keep_memory
+    from rankwise.system.memory import keep_memory
     from rankwise.training.backend import choose_backend
     from rankwise.training.trainer import Trainer
     from rankwise.training.workload import Workload

@@ -41,7 +41,7 @@ from rankwise.config.training import TrainingConfig
 from rankwise.rows.sources import open_source
 from rankwise.rows.text.encode import Encoder
 from rankwise.runs.records import Event, StepRecord
-from rankwise.system.allocator import keep_memory
+from rankwise.system.memory import keep_memory
 
 FORMS = {REFERENCE: ("float32", True), "fast": ("bfloat16", False), "plain": ("bfloat16", True)}
 """By number format, and whether the plain form is asked for."""

@@ -32,7 +32,7 @@ from rankwise.kernels.quantized.formats import FORMATS
 from rankwise.kernels.quantized.nf4 import BLOCK, OUTER
 from rankwise.kernels.quantized.tensor import QuantizedTensor, stored_bytes
 from rankwise.runs.manifest import peak_rss
-from rankwise.system.allocator import keep_memory
+from rankwise.system.memory import keep_memory
 
 DOCUMENTS, PART = 4, 512
 SHAPES: dict[str, dict[str, Any]] = {

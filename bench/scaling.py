@@ -42,7 +42,7 @@ from rankwise.rows.encoded.packing import flat
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.manifest import peak_rss
 from rankwise.runs.records import silent
-from rankwise.system.allocator import keep_memory
+from rankwise.system.memory import keep_memory
 
 LENGTH, LONGER, MICRO, WHOLE = 256, 512, 2048, 10**9
 Case = tuple[int, int, int]

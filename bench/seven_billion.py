@@ -33,7 +33,7 @@ from rankwise.config.adapters import LoraConfig
 from rankwise.forward.fused import has_kernels
 from rankwise.methods.inject import inject
 from rankwise.runs.manifest import peak_rss
-from rankwise.system.allocator import keep_memory
+from rankwise.system.memory import keep_memory
 
 DOCUMENTS, INJECTIONS, DEVIATION = 2, 5, 0.02
 

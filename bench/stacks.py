@@ -72,7 +72,7 @@ def rankwise_trainer(name: str, count: int, case: Case) -> Any:
     from rankwise.base.loading import load
     from rankwise.config.models import ModelConfig
     from rankwise.runs.records import silent
-    from rankwise.system.allocator import keep_memory
+    from rankwise.system.memory import keep_memory
 
     backend = {OURS: "fused", "rankwise-compiled": "compiled"}.get(name, "eager")
     keep_memory()
@@ -138,7 +138,7 @@ def peft_stack(name: str, count: int, case: Case) -> Step:
     from rankwise.rows.encoded.batches import Batches, portion, real_places
     from rankwise.rows.encoded.packing import pack
     from rankwise.runs.records import silent
-    from rankwise.system.allocator import keep_memory
+    from rankwise.system.memory import keep_memory
 
     best = name in ("peft-best", "peft-packed")
     if best:

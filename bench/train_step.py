@@ -6,12 +6,13 @@
 
 Each stack (stacks.py) is a process of its own, so that its memory is its own. Every other stack makes its steps in
 turns with rankwise, one at a time, in the order ABBA, so that a machine whose speed drifts does so for both. Memory is
-kept (system/allocator.py) by ours and by those at their best. TRL counts accuracy and entropy too, as it always does. A
+kept (system/memory.py) by ours and by those at their best. TRL counts accuracy and entropy too, as it always does. A
 process's first step is not counted. `--case` names what rankwise should be slower at: one row a step, rows of 2,048
 tokens, rank 256, dropout.
 
-Threads of all stacks wait for each other as rankwise's do (system/waiting.py), so that other work on the machine costs
-each of them its share and no more. `unsloth-cpu` needs an environment of its own (make .venv-engines-unsloth/.ready).
+Threads of all stacks wait for each other as rankwise's do (system/processor.py), so that other work on the machine
+costs each of them its share and no more. `unsloth-cpu` needs an environment of its own
+(make .venv-engines-unsloth/.ready).
 
 Beside what was reached stand two limits: the operations that a step needs (limits.py) at the rate of this machine's
 best bfloat16 product, measured before and after, and at that of the model's own products.
@@ -34,7 +35,7 @@ from stacks import CASES, OURS, REFERENCE, STACKS, USUAL, Case, peft_stack, rank
 from telling import parser_of, tell
 from trainer_stacks import trl_train, unsloth_settings, unsloth_train
 
-from rankwise.system.waiting import wait_briefly
+from rankwise.system.processor import wait_briefly
 
 TOKENS = {name: 2048 if case.joined else 192 * case.batch for name, case in CASES.items()}
 """About what a product has."""

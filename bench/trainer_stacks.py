@@ -26,7 +26,7 @@ def trl_train(name: str, count: int, steps: int, turns: Turns, case: Case) -> No
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
 
-    from rankwise.system.allocator import keep_memory
+    from rankwise.system.memory import keep_memory
 
     best = name == "trl-best"
     if best:
@@ -50,7 +50,7 @@ def unsloth_train(name: str, count: int, steps: int, turns: Turns, case: Case) -
     import torch
     from unsloth import FastLanguageModel  # pyright: ignore[reportMissingImports]  # before transformers, as it demands
 
-    from rankwise.system.allocator import keep_memory
+    from rankwise.system.memory import keep_memory
 
     keep_memory()
     whole = name == "unsloth-cpu-fp32"

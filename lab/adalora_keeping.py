@@ -40,7 +40,7 @@ from rankwise.rows.encoded.batches import Batches
 from rankwise.rows.preparing import prepare
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import silent
-from rankwise.system.allocator import keep_memory
+from rankwise.system.memory import keep_memory
 from rankwise.training.backend import Fused
 from rankwise.training.trainer import Trainer
 from rankwise.training.workload import Workload

@@ -35,7 +35,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.inference.generate import answers_in_turn, asking_ids
 from rankwise.rows.text.example import Message
 from rankwise.runs.metrics_log import MetricsLog, read_metrics_log
-from rankwise.system.allocator import keep_memory
+from rankwise.system.memory import keep_memory
 
 TEXT, ENCODER = "smollm2-135m", "minilm"
 TRAINED, MEASURED, MEASURED_LABELS = 400, 64, 400

@@ -47,7 +47,7 @@ from rankwise.config.experiment import Experiment
 from rankwise.objectives.registry import decided, objective_of
 from rankwise.rows.preparing import prepare
 from rankwise.runs.records import silent
-from rankwise.system.allocator import keep_memory
+from rankwise.system.memory import keep_memory
 
 METHODS = ("lora", "mlp", "gradient", "adalora", "eva", "adalora-eva", "gates")
 MLP = re.compile(r"(intermediate|(?<!attention\.)output)\.dense$|fc[12]$|(gate|up|down)_proj$")

@@ -28,7 +28,7 @@ from claims_runs import ClaimTask
 from claims_study import QUICK, Plan, claims
 
 from rankwise.runs.records import Event, StatusMessage
-from rankwise.system.allocator import keep_memory
+from rankwise.system.memory import keep_memory
 
 Rows = list[tuple[str, str]]
 OUTSIDE = 40

@@ -30,7 +30,7 @@ from rankwise.commands.evaluate import evaluate
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
 from rankwise.runs.records import silent
-from rankwise.system.allocator import keep_memory
+from rankwise.system.memory import keep_memory
 
 MODEL, TRAINED, CHOOSING, EPOCHS, BATCH = "minilm", 2000, 400, 3, 16
 COLUMNS = {

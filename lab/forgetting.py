@@ -32,7 +32,7 @@ from rankwise.evaluation.subject import open_subject
 from rankwise.evaluation.text import text_for
 from rankwise.runs.metrics_log import MetricsLog, read_metrics_log
 from rankwise.runs.records import silent
-from rankwise.system.allocator import keep_memory
+from rankwise.system.memory import keep_memory
 
 MODEL = "smollm2-135m"
 RUNS = {"none": 0.0, "lora": 2e-3, "replay": 2e-3, "adalora": 8e-3, "full": 2e-4}

@@ -29,7 +29,7 @@ from rankwise.commands.evaluate import evaluate
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
 from rankwise.runs.records import silent
-from rankwise.system.allocator import keep_memory
+from rankwise.system.memory import keep_memory
 
 SIZE, EPOCHS, BATCH, CHOOSING, MEASURED = 112, 10, 16, 30, 100
 """Pixels, passes, images of a step, and images of each class that choose the rate and that are measured."""

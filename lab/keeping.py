@@ -44,7 +44,7 @@ from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.rows.preparing import prepare
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import silent
-from rankwise.system.allocator import keep_memory
+from rankwise.system.memory import keep_memory
 from rankwise.training.anchor import Anchor, BaseOnText, anchor_text
 from rankwise.training.backend import Eager, Fused, choose_backend
 from rankwise.training.replay import with_replay

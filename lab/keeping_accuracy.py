@@ -23,7 +23,7 @@ from stored_cells import command, fresh
 from rankwise.commands.evaluate import evaluate
 from rankwise.commands.train import train
 from rankwise.runs.records import silent
-from rankwise.system.allocator import keep_memory
+from rankwise.system.memory import keep_memory
 
 SETS = {
     "arc_easy": ("retention/arc_easy_test.jsonl", 200),

@@ -24,7 +24,7 @@ from rankwise.commands.evaluate import evaluate
 from rankwise.commands.train import train
 from rankwise.config.forgetting import AnchorConfig
 from rankwise.runs.records import silent
-from rankwise.system.allocator import keep_memory
+from rankwise.system.memory import keep_memory
 
 WEIGHTS = ("plain", "anchor-0.3", "anchor", "anchor-3")
 Cell = tuple[str, float]

@@ -35,7 +35,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.inference.generate import answers_in_turn, asking_ids
 from rankwise.rows.text.example import Message
 from rankwise.runs.records import silent
-from rankwise.system.allocator import keep_memory
+from rankwise.system.memory import keep_memory
 
 MODEL, LONGEST = "smollm2-135m", 256
 TRAINED, MEASURED, WRITTEN = 160, 80, 64

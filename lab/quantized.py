@@ -25,7 +25,7 @@ from stored_cells import alone, done_in, run_missing
 
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
-from rankwise.system.allocator import keep_memory
+from rankwise.system.memory import keep_memory
 
 TASKS, FORMATS, SEEDS = ("e2e", "dolly"), ("none", "int8", "nf4"), (0, 1, 2)
 ROWS, BATCH, LONGEST = 400, 16, 512

@@ -40,7 +40,7 @@ from rankwise.objectives.registry import decided, objective_of
 from rankwise.rows.preparing import prepare
 from rankwise.runs.metrics_log import MetricsLog, read_metrics_log
 from rankwise.runs.records import silent
-from rankwise.system.allocator import keep_memory
+from rankwise.system.memory import keep_memory
 from rankwise.training.tuning import Trials, tune
 
 CHOOSING, MEASURED, LABELS, SIDE = 16, 32, 160, 84

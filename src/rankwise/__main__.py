@@ -14,7 +14,7 @@ def run() -> None:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # `&` ignores it
         signal.signal(signal.SIGINT, _leave)
     try:
-        from rankwise.system.waiting import wait_briefly
+        from rankwise.system.processor import wait_briefly
 
         wait_briefly()
         from rankwise.cli.main import app

@@ -13,7 +13,7 @@ from peft import get_peft_model
 from torch import Tensor, nn
 
 from rankwise.adapters.adalora import FusedAdaLoRA
-from rankwise.adapters.fused import split_of
+from rankwise.adapters.base_layers import split_of
 from rankwise.adapters.set import merge
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.methods.inject import add_adapter, inject

@@ -1,6 +1,6 @@
 """A hub model that is cached loads without the network, and its code runs only for the commit that was named.
 
-Each claim is tried in a process of its own, since the hub client reads its folders from the environment once.
+The claim about code is tried in a process of its own, which is left with that code.
 """
 
 from __future__ import annotations
@@ -8,8 +8,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+
+from huggingface_hub import constants
+
+from rankwise.base.cached import cached_hub_models
+from rankwise.base.loading import load
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER = "89abcdef0123456789abcdef0123456789abcdef"
@@ -33,21 +39,15 @@ def python(program, home, **environment):
     return json.loads(ended.stdout.splitlines()[-1])
 
 
-def test_a_cached_model_loads_by_name_without_one_connection(tmp_path, tiny_folder):
-    snapshot = cached(tmp_path, tiny_folder, "some/model")
-    facts = python(
-        "import sys, json\n"
-        "tried = []\n"
-        "sys.addaudithook(lambda event, given: event in ('socket.connect', 'socket.getaddrinfo') and "
-        "tried.append(str(given)))\n"
-        "from rankwise.base.loading import load\n"
-        "from rankwise.base.cached import cached_hub_models\n"
-        "model = load('some/model')\n"
-        "print(json.dumps([str(model.source.folder), model.source.where, model.facts.name, list(cached_hub_models()), "
-        "tried]))\n",
-        tmp_path,
-    )
-    assert facts == [str(snapshot), f"hub, commit {snapshot.name[:12]}", "some/model", ["some/model"], []]
+def test_a_cached_model_loads_by_name_without_one_connection(tmp_path, tiny_folder, monkeypatch):
+    snapshot, tried = cached(tmp_path, tiny_folder, "some/model"), []
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(socket.socket, "connect", lambda *given: tried.append(given))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *given, **named: tried.append(given))
+    model = load("some/model")
+    assert (model.source.folder, model.facts.name) == (snapshot, "some/model")
+    assert model.source.where == f"hub, commit {snapshot.name[:12]}"
+    assert list(cached_hub_models()) == ["some/model"] and tried == []
 
 
 MODELING = """
@@ -96,11 +96,8 @@ def test_code_of_a_cached_model_runs_only_for_the_commit_that_was_named(tmp_path
     assert [first, second, named] == [["refused", False], ["refused", False], ["X", True]]
 
 
-def test_stray_folders_in_the_hub_cache_do_no_harm(tmp_path):
+def test_stray_folders_in_the_hub_cache_do_no_harm(tmp_path, monkeypatch):
     for stray in ("models--a--b--c", "models--", "models--some--empty"):
         (tmp_path / "hub" / stray).mkdir(parents=True)
-    found = python(
-        "import json\nfrom rankwise.base.cached import cached_hub_models\nprint(json.dumps(cached_hub_models()))\n",
-        tmp_path,
-    )
-    assert found == {}
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert cached_hub_models() == {}

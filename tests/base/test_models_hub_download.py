@@ -7,25 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kit.hub_server import COMMIT, served
-
-LOAD = """
-import sys
+from kit.hub_server import COMMIT, served, visit
 from rankwise.base.loading import load
+from rankwise.errors import ModelError
 from rankwise.runs.records import StatusMessage
-for name in sys.argv[1:]:
-    said = []
-    model = load(name, said.append)
-    print(model.source.name, model.source.where, len([e for e in said if isinstance(e, StatusMessage)]), flush=True)
-"""
 
 
 @pytest.fixture
@@ -48,26 +38,24 @@ def hub(tiny_folder: Path) -> Iterator[tuple[str, list[str]]]:
         yield found
 
 
-def load(names: list[str], address: str, home: Path) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
-    environment |= {"HF_ENDPOINT": address, "HF_HOME": str(home)}
-    return subprocess.run([sys.executable, "-c", LOAD, *names], env=environment, capture_output=True, text=True)
-
-
-def test_a_named_model_is_fetched_once_without_pickles_or_code(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+def test_a_named_model_is_fetched_once_without_pickles_or_code(
+    hub: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     address, asked = hub
-    first = load(["org/tiny"], address, tmp_path)
-    assert first.returncode == 0, first.stderr
-    assert first.stdout.split() == ["org/tiny", "hub,", "commit", COMMIT[:12], "1"]
-    assert any("model.safetensors" in line for line in asked)
-    assert not any(unwanted in line for line in asked for unwanted in ("pytorch_model.bin", "modeling_tiny.py"))
-    asked.clear()
-    second = load(["org/tiny", "org/tinny"], address, tmp_path)
-    assert second.stdout.split() == ["org/tiny", "hub,", "commit", COMMIT[:12], "0"], second.stderr
-    assert not any("tiny" in line for line in asked)
-    assert 'the hub has no model "org/tinny"' in second.stderr.splitlines()[-1]
+    visit(address, tmp_path, monkeypatch)
+    for messages in (1, 0):
+        asked.clear()
+        heard: list[object] = []
+        source = load("org/tiny", heard.append).source
+        assert (source.name, source.where) == ("org/tiny", f"hub, commit {COMMIT[:12]}")
+        assert len([event for event in heard if isinstance(event, StatusMessage)]) == messages
+        assert any("model.safetensors" in line for line in asked) == any("tiny" in line for line in asked) == messages
+        assert not any(unwanted in line for line in asked for unwanted in ("pytorch_model.bin", "modeling_tiny.py"))
+    with pytest.raises(ModelError, match='the hub has no model "org/tinny"'):
+        load("org/tinny")
 
 
-def test_a_hub_that_does_not_answer_is_told(tmp_path: Path) -> None:
-    refused = load(["org/tiny"], "http://127.0.0.1:9", tmp_path)
-    assert "the hub cannot be reached" in refused.stderr.splitlines()[-1]
+def test_a_hub_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    visit("http://127.0.0.1:9", tmp_path, monkeypatch)
+    with pytest.raises(ModelError, match="the hub cannot be reached"):
+        load("org/tiny")

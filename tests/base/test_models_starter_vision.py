@@ -138,7 +138,7 @@ def test_a_file_with_another_hash_is_not_converted(exported, shelf):
         index_copy(starter, silent)
 
 
-def test_efficientnet_from_a_pickle_computes_what_timm_computes(network, shelf, tmp_path):
+def test_efficientnet_from_a_pickle_computes_what_timm_computes_in_a_folder_of_timm_s(network, shelf, tmp_path):
     starter, messages = shelf("efficientnet-lite0", pickled(network, tmp_path / "lite0.pth")), []
     folder = index_copy(starter, messages.append)
     assert left_in(folder) == ["config.json", "model.safetensors"]
@@ -153,9 +153,6 @@ def test_efficientnet_from_a_pickle_computes_what_timm_computes(network, shelf, 
     with torch.no_grad():
         assert torch.equal(loaded(pixel_values=pixels).logits, network(pixels))
 
-
-def test_efficientnet_s_folder_is_one_of_timm_s(network, shelf, tmp_path):
-    folder = index_copy(shelf("efficientnet-lite0", pickled(network, tmp_path / "lite0.pth")), silent)
     config = json.loads((folder / "config.json").read_text())
     assert (config["architecture"], config["num_classes"], config["num_features"]) == (LITE0, 1000, 1280)
     own = {key: value for key, value in network.pretrained_cfg.items() if key in config["pretrained_cfg"]}

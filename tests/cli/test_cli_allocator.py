@@ -10,7 +10,7 @@ import pytest
 
 PROGRAM = """
 import ctypes, psutil, sys
-from rankwise.system.allocator import keep_memory
+from rankwise.system.memory import keep_memory
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 if sys.argv[1] == "keep":

@@ -17,7 +17,7 @@ from kit.command import done, printed, rankwise
 from kit.vision_models import LABELS, TIMM, save_folder
 from rankwise.adapters.formats.peft import write_peft
 from rankwise.adapters.set import AdapterSet
-from rankwise.base.heads import head_modules
+from rankwise.base.timm_models import head_modules
 from rankwise.commands.models import means_model
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import TargetError

@@ -43,28 +43,19 @@ DECODERS: dict[str, Decoder] = {
     "llama": Decoder("llama", GATED, fused=True),
     "mistral": Decoder("mistral", GATED | {"sliding_window": 100}, fused=True),
     "qwen2": Decoder("qwen2", TIED, fused=True),
-    "qwen2.5": Decoder("qwen2", GATED, fused=True),
     "qwen3": Decoder("qwen3", TIED | {"head_dim": 10}, fused=True),
     "gemma2": Decoder("gemma2", TIED | {"head_dim": 10, **WINDOWS}),
     "gemma3": Decoder("gemma3_text", TIED | {"head_dim": 10, **WINDOWS}, fused=True),
     "phi3": Decoder("phi3", GATED, qkv="qkv_proj"),
-    "phi4-mini": Decoder("phi3", TIED | {"partial_rotary_factor": 0.75}, qkv="qkv_proj"),
     "smollm3": Decoder("smollm3", TIED | {"no_rope_layers": [1, 1, 0]}),
-    "olmo2": Decoder("olmo2", GATED),
     "gpt2": Decoder("gpt2", GPT, fused=True, qkv="c_attn"),
     "gptj": Decoder("gptj", GPT | {"rotary_dim": 4, "tie_word_embeddings": False}),
     "pythia": Decoder("gpt_neox", PLAIN, fused=True, qkv=QUERY_KEY_VALUE),
     "stablelm": Decoder("stablelm", GATED),
-    "stablelm-2": Decoder(
-        "stablelm", GATED | {"use_qkv_bias": True, "qk_layernorm": True, "use_parallel_residual": True}
-    ),
     "opt": Decoder("opt", PLAIN | {"ffn_dim": 44, "word_embed_proj_dim": 32, "tie_word_embeddings": True}),
     "falcon-7b": Decoder("falcon", TIED | FALCON_7B, qkv=QUERY_KEY_VALUE),
     "falcon-40b": Decoder("falcon", TIED | FALCON_40B, qkv=QUERY_KEY_VALUE),
     "falcon-rw": Decoder("falcon", TIED | FALCON_RW, qkv=QUERY_KEY_VALUE),
-    "granite": Decoder(
-        "granite", TIED | {"residual_multiplier": 0.5, "logits_scaling": 2.0, "embedding_multiplier": 3.0}
-    ),
     "mixtral": Decoder("mixtral", GATED | {"num_local_experts": 2, "num_experts_per_tok": 1}),
     "qwen3-moe": Decoder(
         "qwen3_moe",

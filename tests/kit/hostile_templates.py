@@ -1,4 +1,4 @@
-"""Forty-eight chat templates that a model folder could bring: escapes, endless ones, and those that fill the memory.
+"""Three dozen chat templates that a model folder could bring: escapes, endless ones, and those that fill the memory.
 
 An escape tries to make a file named `escaped`. None of them writes a conversation, so whatever is left of it after the
 sandbox, no row can be trained on.
@@ -6,10 +6,6 @@ sandbox, no row can be trained on.
 
 from __future__ import annotations
 
-TEN_TIMES = "{%% macro m%d() %%}" + "{{ m%d() }}" * 10 + "{%% endmacro %%}"
-MACRO_BOMB = "{% macro m0() %}boom{% endmacro %}" + "".join(
-    TEN_TIMES % (level, *[level - 1] * 10) for level in range(1, 12)
-)
 SHELL = "'touch escaped'"
 ESCAPES = {
     "subclasses": "{{ ''.__class__.__mro__[1].__subclasses__()[0]('escaped') }}",
@@ -23,11 +19,6 @@ ESCAPES = {
 LOOP = "{% for i in range(99999) %}"
 ENDLESS = {
     "nested loops": LOOP * 3 + "{% endfor %}" * 3,
-    "nested loops that write nothing": "{% set n = namespace(n=0) %}"
-    + LOOP * 2
-    + "{% set n.n = i %}"
-    + "{% endfor %}" * 2,
-    "macros that call macros": MACRO_BOMB + "{% set x = m11() %}",
     "a power": "{{ 9 ** (9 ** 9) }}",
     "a search that goes back": "{% set x = ('x' * 60000) %}"
     + LOOP
@@ -36,11 +27,8 @@ ENDLESS = {
 LARGE = {
     "a text of 1 GB": "{{ 'x' * 10**9 }}",
     "a number in 1 GB": "{{ '%1000000000d' % 1 }}",
-    "a number in 1 GB by format": "{{ '{:1000000000}'.format(1) }}",
     "join": "{{ (['x' * 1000000] * 2000)|join }}",
     "center": "{{ 'x'|center(10**9) }}",
-    "words of a letter": "{{ ('x ' * 999999)|wordwrap(1) }}",
-    "doubling": "{% set n = namespace(x='x') %}" + "{% set n.x = n.x + n.x %}" * 40,
     "a long list": "{% set x = messages * 10**9 %}",
     "100 MB of output": LOOP + "{{ 'x' * 1000 }}{% endfor %}",
     "recursion": "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}",
@@ -52,14 +40,7 @@ DOUBLED = TWICE + "[n.x, n.x] %}{% endfor %}"
 GROWING = {
     "doubling by a tilde": TWICE + "n.x ~ n.x %}{% endfor %}{{ n.x }}",
     "zfill": "{% set x = 'x'.zfill(10**9) %}",
-    "ljust": "{% set x = 'x'.ljust(2 * 10**8) %}",
-    "words of nobody": "{{ lipsum(n=10**7) }}",
     "lists twice in each other as JSON": DOUBLED + "{% set x = n.x|tojson %}",
-    "lists twice in each other, printed": DOUBLED + "{{ n }}{{ n.x }}",
-    "lists twice in each other, compared": DOUBLED
-    + DOUBLED.replace("n.", "m.").replace("n =", "m =")
-    + "{% set x = n.x == m.x %}",
-    "lists twice in each other as a key": DOUBLED.replace("[n.x, n.x]", "(n.x, n.x)") + "{% set x = {n.x: 1} %}",
     "lists twice in each other, sorted": DOUBLED + "{% set x = [n.x, n.x]|sort %}",
     "a letter replaced": "{% set x = ('x' * 40000).replace('x', 'x' * 40000) %}",
     "a long separator": "{% set x = ('x' * 40000).join(range(40000)|map('string')|list) %}",
@@ -76,11 +57,7 @@ NO_BUDGET_SEES = {
     + "n.x"
     + ",)" * 25
     + " %}{% endfor %}{{ n.x is filter }}",
-    "a text looked for in a range": "{% set r = range(99999) %}" + LOOP + "{% set x = 'a' in r %}{% endfor %}",
     "a number in 1 GB by a test": "{{ '%1000000000d' is odd }}",
-    "a search that goes back from the end": "{% set s = 'x' * 60000 %}"
-    + LOOP
-    + "{% set x = s.rfind('xy' + 'x' * 30000) %}{% endfor %}",
     "conditions of a loop": "{% for i in range(99999) if [" + "i.a," * 1000 + "] %}{% endfor %}" * 9,
     "thousands of names": "{% set "
     + ", ".join(f"a{n}" for n in range(8000))

@@ -7,6 +7,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
 
 COMMIT = "a" * 40
 Answer = Callable[[str], bytes | str]
@@ -49,3 +53,14 @@ def served(answer: Answer) -> Iterator[tuple[str, list[str]]]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def visit(address: str, home: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let the client of this process use the hub at an address, with a cache of its own, as HF_ENDPOINT and HF_HOME do
+    before it is imported, and send no telemetry, as where rankwise imports it first."""
+    patch.delenv("HF_HUB_OFFLINE", raising=False)
+    patch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    patch.setattr(constants, "ENDPOINT", address)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")

@@ -62,7 +62,7 @@ def test_linear_is_the_weighted_sum_in_a_model_and_in_an_adapter_and_to_peft(two
     merged = merge([one, other], tmp_path / "merged", weights=WEIGHTS)
     wanted = sum(weight * change for weight, change in zip(WEIGHTS, changes(one, other), strict=True))
     assert near(change_of(base, merged.folder), wanted) < 1e-5
-    result = combined(options_of([one, other], WEIGHTS, Combining(), 1.0, None), tmp_path / "joined")
+    result = combined(options_of([one, other], WEIGHTS, Combining(), 1.0), tmp_path / "joined")
     assert result.rank == 5 and result.error == 0
     ours = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "joined").eval()
     live = logits(theirs(base, one, other, "cat"))
@@ -74,7 +74,7 @@ def test_svd_is_the_nearest_change_of_its_rank_and_peft_says_the_same(two, tmp_p
     base, one, other = two
     combining = Combining("svd", rank=2)
     merged = merge([one, other], tmp_path / "merged", weights=WEIGHTS, method="svd", rank=2)
-    result = combined(options_of([one, other], WEIGHTS, combining, 1.0, None), tmp_path / "joined")
+    result = combined(options_of([one, other], WEIGHTS, combining, 1.0), tmp_path / "joined")
     whole = WEIGHTS[0] * changes(one)[0] + WEIGHTS[1] * changes(other)[0]
     values = torch.linalg.svdvals(whole)
     best = float(values[2:].norm() / values.norm())
@@ -125,13 +125,13 @@ def test_dare_drops_by_the_seed_and_keeps_the_mean(tmp_path, architecture):
 def test_the_rank_of_an_adapter_is_lowered_with_the_best_error_and_without_its_base(two, tmp_path):
     base, one, _ = two
     (base / "model.safetensors").unlink()
-    lowered = combined(options_of([one], None, Combining(rank=1), 1.0, None), tmp_path / "low")
+    lowered = combined(options_of([one], None, Combining(rank=1), 1.0), tmp_path / "low")
     (whole,) = changes(one)
     values = torch.linalg.svdvals(whole)
     layer = next(one for one in lowered.layers if one.layer == PATH)
     assert layer.error == pytest.approx(float(values[1:].norm() / values.norm()), rel=1e-5)
     assert float((changes(tmp_path / "low")[0] - whole).norm() / whole.norm()) == pytest.approx(layer.error, rel=1e-4)
-    by_error = combined(options_of([one], None, Combining(error=0.4), 1.0, None), tmp_path / "by-error")
+    by_error = combined(options_of([one], None, Combining(error=0.4), 1.0), tmp_path / "by-error")
     assert all(layer.error <= 0.4 for layer in by_error.layers)
     assert any(layer.rank < 3 for layer in by_error.layers) and by_error.error <= 0.4
 
@@ -169,14 +169,14 @@ def test_what_cannot_be_combined_is_refused(two, tmp_path):
     with pytest.raises(AdapterError, match="is DoRA"):
         merge([one, tmp_path / "dora"], tmp_path / "merged", weights=[1, 1])
     with pytest.raises(AdapterError, match="gives no low rank"):
-        combined(options_of([one, one], [1, 1], Combining("ties"), 1.0, None), tmp_path / "joined")
+        combined(options_of([one, one], [1, 1], Combining("ties"), 1.0), tmp_path / "joined")
     with pytest.raises(ConfigError, match="needs --rank or --error"):
         merge([one, one], tmp_path / "merged", weights=[1, 1], method="svd")
     with pytest.raises(ConfigError, match="all weights are 0"):
         merge([one, one], tmp_path / "merged", weights=[0, 0])
     for combining in (Combining("linear"), Combining("svd", rank=2)):
         with pytest.raises(AdapterError, match="nothing is left"):
-            combined(options_of([one, one], [1, -1], combining, 1.0, None), tmp_path / "joined")
+            combined(options_of([one, one], [1, -1], combining, 1.0), tmp_path / "joined")
     assert not list(tmp_path.glob("*merged*")) and not list(tmp_path.glob("*joined*"))
 
 

@@ -50,6 +50,7 @@ PLAIN = {
     },
 }  # fmt: skip
 """Families without a fast form."""
+BLOCKS = 3
 NEAR = {"fast": 0.02, "plain": 0.03}
 """Shares of what autograd holds. In the plain form, only the capped scores of Gemma 2 are off by more."""
 
@@ -60,15 +61,15 @@ def config_of(family: str, blocks: int):
 
 
 @cache
-def shape_of(family: str, blocks: int):
-    return shape_of_config(config_of(family, blocks).to_dict(), family, "config.json")
+def shape_of(family: str):
+    return shape_of_config(config_of(family, BLOCKS).to_dict(), family, "config.json")
 
 
-def built(family: str, dtype: torch.dtype, method: str, blocks: int = 3):
+def built(family: str, dtype: torch.dtype, method: str, blocks: int = BLOCKS):
     model = AutoModelForCausalLM.from_config(config_of(family, blocks), dtype=dtype).eval()
     tuned = FullFineTuning(model, dict) if method == "full" else inject(model, LoraConfig(rank=4))
     ranks = {} if method == "full" else dict.fromkeys(range(blocks), 4.0 * len(tuned.adapters()) / blocks)
-    return model, shape_of(family, blocks), ranks
+    return model, ranks
 
 
 def autograd_bytes(model, form: str, count: int) -> int:
@@ -79,15 +80,14 @@ def autograd_bytes(model, form: str, count: int) -> int:
 
 
 def of_a_block(family: str, dtype: torch.dtype, method: str, form: str) -> tuple[float, float]:
-    """Bytes that a token keeps in one more block: as autograd has it, and as planned."""
-    found, planned = [], []
-    for blocks in (2, 3):
-        model, shape, ranks = built(family, dtype, method, blocks)
+    """Bytes that a token keeps in one more block as autograd has it, and in a block as planned."""
+    found = []
+    for blocks in (BLOCKS - 1, BLOCKS):
+        model, ranks = built(family, dtype, method, blocks)
         found.append((autograd_bytes(model, form, 3) - autograd_bytes(model, form, 1)) / (2 * LENGTH))
-        number = torch.finfo(dtype).bits // 8
-        learns = "full" if method == "full" else "adapter"
-        planned.append(saved_bytes(shape, AtOnce(LENGTH, LENGTH, LENGTH), ranks, number, form, learns) / LENGTH)
-    return found[1] - found[0], planned[1] - planned[0]
+    number, learns = torch.finfo(dtype).bits // 8, "full" if method == "full" else "adapter"
+    planned = saved_bytes(shape_of(family), AtOnce(LENGTH, LENGTH, LENGTH), ranks, number, form, learns)
+    return found[1] - found[0], planned / LENGTH / BLOCKS
 
 
 BY_FORM = [

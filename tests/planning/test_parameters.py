@@ -23,18 +23,17 @@ from rankwise.planning.parameters import parameters_of
 
 QUERY_VALUE = {
     "gpt_neox": "query_key_value", "gpt2": "c_attn", "phi3": "qkv_proj", "bert": "query,value",
-    "roberta": "query,value", "xlm-roberta": "query,value", "deberta-v2": "query_proj,value_proj", "t5": "q,v",
+    "deberta-v2": "query_proj,value_proj", "t5": "q,v",
 }  # fmt: skip
 FEED_FORWARD = {
     "gptj": r"mlp\.fc_.*", "opt": "fc1,fc2", "bart": r"(en|de)coder\.layers\.\d\.fc[12]", "t5": r"DenseReluDense\.w.*",
-    "bert": "intermediate.dense,output.dense", "roberta": "intermediate.dense", "xlm-roberta": "intermediate.dense",
-    "deberta-v2": "intermediate.dense",
+    "bert": "intermediate.dense,output.dense", "deberta-v2": "intermediate.dense",
 }  # fmt: skip
 TABLES = {
     "gpt2": r".*w[tp]e", "gptj": "wte", "gpt_neox": "embed_in", "opt": "embed_tokens", "bert": ".*_embeddings",
-    "roberta": ".*_embeddings", "xlm-roberta": ".*_embeddings", "deberta-v2": ".*_embeddings",
+    "deberta-v2": ".*_embeddings",
     "t5": "shared,embed_tokens,relative_attention_bias", "vit": "projection", "dinov2": "projection",
-    "gemma": "lm_head", "gemma2": "lm_head", "gemma3_text": "lm_head", "bart": "model.decoder.layers.1.fc1",
+    "gemma": "lm_head", "gemma3_text": "lm_head", "bart": "model.decoder.layers.1.fc1",
 }  # fmt: skip
 
 
@@ -48,7 +47,9 @@ def choices(family: str) -> dict[str, dict[str, object]]:
     }
 
 
-CASES = [(name, choice) for name in SMALL for choice in choices(SMALL[name][0])]
+COUNTED = [name for name in SMALL if name not in ("qwen2", "qwen3, wide", "gemma2", "roberta")]
+"""The others have the layers of Llama, Gemma and BERT."""
+CASES = [(name, choice) for name in COUNTED for choice in choices(SMALL[name][0])]
 
 
 def of_family(name: str, choice: str) -> dict[str, object]:
@@ -75,7 +76,7 @@ def added(adapters: AdapterSet) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", COUNTED)
 def test_a_shape_has_every_weight_of_the_model_in_its_order(name: str) -> None:
     shape, model = shape_of_small(name), built(name)
     held = {

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from kit.planning_models import SMALL, refusal, shape_of_small, written_config
+from kit.processes import WARM
 from rankwise.errors import ModelError
 from rankwise.forward.plan import shape_of
 
@@ -93,25 +95,24 @@ def test_a_model_of_very_many_parts_is_refused_while_it_is_built(
     assert "more than 500 modules" in refusal(str(tmp_path))
 
 
-WIDE = """
-import sys
-import psutil
-from rankwise.forward.plan import shape_of
-shape_of(sys.argv[1])  # whatever is imported for it is not the model's memory
-before = psutil.Process().memory_info().rss
-print(shape_of(sys.argv[2]).parameters, psutil.Process().memory_info().rss - before)
-"""
+def measure_growth(narrow: str, wide: str, sender: Connection) -> None:
+    shape_of(narrow)  # whatever is imported for it is not the model's memory
+    before = psutil.Process().memory_info().rss
+    sender.send((shape_of(wide).parameters, psutil.Process().memory_info().rss - before))
 
 
 def test_a_very_wide_model_takes_no_memory(tmp_path: Path) -> None:
-    """In an interpreter of its own: what other tests leave behind would be counted too."""
+    """In a process of its own: what other tests leave behind would be counted too."""
     wide = {"hidden_size": 1_000_000, "num_hidden_layers": 20, "num_attention_heads": 10_000, "vocab_size": 10**8}
     for name, config in (("narrow", LLAMA | {"num_hidden_layers": 20}), ("wide", LLAMA | wide)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
-    command = [sys.executable, "-c", WIDE, str(tmp_path / "narrow"), str(tmp_path / "wide")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    parameters, growth = map(int, done.stdout.split())
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(WARM)
+    receiver, sender = context.Pipe(duplex=False)
+    context.Process(target=measure_growth, args=(str(tmp_path / "narrow"), str(tmp_path / "wide"), sender)).start()
+    sender.close()  # so that its death ends the waiting
+    parameters, growth = receiver.recv()
     assert parameters > 10**12
     assert growth < 300_000_000
 

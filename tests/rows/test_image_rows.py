@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from rankwise.commands.predict import file_of
 from rankwise.config.data import DataConfig
 from rankwise.errors import DataError
-from rankwise.rows.answered_rows import file_of
 from rankwise.rows.asking import question_of
 from rankwise.rows.files import hub
 from rankwise.rows.images.decode import decode

@@ -10,9 +10,8 @@ from rankwise.config.tasks import BUILT_IN
 from rankwise.evaluation.intervals import difference, scores
 from rankwise.evaluation.metrics import METRICS
 from rankwise.reporting.verdict import chance, evaluation_warnings
-from rankwise.runs.evaluations import ModelScores
+from rankwise.runs.evaluations import ModelScores, verdict_text
 from rankwise.runs.measured import Difference
-from rankwise.runs.score_text import verdict_text
 
 
 @pytest.fixture

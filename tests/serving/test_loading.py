@@ -164,6 +164,19 @@ def test_an_adapter_stays_while_a_prompt_is_read_in_parts(open_server, reference
     assert not server.serving.adapters.names
 
 
+def test_only_the_engine_s_thread_walks_the_model_while_an_adapter_is_loaded(open_server, monkeypatch):
+    """Elsewhere the walk could meet a change of the model, which ends it with an error."""
+    module, threads = open_server.serving.model.module, set()
+
+    def walked(*arguments, **named):
+        threads.add(threading.current_thread().name)
+        return type(module).named_modules(module, *arguments, **named)
+
+    monkeypatch.setattr(module, "named_modules", walked)
+    assert open_server.load("lora").status_code == 200
+    assert threads == {"rankwise-engine"}
+
+
 def test_right_adapter_while_others_come_and_go(open_server, references):
     """Five names change their meaning all the time; an answer and its hash belong together."""
     hashes, stop, changed = {}, threading.Event(), []

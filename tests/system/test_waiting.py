@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from rankwise.system.waiting import SPINS, USER_VARIABLES
+from rankwise.system.processor import SPINS, USER_VARIABLES
 
-LOADS_TORCH = "from rankwise.system.waiting import wait_briefly; wait_briefly(); import torch"
+LOADS_TORCH = "from rankwise.system.processor import wait_briefly; wait_briefly(); import torch"
 AS_COMMAND = """
 import os, sys, types
 from rankwise.__main__ import run

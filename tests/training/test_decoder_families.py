@@ -14,8 +14,8 @@ from transformers.pytorch_utils import Conv1D
 
 import rankwise
 from kit.decoder_families import DECODERS, decoder_model, save_decoder
+from rankwise.adapters.base_layers import split_of
 from rankwise.adapters.formats.peft import read_peft
-from rankwise.adapters.fused import split_of
 from rankwise.adapters.set import merge
 from rankwise.config.adapters import AdaLora, LoraConfig
 from rankwise.errors import TargetError

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from rankwise.objectives.registry import decided, objective_of
 from rankwise.planning import tuning as planned_trials
 from rankwise.planning.tuning import TOO_COSTLY, Stage, TrialPlan, most_cost
 from rankwise.rows.preparing import prepare
-from rankwise.runs.records import StatusMessage, StepRecord, silent
+from rankwise.runs.records import Callback, StepRecord, silent
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.training import tuning as tuning_of_rates
 from rankwise.training.tuning import WIDEST, Trials, ceiling_of, choose, set_aside
@@ -72,19 +73,29 @@ def bits(folder: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.glob("*.safetensors")}
 
 
+LINES: list[str] = []
+"""What the run of `tuned_by("lora")` said."""
+
+
+@cache
+def tuned_by(method: str) -> Trained:
+    """Trained once for all tests of this file."""
+    return trained_by(method, "tuned", "tune", lambda event: LINES.append(getattr(event, "text", "")))
+
+
+def trained_by(method: str, run: str, rate: float | str, callback: Callback = silent) -> Trained:
+    steps = 100 if method == "full" else 50  # trials of every weight cost more
+    training = {"steps": steps, "batch_size": 8, "learning_rate": rate, "backend": "eager"}
+    return train(experiment(f"{method}-{run}", adapter=METHODS[method], training=training), callback=callback)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_tuned_run_has_the_bytes_of_a_run_at_the_rate_that_was_chosen(method):
-    steps = 100 if method == "full" else 50  # trials of every weight cost more
-
-    def trained(run: str, rate: float | str) -> Trained:
-        training = {"steps": steps, "batch_size": 8, "learning_rate": rate, "backend": "eager"}
-        return train(experiment(run, adapter=METHODS[method], training=training), restart=True)
-
-    tuned = trained(f"{method}-tuned", "tune")
+    tuned = tuned_by(method)
     tuning = tuned.manifest.tuning
     assert tuning is not None and len(tuning.trials) >= 5
     assert tuned.manifest.learning_rate == tuning.learning_rate
-    given = trained(f"{method}-given", tuning.learning_rate)
+    given = trained_by(method, "given", tuning.learning_rate)
     assert bits(tuned.result) == bits(given.result) != {}
     assert given.manifest.tuning is None
     files = [sorted(str(file.relative_to(one.run.folder)) for file in one.run.folder.rglob("*"))
@@ -221,22 +232,16 @@ def test_a_short_run_takes_the_default_and_says_so():
 
 
 def test_rows_are_set_aside_only_where_there_are_no_validation_rows():
-    lines: list[str] = []
-
-    def callback(event: Any) -> None:
-        if isinstance(event, StatusMessage):
-            lines.append(event.text)
-
-    train(experiment("aside"), restart=True, callback=callback)
-    assert "training rows that the trials set aside and the run learns from" in lines[0]
+    assert tuned_by("lora").manifest.tuning.rows_from == "training"
+    assert any("training rows that the trials set aside and the run learns from" in line for line in LINES)
     data = {"path": "rows.jsonl", "validation": "apart.jsonl"}
-    tuned = train(experiment("apart", data=data), restart=True, callback=callback).manifest.tuning
+    tuned = train(experiment("apart", data=data), restart=True).manifest.tuning
     assert tuned is not None and tuned.rows == 12 and tuned.rows_from == "validation"
 
 
 def test_resuming_does_not_tune_again(monkeypatch: pytest.MonkeyPatch):
     steps = {"steps": 50, "batch_size": 8, "learning_rate": "tune", "backend": "eager", "checkpoint_steps": 20}
-    whole = train(experiment("whole", training=steps), restart=True)
+    whole = tuned_by("lora")
 
     def stop(event: Any) -> None:
         if isinstance(event, StepRecord) and event.step == 30:

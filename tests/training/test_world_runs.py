@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from rankwise.commands.launch import what_now
 from rankwise.runs.directory import RunDirectory
 
 pytestmark = pytest.mark.slow
+Undisturbed = Callable[[Path, int], dict[str, Tensor]]
 STEPS, EVERY = 11, 3
 WORDS = (
     "train", "--model", "base", "--data", "rows.jsonl", "--run", "r", "--batch-size", "3", "--rank", "2", "--steps",
@@ -30,10 +33,25 @@ WORDS = (
 
 @pytest.fixture(params=DEVICES)
 def folder(request: pytest.FixtureRequest, tiny_folder: Path, tmp_path: Path) -> Path:
-    shutil.copytree(tiny_folder, tmp_path / "base")
-    (tmp_path / "device").write_text(request.param)
-    (tmp_path / "rows.jsonl").write_text(rows(13))
-    return tmp_path
+    return laid_out(tmp_path, tiny_folder, request.param)
+
+
+def laid_out(folder: Path, base: Path, device: str) -> Path:
+    shutil.copytree(base, folder / "base")
+    (folder / "device").write_text(device)
+    (folder / "rows.jsonl").write_text(rows(13))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """The weights that so many processes come to on the device of a folder where nothing happens, trained once."""
+
+    @cache
+    def weights(device: str, size: int) -> dict[str, Tensor]:
+        return finished(laid_out(tmp_path_factory.mktemp("undisturbed"), tiny_folder, device), size)
+
+    return lambda folder, size: weights(device_of(folder), size)
 
 
 def train(folder: Path, size: int, *words: str, rank: int = 0, step: int = 0, what: str = "") -> list[Ended]:
@@ -50,6 +68,8 @@ def device_of(folder: Path) -> str:
 def finished(folder: Path, size: int, *words: str) -> dict[str, Tensor]:
     for ended in train(folder, size, *words):
         assert ended.code == 0, ended.errors
+    steps = [row["step"] for row in map(json.loads, (folder / "runs/r/metrics.jsonl").open()) if row["kind"] == "step"]
+    assert steps == list(range(1, STEPS + 1)), "one process writes"
     return load_file(folder / "runs/r/adapter/adapter_model.safetensors")
 
 
@@ -64,21 +84,16 @@ def manifest(folder: Path) -> dict[str, object]:
     return json.loads((folder / "runs/r/manifest.json").read_text())
 
 
-def again(folder: Path) -> None:
-    shutil.rmtree(folder / "runs")
-
-
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     assert one.keys() == other.keys()
     return max(float((value - other[name]).abs().max() / value.abs().max()) for name, value in one.items())
 
 
 @pytest.mark.parametrize(("rank", "step"), [(1, 5), (0, 7)])
-def test_a_process_that_is_killed_ends_all_and_the_run_goes_on_bit_for_bit(folder: Path, rank: int, step: int) -> None:
-    whole = finished(folder, 2)
-    steps = [row["step"] for row in map(json.loads, (folder / "runs/r/metrics.jsonl").open()) if row["kind"] == "step"]
-    assert steps == list(range(1, STEPS + 1)), "one process writes"
-    again(folder)
+def test_a_process_that_is_killed_ends_all_and_the_run_goes_on_bit_for_bit(
+    folder: Path, undisturbed: Undisturbed, rank: int, step: int
+) -> None:
+    whole = undisturbed(folder, 2)
     ended = train(folder, 2, rank=rank, step=step, what="kill")
     assert [one.code for one in ended][rank] == -9 and [one.code for one in ended][1 - rank] == 1
     (sentence,) = sentences(ended)
@@ -99,9 +114,8 @@ def test_a_request_to_one_process_stops_all_before_the_same_step_with_a_checkpoi
     assert manifest(folder)["status"] == "interrupted"
 
 
-def test_a_run_goes_on_with_another_number_of_processes(folder: Path) -> None:
-    alone = finished(folder, 1)
-    again(folder)
+def test_a_run_goes_on_with_another_number_of_processes(folder: Path, undisturbed: Undisturbed) -> None:
+    alone = undisturbed(folder, 1)
     for size, step, more in ((1, 4, ()), (2, 7, ("--resume",))):
         train(folder, size, *more, rank=size - 1, step=step, what="kill")
     mixed = finished(folder, 3, "--resume")
@@ -150,9 +164,10 @@ def test_torchrun_understands_the_commands_of_the_docs() -> None:
         assert given.training_script_args[-2:] == ["--run", "support"]
 
 
-def test_a_split_base_is_resumed_by_others_and_in_one_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = finished(folder, 1)
-    again(folder)
+def test_a_split_base_is_resumed_by_others_and_in_one_process(
+    folder: Path, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = undisturbed(folder, 1)
     ended = train(folder, 2, "--shard", rank=1, step=5, what="kill")
     assert [one.code for one in ended] == [1, -9]
     (sentence,) = sentences(ended)
@@ -193,7 +208,7 @@ def test_all_weights_that_are_split_go_on_in_other_numbers_of_processes(
     full(1)
     monkeypatch.chdir(folder)
     alone = load_file("runs/r/model/model.safetensors")
-    again(folder)
+    shutil.rmtree("runs")
     full(2, "--shard", step=5)
     full(3, "--shard", "--resume", step=8)
     full(2, "--shard", "--resume")

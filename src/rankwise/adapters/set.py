@@ -24,9 +24,8 @@ from torch import Tensor, nn
 
 from rankwise.adapters.adalora import is_decided
 from rankwise.adapters.adapter import Adapter
-from rankwise.adapters.base_layers import adalora_for, features_of, lora_for, oriented, plain_lora, weight_of
+from rankwise.adapters.base_layers import adalora_for, features_of, lora_for, oriented, plain_lora, split_of, weight_of
 from rankwise.adapters.experts import open_experts, owner_of
-from rankwise.adapters.fused import split_of
 from rankwise.adapters.heads import HeadWrapper, head_paths
 from rankwise.adapters.lora import LoRA
 from rankwise.adapters.targets import Choice, chosen_paths

@@ -17,7 +17,6 @@ from torch import Tensor
 
 import rankwise.base.quiet as quiet
 from rankwise.base.gguf.mapped import gguf_tensors, quantization_of
-from rankwise.base.heads import head_modules
 from rankwise.base.inspection import refuse_vision, stored_format
 from rankwise.base.kind import CAUSAL_LM, ModelKind, kind_for
 from rankwise.base.loaded import LoadedModel, TextReader
@@ -26,7 +25,7 @@ from rankwise.base.quantized_folder import QuantizedFolder, bitsandbytes_folder,
 from rankwise.base.sharding import load_sharded
 from rankwise.base.skeleton import built
 from rankwise.base.sources import Source, find
-from rankwise.base.timm_models import is_timm, is_timm_config, need_timm
+from rankwise.base.timm_models import head_modules, is_timm, is_timm_config, need_timm
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RankwiseError, first_line, is_out_of_memory
 from rankwise.kernels.quantized.given_back import give_back_after_use

@@ -31,11 +31,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rankwise.base.heads import head_modules
 from rankwise.base.inspection import fingerprint
 from rankwise.base.kind import ModelKind
 from rankwise.base.skeleton import Skeleton, skeleton
 from rankwise.base.tensor_files import MappedFiles, StoredTensor
+from rankwise.base.timm_models import head_modules
 from rankwise.config.models import PackedFormat
 from rankwise.errors import ModelError, some
 from rankwise.kernels.linear import is_conv1d

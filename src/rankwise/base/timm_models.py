@@ -1,4 +1,5 @@
-"""Models of timm (ResNet, EfficientNet, …), which transformers loads inside a wrapper of its own.
+"""Which modules of a classifier make its outputs, and models of timm (ResNet, EfficientNet, …), which transformers
+loads inside a wrapper of its own.
 
 A folder of timm's has the name of the architecture and its preprocessing in config.json, and no model_type.
 """
@@ -15,6 +16,7 @@ from rankwise.errors import ModelError
 from rankwise.system.extras import need_extra
 
 PREFIX = "timm_model."
+IMAGE_HEADS = ("classifier", "score", "fc", "head", "dist_head", "cls_classifier", "distillation_classifier")
 
 
 def is_timm_config(config: dict[str, Any]) -> bool:
@@ -30,7 +32,17 @@ def need_timm(name: str) -> None:
     need_extra("timm", f"{name}: a model of timm", "vision", ModelError)
 
 
-def head_of(module: nn.Module) -> str:
+def head_modules(module: Any, *, images: bool) -> list[str]:
+    """The modules that make a classifier's outputs. Beside the body of a model of texts there is nothing else; a model
+    of images may have parts of its body there, so its head is known by its name."""
+    if images and is_timm(module):
+        return [_head_of(module)]
+    children = [(name, child) for name, child in module.named_children() if next(child.parameters(), None) is not None]
+    body = module.base_model_prefix
+    return [name for name, _ in children if (name in IMAGE_HEADS if images else name != body)]
+
+
+def _head_of(module: nn.Module) -> str:
     """The path of the layer that makes the logits."""
     inner: Any = module.get_submodule("timm_model")
     head = inner.get_classifier()

@@ -13,7 +13,7 @@ import typer
 from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, RunName, TrustCode, argument, option
-from rankwise.system.allocator import keep_memory
+from rankwise.system.memory import keep_memory
 
 if TYPE_CHECKING:
     from rankwise.commands.strength import Strengths
@@ -74,7 +74,7 @@ def _lines(evaluation: Evaluation) -> list[str]:
     from rankwise.reporting.classes import class_blocks, set_blocks
     from rankwise.reporting.markup import lines_of
     from rankwise.reporting.quality import feature_facts, forgetting_facts, scored
-    from rankwise.runs.score_text import labels_text
+    from rankwise.runs.evaluations import labels_text
 
     tuned, about = evaluation.tuned, f"{evaluation.task}, {evaluation.n:,} items of {evaluation.data}"
     parts = (

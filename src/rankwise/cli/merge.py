@@ -65,7 +65,7 @@ def merge(
 
         combining = combining_of(method, density=density, drop=drop, seed=seed, rank=rank, error=error)
         options = options_of(
-            adapters or [], _numbers(weights), combining, strength, base_model, onto, force_base=force_base,
+            adapters or [], _numbers(weights), combining, strength, onto, base_model=base_model, force_base=force_base,
             force_result=force_result,
         )  # fmt: skip
         if to is None and not plan:

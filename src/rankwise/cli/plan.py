@@ -16,7 +16,7 @@ from rankwise.cli.settings import NONE_GIVEN, ROWS, TRAINING, VALIDATION_ROWS, G
 from rankwise.config.reading import Setting, read_experiment, read_planned
 from rankwise.reporting.document import table
 from rankwise.reporting.markup import lines_of
-from rankwise.system.allocator import keep_memory
+from rankwise.system.memory import keep_memory
 
 
 @takes_settings(
@@ -58,7 +58,7 @@ def plan(
         if probe:
             refuse_elsewhere(device)
             from rankwise.cli.display import Display
-            from rankwise.system.allocator import keep_memory
+            from rankwise.system.memory import keep_memory
 
             keep_memory()
             with Display(quiet) as display:

@@ -26,8 +26,8 @@ from rankwise.cli.settings import (
 from rankwise.config.reading import read_experiment
 from rankwise.config.sweep import parse_axis
 from rankwise.reporting.quantities import size
-from rankwise.system.allocator import keep_memory
 from rankwise.system.launched import launched
+from rankwise.system.memory import keep_memory
 
 if TYPE_CHECKING:
     from rankwise.commands.demo import Demo

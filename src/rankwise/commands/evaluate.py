@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.commands.report import write_page
@@ -44,7 +44,7 @@ from rankwise.evaluation.validation_rows import (
     rows_to_measure,
 )
 from rankwise.inference.generate import BATCH_SIZE
-from rankwise.methods.artifact import is_adapter
+from rankwise.methods.artifact import Opening, is_adapter
 from rankwise.objectives.causal_lm import CausalLM
 from rankwise.objectives.objective import Classifier, Objective
 from rankwise.objectives.preference import Preference
@@ -55,14 +55,15 @@ from rankwise.runs.evaluations import (
     ModelScores,
     check_evaluation_place,
     evaluation_path,
+    labels_text,
     read_evaluation,
+    score_line,
     stamped,
     write_evaluation,
 )
 from rankwise.runs.manifest import now
 from rankwise.runs.measured import Difference, FeatureForgetting
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
-from rankwise.runs.score_text import labels_text, score_line
 from rankwise.runs.snapshot import forgetting_in
 from rankwise.system.files import check_place
 
@@ -71,8 +72,7 @@ def evaluate(
     target: str, task: str | TaskConfig | None = None, *, data: str | None = None, rows: int | None = None,
     against: str | None = None, base: bool = True, with_forgetting: bool = True, text: str | None = None,
     blocks: int | None = None, batch_size: int | None = None, dtype: str = "auto", out: Path | None = None,
-    callback: Callback = silent, force_base: bool = False, force_result: bool = False, trust_code: str | None = None,
-    base_model: str | None = None, images: str | None = None,
+    callback: Callback = silent, images: str | None = None, **opening: Unpack[Opening],
 ) -> Evaluation:  # fmt: skip
     """Evaluate a run (by name or folder), an adapter (by its folder) or a model. Without a task it is the loss on what
     the run held out. What is forgotten is measured on `text` (evaluation/text.py), where there is something to hold it
@@ -88,8 +88,7 @@ def evaluate(
             )  # fmt: skip
     if batch_size is not None and batch_size < 1:
         raise ConfigError([f"--batch-size is {batch_size}; it must be at least 1."])
-    subject = open_subject(target, against, base=base, dtype=dtype, callback=callback, force_base=force_base,
-                           force_result=force_result, trust_code=trust_code, base_model=base_model)  # fmt: skip
+    subject = open_subject(target, against, base=base, dtype=dtype, callback=callback, **opening)
     subject.refuse_options(task, text, blocks)
     if compared and with_forgetting and (why := subject.objective.cannot.get(FORGETTING)) is not None:
         callback(StatusMessage(why))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Unpack, get_args
 
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.config.adapters import ExportFormat, check_strength
@@ -42,7 +42,7 @@ from rankwise.exporting.verification import (
     served,
     with_rules,
 )
-from rankwise.methods.artifact import open_artifact
+from rankwise.methods.artifact import Opening, open_artifact
 from rankwise.runs.records import Callback, WarningMessage, silent
 from rankwise.system.files import folders_above
 
@@ -95,8 +95,8 @@ class Exported:
 
 def export(
     run_name: str, to: Path | str, format: str = "peft", *, strength: float = 1.0, dtype: str | None = None,
-    force_base: bool = False, force_result: bool = False, base_model: str | None = None, round_rank: bool = False,
-    verifying: Verifying = BY_DEFAULT, callback: Callback = silent,
+    round_rank: bool = False, verifying: Verifying = BY_DEFAULT, callback: Callback = silent,
+    **opening: Unpack[Opening],
 ) -> Exported:  # fmt: skip
     """Write what a run trained, or an adapter's folder holds, as the folder `to`, which must not be there yet, with its
     change times `strength`. `dtype` is what a merged model is held in, `float32`, `bfloat16` or `float16`; otherwise it
@@ -107,22 +107,22 @@ def export(
     With the address of a server, `to` must be there already, and only the server is compared."""
     folder = Path(to)
     idle = verifying.wish == "no" and format in ADAPTER_FORMATS
-    _check(format, dtype, strength, force_idle=force_base and idle, round_rank=round_rank)
+    _check(format, dtype, strength, force_idle=opening.get("force_base", False) and idle, round_rank=round_rank)
     refuse_unverifiable(verifying, folder)
     if verifying.url is None:
         check_free(folder)
-    artifact = open_artifact(run_name, callback, force_result=force_result, base_model=base_model)
+    artifact = open_artifact(run_name, callback, **opening)
     if verifying.url is not None:
         number_format = "float32" if dtype is None else dtype if dtype in DTYPES else "quantised"
-        written = Export(str(folder), format, number_format, strength, force_base)
+        written = Export(str(folder), format, number_format, strength)
         verification = served(artifact, written, verifying, callback)
         exported = Exported(str(artifact.folder), str(folder), format, strength=strength)
     else:
         with folders_above(folder):
             exported = _write_export(Order(
-                artifact, folder, format, callback, strength, dtype, base_model, force_base, round_rank
+                artifact, folder, format, callback, strength, dtype, opening.get("base_model"), round_rank
             ))  # fmt: skip
-            written = Export(str(folder), format, exported.number_format, strength, force_base)
+            written = Export(str(folder), format, exported.number_format, strength)
             verification = arrived(artifact, written, verifying, callback)
     auto, adapter = artifact.objective.kind.auto_class, exported.adapter
     if adapter is not None and format != "mlx" and auto == CAUSAL_LM:

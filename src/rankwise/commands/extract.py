@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from rankwise.base.kind import CAUSAL_LM, ModelKind
 from rankwise.base.sources import find
@@ -12,7 +12,7 @@ from rankwise.commands.merge import cutting_problems
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, ModelError
 from rankwise.exporting.extracting import Extracted, Pair, extract_adapter
-from rankwise.methods.artifact import Artifact, check_base, open_artifact
+from rankwise.methods.artifact import Artifact, Opening, open_artifact
 from rankwise.runs.directory import find_run
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.system.foreign_json import read_json
@@ -27,7 +27,7 @@ KINDS = {
 
 def extract(
     tuned: str | Path, to: str | Path, base: str | Path | None = None, *, rank: int | None = None,
-    error: float | None = None, force_base: bool = False, force_result: bool = False, callback: Callback = silent,
+    error: float | None = None, callback: Callback = silent, **opening: Unpack[Opening],
 ) -> Extracted:  # fmt: skip
     """Write the adapter `to` of this `rank`, or of the smallest rank in each layer with this relative `error`, from a
     full run or a model folder `tuned`, and its `base`, which a run names itself."""
@@ -36,30 +36,26 @@ def extract(
     if problems:
         raise ConfigError(problems)
     check_free(Path(to))
-    pair = _pair(str(tuned), None if base is None else str(base), callback, force_base=force_base,
-                 force_result=force_result)  # fmt: skip
+    pair = _pair(str(tuned), None if base is None else str(base), callback, opening)
     return extract_adapter(pair, Path(to), rank, error, callback)
 
 
-def _pair(
-    tuned: str, base: str | None, callback: Callback, *, force_base: bool, force_result: bool
-) -> Pair:  # fmt: skip
+def _pair(tuned: str, base: str | None, callback: Callback, opening: Opening) -> Pair:
     if find_run(tuned) is not None:
-        return _of_run(open_artifact(tuned, callback, force_result=force_result), base, callback, force=force_base)
+        return _of_run(open_artifact(tuned, callback, **opening), base, callback)
     if base is None:
         raise ConfigError([f'"{tuned}" is no run, so name its base model too: rankwise extract TUNED BASE.'])
     folder, source = find(ModelConfig(name=tuned), callback).folder, find(ModelConfig(name=base), callback)
     return Pair(folder, source, _kind_of(folder))
 
 
-def _of_run(artifact: Artifact, base: str | None, callback: Callback, *, force: bool) -> Pair:
+def _of_run(artifact: Artifact, base: str | None, callback: Callback) -> Pair:
     artifact.refuse("extracted")
     named = artifact.base_named if base is None else ModelConfig(name=base)
     assert named is not None, "a run names its base"
-    source, known = find(named, callback), artifact.trained_on
+    source = find(named, callback)
     callback(StatusMessage(f"Base model: {source.name} in {source.folder}"))
-    if known is not None:
-        check_base(source, known, artifact.described, "extract", force=force)
+    artifact.check_base(source, "extract", callback)
     kind = artifact.objective.kind
     return Pair(artifact.result, source, kind, named.revision, artifact.data_report)
 

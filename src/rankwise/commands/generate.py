@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ConfigError, DataError
 from rankwise.inference.decoding import Answer, TextCallback
 from rankwise.inference.tuned_model import TunedModel, load_tuned
+from rankwise.methods.artifact import Opening
 from rankwise.objectives.sequence_to_sequence import text_objective
 from rankwise.rows.text.example import Message
 from rankwise.runs.records import Callback, silent
@@ -46,10 +47,7 @@ def generate(
     both: bool = False,
     on_text: TextCallback | None = None,
     callback: Callback = silent,
-    force_base: bool = False,
-    force_result: bool = False,
-    trust_code: str | None = None,
-    base_model: str | None = None,
+    **opening: Unpack[Opening],
 ) -> Generated:
     """Ask a run by its name, an adapter by its folder, or one opened for asking already. `system` replaces the one the
     run was trained with; `context` is what the question is about, as Alpaca's rows have an input and Dolly's a context.
@@ -57,18 +55,7 @@ def generate(
     if not prompt.strip():
         raise DataError("the prompt is empty.")
     check_models(base, both)
-    asked = (
-        load_tuned(
-            str(run),
-            callback,
-            force_base=force_base,
-            force_result=force_result,
-            trust_code=trust_code,
-            base_model=base_model,
-        )
-        if isinstance(run, str | Path)
-        else run
-    )
+    asked = run if isinstance(run, TunedModel) else load_tuned(run, callback, **opening)
     messages = [*asked.opening(system), Message("user", prompt, context)]
     wanted = config or GenerationConfig()
     adapted = None if base else asked.answer(messages, wanted, on_text=on_text)

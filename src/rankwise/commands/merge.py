@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast, get_args
+from typing import Unpack, cast, get_args
 
 from rankwise.adapters.combining import Combination, Combining
 from rankwise.commands.export import check_free
@@ -22,6 +22,7 @@ from rankwise.exporting.merging.inputs import Options, open_inputs
 from rankwise.exporting.merging.plan import BY_NAME, MergePlan
 from rankwise.exporting.merging.write import MergedFolder, refuse_unfinished, write_merged
 from rankwise.exporting.trained_base import ONTO, Onto
+from rankwise.methods.artifact import Opening
 from rankwise.runs.records import Callback, WarningMessage, silent
 
 METHODS: tuple[str, ...] = get_args(Combination)
@@ -31,8 +32,8 @@ LARGEST_WEIGHT = 100.0
 def merge(
     adapters: Sequence[str | Path] | str | Path, to: str | Path, *, weights: Sequence[float] | None = None,
     method: str = "linear", density: float = 0.2, drop: float = 0.5, seed: int = 0, rank: int | None = None,
-    error: float | None = None, strength: float = 1.0, dtype: str | None = None, base_model: str | None = None,
-    onto: str = "trained", force_base: bool = False, force_result: bool = False, callback: Callback = silent,
+    error: float | None = None, strength: float = 1.0, dtype: str | None = None, onto: str = "trained",
+    callback: Callback = silent, **opening: Unpack[Opening],
 ) -> MergedFolder:  # fmt: skip
     """Write the base model with these adapters in its weights as the folder `to`, which must not exist yet.
 
@@ -41,9 +42,7 @@ def merge(
     `onto` says which numbers of the base the change is added to (exporting/trained_base.py).
     """
     combining = combining_of(method, density=density, drop=drop, seed=seed, rank=rank, error=error)
-    options = options_of(
-        adapters, weights, combining, strength, base_model, onto, force_base=force_base, force_result=force_result
-    )
+    options = options_of(adapters, weights, combining, strength, onto, **opening)
     check_place_of_merge(Path(to))
     plan = plan_of(options, dtype, callback)
     return apply_plan(plan, Path(to), callback)
@@ -76,8 +75,7 @@ def combined(options: Options, folder: Path, callback: Callback = silent) -> Com
 
 def options_of(
     adapters: Sequence[str | Path] | str | Path, weights: Sequence[float] | None, combining: Combining,
-    strength: float, base_model: str | None, onto: str = "trained", *, force_base: bool = False,
-    force_result: bool = False,
+    strength: float, onto: str = "trained", **opening: Unpack[Opening],
 ) -> Options:  # fmt: skip
     check_strength(strength)
     names = [str(adapters)] if isinstance(adapters, str | os.PathLike) else [str(one) for one in adapters]
@@ -102,9 +100,7 @@ def options_of(
     ]
     if problems:
         raise ConfigError(problems)
-    return Options(
-        names, weights, combining, strength, base_model, force_base, force_result, onto=cast("Onto", onto)
-    )  # fmt: skip
+    return Options(names, weights, combining, strength, opening, onto=cast("Onto", onto))
 
 
 def combining_of(

@@ -1,18 +1,22 @@
 """Every row of a file answered, many at once, and written with its answer beside it.
 
 Rows are read as the run's own were: by the same columns, texts and labels, with its system message. They need no answer
-of their own, and one that they have is not looked at. The file of answers is whole or not there.
+of their own, and one that they have is not looked at. The file of answers is whole or not there; it has JSON lines, or
+is CSV where its name ends in .csv.
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial, singledispatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from rankwise.config.data import DataConfig
 from rankwise.config.generation import GenerationConfig
@@ -20,11 +24,11 @@ from rankwise.errors import ConfigError, DataError, ResourceError, is_out_of_mem
 from rankwise.inference.decoding import Answer
 from rankwise.inference.generate import BATCH_SIZE, answers_in_turn
 from rankwise.inference.tuned_model import TunedModel, load_tuned
-from rankwise.methods.artifact import open_artifact
+from rankwise.methods.artifact import Opening, open_artifact
 from rankwise.objectives.objective import Classifier, Objective
 from rankwise.objectives.predictions import Prediction
-from rankwise.rows.answered_rows import check_name, file_of
 from rankwise.rows.asking import PLACEHOLDER, question_of
+from rankwise.rows.forms.image_rows import is_image
 from rankwise.rows.sources import open_source, raw_records
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.tokenize import prompt_ids
@@ -98,7 +102,7 @@ def predict(
     run: str | Path | TunedModel, data: str | Path, out: str | Path, config: GenerationConfig | None = None, *,
     prompt: str | None = None, system: str | None = None, column: str = COLUMN, base: bool = False,
     batch_size: int = BATCH_SIZE, skip_bad_rows: bool = False, overwrite: bool = False, callback: Callback = silent,
-    force_base: bool = False, **opening: Any,
+    **opening: Unpack[Opening],
 ) -> Predicted:  # fmt: skip
     """`prompt` is a text with {columns} in it, instead of how the run's rows were read; `opening` goes to
     `open_artifact`."""
@@ -112,7 +116,7 @@ def predict(
     _refuse_taken([column, *objective.columns(column), *([PROBLEM] if skip_bad_rows else [])], rows)
     _refuse_bad(rows, skip_bad_rows)
     objective.check_answering(how.changed)
-    tuned = run if isinstance(run, TunedModel) else load_tuned(artifact, callback, force_base=force_base)
+    tuned = run if isinstance(run, TunedModel) else load_tuned(artifact, callback)
     complete(objective, rows, tuned, how)
     write_atomic(out, file_of([row.as_columns(column) for row in rows], out))
     return Predicted(out, column, rows, time.perf_counter() - began)
@@ -272,3 +276,44 @@ class PredictedRow:
         if self.answer is not None:
             return self.columns | {column: self.answer.text}
         return self.columns | {column: None, PROBLEM: self.problem}
+
+
+SUFFIXES = (".jsonl", ".csv")
+
+
+def check_name(out: Path) -> None:
+    if out.suffix.lower() not in SUFFIXES:
+        raise DataError(f"{out}: the name of --out must end in {' or '.join(SUFFIXES)}.")
+
+
+def file_of(rows: Sequence[dict[str, Any]], out: Path) -> bytes:
+    """The file's content. Of an image only the path is written, if it has one."""
+    rows = [{name: _path(value) if is_image(value) else value for name, value in row.items()} for row in rows]
+    return _csv(rows) if out.suffix.lower() == ".csv" else b"".join(map(_line, rows))
+
+
+def _path(image: Any) -> Any:
+    return image["path"] if isinstance(image, dict) else None
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
+    except UnicodeEncodeError:  # a lone surrogate
+        return json.dumps(row, default=str).encode() + b"\n"
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Write all columns that occur in any row. A value that is not a text or a number is written as JSON."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    table.writeheader()
+    table.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    return text.getvalue().encode(errors="replace")
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, dict | list | bool):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return "" if value is None else value

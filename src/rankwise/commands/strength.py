@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any
+from typing import Any, Unpack
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.commands.report import write_page
@@ -15,7 +15,7 @@ from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.subject import base_and_tuned, held_to_measure
 from rankwise.evaluation.validation_rows import Measurable, rows_to_measure
 from rankwise.inference.tuned_model import load_tuned
-from rankwise.methods.artifact import open_artifact
+from rankwise.methods.artifact import Opening, open_artifact
 from rankwise.methods.registry import method_of
 from rankwise.runs.evaluations import STRENGTH, StrengthCurve, write_strength
 from rankwise.runs.records import Callback, Event, ProgressUpdate, StatusMessage, silent
@@ -40,22 +40,19 @@ class Strengths:
 
 def strength(
     run_name: str, *, text: str | None = None, data: str | None = None, blocks: int = BLOCKS,
-    strengths: Sequence[float] = STRENGTHS, force_base: bool = False, force_result: bool = False,
-    trust_code: str | None = None, base_model: str | None = None, callback: Callback = silent,
+    strengths: Sequence[float] = STRENGTHS, callback: Callback = silent, **opening: Unpack[Opening],
 ) -> Strengths:  # fmt: skip
     """Measure a run, or an adapter's folder, at several strengths; a run's curve lies in `runs/NAME/strength.json`.
     `text` is what the model was not trained on (evaluation/text.py), `data` rows of its task, by default those that a
     run held out."""
     for one in strengths:
         check_strength(one)
-    artifact = open_artifact(
-        run_name, callback, force_result=force_result, base_model=base_model, trust_code=trust_code
-    )
+    artifact = open_artifact(run_name, callback, **opening)
     artifact.refuse("measured at strengths")
     if artifact.run is not None:
         check_place(artifact.folder / STRENGTH)
     spec = held_to_measure(method_of(artifact.config).model_of(artifact))
-    asked = load_tuned(artifact, callback, force_base=force_base, config=spec)
+    asked = load_tuned(artifact, callback, config=spec)
     told = text_elsewhere(artifact, asked.model, text, blocks, callback)
     every = rows_to_measure(artifact, asked.model, data, callback)
     rows = every.spread(MOST)

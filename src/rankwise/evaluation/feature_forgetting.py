@@ -36,8 +36,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rankwise.base.heads import head_modules
 from rankwise.base.loaded import LoadedModel
+from rankwise.base.timm_models import head_modules
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.errors import EvaluationError

@@ -41,7 +41,7 @@ import regex
 from numpy.typing import NDArray
 
 from rankwise.errors import EvaluationError
-from rankwise.system.strict_json import loads
+from rankwise.system.foreign_json import loads
 
 Sums = NDArray[np.float64]
 Formula = Callable[[Sums], Sums]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Unpack
 
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from rankwise.config.tasks import TaskConfig
 from rankwise.errors import ConfigError, ModelError
 from rankwise.forward.reference import every_logits
 from rankwise.inference.tuned_model import load_tuned
-from rankwise.methods.artifact import Artifact, find_artifact
+from rankwise.methods.artifact import Artifact, Opening, find_artifact
 from rankwise.methods.registry import method_of
 from rankwise.methods.trainable import WithBase
 from rankwise.objectives.objective import Objective
@@ -124,12 +125,12 @@ class Subject:
 
 def open_subject(
     target: str, against: str | None = None, *, base: bool = True, dtype: str = "auto", callback: Callback = silent,
-    force_base: bool = False, force_result: bool = False, trust_code: str | None = None,
-    base_model: str | None = None,
+    **opening: Unpack[Opening],
 ) -> Subject:  # fmt: skip
-    artifact = find_artifact(target, callback, force_result=force_result, base_model=base_model, trust_code=trust_code)
+    artifact = find_artifact(target, callback, **opening)
     if artifact is None:
-        if base_model is not None:
+        trust_code = opening.get("trust_code")
+        if (base_model := opening.get("base_model")) is not None:
             raise ConfigError([f'--base-model {base_model}: "{target}" is not a run or an adapter\'s folder, so it has '
                              "no base model. Use --against to compare two models."])  # fmt: skip
         model = _loaded(held_to_measure(ModelConfig(name=target, trust_code=trust_code), dtype), callback)
@@ -143,7 +144,7 @@ def open_subject(
             [f'"{target}" is a run or an adapter, which is compared with its own base; leave out --against.']
         )
     spec = held_to_measure(method_of(artifact.config).model_of(artifact), dtype)
-    asked = load_tuned(artifact, callback, force_base=force_base, config=spec)
+    asked = load_tuned(artifact, callback, config=spec)
 
     @contextmanager
     def without() -> Iterator[LoadedModel]:
@@ -158,7 +159,7 @@ def open_subject(
     if not base or alone is not None:
         return replace(own, base_features=without if base else None)
     # a base that was forced upon the run need not be the one that it was trained on
-    origin = find(artifact.base, silent).fingerprint if force_base else trained_on.fingerprint
+    origin = find(artifact.base, silent).fingerprint if artifact.force_base else trained_on.fingerprint
     sides = None if FORGETTING in own.objective.cannot else base_and_tuned(asked.trainable)
     return replace(own, against=trained_on.name, base=without, sides=sides, origin=origin)
 

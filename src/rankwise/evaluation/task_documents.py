@@ -29,7 +29,7 @@ from rankwise.rows.files.files import records
 from rankwise.rows.forms.turns import text_of
 from rankwise.rows.sources import open_source, raw_records
 from rankwise.system.files import sha256_of
-from rankwise.system.strict_json import loads
+from rankwise.system.foreign_json import loads
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SPELLED = {True: ("true", "yes"), False: ("false", "no")}

@@ -68,7 +68,7 @@ def gguf_model(order: Order) -> GgufModel:
     source.refuse_packed("which are not written as GGUF")
     config = config_in(source.folder)
     architecture = architecture_of(config, artifact.described)
-    weights = method.adapter_over(source, artifact, callback, force_base=order.force_base)
+    weights = method.adapter_over(source, artifact, callback)
     if weights is not None:
         weights.refuse_tokens("or model in GGUF's form", "--format merged, which llama.cpp's converter takes")
     names = GgufNames(architecture, config)

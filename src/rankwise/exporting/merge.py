@@ -74,7 +74,6 @@ class Order:
     """The number format of a whole model; None for that of the base's files."""
     base_model: str | None = None
     """What an adapter names as its base, in place of its own."""
-    force_base: bool = False
     round_rank: bool = False
 
 
@@ -90,7 +89,7 @@ def export_merged(order: Order, texts: Mapping[str, str] | None = None) -> Merge
     need_space(folder.absolute(), numbers * export_dtype.itemsize)
     working_dtype = "bfloat16" if stored == export_dtype == torch.bfloat16 else "float32"
     spec = trained.model_copy(update={"dtype": working_dtype, "device": "cpu"})
-    tuned = load_tuned(artifact, callback, force_base=order.force_base, config=spec)
+    tuned = load_tuned(artifact, callback, config=spec)
     objective = tuned.objective
     live, base = tuned.trainable.merge(order.strength, partial(_logits, tuned.model, objective))
     unpack_weights(tuned.model.module)

@@ -184,11 +184,11 @@ class Reference:
         }  # fmt: skip
 
 
-def open_float32(artifact: Artifact, *, force_base: bool = False) -> TunedModel:
+def open_float32(artifact: Artifact) -> TunedModel:
     """The tuned model of a run or folder, as everything is compared with it."""
     spec = method_of(artifact.config).model_of(artifact)
     exact = spec.model_copy(update={"dtype": "float32", "device": "cpu"})
-    return load_tuned(artifact, silent, force_base=force_base, config=exact)
+    return load_tuned(artifact, silent, config=exact)
 
 
 def reference_of(

@@ -84,7 +84,6 @@ class Export:
     format: str
     number_format: str = "float32"
     strength: float = 1.0
-    force_base: bool = False
 
 
 @dataclass(frozen=True)
@@ -230,7 +229,7 @@ def _reference(
     artifact: Artifact, export: Export, how: Verifying, count: int, callback: Callback
 ) -> Reference | ClassReference | None:
     """The model that it is asked of is freed before an engine loads its own."""
-    tuned = open_float32(artifact, force_base=export.force_base)
+    tuned = open_float32(artifact)
     try:
         return _asked_of(tuned.objective, tuned, count, how.rows, strength=export.strength, callback=callback)
     finally:
@@ -262,7 +261,7 @@ def _shift(artifact: Artifact, export: Export, over_full: Reference | ClassRefer
     assert stored is not None, "asked by the caller"
     if not isinstance(over_full, Reference):
         return BaseShift(stored, None)
-    tuned = open_float32(artifact, force_base=export.force_base)
+    tuned = open_float32(artifact)
     with tuned.trainable.scaled(export.strength):
         ours = [scored(tuned.model, one.prompt_ids, one.answer_ids)[0] for one in over_full.questions]
     theirs = [one.log_probabilities for one in over_full.questions]

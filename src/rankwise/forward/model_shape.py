@@ -26,14 +26,12 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 import rankwise.base.quiet as quiet
 from rankwise.adapters.adapter import conv_problem
-from rankwise.adapters.base_layers import experts_of, features_of, kind_of, weight_of
+from rankwise.adapters.base_layers import experts_of, features_of, kind_of, split_of, weight_of
 from rankwise.adapters.experts import stacked_by_own_code, stacked_hosts
-from rankwise.adapters.fused import split_of
-from rankwise.base.heads import head_modules
 from rankwise.base.inspection import reads_images
 from rankwise.base.pooling import read_pooled
 from rankwise.base.preprocessing import size_arguments
-from rankwise.base.timm_models import is_timm_config, need_timm
+from rankwise.base.timm_models import head_modules, is_timm_config, need_timm
 from rankwise.config.base import shown
 from rankwise.config.images import LARGEST
 from rankwise.config.modules import Layer, Side, inner_convolutions, linear_layers

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 from rankwise.base.beside import other_tokens, templates_in
 from rankwise.base.loaded import LoadedModel
@@ -15,7 +16,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.errors import DataError, RunError
 from rankwise.inference.decoding import Answer, TextCallback
 from rankwise.inference.generate import answer
-from rankwise.methods.artifact import Artifact, open_artifact
+from rankwise.methods.artifact import Artifact, Opening, open_artifact
 from rankwise.methods.registry import method_of
 from rankwise.methods.trainable import Trainable
 from rankwise.objectives.objective import Classifier, Objective, classifier
@@ -98,17 +99,15 @@ class TunedModel:
 
 
 def load_tuned(
-    name: str | Path | Artifact, callback: Callback = silent, *, force_base: bool = False, force_result: bool = False,
-    trust_code: str | None = None, base_model: str | None = None, config: ModelConfig | None = None,
+    name: str | Path | Artifact, callback: Callback = silent, *, config: ModelConfig | None = None,
+    **opening: Unpack[Opening],
 ) -> TunedModel:  # fmt: skip
     """Load a run by its name or folder, or an adapter by its folder. The base is the one that it was trained on, or is
     refused, and so is a run's result that is not what training wrote; `base_model` names another place for the base.
     `config` is the method's `model_of` with another number format or device."""
-    artifact = name if isinstance(name, Artifact) else open_artifact(
-        str(name), callback, force_result=force_result, base_model=base_model, trust_code=trust_code
-    )  # fmt: skip
+    artifact = name if isinstance(name, Artifact) else open_artifact(str(name), callback, **opening)
     method = method_of(artifact.config)
-    model, trainable = method.load(artifact, config or method.model_of(artifact), callback, force_base=force_base)
+    model, trainable = method.load(artifact, config or method.model_of(artifact), callback)
     data_report = artifact.data_report
     if data_report is not None and data_report.template is not None:
         model = model.with_template(ChatTemplate.of_data_report(model.tokenizer, data_report.template))

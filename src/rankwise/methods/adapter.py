@@ -39,7 +39,7 @@ from rankwise.base.split import gathered
 from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RunError, TrainingError, some
-from rankwise.methods.artifact import BASE_FACTS, Artifact, base_facts, check_trained_on, stored_weights
+from rankwise.methods.artifact import BASE_FACTS, Artifact, base_facts, stored_weights
 from rankwise.methods.method import Contents, Method, SavedRecord, Setup
 from rankwise.methods.trainable import Trainable
 from rankwise.runs.data_report import DATA_REPORT
@@ -210,11 +210,9 @@ class AdapterMethod(Method, ABC, Generic[Settings]):
     def model_of(self, artifact: Artifact) -> ModelConfig:
         return artifact.base
 
-    def load(
-        self, artifact: Artifact, config: ModelConfig, callback: Callback, *, force_base: bool
-    ) -> tuple[LoadedModel, AdapterTrainable]:
+    def load(self, artifact: Artifact, config: ModelConfig, callback: Callback) -> tuple[LoadedModel, AdapterTrainable]:
         model = _load_base(artifact, config, callback)
-        check_trained_on(model.source, artifact, "apply the adapter", callback, force=force_base)
+        artifact.check_base(model.source, "apply the adapter", callback)
         adapters = lay_peft(model.module, artifact.result, callback=callback)
         check_tokens(adapters, model, artifact)
         return model, self.trainable(adapters)
@@ -223,10 +221,8 @@ class AdapterMethod(Method, ABC, Generic[Settings]):
         """Wrap an adapter that was read from its files."""
         return AdapterTrainable(adapters)
 
-    def adapter_over(
-        self, source: Source, artifact: Artifact, callback: Callback, *, force_base: bool
-    ) -> AdapterWeights:
-        check_trained_on(source, artifact, "export", callback, force=force_base)
+    def adapter_over(self, source: Source, artifact: Artifact, callback: Callback) -> AdapterWeights:
+        artifact.check_base(source, "export", callback)
         return as_lora(stored_weights(artifact, callback))
 
     def contents(self, folder: Path) -> Contents:

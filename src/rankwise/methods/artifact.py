@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from torch import Tensor
 
@@ -70,37 +71,6 @@ def base_of(run: RunSnapshot, trust_code: str | None) -> ModelConfig:
     return spec.model_copy(update=changes)
 
 
-def check_base(source: Source, trained_on: BaseModelFacts, described: str, use: str, *, force: bool) -> None:
-    """RunError where this is not the base that was trained on. `described` is what was trained, and `use` what the base
-    is needed for, both for the message."""
-    if not force and source.fingerprint != trained_on.fingerprint:
-        found = f"the base model found now, from {source.where},"
-        told = trained_on.refusal(described, found, *source.fingerprints)
-        raise RunError(f"{told} Use --force-base to {use} anyway.")
-
-
-def check_trained_on(source: Source, artifact: Artifact, use: str, callback: Callback, *, force: bool) -> None:
-    """RunError where an adapter was trained on another base, and a warning where nobody recorded on which."""
-    if artifact.trained_on is not None:
-        check_base(source, artifact.trained_on, artifact.described, use, force=force)
-        return
-    callback(WarningMessage(
-        f"{artifact.folder} does not record its base model's weights, so it is unknown whether "
-        f"{source.name} from {source.where} is the right base model"
-    ))  # fmt: skip
-
-
-def base_weights(
-    load: Callable[[ModelConfig, Callback], LoadedModel], config: ModelConfig, trained_on: BaseModelFacts,
-    described: str, callback: Callback, *, force: bool = False,
-) -> Mapping[str, Tensor]:  # fmt: skip
-    """By their names in the model, on the processor; a weight that two layers share is there once. `load` is the
-    objective's."""
-    model = load(config.model_copy(update={"device": "cpu", "sharded": False}), callback)
-    check_base(model.source, trained_on, described, "use it", force=force)
-    return {name: weight.detach() for name, weight in model.module.named_parameters()}
-
-
 def _base_name(run: RunSnapshot, name: str) -> str:
     """A relative path was written from the folder that holds `runs/`, which may not be the one we are in."""
     beside_runs = os.path.join(run.folder.absolute().parent.parent, name)  # noqa: PTH118  the name may be no path
@@ -128,6 +98,8 @@ class Artifact:
     run: RunSnapshot | None = None
     lineage: tuple[Round, ...] = ()
     """The rounds before it, where its training began with an adapter."""
+    force_base: bool = False
+    """Whether its base is used even if its weights have changed since the training."""
 
     @property
     def targets(self) -> TargetFacts | None:
@@ -186,13 +158,54 @@ class Artifact:
             )
         return self.base_named
 
+    def check_base(self, source: Source, use: str, callback: Callback) -> None:
+        """RunError where it was trained on another base, and a warning where nobody recorded on which. `use` is what
+        the base is needed for, for the message."""
+        if self.trained_on is None:
+            callback(WarningMessage(
+                f"{self.folder} does not record its base model's weights, so it is unknown whether "
+                f"{source.name} from {source.where} is the right base model"
+            ))  # fmt: skip
+        elif not self.force_base:
+            check_base(source, self.trained_on, self.described, use)
+
+
+def check_base(source: Source, trained_on: BaseModelFacts, described: str, use: str) -> None:
+    """RunError where this is not the base that was trained on. `described` is what was trained, and `use` what the base
+    is needed for, both for the message."""
+    if source.fingerprint != trained_on.fingerprint:
+        now = f"the base model found now, from {source.where},"
+        refusal = trained_on.refusal(described, now, *source.fingerprints)
+        raise RunError(f"{refusal} Use --force-base to {use} anyway.")
+
+
+def base_weights(
+    load: Callable[[ModelConfig, Callback], LoadedModel], config: ModelConfig, check: Callable[[Source], None],
+    callback: Callback,
+) -> Mapping[str, Tensor]:  # fmt: skip
+    """By their names in the model, on the processor; a weight that two layers share is there once. `load` is the
+    objective's, and `check` refuses another base."""
+    model = load(config.model_copy(update={"device": "cpu", "sharded": False}), callback)
+    check(model.source)
+    return {name: weight.detach() for name, weight in model.module.named_parameters()}
+
+
+class Opening(TypedDict, total=False):
+    """How an artifact is opened, as `open_artifact` takes it."""
+
+    force_base: bool
+    force_result: bool
+    base_model: str | None
+    trust_code: str | None
+
 
 def open_artifact(
-    name: str, callback: Callback = silent, *, force_result: bool = False, base_model: str | None = None,
-    trust_code: str | None = None,
+    name: str, callback: Callback = silent, *, force_base: bool = False, force_result: bool = False,
+    base_model: str | None = None, trust_code: str | None = None,
 ) -> Artifact:  # fmt: skip
     """A run by its name or folder, or an adapter by its folder or file. What lies in a run must be what training wrote
-    there, or `force_result`. `base_model` replaces the base that it names."""
+    there, or `force_result`. `base_model` replaces the base that it names, which must be the one that it was trained
+    on, or `force_base`."""
     if find_run(name) is None and is_adapter(name):
         check_folder(Path(name), callback)
         opened = _of_folder(Path(name), trust_code)
@@ -201,20 +214,18 @@ def open_artifact(
         run = RunSnapshot.finished(name)
         check_result(run, callback, force=force_result)
         opened = artifact_of(run, trust_code)
+    opened = replace(opened, force_base=force_base)
     if base_model is None:
         return opened
     named = opened.base_named or ModelConfig(name=base_model, trust_code=trust_code)
     return replace(opened, base_named=named.model_copy(update={"name": base_model, "revision": None}))
 
 
-def find_artifact(
-    name: str, callback: Callback = silent, *, force_result: bool = False, base_model: str | None = None,
-    trust_code: str | None = None,
-) -> Artifact | None:  # fmt: skip
+def find_artifact(name: str, callback: Callback = silent, **opening: Unpack[Opening]) -> Artifact | None:
     """Open an artifact as `open_artifact` does; None where `name` is neither a run nor an adapter."""
     if find_run(name) is None and not is_adapter(name):
         return None
-    return open_artifact(name, callback, force_result=force_result, base_model=base_model, trust_code=trust_code)
+    return open_artifact(name, callback, **opening)
 
 
 def is_adapter(name: str) -> bool:

@@ -25,7 +25,7 @@ from rankwise.config.adapters import FullConfig, check_strength
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, some
 from rankwise.methods.adapter import decayed_groups
-from rankwise.methods.artifact import Artifact, base_weights
+from rankwise.methods.artifact import Artifact, base_weights, check_base
 from rankwise.methods.method import Contents, SavedRecord, Setup
 from rankwise.methods.trainable import Trainable
 from rankwise.runs.data_report import DATA_REPORT
@@ -130,7 +130,8 @@ class FullMethod:
         return replace(model, module=deepcopy(model.module))
 
     def attach(self, model: LoadedModel, setup: Setup) -> FullFineTuning:
-        read_base = partial(base_weights, setup.load, model.config, model.facts, setup.described, setup.callback)
+        check = partial(check_base, trained_on=model.facts, described=setup.described, use="use it")
+        read_base = partial(base_weights, setup.load, model.config, check, setup.callback)
         return FullFineTuning(model.module, read_base)
 
     def save(self, trainable: FullFineTuning, model: LoadedModel, folder: Path, record: SavedRecord) -> None:
@@ -146,20 +147,15 @@ class FullMethod:
     def model_of(self, artifact: Artifact) -> ModelConfig:
         return ModelConfig(name=str(artifact.result), dtype="float32")
 
-    def load(
-        self, artifact: Artifact, config: ModelConfig, callback: Callback, *, force_base: bool
-    ) -> tuple[LoadedModel, FullFineTuning]:
+    def load(self, artifact: Artifact, config: ModelConfig, callback: Callback) -> tuple[LoadedModel, FullFineTuning]:
         """The base is not looked for until somebody needs it."""
-        objective = artifact.objective
-        model = objective.load(config, callback, checked=False)
-        base, trained_on = artifact.base_named, artifact.trained_on
-        assert base is not None and trained_on is not None, "a run records its base"
-        read_base = partial(
-            base_weights, objective.load, base, trained_on, artifact.described, callback, force=force_base
-        )
-        return model, FullFineTuning(model.module, read_base)
+        load, base = artifact.objective.load, artifact.base_named
+        model = load(config, callback, checked=False)
+        assert base is not None, "a run records its base"
+        check = partial(artifact.check_base, use="use it", callback=callback)
+        return model, FullFineTuning(model.module, partial(base_weights, load, base, check, callback))
 
-    def adapter_over(self, source: Source, artifact: Artifact, callback: Callback, *, force_base: bool) -> None:
+    def adapter_over(self, source: Source, artifact: Artifact, callback: Callback) -> None:
         return None
 
     def contents(self, folder: Path) -> Contents:

@@ -95,15 +95,11 @@ class Method(Protocol):
         """The model to load for an artifact: its base, or what was written."""
         ...
 
-    def load(
-        self, artifact: Artifact, config: ModelConfig, callback: Callback, *, force_base: bool
-    ) -> tuple[LoadedModel, Trainable]:
+    def load(self, artifact: Artifact, config: ModelConfig, callback: Callback) -> tuple[LoadedModel, Trainable]:
         """Load what was learned. `config` is that of `model_of`, in the number format and on the device you choose."""
         ...
 
-    def adapter_over(
-        self, source: Source, artifact: Artifact, callback: Callback, *, force_base: bool
-    ) -> AdapterWeights | None:
+    def adapter_over(self, source: Source, artifact: Artifact, callback: Callback) -> AdapterWeights | None:
         """The LoRA to export over the model of `model_of`, which must be the one that it was trained on; None where
         that model holds all."""
         ...

@@ -12,7 +12,7 @@ another adapter of it. Dropout and the learning rate of B belong to the training
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from rankwise.config.expressions import matcher
 from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import AdapterError, ConfigError, RankwiseError, some
-from rankwise.methods.artifact import Artifact, check_trained_on, open_artifact, stored_weights
+from rankwise.methods.artifact import Artifact, open_artifact, stored_weights
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.lineage import Round
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
@@ -123,7 +123,7 @@ class Start:
         self, experiment: Experiment, model: LoadedModel, callback: Callback, *, force_base: bool
     ) -> Experiment:
         """The experiment with the adapter's settings, once the model is loaded. RunError where it is another base."""
-        check_trained_on(model.source, self.source, "train on it", callback, force=force_base)
+        replace(self.source, force_base=force_base).check_base(model.source, "train on it", callback)
         weights = self.weights(model.module)
         settled = self._with_settings(experiment, weights)
         callback(StatusMessage(self._describe(settled, weights)))

@@ -2,12 +2,13 @@
 
 An item's contribution is a short row of sums (hits; nats and tokens; n-gram counts). Added up over any selection of
 items, these give the metric (evaluation/metrics.py). So two evaluations of the same items can later be compared item by
-item, without the models. In a comparison, `b` is compared with `a`, so differences are b minus a.
+item, without the models. In a comparison, `b` is compared with `a`, so differences are b minus a. Scores as sentences,
+for the messages of an evaluation, are at the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ from pydantic import Field
 
 from rankwise.config.base import Config, JsonObject
 from rankwise.config.tasks import MEANINGS
-from rankwise.errors import RunError
+from rankwise.errors import RunError, some
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import now, versions
 from rankwise.runs.measured import ClassDetails, Difference, FeatureForgetting, Measurement, SetDetails, Verdict
@@ -333,3 +334,30 @@ def differing(a: Any, b: Any, but: Collection[str] = ()) -> list[Differing]:
         for key in one | other
         if key not in but and one.get(key) != other.get(key)
     ]
+
+
+MOST_LABELS = 12
+
+
+def score_line(task: str, who: str, side: ModelScores, differences: Mapping[str, Difference] | None = None) -> str:
+    """Format the scores of one model; for a base, with the differences of the tuned model."""
+    scores = [
+        f"{metric} {one.shown()}" + (f", tuned: {verdict_text(differences[metric])}" if differences else "")
+        for metric, one in side.metrics.items()
+    ]
+    return f"{task}, {who}: {'; '.join(scores)}"
+
+
+def verdict_text(difference: Difference) -> str:
+    verdict = difference.verdict if difference.verdict != "cannot tell" else f"cannot tell with n = {difference.n:,}"
+    why = f"; {difference.undecided}" if difference.undecided else ""
+    return f"{verdict}, difference {difference.difference:+.4g} ({difference.low:+.4g} to {difference.high:+.4g}){why}"
+
+
+def labels_text(labels: Mapping[str, int]) -> str:
+    """Describe the choices if they are the answers that occur in the file."""
+    listed = some((f"{label} ({count:,})" for label, count in labels.items()), MOST_LABELS)
+    return (
+        f"the task names no choices, so the model chooses among the {len(labels)} different answers in the file "
+        f"(number of rows in brackets): {listed}"
+    )

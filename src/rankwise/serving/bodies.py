@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from rankwise.config.base import Config, JsonObject, Number, PositiveInt, problems_of
-from rankwise.system.strict_json import GivenTwice, once
+from rankwise.system.foreign_json import GivenTwice, once
 
 LARGEST_BODY, MESSAGES, STOPS, BIASES, CHOICES, LIKELY = 2**20, 512, 8, 300, 8, 20
 Stop = Annotated[str, Field(min_length=1, max_length=64)]

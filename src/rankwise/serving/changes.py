@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rankwise.adapters.formats.peft import lay
 from rankwise.adapters.set import AdapterSet, discard
+from rankwise.adapters.targets import host_view
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.errors import AdapterError, RankwiseError, RunError, typed
 from rankwise.methods.artifact import Artifact, open_artifact
@@ -38,6 +39,7 @@ class Changes:
     ) -> None:  # fmt: skip
         self.folder = folder
         self._serving, self._engine, self._force_base, self._callback = serving, engine, force_base, callback
+        self._modules = host_view(serving.model.module)  # once: to walk the model while the engine changes it can fail
         self._changing = threading.Lock()
         self._count = 0
 
@@ -69,9 +71,7 @@ class Changes:
                 raise RunError(f'"{name}" is served already. With "load_inplace" the new one takes its name.')
             if before is not None and before.adapter is None:
                 raise RunError(f'"{name}" is the base model, which cannot be replaced.')
-            if len(adapters.names) >= MOST:
-                raise RunError(f"{MOST} adapters are in memory already. Unload one.")
-            artifact = open_artifact(str(path), self._callback)
+            artifact = open_artifact(str(path), self._callback, force_base=self._force_base)
             self._count += 1
             own, parent = f"loaded-{self._count}", next(iter(self._serving.models))
             weights, served = self._read(artifact, own, name, parent)
@@ -99,15 +99,15 @@ class Changes:
             return served_as(name, artifact, internal_name, serving.model, parent, self._callback)
 
         served = described()
-        weights = read_beside(
-            artifact, serving.model, serving.base_names, self._callback, force_base=self._force_base
-        )  # fmt: skip
+        weights = read_beside(artifact, serving.model.source, self._modules, serving.base_names, self._callback)
         if described().sha256 != served.sha256:
             raise AdapterError(f"{artifact.described} was changed while it was read. Load it again.")
         return weights, served
 
     def _lay(self, adapters: AdapterSet, weights: AdapterWeights, internal_name: str) -> None:
         """In the engine's thread; all of it or nothing."""
+        if len(adapters.names) >= MOST:
+            raise RunError(f"{MOST} adapters are in memory already. Unload one.")
         rows = self._serving.rows
         lay(adapters.model, weights, name=internal_name, into=adapters)
         adapters.model.eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from rankwise.adapters.by_row import AdaptersByRow
 from rankwise.adapters.set import AdapterSet
@@ -14,7 +14,7 @@ from rankwise.config.models import Dtype
 from rankwise.errors import ConfigError, RunError, some
 from rankwise.inference.batch import can_grow
 from rankwise.inference.tuned_model import with_own_template
-from rankwise.methods.artifact import Artifact, open_artifact
+from rankwise.methods.artifact import Artifact, Opening, open_artifact
 from rankwise.methods.together import load_base, load_together
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.runs.records import Callback
@@ -56,18 +56,18 @@ class Serving:
 
 def load_serving(
     names: Sequence[str], callback: Callback, *, base: str | None = None, aliases: Sequence[str] = (),
-    dtype: Dtype = "auto", force_base: bool = False, trust_code: str | None = None,
+    dtype: Dtype = "auto", **opening: Unpack[Opening],
 ) -> Serving:  # fmt: skip
     """The runs and adapters of these names over their base, or the model `base` alone; a RankwiseError where one cannot
     be served."""
-    artifacts = [open_artifact(name, callback, trust_code=trust_code) for name in names]
+    artifacts = [open_artifact(name, callback, **opening) for name in names]
     for artifact in artifacts:
         artifact.refuse("served")
     if artifacts:
-        together = load_together(artifacts, callback, dtype=dtype, force_base=force_base)
+        together = load_together(artifacts, callback, dtype=dtype)
     else:
         assert base is not None, "the command asks for one of them"
-        together = load_base(base, callback, dtype=dtype, trust_code=trust_code)
+        together = load_base(base, callback, dtype=dtype, trust_code=opening.get("trust_code"))
     model, adapters = together.model, together.adapters
     if not can_grow(model.module):
         raise RunError(

@@ -1,4 +1,5 @@
-"""Read JSON settings of other programs, with a size limit and clear errors."""
+"""Read JSON that others have written: settings of other programs, with a size limit and clear errors, and objects in
+which no key may be repeated, of which the standard library would silently keep the last value."""
 
 from __future__ import annotations
 
@@ -56,3 +57,20 @@ def _is_deeper(value: Any, depth: int) -> bool:
         if not level:
             return False
     return any(isinstance(one, dict | list) for one in level)
+
+
+class GivenTwice(ValueError):
+    """Raised for a repeated key. The text of the error is the key."""
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The `object_pairs_hook` that refuses repeated keys."""
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        seen: set[str] = set()
+        raise GivenTwice(repr(next(key for key, _ in pairs if key in seen or seen.add(key))))
+    return row
+
+
+def loads(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=once)

@@ -12,9 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rankwise.kernels.quantized.formats import FORMATS
-from rankwise.kernels.quantized.given_back import GivenBack, InFull, give_back_after_use
+from rankwise.kernels.quantized.given_back import GivenBack, InFull, give_back_after_use, mapped_ranges
 from rankwise.kernels.quantized.tensor import QuantizedTensor, unpacked
-from rankwise.system.mapped_memory import mapped_ranges
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of mappings")
 LAYERS, WIDTH = 8, 1024

@@ -169,12 +169,8 @@ def lay_peft(
     callback: Callback = silent,
 ) -> AdapterSet:  # fmt: skip
     """Do the same without a look at the run that the folder lies in."""
-    return lay(model, weights_for(model, folder, callback), name=name, into=into)
-
-
-def weights_for(model: nn.Module, folder: Path | str, callback: Callback = silent) -> AdapterWeights:
-    """The adapter in `folder`, of any dialect, for a model that may have adapters; the model is not changed."""
-    return reported(read_adapter(Path(folder), host_view(model)), callback)
+    weights = reported(read_adapter(Path(folder), host_view(model)), callback)
+    return lay(model, weights, name=name, into=into)
 
 
 def lay(

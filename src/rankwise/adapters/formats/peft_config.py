@@ -27,7 +27,7 @@ from rankwise.config.base import Number
 from rankwise.config.expressions import first_matching, matches_of
 from rankwise.errors import AdapterError, one_line, some
 from rankwise.kernels.linear import is_conv1d
-from rankwise.system.strict_json import GivenTwice, once
+from rankwise.system.foreign_json import GivenTwice, once
 
 NO_TARGETS = "dummy-target-modules"
 """PEFT's target of an adapter that has no factors."""

@@ -95,7 +95,7 @@ def combine(options: Options, folder: Path, callback: Callback) -> CombinedAdapt
 
 
 def _opened(name: str, options: Options, callback: Callback) -> tuple[Artifact, AdapterWeights]:
-    artifact = open_artifact(name, callback, force_result=options.force_result, base_model=options.base_model)
+    artifact = open_artifact(name, callback, **options.opening)
     artifact.refuse("combined")
     try:
         return artifact, stored_weights(artifact, callback)
@@ -111,7 +111,7 @@ def _check(opened: Sequence[tuple[Artifact, AdapterWeights]], options: Options) 
         for artifact, _ in opened
     }  # fmt: skip
     known = {one for one in bases.values() if one is not None}
-    if not options.force_base and (len(known) > 1 or (len(known) < len(bases) and len(bases) > 1)):
+    if not options.opening.get("force_base") and (len(known) > 1 or (len(known) < len(bases) and len(bases) > 1)):
         problems.append(
             f"these adapters are for different base models: {some(map(str, bases))}. Use --force-base if they are the "
             "same weights."

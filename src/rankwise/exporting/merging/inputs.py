@@ -22,7 +22,7 @@ from rankwise.base.sources import Source, find
 from rankwise.config.models import ModelConfig, PackedFormat
 from rankwise.errors import AdapterError, RankwiseError, some
 from rankwise.exporting.trained_base import Onto, TrainedBase, format_for
-from rankwise.methods.artifact import Artifact, check_trained_on, open_artifact
+from rankwise.methods.artifact import Artifact, Opening, open_artifact
 from rankwise.objectives.objective import Objective
 from rankwise.runs.records import Callback, StatusMessage
 
@@ -80,9 +80,7 @@ class Options:
     weights: Sequence[float] | None = None
     combining: Combining = field(default_factory=Combining)
     strength: float = 1.0
-    base_model: str | None = None
-    force_base: bool = False
-    force_result: bool = False
+    opening: Opening = field(default_factory=Opening)
     onto: Onto = "trained"
 
 
@@ -120,7 +118,7 @@ def open_inputs(options: Options, callback: Callback) -> Inputs:
     callback(StatusMessage(f"Base model: {source.name} in {source.folder}"))
     for artifact in artifacts:
         with problems.caught(" --base-model names another base."):
-            check_trained_on(source, artifact, "merge", callback, force=options.force_base)
+            artifact.check_base(source, "merge", callback)
     objective = artifacts[0].objective
     kinds = [(one.objective.targets, one.objective.kind.processing) for one in artifacts]
     if any(kind != kinds[0] for kind in kinds):
@@ -146,9 +144,7 @@ def _artifacts(options: Options, callback: Callback, problems: _Problems) -> lis
     artifacts: list[Artifact] = []
     for name in options.adapters:
         with problems.caught():
-            artifacts.append(
-                open_artifact(name, callback, force_result=options.force_result, base_model=options.base_model)
-            )
+            artifacts.append(open_artifact(name, callback, **options.opening))
     for artifact in artifacts:
         if (why := artifact.why_not("merged by files")) is not None:
             problems.sentences.append(why)

@@ -18,12 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rankwise.base.heads import head_modules
 from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.preprocessing import processing_in, size_arguments
 from rankwise.base.sources import find
-from rankwise.base.timm_models import is_timm, set_config
+from rankwise.base.timm_models import head_modules, is_timm, set_config
 from rankwise.config.experiment import Experiment
 from rankwise.config.images import ImageProcessing
 from rankwise.config.models import ModelConfig

@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rankwise.base.heads import head_modules
 from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.pooling import as_block, read_pooled
 from rankwise.base.sources import find
+from rankwise.base.timm_models import head_modules
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig

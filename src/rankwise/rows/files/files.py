@@ -25,7 +25,7 @@ from rankwise.rows.forms.formats import Row, form_of
 from rankwise.rows.text.text_encoding import encoding_by_mark
 from rankwise.runs.row_facts import LayoutFacts
 from rankwise.system.contents import content_of, opened
-from rankwise.system.strict_json import GivenTwice, loads, once
+from rankwise.system.foreign_json import GivenTwice, loads, once
 
 BOM = b"\xef\xbb\xbf"
 LONGEST_LINE = 16_000_000

@@ -21,7 +21,7 @@ from rankwise.errors import DataError
 from rankwise.rows.forms.columns import Row, require, system_of
 from rankwise.rows.forms.turns import ROLES, read_tools, read_turns, refuse_unsupported, text_of, turns_of_prompt
 from rankwise.rows.text.example import Example, Message
-from rankwise.system.strict_json import loads
+from rankwise.system.foreign_json import loads
 
 CHOSEN, REJECTED = "chosen", "rejected"
 PROMPTS = ("prompt", "question")

@@ -31,7 +31,7 @@ from rankwise.rows.text.example import (
     words_of,
 )
 from rankwise.rows.text.text_encoding import is_unicode
-from rankwise.system.strict_json import loads
+from rankwise.system.foreign_json import loads
 
 TAGGED_FORMATS = ("tokens", "spans")
 REQUIRED, OPTIONAL = ("start", "end", "label"), ("text",)

@@ -15,7 +15,7 @@ from rankwise.config.base import shown
 from rankwise.errors import DataError, did_you_mean, some
 from rankwise.rows.forms.proposals import ignoring
 from rankwise.rows.text.example import BREAK, CLOSE, Message, Role, ToolCall, with_thought
-from rankwise.system.strict_json import loads
+from rankwise.system.foreign_json import loads
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 ROLES: dict[str, Role] = {

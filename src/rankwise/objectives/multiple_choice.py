@@ -9,13 +9,24 @@ choices, which measure models that never learned to choose, divide by characters
 
 The model is an ordinary language model and stays one. The classes are the places of the choices, so that the data
 report shows whether the right choice often stands at the same one, and a run whether the model has learned only that.
+
+One row holds every choice as an answer to the question, one behind the other:
+
+    ids              the question with the first choice, then the question with the second one, …
+    loss_mask        the tokens of the choices, with the token that ends an answer
+    token_type_ids   0 where the first conversation is, 1 where the second is, …
+    target           the number of the right choice, from 0 on
+
+Each is rendered and tokenized as any conversation is, and the tokens before the choices must be the same. A row is left
+out where one of its conversations is too long.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Self
 
@@ -31,22 +42,83 @@ from rankwise.config.experiment import Experiment
 from rankwise.errors import DataError, RunError, joined_problems
 from rankwise.forward.reference import SupervisedLogits, random_documents
 from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
-from rankwise.objectives.multiple_choice.encode import ChoiceEncoder, row_of
 from rankwise.objectives.objective import Classifier, Objective, values_of
 from rankwise.objectives.predictions import Longest, Numbers
 from rankwise.objectives.preference import log_probabilities
+from rankwise.objectives.preference.encode import prompt_of
 from rankwise.rows.classes import examples_of
 from rankwise.rows.encoded.batches import IGNORED, Batch, collate, padded_length
 from rankwise.rows.forms.formats import Choices, choice_example
 from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.encode import Encoder
 from rankwise.rows.text.example import Example
-from rankwise.rows.text.outcome import Outcome, Shown
+from rankwise.rows.text.outcome import Outcome, Shown, read_each
 from rankwise.rows.text.tokenize import Tokens, sides_of
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback
 from rankwise.runs.row_facts import Pooling, TargetFacts
+
+
+@dataclass(frozen=True)
+class ChoiceEncoder:
+    template: ChatTemplate
+    tokenizer: HubTokenizer
+    config: DataConfig
+    limit: int
+    """Tokens of a question with one of its choices, at most."""
+    most: int
+    """Choices of a question, at most."""
+    answered: bool = True
+    """Whether each row needs its right choice; else none is looked at."""
+
+    def encode(self, examples: Sequence[Example]) -> list[Outcome]:
+        outcomes, usable = read_each(examples, self._choices_in)
+        every = Encoder(self.template, self.tokenizer, self.config, sys.maxsize)
+        encoded = iter(every.encode([
+            Example(turns, choices.where) for _, choices in usable for turns in choices.conversations
+        ]))  # fmt: skip
+        for outcome, choices in usable:
+            self._add(outcome, choices.answer, [next(encoded) for _ in choices.choices])
+        return outcomes
+
+    def _choices_in(self, example: Example) -> Choices:
+        where = example.where
+        if not isinstance(example, Choices):
+            raise DataError(f"{where}: has no choices; write them as a list of texts beside the question.")
+        if len(example.choices) > self.most:
+            raise DataError(f"{where}: has {len(example.choices)} choices, and rows of training at most {self.most}.")
+        if self.answered and example.answer is None:
+            raise DataError(f"{where}: has no answer; write the number of the right choice, from 0 on, or its text.")
+        return example
+
+    def _add(self, outcome: Outcome, answer: int | None, sides: Sequence[Outcome]) -> None:
+        where = outcome.example.where
+        outcome.problem = next((side.problem for side in sides if side.problem is not None), None)
+        if outcome.problem is not None:
+            return
+        rows = [side.sequences[0] for side in sides]
+        if any(prompt_of(row) != prompt_of(rows[0]) for row in rows):
+            outcome.problem = f"{where}: the tokens before the choices differ."
+            return
+        outcome.lengths = [len(row.ids) for row in rows]
+        outcome.too_long = int(max(outcome.lengths) > self.limit)
+        if not outcome.too_long:
+            outcome.sequences = [replace(row_of(rows), target=answer if self.answered else None, name=where)]
+
+
+def row_of(sides: Sequence[Tokens]) -> Tokens:
+    """One row of the conversations with each choice."""
+    return Tokens(
+        np.concatenate([side.ids for side in sides]),
+        np.concatenate([side.loss_mask for side in sides]),
+        as_asked=all(side.as_asked for side in sides),
+        method=sides[0].method,
+        token_type_ids=np.repeat(np.arange(len(sides)), [len(side.ids) for side in sides]),
+        target=0.0,
+    )
+
 
 NAME = "multiple-choice"
 CANNOT = {
