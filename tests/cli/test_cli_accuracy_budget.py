@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kit.command import rankwise
+from kit.command import printed, rankwise
 from kit.library import COMMON, Library
 from rankwise.base.loading import load
 from rankwise.commands import train
@@ -28,9 +28,7 @@ WORDS = ["fox", "dog", "town", "land", "river", "glass", "radio", "brown", "lazy
 
 
 def trained(name: str, *more: str) -> dict[str, Any]:
-    result = rankwise("train", *COMMON, "--run", name, *LOOSE, *more, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+    return printed("train", *COMMON, "--run", name, *LOOSE, *more)
 
 
 def write_task(name: str, rows: list[dict[str, Any]]) -> None:

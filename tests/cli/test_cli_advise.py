@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import rankwise
+from kit import command
 from kit.classifiers import encoder_folder, labelled, write_rows
-from rankwise.cli.main import app
 from rankwise.errors import ConfigError
 from rankwise.runs.advice import Advice
 
@@ -23,7 +22,7 @@ FAST = ("--model", "tiny-llama", "--rank", "8", "--learning-rate", "0.02", "--ba
 
 
 def run(*words):
-    return CliRunner().invoke(app, ["advise", *map(str, words)])
+    return command.rankwise("advise", *words)
 
 
 def questions(count, *, shuffled):

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import Result
 
-from kit.command import done, rankwise
+from kit.command import done, printed, rankwise
 from kit.library import COMMON, Library
 from rankwise.training import anchor as anchoring
 from rankwise.training.trainer import Trainer
@@ -27,8 +27,7 @@ OTHER = " ".join(
 
 
 def trained(name: str, *more: str) -> Result:
-    result = done("train", *COMMON, "--run", name, *ANCHOR, *more)
-    return result
+    return done("train", *COMMON, "--run", name, *ANCHOR, *more)
 
 
 def rows_of(name: str, kind: str) -> list[dict[str, float]]:
@@ -62,10 +61,11 @@ def home(library: Library, tmp_path: Path):
 def test_a_run_that_was_stopped_ends_with_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a budget, whose weight must go on where it was, on the base's own text and code."""
     text = ("--set", "training.anchor.text=null", "--set", "training.anchor.code=true")
-    options = ("--forget-at-most", "0.5", "--set", "training.checkpoint_steps=7", "--backend", "eager", *text)
+    options = ("--forget-at-most", "0.5", "--set", "training.checkpoint_steps=5", "--backend", "eager", *text,
+               "--steps", "20")  # fmt: skip
     trained("whole", *options)
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_timed_step", _stop_at(17))
+        patched.setattr(Trainer, "_timed_step", _stop_at(12))
         assert rankwise("train", *COMMON, "--run", "stopped", *ANCHOR, *options).exit_code == 130
     trained("stopped", *options, "--resume")
     assert weights("stopped") == weights("whole")
@@ -106,8 +106,7 @@ def test_an_anchored_run_forgets_less_and_says_how_far_it_is() -> None:
     assert manifest["anchor"]["text"] == "text that the base model wrote itself: 64 blocks of 16 tokens"
     forgotten = {}
     for name in ("held", "free"):
-        result = done("evaluate", name, "--blocks", "4", "--json")
-        forgotten[name] = json.loads(result.stdout)["forgetting"]["kl"]
+        forgotten[name] = printed("evaluate", name, "--blocks", "4")["forgetting"]["kl"]
     assert forgotten["held"] < 0.5 * forgotten["free"]
 
 

@@ -485,8 +485,7 @@ def test_a_misspelt_recipe_is_told_with_the_nearest():
 def run(home):
     """Two steps by Alpaca's recipe."""
     words = ("--recipe", "alpaca", "--steps", 2, "--batch-size", 2, "--set", "adapter.rank=2")
-    result = done("train", "--model", "model", "--data", "alpaca.jsonl", "--run", "first", *words, "--json")
-    assert json.loads(result.stdout)["steps"] == 2
+    assert printed("train", "--model", "model", "--data", "alpaca.jsonl", "--run", "first", *words)["steps"] == 2
     return home / "runs" / "first"
 
 
@@ -525,8 +524,7 @@ def test_generate_answers_with_a_context_and_without_by_the_recipe_and_by_the_mo
     assert rankwise("train", "--model", "model", "--data", "plain.jsonl", "--run", "own", *words).exit_code == 0
     for name in ("first", "own"):
         question = ("--prompt", "What is 1?", "--context", "the number 1")
-        result = done("generate", name, *question, "--max-new-tokens", 5, "--json")
-        assert json.loads(result.stdout)["prompt"] == "What is 1?"
+        assert printed("generate", name, *question, "--max-new-tokens", 5)["prompt"] == "What is 1?"
         assert asked_tokens(name, *question) > asked_tokens(name, *question[:2])
         assert asked_tokens(name, *question[:2], "--context", "") == asked_tokens(name, *question[:2])
     # the model's own template has no place for a context: it follows the question

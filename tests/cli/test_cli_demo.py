@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from rankwise.cli.main import app
+from kit.command import printed
 from rankwise.commands import demo as command
 from rankwise.commands.demo import demo_rows
 
@@ -18,9 +17,7 @@ def test_a_demo_trains_on_the_shipped_rows_and_counts_both_sides(tiny_folder, tm
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "demo_rows", lambda: (training[:24], testing[:3]))
     monkeypatch.setattr(command, "LONGEST_ANSWER", 4)
-    result = CliRunner().invoke(app, ["demo", "--model", str(tiny_folder), "--json", "--quiet"])
-    assert result.exit_code == 0, result.output
-    facts = json.loads(result.stdout)
+    facts = printed("demo", "--model", str(tiny_folder), "--quiet")
     assert facts["run"] == "demo" and facts["test_rows"] == 3 and facts["base_exact"] == 0
     assert Path("runs/demo-rows/train.jsonl").read_text().splitlines() == training[:24]
     report = json.loads(Path("runs/demo/data_report.json").read_text())

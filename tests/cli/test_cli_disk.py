@@ -10,10 +10,9 @@ import json
 import os
 
 import pytest
-from typer.testing import CliRunner
 
+from kit.command import rankwise
 from kit.processes import ended
-from rankwise.cli.main import app
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +51,7 @@ def test_a_file_that_the_disk_refuses_ends_the_run_with_four(home, tiny_folder, 
     assert (facts["kind"], facts["exit_code"]) == ("ResourceError", 4)
     assert f"runs/{name}/{refused}" in facts["error"] and "MB free" in facts["error"] and "\n" not in facts["error"]
     assert err == f"rankwise: {facts['error']}\n"
-    again = CliRunner().invoke(app, train_words(tiny_folder, name, "--steps", 2, "--restart"))
+    again = rankwise(*train_words(tiny_folder, name, "--steps", 2, "--restart"))
     assert again.exit_code == 0, again.output
     assert (run / "adapter" / "adapter_model.safetensors").exists()
 
@@ -63,7 +62,7 @@ def test_a_folder_that_may_not_be_written_is_named(home, tiny_folder, tmp_path, 
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs").chmod(0o500)
     monkeypatch.chdir(tmp_path)
-    refused = CliRunner().invoke(app, train_words(tiny_folder, "new", "--steps", 2))
+    refused = rankwise(*train_words(tiny_folder, "new", "--steps", 2))
     (tmp_path / "runs").chmod(0o700)
     assert isinstance(refused.exception, SystemExit) and refused.exit_code == 2
     assert "runs/new" in refused.stderr and "cannot be written" in refused.stderr
@@ -73,6 +72,6 @@ def test_a_file_in_place_of_the_runs_folder_is_told_not_thrown(home, tiny_folder
     (tmp_path / "rows.jsonl").write_bytes((home / "rows.jsonl").read_bytes())
     (tmp_path / "runs").write_text("a file")
     monkeypatch.chdir(tmp_path)
-    refused = CliRunner().invoke(app, train_words(tiny_folder, "new", "--steps", 2))
+    refused = rankwise(*train_words(tiny_folder, "new", "--steps", 2))
     assert isinstance(refused.exception, SystemExit), f"a traceback: {refused.exception!r}"
     assert refused.exit_code == 2 and "runs" in refused.stderr

@@ -18,12 +18,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
+from kit.command import rankwise
 from kit.processes import Command
 from kit.sampling import draws
 from rankwise.cli.display import Display, rank_line, sampled
-from rankwise.cli.main import app
 from rankwise.runs.records import (
     LossRecord,
     ProgressUpdate,
@@ -55,7 +54,7 @@ def test_a_pipe_gets_plain_lines_on_stderr_and_the_result_alone_on_stdout(home, 
     if colour:
         monkeypatch.delenv("NO_COLOR")
     words = train_words(tiny_folder, f"plain-{colour}", "--steps", 12, "--held-out", 2, "--json")
-    result = CliRunner().invoke(app, words)
+    result = rankwise(*words)
     assert result.exit_code == 0, result.output
     assert "\x1b" not in result.stderr and "\r" not in result.stderr
     lines = result.stderr.splitlines()
@@ -70,7 +69,7 @@ def test_a_pipe_gets_plain_lines_on_stderr_and_the_result_alone_on_stdout(home, 
 
 
 def test_quiet_shows_nothing_of_a_good_run_and_the_result_all_the_same(home, tiny_folder):
-    result = CliRunner().invoke(app, train_words(tiny_folder, "quiet", "--steps", 3, "--quiet"))
+    result = rankwise(*train_words(tiny_folder, "quiet", "--steps", 3, "--quiet"))
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.split()[:2] == ["run", "quiet"] and re.search("steps +3\n", result.stdout)
 
@@ -209,11 +208,11 @@ def test_an_error_inside_the_display_closes_the_live_line(monkeypatch, capsys):
     "words", [("data", "check"), ("data", "check", "x", "--held-out", "y"), ("train", "--bogus"), ("nothing",)], ids=str
 )
 def test_a_mistake_in_the_words_is_one_object_too(words):
-    result = CliRunner().invoke(app, [*words, "--json"])
+    result = rankwise(*words, "--json")
     assert result.exit_code == 2
     told = json.loads(result.stdout)
     assert told["exit_code"] == 2 and told["error"]
-    assert CliRunner().invoke(app, list(words)).stdout == ""
+    assert rankwise(*words).stdout == ""
 
 
 @pytest.mark.parametrize("json_", [[], ["--json"]], ids=["plain", "json"])
@@ -296,7 +295,7 @@ def test_a_sample_is_one_line_that_steers_no_terminal():
 def test_a_training_that_ends_early_says_so_and_what_it_kept(home, tiny_folder):
     words = train_words(tiny_folder, "early", "--steps", 12, "--held-out", 2, "--learning-rate", 1.0)
     words += ["--validate-every", "1", "--patience", "1", "--keep", "best", "--set", "training.schedule=constant"]
-    result = CliRunner().invoke(app, words)
+    result = rankwise(*words)
     assert result.exit_code == 0, result.output
     spec = json.loads((home / "runs" / "early" / "config.json").read_text())["validation"]
     assert (spec["steps"], spec["patience"], spec["keep"]) == (1, 1, "best")
@@ -327,7 +326,7 @@ def test_the_training_line_shows_the_ranks_it_has_heard_of(terminal, monkeypatch
 
 def test_a_training_of_adalora_says_once_what_was_decided(home, tiny_folder):
     words = train_words(tiny_folder, "adaptive", "--steps", 30, "--method", "adalora", "--budget", 3)
-    result = CliRunner().invoke(app, words)
+    result = rankwise(*words)
     assert result.exit_code == 0, result.output
     lines = result.stderr.splitlines()
     assert sum(line.startswith("final ranks after step ") for line in lines) == 1

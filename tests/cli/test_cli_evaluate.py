@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from kit.command import done, rankwise
+from kit.command import done, printed, rankwise
 from rankwise.commands.evaluate import asked_of
 from rankwise.evaluation.subject import open_subject
 from rankwise.runs.records import silent
@@ -18,9 +18,7 @@ OTHERS = [{"prompt": f"What is land {n}?", "completion": f"It is town {n % 3}."}
 
 
 def found(*words):
-    result = done(*words, "--json")
-    assert result.stdout.count("\n") == 1
-    return json.loads(result.stdout)
+    return printed(*words)
 
 
 @pytest.fixture(scope="module")

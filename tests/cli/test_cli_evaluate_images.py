@@ -11,18 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
+from kit.command import done, printed, rankwise
 from kit.vision_models import SIZE, save_folder
-from rankwise.cli.main import app
 
 COLOURS = {"blue": (30, 40, 220), "green": (40, 200, 60), "red": (220, 30, 40)}
-
-
-def rankwise(*words: str) -> Any:
-    result = CliRunner().invoke(app, list(words))
-    assert result.exit_code == 0, (result.output, result.exception)
-    return result
 
 
 def striped_folder(path: str, each: int) -> str:
@@ -58,7 +51,7 @@ def here(tmp_path_factory):
         save_folder("vit", "tiny")
         image_folder("train", 6, 0)
         image_folder("apart", 4, 1)
-        rankwise(
+        done(
             "train", "--model", "tiny", "--data", "train", "--validation-data", "apart", "--run", "colours",
             "--steps", "40", "--learning-rate", "0.01", "--batch-size", "6", "--set", "model.dtype=float32",
         )  # fmt: skip
@@ -66,7 +59,7 @@ def here(tmp_path_factory):
 
 
 def evaluated(*words: str, out: str = "out.json") -> tuple[dict[str, Any], dict[str, Any]]:
-    summary = json.loads(rankwise("evaluate", "colours", *words, "--json", "--quiet", "--out", out).stdout)
+    summary = printed("evaluate", "colours", *words, "--quiet", "--out", out)
     return summary, json.loads(Path(out).read_text())
 
 
@@ -83,7 +76,7 @@ def test_wrong_images_have_their_file_and_their_picture(here):
 
 
 def test_the_report_of_the_run_shows_what_is_wrong(here):
-    rankwise("evaluate", "colours", "--data", image_folder("half", 3, 3, shift=2), "--quiet")
+    done("evaluate", "colours", "--data", image_folder("half", 3, 3, shift=2), "--quiet")
     page = Path("runs/colours/report.html").read_text()
     assert 'id="classes"' in page and page.count('<img src="data:image/png;base64,') >= 5
     assert "img-src data:" in page.partition("</head>")[0]
@@ -105,35 +98,33 @@ def test_the_validation_rows_give_the_accuracy_of_the_training(here):
 
 def test_features_of_other_images_are_compared_with_those_of_the_base(here):
     stripes = striped_folder("stripes", 24)
-    result = rankwise("evaluate", "colours", "--other-images", stripes)
+    result = done("evaluate", "colours", "--other-images", stripes)
     features = json.loads(Path("runs/colours/evaluations/held-out.json").read_text())["feature_forgetting"]
     assert features["images"] == 48 and features["classes"] == ["across", "down"]
     assert features["cka"]["value"] < 0.999 and features["cka"]["low"] <= features["cka"]["value"]
     assert 0.5 <= features["probe"]["a"] <= 1 and features["probe"]["n"] == 48
     assert "48 of stripes" in result.stdout
     assert "CKA of base and tuned features" in Path("runs/colours/report.html").read_text()
-    again = rankwise("evaluate", "colours", "--json")
+    again = done("evaluate", "colours", "--json")
     assert json.loads(again.stdout)["feature_forgetting"] == features, "a later evaluation keeps what was measured"
     assert "has forgotten is not measured. Give labelled images" in again.stderr
 
 
 def test_a_head_alone_changes_no_feature(here):
-    rankwise(
+    done(
         "train", "--model", "tiny", "--data", "train", "--run", "head", "--method", "head", "--steps", "5",
         "--held-out", "3", "--learning-rate", "0.1", "--set", "model.dtype=float32",
     )  # fmt: skip
-    result = rankwise("evaluate", "head", "--other-images", striped_folder("more", 24), "--json")
-    measured = json.loads(result.stdout)["feature_forgetting"]
+    measured = printed("evaluate", "head", "--other-images", striped_folder("more", 24))["feature_forgetting"]
     assert measured["cka"]["value"] == pytest.approx(1, abs=1e-9) and measured["probe"]["difference"] == 0
 
 
 def test_features_of_a_fully_trained_model_are_compared_with_those_of_its_base(here):
-    rankwise(
+    done(
         "train", "--model", "tiny", "--data", "train", "--run", "full", "--method", "full", "--steps", "20",
         "--held-out", "3", "--learning-rate", "0.01",
     )  # fmt: skip
-    result = rankwise("evaluate", "full", "--other-images", striped_folder("others", 24), "--json")
-    measured = json.loads(result.stdout)["feature_forgetting"]
+    measured = printed("evaluate", "full", "--other-images", striped_folder("others", 24))["feature_forgetting"]
     assert measured["images"] == 48 and measured["cka"]["value"] < 0.999
 
 
@@ -143,5 +134,5 @@ def test_features_of_a_fully_trained_model_are_compared_with_those_of_its_base(h
      (("--other-images", "apart", "--no-forgetting"), "--other-images needs two models")],
 )  # fmt: skip
 def test_images_that_show_nothing_are_refused(here, words, said):
-    result = CliRunner().invoke(app, ["evaluate", "colours", *words])
+    result = rankwise("evaluate", "colours", *words)
     assert result.exit_code == 2 and said in " ".join(result.stderr.split()), result.output

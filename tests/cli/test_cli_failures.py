@@ -12,12 +12,11 @@ import time
 
 import psutil
 import pytest
-from typer.testing import CliRunner
 
+from kit.command import rankwise
 from kit.first_line import BEGUN, WITHIN
 from kit.report_runs import made_run
 from rankwise.cli.failures import report_failures
-from rankwise.cli.main import app
 from rankwise.errors import DataError, ResourceError, RunError, is_out_of_memory, typed
 from rankwise.system.memory import available_memory
 from rankwise.system.signals import ask_to_stop, forget
@@ -144,7 +143,7 @@ def test_a_folder_that_is_none_is_one_sentence(what, tmp_path, monkeypatch):
         (tmp_path / "cache").symlink_to(tmp_path / "cache")
     else:
         (tmp_path / "cache").mkdir(mode=0)
-    result = CliRunner().invoke(app, ["cache"])
+    result = rankwise("cache")
     assert result.exception is None or isinstance(result.exception, SystemExit)
 
 

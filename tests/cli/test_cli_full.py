@@ -11,13 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-from typer.testing import CliRunner
 
 import rankwise as package
 from kit.command import done, printed, rankwise
 from kit.processes import ended
 from rankwise.base.precision import choose_precision
-from rankwise.cli.main import app
 from rankwise.errors import ConfigError
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.records import StepRecord
@@ -165,7 +163,7 @@ def test_base_and_both_are_what_each_side_says_alone(home):
     assert printed("generate", "whole", *QUESTION)["answer"] == both["answer"]
     of_base = printed("generate", "whole", *QUESTION, "--base")["base_answer"]
     assert of_base == both["base_answer"]
-    talk = CliRunner().invoke(app, ["chat", "whole", "--both", "--json", "--max-new-tokens", "12"], input=QUESTION[1])
+    talk = rankwise("chat", "whole", "--both", "--json", "--max-new-tokens", "12", typed=QUESTION[1])
     turn = json.loads(talk.stdout)["turns"][0]
     assert (turn["user"], turn["adapted"], turn["base"]) == (QUESTION[1], both["answer"], both["base_answer"])
     assert {turn["adapted_stopped"], turn["base_stopped"]} <= {"end", "length"}

@@ -12,10 +12,9 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
+from kit.command import rankwise
 from kit.dialect_files import gguf, mlx
-from rankwise.cli.main import app
 
 WRITERS = {"mlx-lm": mlx, "llama.cpp": gguf}
 
@@ -29,7 +28,7 @@ def base(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def invoke(*words: object, code: int = 0) -> Any:
-    result = CliRunner().invoke(app, [str(word) for word in words])
+    result = rankwise(*words)
     assert result.exit_code == code, result.output
     return result
 

@@ -12,7 +12,7 @@ from peft import AdaLoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from conftest import tiny_model
-from kit.command import done, rankwise
+from kit.command import done, printed, rankwise
 from kit.sampling import draws
 from rankwise.adapters.formats.peft import WEIGHTS, write_peft
 from rankwise.config.adapters import LoraConfig
@@ -22,9 +22,7 @@ from rankwise.reporting.training import rank_map
 
 
 def facts(*words):
-    result = done("inspect", *words, "--json")
-    assert result.stdout.count("\n") == 1
-    return json.loads(result.stdout)
+    return printed("inspect", *words)
 
 
 @pytest.fixture

@@ -8,29 +8,22 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
+from kit.command import printed, rankwise
 from rankwise.adapters.formats.peft import rewrite
 from rankwise.adapters.formats.peft_reader import WEIGHTS, read_weights
-from rankwise.cli.main import app
 from rankwise.exporting.engine_rules import RULES
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, ["inspect", *map(str, words)])
 
 
 def text_of(*words):
     """Without the line breaks that fit it into 79 columns."""
-    result = rankwise(*words)
+    result = rankwise("inspect", *words)
     assert result.exit_code == 0, result.output
     return " ".join(result.stdout.split())
 
 
 def facts(*words):
-    result = rankwise(*words, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)["adapter"]
+    return printed("inspect", *words)["adapter"]
 
 
 @pytest.fixture
@@ -88,9 +81,9 @@ def test_a_planted_direction_and_an_unused_rank_are_seen(home):
 def test_a_pickle_is_refused_with_its_conversion(home):
     (home / "adapter_model.bin").write_bytes(b"\x80\x04x")
     for words in (["adapter_model.bin"], ["adapter_model.bin", "--json"]):
-        result = rankwise(*words)
+        result = rankwise("inspect", *words)
         assert result.exit_code == 2 and "is a pickle" in result.output and "save_file" in result.output
-    asked = CliRunner().invoke(app, ["generate", "adapter_model.bin", "--prompt", "x"])
+    asked = rankwise("generate", "adapter_model.bin", "--prompt", "x")
     assert asked.exit_code == 2 and "is a pickle" in asked.stderr
 
 
@@ -112,4 +105,4 @@ def test_an_adapter_of_rank_one_is_shown(home):
               folder / WEIGHTS)  # fmt: skip
     settings = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(settings | {"r": 1}))
-    assert facts("one")["planted"] == [] and rankwise("one").exit_code == 0
+    assert facts("one")["planted"] == [] and rankwise("inspect", "one").exit_code == 0

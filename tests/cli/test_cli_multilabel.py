@@ -14,9 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kit.classifiers import encoder_folder, write_rows
 from kit.command import done, rankwise
-from kit.interrupted import whole_and_resumed
 from rankwise.config.data import DataConfig
-from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
 from rankwise.objectives.text_classification import TextClassification, TextEncoder
 from rankwise.python.run import load_run
@@ -131,17 +129,6 @@ def test_a_merged_export_is_such_a_classifier(here):
     done("export", "lora", "--to", "merged", "--format", "merged", "--dtype", "float32")
     config = json.loads(Path("merged/config.json").read_text())
     assert config["problem_type"] == "multi_label_classification"
-
-
-def test_a_run_that_goes_on_ends_as_one_that_was_never_stopped(here):
-    def experiment(run: str) -> Experiment:
-        return Experiment(
-            model={"name": "tiny-bert", "dtype": "float32"}, run=run, data={"path": "rows.jsonl", "held_out": 4},
-            training={"steps": 12, "batch_size": 4, "learning_rate": 0.01, "checkpoint_steps": 4},
-        )  # fmt: skip
-
-    whole, resumed = whole_and_resumed(experiment, 6)
-    assert whole == resumed
 
 
 ROW = {"text": "the film", "label": ["film"]}

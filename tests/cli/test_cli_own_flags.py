@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import typer
-from typer.testing import CliRunner
 
+from kit.command import rankwise
 from kit.library import Library
 from kit.sources import TREES
 from rankwise.cli.main import app
@@ -89,11 +89,11 @@ def home(library: Library, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 )  # fmt: skip
 def test_every_flag_of_an_error_exists(home: None, words: str, rows: str) -> None:
     given = shlex.split(words.replace("ROWS", rows))
-    result = CliRunner().invoke(app, given)
+    result = rankwise(*given)
     command = " ".join(given[:2]) if " ".join(given[:2]) in EVERY else given[0]
     assert result.exit_code in (0, 2) and lacked(" ".join(result.output.split()), command) == []
 
 
 def test_evaluate_says_what_to_write_into_a_task(home: None) -> None:
-    result = CliRunner().invoke(app, ["evaluate", "lora", "--task", "plain.yaml"])
+    result = rankwise("evaluate", "lora", "--task", "plain.yaml")
     assert 'prompt: "{question}" completion: "{sql}"' in result.output and "--task FILE.yaml" in result.output

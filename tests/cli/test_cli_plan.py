@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import rankwise as package
-from kit.command import done, printed, rankwise
+from kit.command import printed, rankwise
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 
 KEYS = {
@@ -25,8 +25,7 @@ PARTS = {
 
 
 def planned(*words):
-    result = done("plan", *words, "--json")
-    return json.loads(result.stdout)
+    return printed("plan", *words)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import rankwise as library
-from kit.command import done, rankwise
+from kit.command import done, printed, rankwise
 from rankwise.commands import predict as verb
 from rankwise.config.data import DataConfig
 from rankwise.config.generation import GenerationConfig
@@ -27,8 +27,8 @@ LANDS = [f"What is the capital of land {number}?" + " Tell me." * (number % 3) f
 def predicted(run, rows, *words, out="out.jsonl", name="rows.jsonl"):
     """The rows that a command wrote, and what it printed with --json."""
     write(name, rows)
-    result = done("predict", run, "--data", name, "--out", out, *SHORT, "--overwrite", "--json", *words)
-    return read(out), json.loads(result.stdout)
+    told = printed("predict", run, "--data", name, "--out", out, *SHORT, "--overwrite", *words)
+    return read(out), told
 
 
 def refused(*words, code=2):

@@ -7,10 +7,9 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
+from kit.command import rankwise
 from kit.vision_models import save_folder
-from rankwise.cli.main import app
 
 COLORS = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255)}
 
@@ -27,7 +26,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def preview(*words):
-    return CliRunner().invoke(app, ["data", "preview", *map(str, words)])
+    return rankwise("data", "preview", *words)
 
 
 def colors_of(path):

@@ -28,26 +28,26 @@ from rankwise.runs.records import silent
 from rankwise.training.replay import with_replay
 from rankwise.training.trainer import Trainer
 
+SHORT = ("--steps", "12")
 OTHERS = ("--rank", "4", "--held-out", "4", "--replay", "0.25", "--replay-data", "others.jsonl")
 
 
 def trained(name: str, *more: str) -> Result:
-    result = done("train", *COMMON, "--run", name, *more)
-    return result
+    return done("train", *COMMON, *SHORT, "--run", name, *more)
 
 
 def stopped(name: str, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that is stopped in its step 18."""
+    """A run that is stopped in its step 10."""
     original = Trainer._timed_step
 
     def stops(self: Trainer):
-        if self.state.step == 17:
+        if self.state.step == 9:
             raise KeyboardInterrupt
         return original(self)
 
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_timed_step", stops)
-        assert rankwise("train", *COMMON, "--run", name, *options).exit_code == 130
+        assert rankwise("train", *COMMON, *SHORT, "--run", name, *options).exit_code == 130
 
 
 def weights(name: str) -> bytes:
@@ -76,7 +76,7 @@ def home(library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.usefixtures("home")
 @pytest.mark.parametrize("source", ["answers", "others"])
 def test_a_run_that_was_stopped_ends_with_the_same_bytes(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = (*OTHERS[: 6 if source == "answers" else None], "--set", "training.checkpoint_steps=7")
+    options = (*OTHERS[: 6 if source == "answers" else None], "--set", "training.checkpoint_steps=4")
     trained("whole", *options)
     stopped("stopped", options, monkeypatch)
     trained("stopped", *options, "--resume")
@@ -85,10 +85,10 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(source: str, monkeypatc
 
 @pytest.mark.usefixtures("home")
 def test_a_run_does_not_go_on_with_other_replay_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = (*OTHERS, "--set", "training.checkpoint_steps=7")
+    options = (*OTHERS, "--set", "training.checkpoint_steps=4")
     stopped("stopped", options, monkeypatch)
     Path("others.jsonl").write_text(rows(9, 61))
-    result = rankwise("train", *COMMON, "--run", "stopped", *options, "--resume")
+    result = rankwise("train", *COMMON, *SHORT, "--run", "stopped", *options, "--resume")
     assert result.exit_code != 0 and "replay.sha256" in result.output
 
 

@@ -101,5 +101,4 @@ def test_a_name_that_no_disk_takes_is_a_mistake_and_a_long_one_of_ours_fits():
     name = "山" * 80  # 240 bytes
     Path("runs/a").rename(Path("copies") / name)
     made_run("b")
-    made = done("report", "b", f"copies/{name}", "--json")
-    assert Path(json.loads(made.stdout)["page"]).exists()
+    assert Path(printed("report", "b", f"copies/{name}")["page"]).exists()

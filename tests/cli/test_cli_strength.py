@@ -33,9 +33,7 @@ def home(library, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("run", ["lora", "full"])
 def test_the_curve_of_a_run_lies_in_its_folder_and_is_printed_as_one_object(home, run):
-    result = rankwise("strength", run, *QUICK, "--json")
-    assert result.exit_code == 0 and result.stdout.count("\n") == 1, result.output
-    told = json.loads(result.stdout)
+    told = printed("strength", run, *QUICK)
     held = read_strength(RunDirectory(home / "runs" / run))
     assert told == {"run": f"runs/{run}"} | held.model_dump(mode="json", exclude={"format"})
     assert [point["strength"] for point in told["points"]] == [0, 0.25, 0.5, 0.75, 0.9, 1, 1.25, 1.5]

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
+from kit.command import rankwise
 from kit.library import rows
-from rankwise.cli.main import app
 from rankwise.commands import sweep as sweeping
 from rankwise.config.sweep import grid, parse_axis
 from rankwise.errors import ConfigError, TrainingError
@@ -34,7 +33,7 @@ def home(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def swept(*words: str) -> Any:
-    return CliRunner().invoke(app, ["sweep", *TRAINING, "--run", "s", *words, "--json"])
+    return rankwise("sweep", *TRAINING, "--run", "s", *words, "--json")
 
 
 def test_a_grid_is_trained_once_each_and_goes_on_where_it_stopped(home, monkeypatch):

@@ -15,9 +15,7 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer, pipelin
 
 from kit.classifiers import write_rows
 from kit.command import done, rankwise
-from kit.interrupted import whole_and_resumed
 from kit.tagged import spanned, tagger_folder, tokenised
-from rankwise.config.experiment import Experiment
 from rankwise.errors import DataError
 from rankwise.python.run import load_run
 from rankwise.rows.text.example import spans_of
@@ -159,19 +157,6 @@ def test_evaluation_counts_what_predict_says(here):
     logged = [json.loads(line) for line in Path("runs/lora/metrics.jsonl").read_text().splitlines()]
     values = [row["value"] for row in logged if row["kind"] == "score" and row["metric"] == "span_f1"]
     assert values[-1] == pytest.approx(metrics["span_f1"]["value"])
-
-
-@pytest.mark.parametrize("method", ["adalora"])
-def test_a_run_that_goes_on_ends_as_one_that_was_never_stopped(here, method):
-    def experiment(run: str) -> Experiment:
-        return Experiment(
-            model={"name": "tiny-tagger", "dtype": "float32"}, run=run, adapter={"method": method},
-            data={"path": "rows.jsonl", "validation": "apart.jsonl"},
-            training={"steps": 12, "batch_size": 4, "learning_rate": 0.01, "checkpoint_steps": 4},
-        )  # fmt: skip
-
-    whole, resumed = whole_and_resumed(experiment, 6, method)
-    assert whole == resumed
 
 
 def test_preview_and_check_show_what_is_learned(here):

@@ -4,16 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
+from kit.command import rankwise
 from kit.damage import DAMAGES, damage
 from kit.library import Library
 from kit.small_runs import NAME, RUN, STEPS, Workshop
-from rankwise.cli.main import app
 
 
 def verified(*names: str) -> tuple[int, dict[str, list[str]]]:
-    result = CliRunner().invoke(app, ["runs", "verify", *names, "--json"])
+    result = rankwise("runs", "verify", *names, "--json")
     printed = json.loads(result.stdout)
     assert printed["whole"] == (result.exit_code == 0)
     return result.exit_code, {run["name"]: run["problems"] for run in printed["runs"]}
@@ -22,7 +21,7 @@ def verified(*names: str) -> tuple[int, dict[str, list[str]]]:
 def test_whole_runs_are_whole(library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(library.lay_out(tmp_path / "home", "short", "short-full"))
     assert verified() == (0, {"short": [], "short-full": []})
-    text = CliRunner().invoke(app, ["runs", "verify", "short"]).output
+    text = rankwise("runs", "verify", "short").output
     assert text.startswith("short: whole, ") and "short-full" not in text
 
 

@@ -16,11 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from typer.testing import CliRunner
 
+from kit.command import rankwise
 from kit.sampling import draws
 from rankwise.cli import watch as of_terminal
-from rankwise.cli.main import app
 from rankwise.cli.watch import chart
 from rankwise.commands import watch as watching
 from rankwise.system.locks import Lock
@@ -45,7 +44,7 @@ def as_ended(name, **changes):
 
 
 def watched(*names):
-    return CliRunner().invoke(app, ["watch", *names])
+    return rankwise("watch", *names)
 
 
 def test_json_has_every_record_and_the_end(home):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from kit import planted
 from kit.classifiers import encoder_folder, labelled, scaled, write_rows
-from kit.command_line import rankwise
+from kit.command import printed, rankwise
 from kit.tagged import spanned, tagger_folder
 from kit.vision_models import save_folder
 from rankwise.commands import export as export_command
@@ -93,9 +93,7 @@ def here(home, monkeypatch):
     ],
 )  # fmt: skip
 def test_a_classifier_arrives(tmp_path, run, format):
-    result = rankwise("export", run, "--to", tmp_path / "out", "--format", format, "--json")
-    assert result.exit_code == 0, result.output
-    facts = json.loads(result.stdout)
+    facts = printed("export", run, "--to", tmp_path / "out", "--format", format)
     (verified,) = facts["engines"].values()
     assert verified["status"] == "right" and verified["questions"] == verified["answers_equal"] >= 6
     assert verified["questions"] == 6 or run == "tagged", "each word is asked for"

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kit import planted
-from kit.command_line import rankwise
+from kit.command import printed, rankwise
 from kit.openai_server import serving
 from rankwise.exporting import engine_process
 from rankwise.exporting.agreement import compare, tolerance_of
@@ -208,9 +208,7 @@ def test_a_server_is_compared_by_its_address(library, tmp_path, monkeypatch):
     monkeypatch.chdir(library.lay_out(tmp_path / "home", "lora"))
     assert rankwise("export", "lora", "--to", "out", "--format", "merged", "--no-verify").exit_code == 0
     with serving(Path("out")) as address:
-        result = rankwise("export", "lora", "--to", "out", "--format", "merged", "--verify", address, "--json")
-        assert result.exit_code == 0, result.output
-        told = json.loads(result.stdout)["engines"]["server"]
+        told = printed("export", "lora", "--to", "out", "--format", "merged", "--verify", address)["engines"]["server"]
         assert told["status"] == "right" and told["version"] == f"{address}, model tiny"
         assert told["answers_equal"] == told["questions"] and told["mean_difference"] < 1e-5
         assert told["max_logit_difference"] is None, "a server gives no logits"

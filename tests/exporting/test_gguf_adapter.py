@@ -8,15 +8,13 @@ import gguf
 import numpy as np
 import pytest
 
-from kit.command_line import rankwise
+from kit.command import printed, rankwise
 from kit.gguf_models import KINDS, adapter_in, layers_of, model_in
 from rankwise.adapters.formats.peft_reader import read_weights
 
 
 def exported(*words):
-    result = rankwise("export", *words, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+    return printed("export", *words)
 
 
 def tensors_in(file):

@@ -14,12 +14,11 @@ from functools import cache
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from typer.testing import CliRunner
 
+from kit.command import rankwise
 from kit.families import BY_NAME
 from kit.gguf_models import KINDS, adapter_in, layers_of, model_in
 from rankwise.adapters.formats.peft import read_peft
-from rankwise.cli.main import app
 from rankwise.exporting.engine_process import CHILD
 from rankwise.exporting.engines import llama_cpp
 from rankwise.rows.text.chat_template import ChatTemplate
@@ -54,7 +53,7 @@ def asked(export, questions, base=None, conversations=()):
 
 
 def export(*words):
-    result = CliRunner().invoke(app, ["export", *map(str, words)])
+    result = rankwise("export", *words)
     assert result.exit_code == 0, result.output
 
 

@@ -12,9 +12,8 @@ import pytest
 import torch
 from gguf.quants import dequantize, quantize
 from transformers import AutoConfig, AutoModelForCausalLM
-from typer.testing import CliRunner
 
-from kit.command_line import rankwise
+from kit.command import printed, rankwise
 from kit.gguf_models import KINDS, adapter_in, layers_of, model_in
 from rankwise.adapters.formats.peft import read_peft
 from rankwise.base.gguf import files as gguf_files
@@ -22,7 +21,6 @@ from rankwise.base.gguf.architectures import ARCHITECTURES
 from rankwise.base.gguf.conversion import converted, name_of_content
 from rankwise.base.gguf.files import TYPES
 from rankwise.base.gguf.settings import window_note
-from rankwise.cli.main import app
 from rankwise.exporting import gguf_target
 from rankwise.kernels.quantized.formats import Int8
 from rankwise.runs.records import silent
@@ -32,9 +30,7 @@ READ_BY_TRANSFORMERS = [kind for kind in KINDS if kind != "smollm3"]
 
 
 def exported(*words):
-    result = rankwise("export", *words, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+    return printed("export", *words)
 
 
 def logits(model):
@@ -82,6 +78,14 @@ def llama(tmp_path_factory):
     return base, adapter_in(folder / "adapter", base, layers_of("llama"))
 
 
+@pytest.fixture(scope="module")
+def exact(llama, tmp_path_factory):
+    """The tensors of the adapted model in a file that rounds nothing."""
+    file = tmp_path_factory.mktemp("exact") / "b.gguf"
+    exported(llama[1], "--to", file, "--format", "gguf", "--dtype", "float32")
+    return tensors_in(file)
+
+
 @pytest.mark.parametrize("kind", READ_BY_TRANSFORMERS)
 def test_a_merged_file_is_the_adapted_model_to_transformers(kind, tmp_path):
     base = model_in(tmp_path / "base", kind)
@@ -95,11 +99,10 @@ def test_a_merged_file_is_the_adapted_model_to_transformers(kind, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_every_type_is_written_within_its_rounding(llama, tmp_path, dtype):
+def test_every_type_is_written_within_its_rounding(llama, exact, tmp_path, dtype):
     _, adapter = llama
     facts = exported(adapter, "--to", tmp_path / "a.gguf", "--format", "gguf", "--dtype", dtype)
-    exported(adapter, "--to", tmp_path / "b.gguf", "--format", "gguf", "--dtype", "float32")
-    exact, rounded = tensors_in(tmp_path / "b.gguf"), tensors_in(tmp_path / "a.gguf")
+    rounded = tensors_in(tmp_path / "a.gguf")
     errors = [np.abs(exact[name] - rounded[name]).max() / np.abs(exact[name]).max() for name in exact]
     assert exact.keys() == rounded.keys() and max(errors) == pytest.approx(facts["rounding"], rel=1e-5)
     assert max(errors) <= TYPES[dtype][2]
@@ -168,7 +171,7 @@ def test_a_full_run_is_its_own_weights(library, tmp_path, monkeypatch):
     folder = tmp_path / "home" / "runs" / "full" / "model"
     wanted = plain(folder)
     assert (theirs(tmp_path / "home" / "out" / "a.gguf", folder) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
-    scaled = CliRunner().invoke(app, ["export", "full", "--to", "half", "--format", "gguf", "--strength", "0.5"])
+    scaled = rankwise("export", "full", "--to", "half", "--format", "gguf", "--strength", "0.5")
     assert scaled.exit_code == 2 and "--format merged" in scaled.stderr and not Path("half").exists()
 
 

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
+from kit.command import printed, rankwise
 from kit.families import BY_NAME, FAMILIES, Family, template_of, written_by
 from kit.served_families import EXPRESSIBLE
-from rankwise.cli.main import app
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.errors import TemplateError
 from rankwise.exporting.ollama import modelfile, ollama_template, quoted
@@ -133,9 +132,8 @@ def test_thinking_is_off_where_an_engine_does_not_say_so():
 def test_a_run_is_exported_for_ollama(library, tmp_path: Path, monkeypatch):
     home = library.lay_out(tmp_path / "home", "short")
     monkeypatch.chdir(home)
-    done = CliRunner().invoke(app, ["export", "short", "--to", "out", "--format", "ollama", "--json"])
-    assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["template_parity"] == WHOLE | {"in": "Modelfile"}
+    parity = printed("export", "short", "--to", "out", "--format", "ollama")["template_parity"]
+    assert parity == WHOLE | {"in": "Modelfile"}
     commands = commands_in((home / "out" / "Modelfile").read_text())
     assert [name for name, _ in commands] == ["from", "template", "stop", "num_ctx", "temperature", "repeat_penalty"]
     assert dict(commands)["from"] == "." and dict(commands)["stop"] == "<|im_end|>"
@@ -152,7 +150,7 @@ def test_a_template_that_ollama_cannot_render_is_refused_before_anything_is_writ
     facts["template"]["sources"]["default"] = "{{ strftime_now('%d') }}" + facts["template"]["sources"]["default"]
     report.write_text(json.dumps(facts))
     words = ["export", "short", "--to", "out", "--format", "ollama", "--force-result"]
-    done = CliRunner().invoke(app, words)
+    done = rankwise(*words)
     assert done.exit_code == 2
     assert "date" in done.stderr and "llama-server --jinja" in done.stderr
     assert not (home / "out").exists()

@@ -14,7 +14,7 @@ from gguf import GGUFReader
 from transformers import AutoModelForCausalLM
 
 from kit import planted
-from kit.command_line import rankwise
+from kit.command import printed, rankwise
 from kit.library import COMMON, FILES
 from kit.quantized_models import wide_model
 from rankwise.exporting import merge as merging
@@ -57,9 +57,7 @@ def home(trained, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("run", ["nf4", "int8"])
 def test_a_merged_model_is_the_one_that_was_trained(home, run):
-    result = rankwise("export", run, "--to", "whole", "--format", "merged", "--dtype", "float32", "--json")
-    assert result.exit_code == 0, result.output
-    facts = json.loads(result.stdout)
+    facts = printed("export", run, "--to", "whole", "--format", "merged", "--dtype", "float32")
     assert facts["base_quantized"] == run and facts["engines"]["transformers"]["status"] == "right"
     assert facts["logits_difference"] < 1e-4 < facts["logits_change"]
     expected = logits(open_float32(open_artifact(run)).model.module)

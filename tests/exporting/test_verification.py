@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from kit import planted
-from kit.command_line import rankwise
+from kit.command import printed, rankwise
 from kit.gguf_models import adapter_in, model_in
 from rankwise.base.beside import copy_reader
 from rankwise.commands import export as export_command
@@ -86,9 +86,7 @@ def home(library, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("run", "format"), [("lora", "portable"), ("lora", "merged"), ("full", "merged")])
 def test_an_export_is_verified_by_default_and_says_so(home, run, format):
-    result = rankwise("export", run, "--to", "out", "--format", format, "--json")
-    assert result.exit_code == 0, result.output
-    facts = json.loads(result.stdout)
+    facts = printed("export", run, "--to", "out", "--format", format)
     engine = "transformers" if format == "merged" else "peft"
     assert [name for name, one in facts["engines"].items() if one["by"] == "run"] == [engine]
     verified = facts["engines"][engine]
@@ -142,9 +140,7 @@ def test_a_half_strength_export_is_compared_with_half_the_change(home):
 
 def test_rows_that_are_gone_are_replaced_by_built_in_prompts(home):
     Path("rows.jsonl").unlink()
-    result = rankwise("export", "lora", "--to", "out", "--json")
-    assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["verified_with"] == "8 built-in prompts"
+    assert printed("export", "lora", "--to", "out")["verified_with"] == "8 built-in prompts"
 
 
 def test_other_rows_can_be_asked(home):
@@ -172,9 +168,7 @@ def test_force_base_reaches_the_base_that_an_adapter_is_verified_over(home, form
         without = rankwise(*words)
         assert without.exit_code == 0 and "different weights" in without.stdout, without.output
         shutil.rmtree("out")
-    forced = rankwise(*words, "--force-base", "--json")
-    assert forced.exit_code == 0, forced.output
-    engines = json.loads(forced.stdout)["engines"]
+    engines = printed(*words, "--force-base")["engines"]
     assert format == "mlx" or (engines["peft"]["status"] == "right" and engines["peft"]["by"] == "run")
 
 

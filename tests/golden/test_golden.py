@@ -9,16 +9,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 import rankwise
 from golden.make import CHECKPOINT, RUNS, STEPS, machine
-from rankwise.cli.main import app
+from kit.command import printed
 
 GOLDEN = Path(__file__).parent
 WEIGHTS = "adapter_model.safetensors"
@@ -30,12 +28,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(GOLDEN, tmp_path / "elsewhere", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     monkeypatch.chdir(tmp_path / "elsewhere")
     return tmp_path / "elsewhere"
-
-
-def result(*words: object) -> Any:
-    done = CliRunner().invoke(app, [*map(str, words), "--json"])
-    assert done.exit_code == 0, (done.output, done.exception)
-    return json.loads(done.stdout)
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -55,14 +47,14 @@ def measured(name: str) -> dict[str, float]:
 
 @every_run
 def test_it_is_read(name: str) -> None:
-    assert result("runs", "verify", name)["whole"]
+    assert printed("runs", "verify", name)["whole"]
     run = rankwise.load_run(name)
     assert run.results["steps"] == run.metrics[-1]["step"] == STEPS
-    assert "held-out" in result("report", name)["verdict"]
+    assert "held-out" in printed("report", name)["verdict"]
 
 
 def test_what_was_forgotten_and_the_curve_of_strengths_are_read() -> None:
-    result("report", "lora")
+    printed("report", "lora")
     forgetting = json.loads(Path("runs/lora/report.json").read_text())["forgetting"]
     strengths = json.loads((GOLDEN / "runs/lora/strength.json").read_text())
     assert forgetting["forgetting"]["kl"] > 0
@@ -73,22 +65,22 @@ def test_what_was_forgotten_and_the_curve_of_strengths_are_read() -> None:
 def test_it_goes_on_to_the_same_result(name: str) -> None:
     shutil.rmtree(Path("runs") / name)
     shutil.move(Path("killed") / name, Path("runs") / name)
-    result("train", f"runs/{name}/config.json", "--resume", "--force-memory")
-    assert result("runs", "show", name)["manifest"]["resumed"][-1]["step"] == CHECKPOINT
+    printed("train", f"runs/{name}/config.json", "--resume", "--force-memory")
+    assert printed("runs", "show", name)["manifest"]["resumed"][-1]["step"] == CHECKPOINT
     assert_same(Path("runs") / name / "adapter" / WEIGHTS, GOLDEN / "runs" / name / "adapter" / WEIGHTS)
 
 
 @every_run
 def test_it_is_evaluated_to_the_same_numbers(name: str) -> None:
     before = measured(name)
-    result("evaluate", name, "--no-forgetting")
+    printed("evaluate", name, "--no-forgetting")
     assert measured(name) == pytest.approx(before, rel=1e-4, abs=1e-6)
 
 
 @every_run
 def test_it_is_exported(name: str) -> None:
-    result("export", name, "--to", "peft")
+    printed("export", name, "--to", "peft")
     assert_same(Path("peft") / WEIGHTS, Path("runs") / name / "adapter" / WEIGHTS)
-    merged = result("export", name, "--to", "merged", "--format", "merged", "--dtype", "float32")
+    merged = printed("export", name, "--to", "merged", "--format", "merged", "--dtype", "float32")
     assert merged["logits_difference"] < 1e-5
     assert merged["logits_change"] is None or merged["logits_change"] > 1e-3

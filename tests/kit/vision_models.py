@@ -46,7 +46,6 @@ TIMM: dict[str, tuple[str, dict[str, Any], str, str]] = {
 }
 """timm's architecture, the arguments that make it small, its first convolution and its head. The last one pads as
 TensorFlow does, by timm's Conv2dSame, like the starter efficientnet-lite0."""
-TRANSFORMERS = tuple(CONFIGS)
 FAMILIES = (*CONFIGS, *TIMM)
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 HALVES = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}

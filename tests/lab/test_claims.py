@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from dataclasses import replace
 
 import claims_runs
@@ -19,25 +21,42 @@ from rankwise.errors import RunError, TrainingError
 from rankwise.evaluation.text import text_for
 from rankwise.runs.records import silent
 
-PLAN = Plan({"lora": (0.01,), "adalora": (0.02,), "full": (0.001, 0.004)}, (0, 1), {"orders": 12}, blocks=2)
+PLAN = Plan(
+    {"lora": (0.01,), "adalora": (0.02,), "full": (0.001, 0.004)}, (0, 1), {"orders": 12}, blocks=2, most_rates=3
+)
+WHOLE = replace(PLAN, small=(("orders", 8),))
 LONGEST = 256
 
 
-@pytest.fixture
-def task(tmp_path):
-    trained, measured = tmp_path / "trained.jsonl", tmp_path / "measured.jsonl"
+def task_in(folder):
+    trained, measured = folder / "trained.jsonl", folder / "measured.jsonl"
     training, testing = demo_rows()
     write_rows(trained, training[:16])
     write_rows(measured, testing[:6])
     return ClaimTask("orders", trained, measured, outside=measured, batch=4, longest=LONGEST)
 
 
-@pytest.fixture(autouse=True)
-def no_peak_is_measured(monkeypatch):
+@pytest.fixture
+def task(tmp_path):
+    return task_in(tmp_path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_peak_is_measured():
     """Each costs a process that trains."""
     facts = {"trainable_parameters": 1e5, "peak_rss_bytes": 1e9, "adapter_bytes": 4e5}
     found = {"lora": facts, "full": {name: 3 * value for name, value in facts.items()}}
-    monkeypatch.setattr(Peaks, "_measured", lambda peaks, method: found[method])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Peaks, "_measured", lambda peaks, method: found[method])
+        yield
+
+
+@pytest.fixture(scope="module")
+def study(no_peak_is_measured, tmp_path_factory, tiny_folder):
+    """The folder of a study that has measured everything, and what it found."""
+    folder = tmp_path_factory.mktemp("study")
+    with contextlib.chdir(folder):
+        yield folder, claims(folder, str(tiny_folder), tasks=[task_in(folder)], plan=WHOLE, mode="full")
 
 
 def cells(task, folder, model):
@@ -66,9 +85,10 @@ def test_adalora_counts_once_its_ranks_are_decided(task, tmp_path, tiny_folder, 
     assert [point.whole for point in found.points] == [True, False, False, True, True]
 
 
-def test_a_rate_that_is_too_high_is_a_result_and_not_the_end(task, tmp_path, tiny_folder, monkeypatch):
+def test_a_rate_that_is_too_high_is_a_result_and_not_the_end(study, task, tmp_path, tiny_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plan = Plan({**PLAN.rates, "full": (0.001, 10.0)}, (0,), PLAN.rows, blocks=2, most_rates=2)
+    shutil.copy(study[0] / "cells.jsonl", tmp_path)
+    plan = replace(PLAN, rates={**PLAN.rates, "full": (0.001, 10.0)}, seeds=(0,), most_rates=2)
 
     class Failing(claims_runs.Trainer):
         def run(self):
@@ -78,10 +98,13 @@ def test_a_rate_that_is_too_high_is_a_result_and_not_the_end(task, tmp_path, tin
 
     monkeypatch.setattr(claims_runs, "Trainer", Failing)
     found = claims(tmp_path, str(tiny_folder), tasks=[task], plan=plan)
-    rows = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
-    failed = [row["cell"]["rate"] for row in rows if row["result"]["failed"]]
+    failed = [row["cell"]["rate"] for row in rows_in(tmp_path) if row["result"]["failed"]]
     assert failed == [10.0]
     assert found.facts["rates"]["orders 12 full"] == "0.001 of 0.001, 10, at the end of which it is"
+
+
+def rows_in(folder):
+    return [json.loads(line) for line in (folder / "cells.jsonl").read_text().splitlines()]
 
 
 def test_a_cell_of_other_conditions_is_not_taken_for_it(task, tmp_path, tiny_folder, monkeypatch):
@@ -139,29 +162,26 @@ def test_a_line_that_was_torn_is_no_cell(task, tmp_path, tiny_folder, monkeypatc
     assert set(cells(task, tmp_path, tiny_folder).done) == {first.key, second.key}
 
 
-def test_every_claim_is_answered_and_a_stopped_one_goes_on(task, tmp_path, tiny_folder, monkeypatch):
+def test_every_claim_is_answered_and_a_stopped_one_goes_on(study, task, tmp_path, tiny_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plan = Plan(PLAN.rates, PLAN.seeds, PLAN.rows, small=(("orders", 8),), blocks=2)
-    begun = claims(tmp_path, str(tiny_folder), tasks=[task], plan=plan, mode="full", minutes=0)
+    measured, found = study
+    begun = claims(tmp_path, str(tiny_folder), tasks=[task], plan=WHOLE, mode="full", minutes=0)
     assert {claim.why for claim in begun.claims} == {"not measured yet; the same command goes on"}
-    found = claims(tmp_path, str(tiny_folder), tasks=[task], plan=plan, mode="full")
     assert {claim.claim[:3] for claim in found.claims} == {f"({number})" for number in range(1, 8)}
     assert all(claim.answer in ("holds", "does not hold", "cannot tell") for claim in found.claims)
     assert not any("not measured" in (claim.why or "") for claim in found.claims)
-    assert json.loads((tmp_path / "claims.json").read_text())["claims"] == [one.model_dump() for one in found.claims]
-    lines = (tmp_path / "cells.jsonl").read_text()
-    assert claims(tmp_path, str(tiny_folder), tasks=[task], plan=plan, mode="full").claims == found.claims
-    assert (tmp_path / "cells.jsonl").read_text() == lines
+    assert json.loads((measured / "claims.json").read_text())["claims"] == [one.model_dump() for one in found.claims]
+    shutil.copy(measured / "cells.jsonl", tmp_path)
+    assert claims(tmp_path, str(tiny_folder), tasks=[task], plan=WHOLE, mode="full").claims == found.claims
+    assert rows_in(tmp_path) == rows_in(measured), "nothing was trained again"
     assert sorted(found.facts["rates"]) == [
         "orders 12 adalora", "orders 12 full", "orders 12 lora", "orders 8 full", "orders 8 lora",
     ]  # fmt: skip
 
 
-def test_a_rate_at_the_end_of_its_list_is_not_the_best_yet(task, tmp_path, tiny_folder, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    claims(tmp_path, str(tiny_folder), tasks=[task], plan=replace(PLAN, seeds=(0,)))
-    cells_done = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
-    tried = {row["cell"]["rate"]: sum(nats for nats, _ in row["result"]["choosing"]) for row in cells_done
-             if row["cell"]["method"] == "full" and row["cell"]["seed"] == 0}  # fmt: skip
+def test_a_rate_at_the_end_of_its_list_is_not_the_best_yet(study):
+    asked = {"task": "orders", "method": "full", "rows": 12, "seed": 0}
+    tried = {row["cell"]["rate"]: sum(nats for nats, _ in row["result"]["choosing"]) for row in rows_in(study[0])
+             if asked.items() <= row["cell"].items()}  # fmt: skip
     best = min(tried, key=lambda rate: tried[rate])
-    assert len(tried) == 5 or min(tried) < best < max(tried)
+    assert len(tried) == PLAN.most_rates or min(tried) < best < max(tried)

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from kit.adapted_models import save_adapter
-from kit.command_line import rankwise
+from kit.command import rankwise
 from kit.gguf_models import adapter_in, model_in
 from kit.quantized_models import quantize, wide_model
 from rankwise.adapters.formats.peft import read_peft

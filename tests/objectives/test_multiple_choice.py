@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kit.command_line import rankwise
+from kit.command import rankwise
 from kit.interrupted import whole_and_resumed
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment

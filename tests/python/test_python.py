@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import rankwise
+from kit import command
 from rankwise.errors import ConfigError, DataError, RunError
 from rankwise.python.train import experiment_of
 
@@ -29,13 +30,10 @@ def trained(home, tiny_folder):
 
 
 def test_rows_in_memory_train_the_same_adapter_as_the_command_line_does_from_a_file(trained, home, tiny_folder):
-    from typer.testing import CliRunner
-
-    from rankwise.cli.main import app
 
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     flags = ["--model", str(tiny_folder), "--data", "rows.jsonl", "--run", "second", "--steps", "3", "--rank", "2"]
-    done = CliRunner().invoke(app, ["train", *flags, "--held-out", "2", "--quiet"])
+    done = command.rankwise("train", *flags, "--held-out", "2", "--quiet")
     assert done.exit_code == 0, done.output
     mine, theirs = (Path(f"runs/{name}/adapter/adapter_model.safetensors") for name in ("first", "second"))
     assert mine.read_bytes() == theirs.read_bytes()

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 import rankwise
+from kit import command
 from kit.classifiers import encoder_folder, labelled, write_rows
-from rankwise.cli.main import app
 from rankwise.errors import DataError
 
 SETTINGS = {"model": "tiny-bert", "steps": 2, "method": "head", "progress": False}
@@ -33,7 +32,7 @@ def run(home):
 def test_the_classes_are_those_that_the_command_writes(run, home):
     texts = [row["text"] for row in labelled(3)]
     write_rows("texts.jsonl", [{"text": text} for text in texts])
-    done = CliRunner().invoke(app, ["predict", "films", "--data", "texts.jsonl", "--out", "out.jsonl", "--quiet"])
+    done = command.rankwise("predict", "films", "--data", "texts.jsonl", "--out", "out.jsonl", "--quiet")
     assert done.exit_code == 0, done.output
     theirs = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     for mine, other in zip(run.predict(texts), theirs, strict=True):

@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 import rankwise
+from kit import command
 from kit.report_runs import made_run
 from kit.sampling import draws
-from rankwise.cli.main import app
 from rankwise.commands.compare import REVERSED, _difference, compare
 from rankwise.commands.report import report
 from rankwise.errors import RunError
@@ -142,7 +141,7 @@ def test_the_terminal_rounds_and_leaves_out_what_only_one_method_has():
             update={"loss": 1 / 3 + rate, "peak_rss_bytes": 1_745_829_888 + int(rate * 1e9)}
         )
         run.write_manifest(found.model_copy(update={"results": costs}))
-    printed = CliRunner().invoke(app, ["compare", "a", "b"]).stdout
+    printed = command.rankwise("compare", "a", "b").stdout
     assert re.search("loss +0.633 +0.334", printed) and re.search("peak memory +2.05 GB +1.75 GB", printed)
     assert "1745829888" not in printed and "0.33403333" not in printed
     assert "Settings that only some runs have (--json has them)" in printed
@@ -294,7 +293,7 @@ def test_of_equal_items_no_number_is_taken_from_one_of_something_else(metric, a,
     told = report(["a", "b"], "out.html")
     assert (f"{metric} is not compared: the two evaluations differ in" in told.page.read_text()) == (said is not None)
     assert ("can be called better" in told.verdict) == (said is not None)
-    printed = CliRunner().invoke(app, ["compare", "a", "b"]).stdout
+    printed = command.rankwise("compare", "a", "b").stdout
     assert (f"task: {metric} is not compared" in printed) == (said is not None)
 
 
@@ -345,9 +344,9 @@ def test_sums_that_nothing_can_have_are_told_as_damage(damage):
         stored = json.loads(path.read_text())
         change(stored)
         path.write_text(json.dumps(stored))
-    for command in (lambda: compare(["a", "b"]), lambda: report(["a", "b"], "out.html")):
+    for refused in (lambda: compare(["a", "b"]), lambda: report(["a", "b"], "out.html")):
         with pytest.raises(RunError, match=said):
-            command()
+            refused()
 
 
 @pytest.mark.parametrize("names", [[], ["a"], ["a", "none"]])

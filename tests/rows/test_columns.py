@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit.command_line import rankwise
+from kit.command import printed, rankwise
 from kit.shell import typed_in_bash
 from rankwise.config.data import DataConfig, column_text
 from rankwise.config.experiment import Experiment
@@ -351,9 +351,7 @@ def test_columns_by_other_names_say_how_they_are_written():
 )  # fmt: skip
 def test_check_and_preview_read_by_the_texts_that_are_given(rows, words, seen, tiny_folder):
     file = write("rows.jsonl", rows * 2)
-    checked = rankwise("data", "check", file, "--model", tiny_folder, "--json", *words)
-    assert checked.exit_code == 0, checked.output
-    assert json.loads(checked.stdout)["used"] == 2
+    assert printed("data", "check", file, "--model", tiny_folder, *words)["used"] == 2
     shown = rankwise("data", "preview", file, "--model", tiny_folder, *words)
     assert shown.exit_code == 0 and all(text in shown.stdout for text in seen), shown.output
 

@@ -419,7 +419,7 @@ def many(home, count):
 
 
 def test_two_processes_at_once_both_succeed_and_leave_one_whole_entry(home, tiny_folder):
-    many(home, 3000)
+    many(home, 400)
     processes = [started(home, tiny_folder, WAIT) for _ in range(2)]
     while len(list(home.glob("ready-*"))) < 2:
         assert all(process.is_alive() for process in processes)

@@ -1,6 +1,6 @@
 """Rows are encoded in one pass, a chunk at a time: chunks, kills and a full disk change nothing but memory and time.
 
-Chunks are of 25 rows here. What is compared are all files of the cache's entry, the report among them.
+Chunks are of 15 rows here. What is compared are all files of the cache's entry, the report among them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rankwise.runs.records import silent
 from rankwise.runs.row_facts import PairFacts
 
 WORDS = [f"w{number}" for number in range(200)]
-ROWS = 430
+ROWS = 220
 SPECS = {
     "held out": {"path": "rows.jsonl", "held_out": 40, "on_bad_row": "skip", "ignore_columns": ["note"]},
     "unused columns": {"path": "rows.jsonl", "on_bad_row": "skip"},
@@ -51,7 +51,7 @@ class Killed(BaseException):
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sources, "CHUNK", 25)
+    monkeypatch.setattr(sources, "CHUNK", 15)
     write_rows(tmp_path)
     return tmp_path
 
@@ -71,8 +71,8 @@ def write_rows(folder, count=ROWS):
     rows[77]["prompt"] += " [INST] <|im_start|> \ufffd"
     for bad in range(9, count, 45):
         rows[bad] = {"prompt": "", "completion": "x", "note": "y", "who": None}
-    labels = [{"text": text(3, 9), "label": rng.choice(["yes", "no", "Yes"])} for _ in range(260)]
-    pairs = [{"prompt": text(1, 2), "chosen": text(1, 4), "rejected": text(1, 4)} for _ in range(200)]
+    labels = [{"text": text(3, 9), "label": rng.choice(["yes", "no", "Yes"])} for _ in range(140)]
+    pairs = [{"prompt": text(1, 2), "chosen": text(1, 4), "rejected": text(1, 4)} for _ in range(110)]
     pairs += [{**pairs[3]}, {**pairs[4], "chosen": pairs[4]["rejected"], "rejected": pairs[4]["chosen"]}]
     files = {"rows": rows, "labels": labels, "pairs": pairs, "folder/train-1": rows[:160], "folder/train-2": rows[160:]}
     for name, part in files.items():
@@ -209,5 +209,5 @@ def peak_of(count, writing, cache, home):
 def test_a_row_takes_little_memory(writing, monkeypatch, cache, home):
     """Signatures alone would take 1,024 bytes a row, if these were in memory."""
     monkeypatch.setattr(duplicates, "MOST_KNOWN", 20)
-    few, many = (peak_of(count, writing, cache, home) for count in (250, 850))
-    assert (many - few) / 600 < 600
+    few, many = (peak_of(count, writing, cache, home) for count in (250, 650))
+    assert (many - few) / 400 < 600

@@ -16,9 +16,11 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -646,37 +648,44 @@ def test_without_names_a_label_is_learned_as_it_stands(tmp_path):
 
 COMMITS = {"main": "b" * 40, "v1": "c" * 40, "labelled": "d" * 40, "damaged": "e" * 40}
 TRAIN = "data/train-00000-of-00001.parquet"
-READ = """
-import json, sys
+VISITS = """
+import json, os, sys
+from urllib.request import urlopen
 from rankwise.errors import DataError
+from rankwise.rows.preparing import content_identity
 from rankwise.rows.sources import open_source
+from rankwise.runs.records import silent
 from rankwise.config.data import DataConfig
-for settings in eval(sys.argv[1]):
+from rankwise.rows.writing import count_only
+
+def asked():
+    return int(urlopen(sys.argv[2] + "/asked").read())
+
+def twice(revision):
+    spec, first = DataConfig(path="hub:me/tiny", revision=revision), asked()
+    content_identity(spec)
+    before = asked()
+    data_report = count_only(spec, silent)
+    return [before > first, asked() - before, data_report.files[0].sha256, data_report.licence]
+
+def read(settings):
     spec = DataConfig(path="hub:me/tiny", **settings)
     try:
         reading = open_source(spec, spec.all_sources[0])
         rows = [example for chunk in reading.chunks() for (example,) in chunk]
     except DataError as error:
-        print(json.dumps(str(error)))
-        continue
+        return str(error)
     shown = [[example.where, *(message.content for message in example.messages)] for example in rows]
-    print(json.dumps([shown, reading.parts[0].licence, [why for _, why in reading.skipped]]))
+    return [shown, reading.parts[0].licence, [why for _, why in reading.skipped]]
+
+print(json.dumps([twice(revision) for revision in ("main", "v1")]))
+print(json.dumps([read(settings) for settings in eval(sys.argv[1])]))
+os.chdir("beside")
+print(json.dumps(read({})))
 """
-TWICE = """
-import sys
-from urllib.request import urlopen
-from rankwise.rows.preparing import content_identity
-from rankwise.runs.records import silent
-from rankwise.config.data import DataConfig
-from rankwise.rows.writing import count_only
-asked = lambda: int(urlopen(sys.argv[2] + "/asked").read())
-for revision in eval(sys.argv[1]):
-    spec, first = DataConfig(path="hub:me/tiny", revision=revision), asked()
-    content_identity(spec)
-    before = asked()
-    data_report = count_only(spec, silent)
-    print(before > first, asked() - before, data_report.files[0].sha256, data_report.licence)
-"""
+ASKED = [{}, {"split": "validation"}, {"revision": "v1"}, {"split": "validation", "revision": "v1"}]
+NONE = [{"split": "nope"}, {"revision": "v9"}, {"subset": "nope"}]
+ODD = [{"revision": "labelled"}, {"revision": "labelled", "labels": ("no", "yes")}, {"revision": "damaged"}]
 LABELLED = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
 
 
@@ -702,7 +711,7 @@ def repository(version):
     }
 
 
-@pytest.fixture
+@contextmanager
 def hub() -> Iterator[str]:
     """Its address."""
     by_name = {name: repository(name) for name in ("main", "v1")}
@@ -762,27 +771,27 @@ def hub() -> Iterator[str]:
     server.shutdown()
 
 
-def run_with_hub(hub, folder, program, settings):
+@pytest.fixture(scope="module")
+def visits(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What one process, whose library takes the server for the hub, was given: twice each of two revisions; of each of
+    the settings the rows, the licence and what is wrong with other rows, or why there are none; and the same from a
+    folder in which the data set's name is that of a file."""
+    folder = tmp_path_factory.mktemp("visits")
+    (folder / "beside" / "me" / "tiny").mkdir(parents=True)
+    as_lines(folder / "beside/me/tiny/train.jsonl", [{"prompt": "of this machine", "completion": "yes"}])
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
-    environment |= {"HF_ENDPOINT": hub, "HF_HOME": str(folder / "hf")}
-    done = subprocess.run(
-        [sys.executable, "-c", program, repr(settings), hub],
-        env=environment, cwd=folder, capture_output=True, text=True,
-    )  # fmt: skip
+    with hub() as address:
+        done = subprocess.run(
+            [sys.executable, "-c", VISITS, repr([*ASKED, *NONE, *ODD]), address],
+            env=environment | {"HF_ENDPOINT": address, "HF_HOME": str(folder / "hf")}, cwd=folder, capture_output=True,
+            text=True,
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def rows_of_hub(hub, folder, *settings):
-    """Of each of these settings the rows, the licence and what is wrong with other rows, or why there are none."""
-    return list(map(json.loads, run_with_hub(hub, folder, READ, settings).splitlines()))
-
-
-def test_of_a_hub_data_set_the_split_and_the_revision_are_read_that_were_asked_for(hub, tmp_path):
-    asked = [{}, {"split": "validation"}, {"revision": "v1"}, {"split": "validation", "revision": "v1"}]
-    none = [{"split": "nope"}, {"revision": "v9"}, {"subset": "nope"}]
-    odd = [{"revision": "labelled"}, {"revision": "labelled", "labels": ("no", "yes")}, {"revision": "damaged"}]
-    told = rows_of_hub(hub, tmp_path, *asked, *none, *odd)
+def test_of_a_hub_data_set_the_split_and_the_revision_are_read_that_were_asked_for(visits):
+    told = visits[1]
     assert [[row[:2] for row in rows] for rows, _, _ in told[:4]] == [
         [["hub:me/tiny/train:1", "one-main"], ["hub:me/tiny/train:2", "two-main"]],
         [["hub:me/tiny/validation:1", "three-main"]],
@@ -791,10 +800,10 @@ def test_of_a_hub_data_set_the_split_and_the_revision_are_read_that_were_asked_f
     ]
     assert told[0][1].lower() == "mit", "as its card says"
     assert len(told) == 10 and all(why.startswith("hub:me/tiny: cannot be loaded: ") for why in told[4:7])
-    labels_are_learned_by_their_names_and_a_damaged_row_costs_only_itself(*told[7:])
 
 
-def labels_are_learned_by_their_names_and_a_damaged_row_costs_only_itself(own, given_names, damaged):
+def test_labels_of_a_hub_data_set_are_learned_by_their_names_and_a_damaged_row_costs_only_itself(visits):
+    own, given_names, damaged = visits[1][7:]
     answers = {name: [row[-1] for row in rows] for name, (rows, _, _) in (("own", own), ("given", given_names))}
     assert answers == {"own": ["bad", "good", "good"], "given": ["no", "yes", "yes"]}  # "0" and "1" were learned
     assert [row[0] for row in own[0]] == [f"hub:me/tiny/train:{number}" for number in (1, 2, 4)]
@@ -804,20 +813,17 @@ def labels_are_learned_by_their_names_and_a_damaged_row_costs_only_itself(own, g
     assert first.startswith("hub:me/tiny/train:2: ") and second.startswith("hub:me/tiny/train:4: ")
 
 
-def test_a_hub_data_set_is_not_looked_for_in_the_folder_we_are_in(hub, tmp_path):
-    (tmp_path / "me" / "tiny").mkdir(parents=True)
-    as_lines(tmp_path / "me" / "tiny" / "train.jsonl", [{"prompt": "of this machine", "completion": "yes"}])
-    [told] = rows_of_hub(hub, tmp_path, {})  # `datasets` would read the folder, and the data report would name the hub
-    assert "a local file or folder has the same name" in told
+def test_a_hub_data_set_is_not_looked_for_in_the_folder_we_are_in(visits):
+    # `datasets` would read the folder, and the data report would name the hub
+    assert "a local file or folder has the same name" in visits[2]
 
 
-def test_a_hub_data_set_is_asked_for_once_and_its_content_has_a_sha256(hub, tmp_path):
+def test_a_hub_data_set_is_asked_for_once_and_its_content_has_a_sha256(visits):
     # its identity is expected for the cache of encoded rows, and then its rows
-    told = [line.split() for line in run_with_hub(hub, tmp_path, TWICE, ["main", "v1"]).splitlines()]
-    for some, more, identity, licence in told:
-        assert (some, more, licence) == ("True", "0", "MIT")
+    for some, more, identity, licence in visits[0]:
+        assert (some, more, licence) == (True, 0, "MIT")
         assert len(identity) == 64 and set(identity) <= set("0123456789abcdef")
-    assert told[0][2] != told[1][2]
+    assert visits[0][0][2] != visits[0][1][2]
 
 
 def test_a_small_parquet_file_whose_rows_fill_the_memory_is_refused(tmp_path, monkeypatch):

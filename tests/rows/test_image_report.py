@@ -14,9 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from typer.testing import CliRunner
 
-from rankwise.cli.main import app
+from kit.command import rankwise
 from rankwise.config.data import DataConfig
 from rankwise.rows.report.duplicates import ImageIndex
 from rankwise.rows.sources import open_source
@@ -110,7 +109,7 @@ def test_a_converted_image_is_named_and_trained_on(kind, tmp_path):
 
 def test_one_class_only_is_refused(tmp_path):
     folder = folder_of(tmp_path / "pets", {f"cat/{number}.png": noise(number) for number in range(3)})
-    refused = CliRunner().invoke(app, ["data", "check", str(folder)])
+    refused = rankwise("data", "check", str(folder))
     assert refused.exit_code == 2
     assert f"{folder}/cat/0.png: this and all other rows have the label 'cat', so there is nothing" in refused.output
 
@@ -270,7 +269,7 @@ def test_a_hundred_thousand_images_are_no_burden():
 
 def test_the_report_is_printed(tmp_path):
     folder = pets(tmp_path, **{"cat/bad.jpg": CONVERTED["CMYK"][0]})
-    printed = CliRunner().invoke(app, ["data", "check", str(folder), "--held-out", "2"])
+    printed = rankwise("data", "check", str(folder), "--held-out", "2")
     assert printed.exit_code == 0, printed.output
     lines = {name: text for name, _, text in (line.partition("  ") for line in printed.output.splitlines())}
     assert lines["image sizes"].strip() == "all 40 x 32" and lines["duplicate images"].strip() == "0 exact, 0 near"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.command_line import rankwise
+from kit.command import rankwise
 from kit.shell import typed_in_bash
 from rankwise.config.data import DataConfig
 from rankwise.errors import ConfigError

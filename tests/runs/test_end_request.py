@@ -6,10 +6,9 @@ import json
 
 import pytest
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
+from kit.command import rankwise
 from kit.report_runs import made_run
-from rankwise.cli.main import app
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RunError
@@ -115,9 +114,9 @@ def test_held_out_rows_did_not_decide_a_run_that_was_asked_to_end():
 
 def test_a_terminal_asks_as_a_page_does():
     run = made_run("r")
-    refused = CliRunner().invoke(app, ["runs", "end", "r", "--json"])
+    refused = rankwise("runs", "end", "r", "--json")
     assert refused.exit_code == 2 and "is not being trained" in json.loads(refused.stdout)["error"]
     run.write_manifest(run.manifest().model_copy(update={"status": "running", "results": None}))
     with run.locked():
-        asked = CliRunner().invoke(app, ["runs", "end", "r", "--json"])
+        asked = rankwise("runs", "end", "r", "--json")
     assert json.loads(asked.stdout) == {"asked_to_end": "r"} and is_asked_to_end(run)

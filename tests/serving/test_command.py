@@ -14,9 +14,8 @@ import sys
 import urllib.request
 
 import pytest
-from typer.testing import CliRunner
 
-from rankwise.cli.main import app
+from kit.command import rankwise
 from rankwise.commands.serve import hangup, is_mistake
 
 
@@ -26,7 +25,7 @@ def in_home(home, monkeypatch):
 
 
 def refused(*words):
-    result = CliRunner().invoke(app, ["serve", *words, "--json"])
+    result = rankwise("serve", *words, "--json")
     problem = json.loads(result.stdout)
     assert result.exit_code == problem["exit_code"] == 2, result.output
     return problem["error"]

@@ -8,11 +8,10 @@ import threading
 import time
 
 import pytest
-from typer.testing import CliRunner
 
 from kit.classifiers import encoder_folder, labelled, write_rows
+from kit.command import rankwise
 from kit.vision_models import lay_pictures
-from rankwise.cli.main import app
 from rankwise.commands.predict import predict
 from rankwise.config.generation import GenerationConfig
 from rankwise.inference.tuned_model import load_tuned
@@ -58,7 +57,7 @@ def asked(client, *sides, runs=("lora", "adalora"), **how):
 
 def chatted(run, *words, lines=(QUESTION,)):
     given = ["chat", run, "--json", "--quiet", "--max-new-tokens", "160", *words]
-    printed = CliRunner().invoke(app, given, input="".join(f"{one}\n" for one in lines))
+    printed = rankwise(*given, typed="".join(f"{one}\n" for one in lines))
     return json.loads(printed.stdout)["turns"]
 
 
@@ -227,5 +226,5 @@ def classifier_home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         words = ("train", "--model", "bert", "--data", "rows.jsonl", "--run", "classes", "--steps", "2", "--quiet")
-        assert CliRunner().invoke(app, words).exit_code == 0
+        assert rankwise(*words).exit_code == 0
     return folder

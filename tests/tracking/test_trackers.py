@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
+from kit.command import printed
 from kit.interrupted import interrupt
 from kit.tracked import READERS
 from rankwise import tracking
-from rankwise.cli.main import app
 from rankwise.commands.train import train
 from rankwise.config.experiment import TRACKERS, Experiment, TrackingConfig
 from rankwise.errors import ConfigError, RankwiseError
@@ -194,9 +193,7 @@ def test_a_run_is_logged_afterwards_and_a_second_time_changes_nothing(name, trai
     shutil.copytree(trained / "without", tmp_path / "runs" / run)
     with contextlib.chdir(tmp_path):
         for _ in range(2):
-            result = CliRunner().invoke(app, ["runs", "log", run, "--to", name, "--json"])
-            assert result.exit_code == 0, result.output
-            assert json.loads(result.stdout)["records"] == len(rows_of(Path("runs") / run))
+            assert printed("runs", "log", run, "--to", name)["records"] == len(rows_of(Path("runs") / run))
             folder = Path("runs") / run
             assert logged(name, folder) == in_its_precision(name, numbers_in(folder))
 

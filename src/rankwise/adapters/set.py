@@ -177,18 +177,22 @@ class AdapterSet:
 
     def adapters(self, name: str = "default") -> dict[str, Adapter]:
         """The parts of one adapter, by the path of their base layer."""
-        self._check(name)
-        return {path: layer.adapter(name) for path, layer in self.layers.items() if name in layer.adapters}
+        parts = {path: layer.adapter(name) for path, layer in self.layers.items() if name in layer.adapters}
+        if not parts:
+            self._check(name)
+        return parts
 
     def trained_heads(self, name: str = "default") -> dict[str, nn.Module]:
         """The trained copies of one adapter, by the path of their head."""
-        heads = {path: head for path, head in self.heads.items() if not isinstance(head, TokenRows)}
-        return {path: head.copies[name] for path, head in heads.items() if name in head.copies}
+        return {
+            path: head.copies[name]
+            for path, head in self.heads.items()
+            if name in head.copies and not isinstance(head, TokenRows)
+        }
 
     def token_rows(self, name: str = "default") -> dict[str, TokenRows]:
         """The tables and heads in which one adapter has rows of its own, by path."""
-        rows = {path: head for path, head in self.heads.items() if isinstance(head, TokenRows)}
-        return {path: head for path, head in rows.items() if name in head.copies}
+        return {path: head for path, head in self.heads.items() if isinstance(head, TokenRows) and name in head.copies}
 
     def parameters(self, name: str = "default") -> list[nn.Parameter]:
         return list(self.named_parameters(name).values())

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
@@ -28,6 +27,7 @@ from rankwise.errors import ResourceError
 from rankwise.planning.config_check import checked_config
 from rankwise.planning.tasks import COUNTED, SEQUENCES, TAGGER, TASKS, PlannedTask
 from rankwise.system.cache import cache_folder
+from rankwise.system.extras import installed_version
 from rankwise.system.files import write_atomic
 
 NEW_TOKENS = "token_adapter.trainable_tokens_delta"
@@ -222,7 +222,7 @@ def cached_shape(
     config: dict[str, Any], name: str, where: str, build: Build, head: NewHead | None = None
 ) -> ModelShape:
     settings = checked_config(config, where)
-    key = json.dumps([RECORDED, version("transformers"), settings, head and asdict(head)], sort_keys=True)
+    key = json.dumps([RECORDED, installed_version("transformers"), settings, head and asdict(head)], sort_keys=True)
     file = cache_folder() / "shapes" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
     with suppress(OSError, ValueError, TypeError, RecursionError):
         return shape_from_json(json.loads(file.read_text(encoding="utf-8")), name)

@@ -19,8 +19,8 @@ DRAWN = frozenset({"svg", "figure", "article", "pre"})
 """Elements that a terminal does not show."""
 ASCII = str.maketrans("\u2212\u2013", "--")
 """Plain text has no signs beyond those of the words in it."""
-JOINERS = frozenset("\u200c\u200d")
-"""Characters that several scripts and many emoji need."""
+SEEN = frozenset("\n\t\u200c\u200d")
+"""Line ends, tabs, and the joiners that several scripts and many emoji need."""
 
 
 class Markup(str):
@@ -81,7 +81,8 @@ def lines_of(*blocks: Content) -> list[str]:
 
 def text(words: str) -> Markup:
     """Escape text and make invisible characters visible."""
-    parts = (escape(one) if _seen(one) else f'<span class="unseen">{number(one)}</span>' for one in words)
+    whole_or_apart = [words] if words.isprintable() else words
+    parts = (escape(one) if _seen(one) else f'<span class="unseen">{number(one)}</span>' for one in whole_or_apart)
     return both("".join(parts), words)
 
 
@@ -91,7 +92,7 @@ def attribute(words: str) -> str:
 
 def shown(words: str) -> str:
     """Make invisible characters visible in plain text, without styles."""
-    return "".join(character if _seen(character) else number(character) for character in words)
+    return "".join(one if _seen(one) else number(one) for one in words)
 
 
 def number(character: str) -> str:
@@ -101,7 +102,6 @@ def number(character: str) -> str:
 def _seen(character: str) -> bool:
     return (
         character.isprintable()
-        or character in "\n\t"
-        or character in JOINERS
+        or character in SEEN
         or unicodedata.category(character) == "Zs"  # no-break and ideographic spaces
     )

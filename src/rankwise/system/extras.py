@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -14,7 +15,9 @@ def need_extra(module: str, what: str, extra: str, error: type[RankwiseError]) -
         raise error(f"{what} needs {module}, which is not installed: pip install 'rankwise[{extra}]'.")
 
 
+@cache
 def installed_version(package: str) -> str:
+    """Read once: a package's description is a long text to look through."""
     try:
         return version(package)
     except PackageNotFoundError:
