@@ -19,6 +19,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rankwise.config.base import NAME, PositiveInt, Seed
 from rankwise.config.data import OF_TABLES, Reading
+from rankwise.config.generation import Constrained
 from rankwise.config.reading import read_settings
 from rankwise.errors import ConfigError, did_you_mean, some
 
@@ -99,6 +100,8 @@ class TaskConfig(Reading):
     pattern: str | None = None
     """Regular expression of the metric `regex`. Its groups must match the same text in the answer as in the reference.
     Without groups, it must match anywhere in the answer."""
+    constraint: Constrained = "own"
+    """What answers are held to; a run has that of its rows."""
     seed: Seed = 0
     """Seed of the random choice of `rows`."""
 
