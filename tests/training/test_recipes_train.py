@@ -69,7 +69,7 @@ def trained(request, shared_data, tmp_path_factory):
     model = folder_of(place / "model", architecture, family, kind)
     experiment = Experiment.model_validate(
         {
-            "model": {"name": str(model)},
+            "model": {"name": str(model), "dtype": "float32"},
             "data": {"path": str(shared_data / rows), "rows": ROWS, "recipe": name},
             "training": {"steps": STEPS, "learning_rate": 0.02, "batch_size": ROWS, "schedule": "constant"},
             "run": "first",
