@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -71,6 +72,7 @@ class Requests:
                 request.right,
                 request.choices,
                 *([request.alternatives] if request.alternatives else []),
+                *([request.database] if request.database else []),
             )
             for request in self.requests
         ]
@@ -188,7 +190,9 @@ def _encoded(pairs: Sequence[tuple[Example, TaskDocument | None]], task: TaskCon
         whole = len(made) == count if question is not None else bool(made)
         too_long += not whole
         if whole:
-            row = {"prompts": (example.prompt_text,), "alternatives": example.alternatives}
+            row: dict[str, Any] = {
+                "prompts": (example.prompt_text,), "alternatives": example.alternatives, "database": example.database,
+            }  # fmt: skip
             row = row if question is None else vars(question) | {"prompts": question.prompts[:1]}
             requests.append(replace(_item(example.where, made[-1], model), documents=tuple(made), **row))
         place += count

@@ -19,7 +19,15 @@ from rankwise.config.tasks import MEANINGS
 from rankwise.errors import RunError, some
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import now, versions
-from rankwise.runs.measured import ClassDetails, Difference, FeatureForgetting, Measurement, SetDetails, Verdict
+from rankwise.runs.measured import (
+    ClassDetails,
+    Difference,
+    FeatureForgetting,
+    FieldFigures,
+    Measurement,
+    SetDetails,
+    Verdict,
+)
 from rankwise.runs.own_files import read_json, with_hash
 from rankwise.system.files import check_place, write_json
 
@@ -50,6 +58,8 @@ class ModelScores(Config):
     """Details of a classifier whose targets are classes."""
     sets: SetDetails | None = None
     """Details of a classifier that gives a row several labels or spans."""
+    fields: list[FieldFigures] | None = None
+    """Details of answers that are scored by `json`."""
 
     @property
     def metrics(self) -> dict[str, Measurement]:
@@ -168,6 +178,7 @@ class Evaluation(Config):
             "labels": self.labels,
             "classification": self.tuned.classification.summary() if self.tuned.classification else None,
             "sets": self.tuned.sets.summary() if self.tuned.sets else None,
+            "fields": self.tuned.fields,
             "metric_meanings": {name: MEANINGS[name] for name in self.tuned.metrics if name in MEANINGS},
             "forgetting": self.forgetting.summary() if self.forgetting else None,
             "feature_forgetting": self.feature_forgetting,
