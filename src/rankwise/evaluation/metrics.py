@@ -40,20 +40,8 @@ from numpy.typing import NDArray
 
 from rankwise.config.tasks import TaskConfig
 from rankwise.errors import EvaluationError
-from rankwise.evaluation.scoring import (
-    NUMBER,
-    Row,
-    has_number,
-    json_exact,
-    json_fields,
-    json_valid,
-    number,
-    tool_arguments,
-    tool_call,
-    tool_function,
-    tool_missing,
-    tool_needless,
-)
+from rankwise.evaluation import scoring
+from rankwise.evaluation.scoring import NUMBER, Row, json_fields, number
 
 Sums = NDArray[np.float64]
 Formula = Callable[[Sums], Sums]
@@ -317,13 +305,13 @@ METRICS: dict[str, Metric] = {
     "exact": Metric(share, best(exact)),
     "number": Metric(share, best(number)),
     "json": Metric(share, best(json_fields)),
-    "json_exact": Metric(share, best(json_exact)),
-    "json_valid": Metric(share, best(json_valid)),
-    "tool_call": Metric(share, best(tool_call)),
-    "tool_function": Metric(share, best(tool_function)),
-    "tool_arguments": Metric(share, best(tool_arguments)),
-    "tool_missing": Metric(share, best(tool_missing, min), more_is_better=False),
-    "tool_needless": Metric(share, best(tool_needless, min), more_is_better=False),
+    "json_exact": Metric(share, best(scoring.json_exact)),
+    "json_valid": Metric(share, best(scoring.json_valid)),
+    "tool_call": Metric(share, best(scoring.tool_call)),
+    "tool_function": Metric(share, best(scoring.tool_function)),
+    "tool_arguments": Metric(share, best(scoring.tool_arguments)),
+    "tool_missing": Metric(share, best(scoring.tool_missing, min), more_is_better=False),
+    "tool_needless": Metric(share, best(scoring.tool_needless, min), more_is_better=False),
     "sql": MORE,
     "regex": MORE,
     "rouge_1": Metric(share, best(rouge("rouge1"))),
@@ -338,7 +326,7 @@ own pattern, and for `sql`, each item its database; `spearman` is the correlatio
 
 def unfit(metric: str, target: str) -> str | None:
     """Say why the metric cannot score answers against this reference; None if it can."""
-    if metric == "number" and not has_number(target):
+    if metric == "number" and scoring.number_and_unit(target) is None:
         return "contains no number"
     if metric.startswith("rouge_") and any(map(str.isalpha, target)) and not rouge("rouge1")(target, target)[0]:
         return f"has no Latin letters or digits, which are all that {metric} reads (use chrf)"

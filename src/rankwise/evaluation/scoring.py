@@ -17,7 +17,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from threading import Timer
@@ -37,13 +37,13 @@ NEAR = 0.01
 OTHERS = "(other fields)"
 """Stands for all fields that no reference has."""
 Figures = dict[str, dict[str, list[Row]]]
-"""By field and figure: the rows of the items that it is measured on."""
+"""By field and figure: the rows of the items that it is of."""
 
 
 def number(answer: str, target: str, tolerance: float = 0.0, units: bool = False) -> Row:
     """Compare the numbers after ####, or else the last numbers, as in GSM8K. `tolerance` is a share of the reference;
     with `units`, the word after the number must be the reference's, where that has one."""
-    given, wanted = _number_and_unit(answer), _number_and_unit(target)
+    given, wanted = number_and_unit(answer), number_and_unit(target)
     if given is None or wanted is None:
         return [0.0, 1.0]
     same_unit = not units or wanted[1] in (None, given[1])
@@ -54,7 +54,7 @@ def _is_near(given: Decimal, wanted: Decimal, tolerance: float) -> bool:
     return given == wanted or abs(given - wanted) <= Decimal(str(tolerance)) * abs(wanted)
 
 
-def _number_and_unit(text: str) -> tuple[Decimal, str | None] | None:
+def number_and_unit(text: str) -> tuple[Decimal, str | None] | None:
     _, marked, tail = text.rpartition("####")
     text = tail if marked else text
     matched = list(NUMBER.finditer(text))
@@ -66,10 +66,6 @@ def _number_and_unit(text: str) -> tuple[Decimal, str | None] | None:
         return Decimal(found[0].replace(",", "")), unit and unit[1]
     except InvalidOperation:
         return None
-
-
-def has_number(text: str) -> bool:
-    return _number_and_unit(text) is not None
 
 
 def json_fields(answer: str, target: str) -> Row:
@@ -186,13 +182,11 @@ def _fields(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def called(text: str) -> Counter[tuple[str, Hashable]]:
-    _, calls = calls_in(text)
-    return Counter((call.name, _frozen(call.arguments)) for call in calls)
+    return Counter((call.name, _frozen(call.arguments)) for call in calls_in(text)[1])
 
 
 def names_called(text: str) -> Counter[str]:
-    _, calls = calls_in(text)
-    return Counter(call.name for call in calls)
+    return Counter(call.name for call in calls_in(text)[1])
 
 
 def tool_call(answer: str, target: str) -> Row:
@@ -296,17 +290,13 @@ def problem_of_references(scores: Sequence[str], references: Sequence[tuple[str,
     return None
 
 
-FITTING: tuple[tuple[str, Callable[[Sequence[str], Sequence[Any]], bool], tuple[str, ...]], ...] = (
-    ("each row has a database", lambda _, databases: all(databases), ("sql",)),
-    (
-        "answers call tools",
-        lambda references, _: any(map(called, references)),
-        ("tool_call", "tool_function", "tool_arguments", "tool_missing", "tool_needless"),
-    ),
-    (
-        "all answers are JSON objects",
-        lambda references, _: all(isinstance(_parsed(one), dict) for one in references),
-        ("json", "json_exact", "json_valid"),
-    ),
-)
-"""Scores that are taken by themselves: why, whether references and databases are so, and which."""
+def fitting_scores(references: Sequence[str], databases: Sequence[Database | None]) -> tuple[str, tuple[str, ...]]:
+    """Why answers like these are scored by more than the loss, and by what; empty where they are not."""
+    if all(databases):
+        return "every row has a database", ("sql",)
+    if any(map(called, references)):
+        tools = ("tool_call", "tool_function", "tool_arguments", "tool_missing", "tool_needless")
+        return "reference answers call tools", tools
+    if all(isinstance(_parsed(one), dict) for one in references):
+        return "all reference answers are JSON objects", ("json", "json_exact", "json_valid")
+    return "", ()

@@ -39,8 +39,7 @@ from rankwise.evaluation.scoring import field_figures, problem_of_references, sq
 from rankwise.inference.generate import answers_in_turn
 from rankwise.objectives.sequence_to_sequence import text_objective
 from rankwise.rows.encoded.dealing import Dealing, undealt
-from rankwise.runs.evaluations import ModelScores, Sample
-from rankwise.runs.measured import FieldFigures
+from rankwise.runs.evaluations import FieldFigures, ModelScores, Sample
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
 from rankwise.system.cache import cache_folder, forget_old, our_own
 from rankwise.system.extras import installed_version

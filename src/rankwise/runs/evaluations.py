@@ -19,15 +19,7 @@ from rankwise.config.tasks import MEANINGS
 from rankwise.errors import RunError, some
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import now, versions
-from rankwise.runs.measured import (
-    ClassDetails,
-    Difference,
-    FeatureForgetting,
-    FieldFigures,
-    Measurement,
-    SetDetails,
-    Verdict,
-)
+from rankwise.runs.measured import ClassDetails, Difference, FeatureForgetting, Measurement, SetDetails, Verdict
 from rankwise.runs.own_files import read_json, with_hash
 from rankwise.system.files import check_place, write_json
 
@@ -45,6 +37,22 @@ class Scores(Config):
 
     measured: Measurement
     sums: list[list[Sum]]
+
+
+class FieldFigures(Config):
+    """Figures of one field of JSON answers, over the `rows` whose reference has it; `extra` over the others."""
+
+    field: str
+    """The names on the way to it, with dots between them."""
+    rows: int
+    exact: Measurement | None = None
+    """The share of answers with exactly the right value."""
+    f1: Measurement | None = None
+    """F1 of the members of lists, in any order."""
+    near: Measurement | None = None
+    """The share of answers whose number is within the tolerance."""
+    missing: Measurement | None = None
+    extra: Measurement | None = None
 
 
 class ModelScores(Config):

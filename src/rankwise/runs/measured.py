@@ -64,22 +64,6 @@ Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class FieldFigures(Config):
-    """Figures of one field of JSON answers, over the `rows` whose reference has it; `extra` over the others."""
-
-    field: str
-    """The names on the way to it, with dots between them."""
-    rows: Count
-    exact: Measurement | None = None
-    """The share of answers with exactly the right value."""
-    f1: Measurement | None = None
-    """F1 of the members of lists, in any order."""
-    near: Measurement | None = None
-    """The share of answers whose number is within the tolerance."""
-    missing: Measurement | None = None
-    extra: Measurement | None = None
-
-
 class OneClass(Config):
     """Figures of one class: `rows` have it, and `predicted` rows are said to have it."""
 
