@@ -33,7 +33,7 @@ from rankwise.config.tasks import LIKELIHOOD, TaskConfig
 from rankwise.errors import DataError, RankwiseError, ResourceError, is_out_of_memory, some
 from rankwise.evaluation.intervals import scores, with_interval
 from rankwise.evaluation.likelihood import Likelihood, likelihoods
-from rankwise.evaluation.metrics import METRICS, means, rating_rows, rows_of, searched, unfit
+from rankwise.evaluation.metrics import METRICS, MORE, means, rating_rows, rows_of, searched, unfit
 from rankwise.evaluation.requests import Request, Requests
 from rankwise.evaluation.scoring import field_figures, problem_of_references, sql_rows
 from rankwise.inference.generate import answers_in_turn
@@ -133,9 +133,8 @@ class OwnTask:
         for request in self.requests.requests:
             for ids in (request.prompt_ids, *(part for one in request.documents for part in (one.ids, one.loss_mask))):
                 known.update(np.asarray([len(ids), *ids], "<i8").tobytes())
-        databases = {request.database for request in self.requests.requests}
-        for file in sorted(one for kind, one in filter(None, databases) if kind == "database"):
-            known.update(sha256_of(Path(file)).encode())
+        databases = {one.database for one in self.requests.requests if one.database and "sql" in self.config.score}
+        known.update("".join(sha256_of(Path(file)) for kind, file in sorted(databases) if kind == "database").encode())
         return known.hexdigest()
 
     def score(self, model: LoadedModel, who: str, callback: Callback) -> ModelScores:
@@ -196,11 +195,10 @@ def score_task(
 
 def _fields(answers: Sequence[str], requests: Sequence[Request], task: TaskConfig) -> list[FieldFigures]:
     found = field_figures(answers, [request.references for request in requests], task.tolerance)
+    formulas = {"f1": METRICS["micro_f1"]}
     return [
-        FieldFigures(field=field, rows=len(figures.get("exact", ())), **{
-            figure: with_interval(METRICS["micro_f1" if figure == "f1" else "exact"], rows)
-            for figure, rows in figures.items()
-        })
+        FieldFigures(field=field, rows=len(figures.get("exact", ())),
+                     **{name: with_interval(formulas.get(name, MORE), rows) for name, rows in figures.items()})
         for field, figures in found.items()
     ]  # fmt: skip
 
