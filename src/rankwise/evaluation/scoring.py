@@ -34,7 +34,7 @@ NUMBER = re.compile(r"-?(?:\d[\d,]*)?\.?\d+")
 _UNIT = re.compile(r"\s*([^\W\d_]+|[%°$€£]\w?)")
 NEAR = 0.01
 """How far a number of a field may be from the reference's, as a share of it, where the task says nothing else."""
-OTHERS = "(other fields)"
+OTHER_FIELDS = "(other fields)"
 """Stands for all fields that no reference has."""
 Figures = dict[str, dict[str, list[Row]]]
 """By field and figure: the rows of the items that it is of."""
@@ -50,8 +50,8 @@ def number(answer: str, target: str, tolerance: float = 0.0, units: bool = False
     return [float(same_unit and _is_near(given[0], wanted[0], tolerance)), 1.0]
 
 
-def _is_near(given: Decimal, wanted: Decimal, tolerance: float) -> bool:
-    return given == wanted or abs(given - wanted) <= Decimal(str(tolerance)) * abs(wanted)
+def _is_near(value: Decimal, target: Decimal, tolerance: float) -> bool:
+    return value == target or abs(value - target) <= Decimal(str(tolerance)) * abs(target)
 
 
 def number_and_unit(text: str) -> tuple[Decimal, str | None] | None:
@@ -147,25 +147,25 @@ def field_figures(answers: Sequence[str], references: Sequence[Sequence[str]], t
             right = there and _frozen(own) == _frozen(value)
             _add(found, path, {"exact": [float(right), 1.0], "missing": [float(not there), 1.0]})
             _add(found, path, _of_kind(own, value, NEAR if tolerance is None else tolerance))
-        _add(found, OTHERS, {"extra": [float(bool(given.keys() - known.keys())), 1.0]})
-    if not any(row[0] for row in found[OTHERS]["extra"]):
-        del found[OTHERS]
+        _add(found, OTHER_FIELDS, {"extra": [float(bool(given.keys() - known.keys())), 1.0]})
+    if not any(row[0] for row in found[OTHER_FIELDS]["extra"]):
+        del found[OTHER_FIELDS]
     return found
 
 
-def _add(found: Figures, path: str, rows: Mapping[str, Row]) -> None:
+def _add(figures: Figures, path: str, rows: Mapping[str, Row]) -> None:
     for figure, row in rows.items():
-        found.setdefault(path, {}).setdefault(figure, []).append(row)
+        figures.setdefault(path, {}).setdefault(figure, []).append(row)
 
 
-def _of_kind(given: Any, wanted: Any, tolerance: float) -> dict[str, Row]:
+def _of_kind(value: Any, target: Any, tolerance: float) -> dict[str, Row]:
     """The figure that a list or a number has besides."""
-    if isinstance(wanted, list):
-        mine, theirs = (Counter(map(_frozen, one if isinstance(one, list) else ())) for one in (given, wanted))
+    if isinstance(target, list):
+        mine, theirs = (Counter(map(_frozen, one if isinstance(one, list) else ())) for one in (value, target))
         return {"f1": [float((mine & theirs).total()), float(mine.total()), float(theirs.total())]}
-    if not _is_number(wanted):
+    if not _is_number(target):
         return {}
-    near = _is_number(given) and _is_near(Decimal(str(given)), Decimal(str(wanted)), tolerance)
+    near = _is_number(value) and _is_near(Decimal(str(value)), Decimal(str(target)), tolerance)
     return {"near": [float(near), 1.0]}
 
 
