@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from threading import Timer
 from typing import Any, Self
 
@@ -132,7 +133,7 @@ def _frozen(value: Any) -> Hashable:
 def field_figures(answers: Sequence[str], references: Sequence[Sequence[str]], tolerance: float | None) -> Figures:
     """The rows of each field, those with the most rows first. Of several references the one that fits best counts."""
     pairs = [
-        (_fields(_parsed(answer)), _fields(_parsed(max(several, key=lambda one: json_fields(answer, one)[0]))))
+        (_fields(_parsed(answer)), _fields(_parsed(max(several, key=partial(json_fields, answer)))))
         for answer, several in zip(answers, references, strict=True)
     ]
     known = Counter(path for _, wanted in pairs for path in wanted)

@@ -59,11 +59,11 @@ Result = tuple[int, list[tuple[Any, ...]]]
 """How many columns, and the rows."""
 
 
-class ResultError(Exception):
+class QueryError(Exception):
     """Raised for what is no result."""
 
 
-FAILURES = (sqlite3.Error, sqlite3.Warning, ResultError, ValueError, OverflowError, MemoryError, RecursionError)
+FAILURES = (sqlite3.Error, sqlite3.Warning, QueryError, ValueError, OverflowError, MemoryError, RecursionError)
 
 
 def main() -> None:
@@ -111,20 +111,20 @@ def _result(request: dict[str, str], query: str) -> Result:
         connection.set_progress_handler(_bound(), EACH)
         cursor = connection.execute(query)
         if cursor.description is None:
-            raise ResultError("it is no query")
+            raise QueryError("it is no query")
         rows, size = list[tuple[Any, ...]](), 0
         for row in cursor:
             rows.append(tuple(map(_comparable, row)))
             size += sum(len(value) if isinstance(value, str | bytes) else 8 for value in row)
             if len(rows) > MOST_ROWS or size > MOST_BYTES:
-                raise ResultError(f"its result has more than {MOST_ROWS:,} rows or {MOST_BYTES:,} bytes")
+                raise QueryError(f"its result has more than {MOST_ROWS:,} rows or {MOST_BYTES:,} bytes")
         return len(cursor.description), rows
 
 
 def _opened(request: dict[str, str]) -> sqlite3.Connection:
     path = request.get("database")
     if path is not None and not Path(path).is_file():
-        raise ResultError(f"there is no file {path}")
+        raise QueryError(f"there is no file {path}")
     place = f"{Path(path).absolute().as_uri()}?mode=ro&immutable=1" if path is not None else ":memory:"
     connection = sqlite3.connect(place, uri=path is not None, isolation_level=None)
     connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
