@@ -17,18 +17,23 @@ from rankwise.cli.options import (
     Base,
     BaseModel,
     Both,
+    Choices,
     ForceBase,
     ForceResult,
+    Grammar,
     Json,
     MaxNewTokens,
     Quiet,
+    Regex,
     RepetitionCheck,
     RunName,
+    Schema,
     Seed,
     System,
     Temperature,
     TopP,
     TrustCode,
+    Unconstrained,
     option,
 )
 from rankwise.config.generation import GenerationConfig
@@ -50,6 +55,11 @@ def generate(
     top_p: TopP = 1.0,
     seed: Seed = 0,
     repetition_check: RepetitionCheck = True,
+    schema: Schema = None,
+    choices: Choices = None,
+    regex: Regex = None,
+    grammar: Grammar = None,
+    unconstrained: Unconstrained = False,
     base_model: BaseModel = None,
     force_base: ForceBase = False,
     force_result: ForceResult = False,
@@ -59,9 +69,12 @@ def generate(
 ) -> None:
     """Generate one answer with a run's model."""
     with report_failures(as_json):
+        from rankwise.constraints.constraint import constraint_from
+
         spec = GenerationConfig(
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
             repetition_check=repetition_check,
+            constraint=constraint_from(unconstrained, schema=schema, choices=choices, regex=regex, grammar=grammar),
         )  # fmt: skip
         text = _stdin() if prompt == "-" else prompt
         from rankwise.commands.generate import generate as generate_command
@@ -95,6 +108,11 @@ def chat(
     top_p: TopP = 1.0,
     seed: Seed = 0,
     repetition_check: RepetitionCheck = True,
+    schema: Schema = None,
+    choices: Choices = None,
+    regex: Regex = None,
+    grammar: Grammar = None,
+    unconstrained: Unconstrained = False,
     base_model: BaseModel = None,
     force_base: ForceBase = False,
     force_result: ForceResult = False,
@@ -109,9 +127,12 @@ def chat(
     removes it; /help lists the commands; /quit, Ctrl-D or Ctrl-C ends.
     """
     with report_failures(as_json):
+        from rankwise.constraints.constraint import constraint_from
+
         spec = GenerationConfig(
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
             repetition_check=repetition_check,
+            constraint=constraint_from(unconstrained, schema=schema, choices=choices, regex=regex, grammar=grammar),
         )  # fmt: skip
         from rankwise.commands.generate import Chat, load_tuned
 
@@ -159,6 +180,11 @@ def predict(
         ),
     ] = "stop",
     overwrite: Annotated[bool, option("Replace an existing file.", "--overwrite")] = False,
+    schema: Schema = None,
+    choices: Choices = None,
+    regex: Regex = None,
+    grammar: Grammar = None,
+    unconstrained: Unconstrained = False,
     base_model: BaseModel = None,
     force_base: ForceBase = False,
     force_result: ForceResult = False,
@@ -173,9 +199,12 @@ def predict(
     with report_failures(as_json):
         if on_bad_row not in ("stop", "skip"):
             raise ConfigError([f'--on-bad-row "{on_bad_row}": use stop or skip.'])
+        from rankwise.constraints.constraint import constraint_from
+
         spec = GenerationConfig(
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
             repetition_check=repetition_check,
+            constraint=constraint_from(unconstrained, schema=schema, choices=choices, regex=regex, grammar=grammar),
         )  # fmt: skip
         from rankwise.commands.predict import predict as predict_command
 

@@ -12,7 +12,22 @@ import typer
 
 from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, RunName, TrustCode, argument, option
+from rankwise.cli.options import (
+    BaseModel,
+    Choices,
+    ForceBase,
+    ForceResult,
+    Grammar,
+    Json,
+    Quiet,
+    Regex,
+    RunName,
+    Schema,
+    TrustCode,
+    Unconstrained,
+    argument,
+    option,
+)
 from rankwise.system.memory import keep_memory
 
 if TYPE_CHECKING:
@@ -47,6 +62,11 @@ def evaluate(
         help="Number format: float32, bfloat16, or auto. auto is float32 on a CPU, where answers then do not depend on "
         "the batch size.")] = "auto",
     out: Annotated[Path | None, option("File for the result.  [default: in the run's folder]")] = None,
+    schema: Schema = None,
+    choices: Choices = None,
+    regex: Regex = None,
+    grammar: Grammar = None,
+    unconstrained: Unconstrained = False,
     base_model: BaseModel = None,
     force_base: ForceBase = False,
     force_result: ForceResult = False,
@@ -57,6 +77,7 @@ def evaluate(
     """Score a run and its base model on a task, or a single model."""
     with report_failures(as_json):
         from rankwise.commands.evaluate import evaluate as evaluate_command
+        from rankwise.constraints.constraint import constraint_from
 
         keep_memory()
         with Display(quiet) as display:
@@ -65,6 +86,7 @@ def evaluate(
                 with_forgetting=forgetting, text=text, blocks=blocks, batch_size=batch_size, dtype=dtype,
                 out=out, callback=display, force_base=force_base, force_result=force_result, trust_code=trust_code,
                 base_model=base_model, images=other_images,
+                constraint=constraint_from(unconstrained, schema=schema, choices=choices, regex=regex, grammar=grammar),
             )  # fmt: skip
         print_result(as_json, evaluation.summary(), *_lines(evaluation), *_cautions(target, evaluation))
 

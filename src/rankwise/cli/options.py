@@ -59,6 +59,11 @@ TrustCode = Annotated[
     str | None,
     option("Commit (40 hex digits) of the base model's own Python code that may run. Read it first.", "--trust-code"),
 ]
+Schema = Annotated[str | None, option("File of a JSON Schema that answers are held to.  [default: the run's own]")]
+Choices = Annotated[str | None, option("The only answers there are, separated by commas.")]
+Regex = Annotated[str | None, option("Regular expression that a whole answer matches.")]
+Grammar = Annotated[str | None, option("File of a grammar in Lark's notation that answers follow.")]
+Unconstrained = Annotated[bool, option("Do not hold answers to the run's own schema.", "--unconstrained")]
 Host = Annotated[str, typer.Option(help="Address to listen at. Any but this machine's own needs a key.")]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")]
 ApiKey = Annotated[

@@ -8,13 +8,14 @@ what was forgotten is measured last. The result goes into the run's folder, wher
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.commands.report import write_page
 from rankwise.config.data import COLUMN_SETTINGS
+from rankwise.config.generation import Constrained
 from rankwise.config.tasks import (
     HELD_OUT,
     TaskConfig,
@@ -73,12 +74,13 @@ def evaluate(
     target: str, task: str | TaskConfig | None = None, *, data: str | None = None, rows: int | None = None,
     against: str | None = None, base: bool = True, with_forgetting: bool = True, text: str | None = None,
     blocks: int | None = None, batch_size: int | None = None, dtype: str = "auto", out: Path | None = None,
-    callback: Callback = silent, images: str | None = None, **opening: Unpack[Opening],
+    callback: Callback = silent, images: str | None = None, constraint: Constrained = "own", **opening: Unpack[Opening],
 ) -> Evaluation:  # fmt: skip
     """Evaluate a run (by name or folder), an adapter (by its folder) or a model. Without a task it is the loss on what
     the run held out. What is forgotten is measured on `text` (evaluation/text.py), where there is something to hold it
     against: on as many blocks as a narrow interval takes (evaluation/intervals.py), or on a fixed number of `blocks`;
-    for a model of images on labelled `images` (evaluation/feature_forgetting.py).
+    for a model of images on labelled `images` (evaluation/feature_forgetting.py). Both models answer by the
+    `constraint`.
     """
     compared = base if find_run(target) is not None or is_adapter(target) else bool(against)
     for flag, given in (("--text", text), ("--blocks", blocks), ("--other-images", images)):
@@ -93,6 +95,7 @@ def evaluate(
     subject.refuse_options(task, text, blocks)
     if compared and with_forgetting and (why := subject.objective.cannot.get(FORGETTING)) is not None:
         callback(StatusMessage(why))
+    subject = replace(subject, constraint=constraint)
     others = _other_images(subject, images, with_forgetting=with_forgetting, callback=callback)
     asked = asked_of(subject, task, data, rows, batch_size, callback)
     _result_file(subject, asked, out)
@@ -254,6 +257,8 @@ def _answers(
     """Rows and tasks that are answered."""
     spec, items = _items(subject, task, rows.data, rows.most, callback)
     spec, items = with_fitting_scores(spec, items, subject.model, callback)
+    if spec.constraint == "own" and subject.held_to != "none":
+        spec = spec.model_copy(update={"constraint": subject.held_to})
     if items.too_long:
         with_answer = f" with {spec.max_new_tokens:,} new tokens" if spec.used_columns else ""
         callback(

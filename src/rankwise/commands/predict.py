@@ -242,7 +242,7 @@ def _answer(rows: Sequence[PredictedRow], tuned: TunedModel, how: AnswerSettings
     prompts, batch_size = [row.ids for row in rows], how.batch_size
     try:
         answers = answers_in_turn(
-            tuned.model, prompts, how.config, batch_size,
+            tuned.model, prompts, tuned.constrained(how.config), batch_size,
             partial(_report_progress, how.callback, "Answering", 0, len(prompts)),
         )  # fmt: skip
     except Exception as error:

@@ -43,6 +43,8 @@ StoppingCheck = Literal["answer-in-prompt", "prompt-as-answer", "one-answer", "l
 """Checks of what rows mean that refuse a training (rows/report/meaning.py)."""
 FEWEST_HELD_OUT, MOST_HELD_OUT = 50, 500
 """Rows of which a tenth is held out by default, and what is held out at most."""
+OF_ANSWERS, INFER = ("answer_schema", "answer_choices", "answer_regex", "answer_grammar"), "infer"
+"""Settings of what an answer may be, and the schema that is read out of the rows."""
 OF_HUB = ("subset", "revision")
 OF_TABLES = ("delimiter", "encoding", "sheet", "field")
 DELIMITER_NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
@@ -301,6 +303,15 @@ class DataConfig(Reading):
     accept: Annotated[tuple[StoppingCheck, ...], Separated] = ()
     """Checks of what rows mean that shall only warn and not stop the training, by the names that their errors give:
     with `answer-in-prompt`, rows are trained on although their labels stand in their prompts."""
+    answer_schema: Annotated[str | None, Flag("--schema"), Label("JSON Schema of the answers", "rows")] = None
+    """JSON Schema that every answer is held to: a file, or `infer`, which takes what all answers of the rows have in
+    common. Rows that break it cannot be used, and the run writes its answers by it."""
+    answer_choices: Annotated[tuple[str, ...], Separated, Flag("--choices")] = ()
+    """The only answers there are; several are separated by commas."""
+    answer_regex: Annotated[str | None, Flag("--regex")] = None
+    """Regular expression that every answer matches as a whole."""
+    answer_grammar: Annotated[str | None, Flag("--grammar")] = None
+    """File of a grammar in Lark's notation that every answer follows."""
     seed: Seed = 0
     """Seed of the random choices of `rows`, `weight` and `held_out`."""
 
@@ -338,6 +349,8 @@ class DataConfig(Reading):
             raise ValueError("name the rows to train on: a path, or several sources")
         if self.sources and (extra := sorted(self.changed(*Reading.model_fields))):
             raise ValueError(f"with several sources, write {extra[0]} in each of them")
+        if len(given := self.changed(*OF_ANSWERS)) > 1:
+            raise ValueError(f"{given[0]} and {given[1]} both say what an answer may be; give one of them")
         if self.held_out not in (0, "auto") and self.validation is not None:
             raise ValueError("both held_out and validation choose the validation rows; give one of them")
         self._refuse_without_hold_out()
@@ -360,6 +373,11 @@ class DataConfig(Reading):
             )
 
     @property
+    def infers(self) -> bool:
+        """Whether the schema of the answers is read out of them."""
+        return self.answer_schema == INFER
+
+    @property
     def may_hold_out(self) -> bool:
         return self.held_out != 0 and self.validation is None
 
@@ -372,7 +390,7 @@ class DataConfig(Reading):
     @property
     def of_language_models(self) -> list[str]:
         """The settings given here that have no effect where no answer is written."""
-        given = self.changed("recipe", "system", "learned", "answers", "reasoning", "packing")
+        given = self.changed("recipe", "system", "learned", "answers", "reasoning", "packing", *OF_ANSWERS)
         return given + [f"too_long {self.too_long}"] * (self.too_long in ("cut-prompt", "split"))
 
     @property

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from rankwise.config.base import Config, Number, PositiveInt, Seed
+
+
+class Constraint(Config):
+    """What an answer may be. It is checked where it is given (constraints/constraint.py)."""
+
+    kind: Literal["schema", "choices", "regex", "grammar"]
+    text: str
+    """The JSON Schema, the JSON list of choices, the regular expression, or the grammar in Lark's notation."""
+    spaces: int = Field(1, ge=0, le=1000)
+    """White space between two tokens of JSON at most: one space, or as many characters as the rows have."""
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.text, self.spaces))
+
+
+Constrained = Constraint | Literal["own", "none"]
+"""A constraint; or the run's own, if it has one; or none."""
 
 
 class GenerationConfig(Config):
@@ -20,3 +39,5 @@ class GenerationConfig(Config):
     """Seed of the sampling."""
     repetition_check: bool = True
     """Stop an answer that repeats the same tokens again and again (inference/decoding.py)."""
+    constraint: Constrained = "own"
+    """What the answer may be."""

@@ -19,6 +19,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rankwise.config.base import NAME, Number, PositiveInt, Seed
 from rankwise.config.data import OF_TABLES, Reading
+from rankwise.config.generation import Constrained
 from rankwise.config.reading import read_settings
 from rankwise.errors import ConfigError, did_you_mean, some
 
@@ -113,6 +114,8 @@ class TaskConfig(Reading):
     share of the reference (0.01 is 1 %). The default is 0 for `number`, and 0.01 for the figure `near` of a field."""
     units: bool = False
     """For `number`: whether the word after the number must be that of the reference, if the reference has one."""
+    constraint: Constrained = "own"
+    """What answers are held to; a run has that of its rows."""
     seed: Seed = 0
     """Seed of the random choice of `rows`."""
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.sources import find
+from rankwise.config.generation import Constrained
 from rankwise.config.models import ModelConfig
 from rankwise.config.tasks import TaskConfig
 from rankwise.errors import ConfigError, ModelError
@@ -104,6 +105,8 @@ class Subject:
     """The system message that the run's rows were trained with."""
     artifact: Artifact | None = None
     """The run, or the adapter's folder."""
+    constraint: Constrained = "own"
+    """What answers are held to."""
     base_features: Callable[[], AbstractContextManager[LoadedModel]] | None = None
     """Gives the base of a classifier, whose head is untrained, so that only its features can be compared."""
 
@@ -111,6 +114,13 @@ class Subject:
     def objective(self) -> Objective:
         """What it was trained for; a model that is no run writes texts."""
         return text_objective(self.model) if self.artifact is None else self.artifact.objective
+
+    @property
+    def held_to(self) -> Constrained:
+        """The constraint that was asked for, or that of the run's rows."""
+        report = None if self.artifact is None else self.artifact.data_report
+        own = None if report is None else report.constraint
+        return self.constraint if self.constraint != "own" else own or "none"
 
     def refuse(self, activity: str, value: str) -> None:
         """ConfigError where it is not evaluated so."""

@@ -28,7 +28,7 @@ import regex
 import torch
 
 from rankwise.base.loaded import LoadedModel
-from rankwise.config.generation import GenerationConfig
+from rankwise.config.generation import Constrained, GenerationConfig
 from rankwise.config.tasks import LIKELIHOOD, TaskConfig
 from rankwise.errors import DataError, RankwiseError, ResourceError, is_out_of_memory, some
 from rankwise.evaluation.intervals import scores, with_interval
@@ -180,7 +180,10 @@ def score_task(
         what, exact = f"Answering {task.task}, {who}", task.used_columns == ("exact",)
 
         def answered(part: Sequence[Request]) -> list[str]:
-            return answers(part, model, task.max_new_tokens, callback, batch_size, what, until_wrong=exact)
+            return answers(
+                part, model, task.max_new_tokens, callback, batch_size, what, until_wrong=exact,
+                constraint=task.constraint,
+            )  # fmt: skip
 
         written = dealing(requests, [len(request.prompt_ids) for request in requests], answered)
         found |= {metric: _rows(metric, written, requests, task) for metric in task.used_columns}
@@ -271,14 +274,12 @@ def same_choices(requests: Sequence[Request]) -> bool:
 
 def answers(
     requests: Sequence[Request], model: LoadedModel, most: int, callback: Callback, batch_size: int, what: str,
-    *, until_wrong: bool = False,
+    *, until_wrong: bool = False, constraint: Constrained = "none",
 ) -> list[str]:  # fmt: skip
     """Generate answers in the order of the requests. With `until_wrong`, decoding stops once an answer can no longer
     become a reference; a cut answer ends with CUT."""
-    prompts, spec = (
-        [request.prompt_ids for request in requests],
-        GenerationConfig(max_new_tokens=most, repetition_check=False),
-    )
+    prompts = [request.prompt_ids for request in requests]
+    spec = GenerationConfig(max_new_tokens=most, repetition_check=False, constraint=constraint)
     try:
         written = answers_in_turn(
             model, prompts, spec, batch_size,

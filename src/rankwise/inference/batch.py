@@ -10,6 +10,12 @@ Keys and values of all rows lie in one cache, so that every row's next token is 
     row 2   a b c d e f | g          a row that joins is read alone, in parts if it is long, then laid beside the others
     row 3   . . . . a b | c          a row that ends is taken out, and padding that no row needs any more is cut
 
+An answer that is held to a constraint (constraints/matcher.py) takes the tokens that can only follow without a forward
+pass for each: they are read together with the last chosen one, while rows with fewer unread tokens are padded.
+
+    row 1   . . a b c d | . . e
+    row 2   a b c d e f | g h i      h and i had to follow g
+
 What a prompt shares with an earlier one is not read again (prefixes.py). All logits pass `_choose`.
 """
 
@@ -22,16 +28,22 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DynamicCache, EncoderDecoderCache
 
+from rankwise.constraints.matcher import Matcher
 from rankwise.errors import EvaluationError
 from rankwise.inference.kv_cache import RoomyLayer, cache_name, is_of_keys_and_values, new_cache
 from rankwise.inference.prefixes import Prefixes
 from rankwise.inference.sampling import GREEDY, Chosen, Sampler, chosen
 
+NO_NUMBERS = (
+    "the highest logit of an answer is {}. The model's weights are damaged, or its number format overflows; try "
+    "--dtype float32 to find out which."
+)
 ByRow = Callable[[Sequence[str | None]], AbstractContextManager[None]]
 
 
@@ -42,32 +54,63 @@ class GenerationRow:
     prompt: list[int]
     adapter: str | None = None
     sampler: Sampler = field(default_factory=lambda: Sampler.seeded(GREEDY, 0))
+    matcher: Matcher | None = None
+    """What the answer is held to."""
     ids: list[int] = field(default_factory=list)
     """The tokens of the answer so far."""
+    unread: int = 0
+    """How many of them, the last ones, have no keys and values yet."""
     reused: int = 0
     """Tokens of the prompt that were not read again."""
     read: int = 0
-    """Tokens of the prompt that have keys and values."""
+    """Tokens of the prompt, and of those that every answer begins with, that have keys and values."""
     cache: Any = None
-    """These, until the whole prompt is read."""
-    damage: float | None = None
-    """The highest logit of its next token, where that is not finite."""
+    """These, until all of them are read."""
+    problem: str | None = None
+    """Why it cannot go on: the model gave no numbers for it, or its constraint cannot be followed."""
+
+    def begin(self) -> list[int]:
+        """What is read before its first token is chosen: the prompt, and what every answer begins with."""
+        if self.matcher is not None and not self.ids:
+            self.ids = self.matcher.begin()
+            self.unread = len(self.ids)
+        return [*self.prompt, *self.ids]
+
+    def take(self, one: Chosen) -> list[Chosen]:
+        """Append a chosen token and those that must follow it."""
+        forced = [] if self.matcher is None else self.matcher.take(one.token)
+        self.ids += [one.token, *forced]
+        self.unread += 1 + len(forced)
+        if self.matcher is not None:
+            self.sampler.counts.update(forced)
+            self.problem = self.matcher.problem
+        return [one, *map(Chosen, forced)]
 
     def check(self) -> None:
-        """EvaluationError where the model gave no numbers for it."""
-        if self.damage is not None:
-            raise EvaluationError(
-                f"the highest logit of an answer is {self.damage}. The model's weights are damaged, or its number "
-                "format overflows; try --dtype float32 to find out which."
-            )
+        """EvaluationError where it cannot go on."""
+        if self.problem is not None:
+            raise EvaluationError(f"{self.problem.removesuffix('.')}.")
 
 
-Draw = Callable[[Tensor, Sequence[GenerationRow]], list[Chosen]]
-"""The next token of each row by its logits (B, V)."""
+Draw = Callable[[Tensor, Sequence[GenerationRow], Tensor | None], list[Chosen]]
+"""The next token of each row by its logits (B, V), among those that are allowed (B, V), or among all."""
+RowTokens = list[Chosen] | None
+"""What a step adds to a row: nothing while it has unread tokens; None where it cannot go on."""
 
 
-def by_samplers(logits: Tensor, rows: Sequence[GenerationRow]) -> list[Chosen]:
-    return chosen(logits, [row.sampler for row in rows])
+def by_samplers(logits: Tensor, rows: Sequence[GenerationRow], allowed: Tensor | None) -> list[Chosen]:
+    return chosen(logits, [row.sampler for row in rows], allowed)
+
+
+def _allowed(rows: Sequence[GenerationRow], logits: Tensor) -> Tensor | None:
+    """What each row may go on with (B, V); None where all of them are free."""
+    if all(row.matcher is None for row in rows):
+        return None
+    allowed = np.ones(logits.shape, bool)
+    for place, row in zip(allowed, rows, strict=True):
+        if row.matcher is not None:
+            place[:] = row.matcher.allowed()
+    return torch.from_numpy(allowed).to(logits.device)
 
 
 class GenerationBatch:
@@ -85,21 +128,46 @@ class GenerationBatch:
         self.rows: list[GenerationRow] = []
 
     @torch.inference_mode()
-    def begin(self, rows: Sequence[GenerationRow]) -> list[Chosen | None]:
+    def begin(self, rows: Sequence[GenerationRow]) -> list[RowTokens]:
         """Read all prompts, and choose the first tokens of their answers."""
         self.rows, self._cache = list(rows), new_cache(self._module)
-        ids, self._mask = _padded([row.prompt for row in rows], self._device, left=True)
-        return self._choose(self._forward(ids, self._mask, self._cache, rows), rows)
+        return self._first(self._read_all())
+
+    def _first(self, following: list[RowTokens]) -> list[RowTokens]:
+        """What begins the answers, with the tokens that had to."""
+        every = list[RowTokens]()
+        for row, tokens in zip(self.rows, following, strict=True):
+            forced = row.ids[: len(row.ids) - len(tokens or ())]
+            every.append(None if tokens is None else [*map(Chosen, forced), *tokens])
+        return every
+
+    def _read_all(self) -> list[RowTokens]:
+        """Read everything that the rows hold."""
+        ids, self._mask = _padded([row.begin() for row in self.rows], self._device, left=True)
+        for row in self.rows:
+            row.unread = 0
+        return self._choose(self._forward(ids, self._mask, self._cache, self.rows), self.rows)
 
     @torch.inference_mode()
-    def step(self) -> list[Chosen | None]:
-        """One more token for each row, in the order of `rows`; None where the model gives no numbers for a row, which
-        must leave then."""
-        ids = torch.tensor([(row.ids or row.prompt)[-1:] for row in self.rows], device=self._device)
-        self._mask = F.pad(self._mask, (0, 1), value=1)
+    def step(self) -> list[RowTokens]:
+        """What each row goes on with, in the order of `rows`. A row that cannot go on must leave."""
         if self._cache is None:  # of a model that keeps nothing
-            ids, _ = _padded([[*row.prompt, *row.ids] for row in self.rows], self._device, left=True)
+            return self._read_all()
+        unread = [row.unread for row in self.rows]
+        width = -(-sum(unread) // len(unread))
+        width = width if width > 1 and self._takes_gaps else 1
+        parts = [row.ids[len(row.ids) - row.unread :][:width] for row in self.rows]
+        ids, mask = _padded(parts, self._device, left=True)
+        self._mask = torch.cat([self._mask, mask], 1)
+        for row, part in zip(self.rows, parts, strict=True):
+            row.unread -= len(part)
         return self._choose(self._forward(ids, self._mask, self._cache, self.rows), self.rows)
+
+    @property
+    def _takes_gaps(self) -> bool:
+        """Whether there may be padding between the tokens of a row: each layer keeps all of them and looks at the mask
+        alone."""
+        return can_grow(self._module)
 
     @property
     def lets_go(self) -> bool:
@@ -131,18 +199,23 @@ class GenerationBatch:
         )  # fmt: skip
         return self._module(**inputs, return_dict=True).logits[:, -1].float()
 
-    def _choose(self, logits: Tensor, rows: Sequence[GenerationRow]) -> list[Chosen | None]:
+    def _choose(self, logits: Tensor, rows: Sequence[GenerationRow]) -> list[RowTokens]:
         """None for a row whose logits are no numbers; the others do not depend on it."""
+        choosing = [number for number, row in enumerate(rows) if row.unread == 0]
+        every = list[RowTokens]([[] for _ in rows])
+        if not choosing:
+            return every
+        if len(choosing) < len(rows):
+            logits, rows = logits[choosing], [rows[number] for number in choosing]
         highest = logits.amax(-1)
         sound = highest.isfinite()
         if not sound.all():
             logits = logits.where(sound[:, None], 0)
-        every: list[Chosen | None] = []
-        for row, one, value in zip(rows, self._draw(logits, rows), highest.tolist(), strict=True):
-            row.damage = None if math.isfinite(value) else value
-            if row.damage is None:
-                row.ids.append(one.token)
-            every.append(one if row.damage is None else None)
+        drawn = self._draw(logits, rows, _allowed(rows, logits))
+        for number, row, one, value in zip(choosing, rows, drawn, highest.tolist(), strict=True):
+            row.problem = None if math.isfinite(value) else NO_NUMBERS.format(value)
+            tokens = row.take(one) if row.problem is None else []
+            every[number] = tokens if row.problem is None else None
         return every
 
 
@@ -150,13 +223,19 @@ class EncodedBatch(GenerationBatch):
     """An encoder has positions of its own, so prompts are padded on the right; every answer begins at position 0."""
 
     @property
+    def _takes_gaps(self) -> bool:
+        return False
+
+    @property
     def lets_go(self) -> bool:
         return False
 
     @torch.inference_mode()
-    def begin(self, rows: Sequence[GenerationRow]) -> list[Chosen | None]:
+    def begin(self, rows: Sequence[GenerationRow]) -> list[RowTokens]:
         config = self._module.config
         self.rows, own = list(rows), config.get_text_config(decoder=True)
+        for row in rows:
+            row.begin()
         ids, mask = _padded([row.prompt for row in rows], self._device, left=False)
         self._encoded = {
             "encoder_outputs": self._module.get_encoder()(input_ids=ids, attention_mask=mask, return_dict=True),
@@ -165,7 +244,7 @@ class EncodedBatch(GenerationBatch):
         self._cache = EncoderDecoderCache(DynamicCache(config=own), DynamicCache(config=own))
         first = torch.full((len(rows), 1), config.decoder_start_token_id, device=self._device)
         self._mask = torch.ones_like(first)
-        return self._choose(self._forward(first, self._mask, self._cache, rows), rows)
+        return self._first(self._choose(self._forward(first, self._mask, self._cache, rows), rows))
 
 
 class GrowingBatch(GenerationBatch):
@@ -175,32 +254,35 @@ class GrowingBatch(GenerationBatch):
         super().__init__(module)
         self._by_row, self._prefixes = by_row, Prefixes(0) if prefixes is None else prefixes
 
-    def join(self, row: GenerationRow) -> Chosen:
-        """Read a prompt, and choose the first token of its answer. EvaluationError where the model gives no numbers."""
-        first = self.read(row, len(row.prompt))
+    def join(self, row: GenerationRow) -> list[Chosen]:
+        """Read a prompt, and begin its answer. EvaluationError where the row cannot go on."""
+        first = self.read(row, len(row.begin()))
         assert first is not None, "all of it is read"
         return first
 
     @torch.inference_mode()
-    def read(self, row: GenerationRow, most: int) -> Chosen | None:
-        """Read up to `most` more tokens of the prompt. Returns the first token of the answer once the whole prompt is
-        read, and None before that. EvaluationError where the model gives no numbers."""
+    def read(self, row: GenerationRow, most: int) -> RowTokens:
+        """Read up to `most` more tokens of the prompt. Returns what the answer begins with once the whole prompt is
+        read, and None before that. EvaluationError where the row cannot go on."""
+        tokens = row.begin()
         if row.cache is None:
             row.cache = self._with_beginning(row)
-        begin, row.read = row.read, min(len(row.prompt), row.read + most)
-        ids = torch.tensor([row.prompt[begin : row.read]], device=self._device)
+        begin, row.read = row.read, min(len(tokens), row.read + most)
+        ids = torch.tensor([tokens[begin : row.read]], device=self._device)
         mask = ids.new_ones((1, row.read))
         logits = self._forward(ids, mask, row.cache, [row])
-        if row.read < len(row.prompt):
+        if row.read < len(tokens):
             return None
-        cache, row.cache = row.cache, None
+        cache, row.cache, row.unread = row.cache, None, 0
         self.rows.append(row)
         (first,) = self._choose(logits, [row])
         if first is not None:
-            self._prefixes.add(row.prompt, row.adapter, [(one.keys[0], one.values[0]) for one in cache.layers])
+            prompt = slice(0, len(row.prompt))
+            layers = [(one.keys[0][:, prompt], one.values[0][:, prompt]) for one in cache.layers]
+            self._prefixes.add(row.prompt, row.adapter, layers)
         self._lay_beside(cache, mask)
         row.check()
-        return first
+        return [*map(Chosen, tokens[len(row.prompt) :]), *(first or ())]
 
     @torch.inference_mode()
     def leave(self, ended: Sequence[GenerationRow]) -> None:
@@ -227,13 +309,12 @@ class GrowingBatch(GenerationBatch):
         return cache
 
     def _store(self, number: int) -> None:
-        """What the row has read, for others that begin so: its last token was chosen and not read."""
+        """What the row has read, for others that begin so."""
         row = self.rows[number]
-        if row.damage is None and self._cache is not None:
-            ids = [*row.prompt, *row.ids[:-1]]
-            own = [(one.keys[number], one.values[number]) for one in self._cache.layers]
-            layers = [(keys[:, -len(ids) :], values[:, -len(ids) :]) for keys, values in own]
-            self._prefixes.add(ids, row.adapter, layers)
+        if row.problem is None and self._cache is not None:
+            read = self._mask[number].bool()
+            layers = [(one.keys[number][:, read], one.values[number][:, read]) for one in self._cache.layers]
+            self._prefixes.add([*row.prompt, *row.ids][: int(read.sum())], row.adapter, layers)
 
     def _forward(self, ids: Tensor, mask: Tensor, cache: Any, rows: Sequence[GenerationRow]) -> Tensor:
         with self._by_row([row.adapter for row in rows]):

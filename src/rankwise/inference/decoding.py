@@ -85,26 +85,37 @@ class Draft:
     stops: tuple[str, ...] = ()
     spoken: bool = True
     loops: bool = False
+    seen: int = 0
+    """Tokens of its row that were looked at."""
     sent: int = 0
     """Characters that were given out."""
     chosen: list[Chosen] = field(default_factory=list)
     """How its tokens were chosen, where it is taken piece by piece."""
     stopped: Stopped | None = None
 
-    def take(self, chosen: Chosen) -> Piece:
-        """What a token adds, which the row has already."""
-        self.chosen.append(chosen)
+    def take(self, chosen: Sequence[Chosen]) -> Piece:
+        """What tokens add, which the row has already."""
+        seen = self.seen
         self.look()
+        chosen = tuple(chosen)[: self.seen - seen]
+        self.chosen += chosen
         text = self._text()
         if self.stopped is None and text.endswith(UNFINISHED):
-            return Piece(chosen=(chosen,))
+            return Piece(chosen=chosen)
         new = text[self.sent :]
         self.sent = max(self.sent, len(text))
-        return Piece(new, (chosen,), self.stopped)
+        return Piece(new, chosen, self.stopped)
 
     def look(self) -> None:
-        """Whether the answer ends with the last token of its row."""
+        """Whether the answer ends with one of its row's new tokens; those behind it are taken away."""
         ids = self.row.ids
+        while self.stopped is None and self.seen < len(ids):
+            self.seen += 1
+            self._end(ids if self.seen == len(ids) else ids[: self.seen])
+        del ids[self.seen :]
+
+    def _end(self, ids: Sequence[int]) -> None:
+        """Whether the answer ends with the last of these."""
         if ids[-1] in self.template.end_ids:
             self.stopped = "end"
         elif self.loops and len(ids) % STAGE == 0 and repeats(ids):
@@ -153,9 +164,6 @@ class Draft:
 def read_answer(ids: Sequence[int], template: ChatTemplate) -> Answer:
     """What an answer's ids say up to their end. Of a row that was cut there may be none."""
     draft = Draft(GenerationRow([]), template, len(ids) + 1)
-    for token in ids:
-        draft.row.ids.append(token)
-        draft.look()
-        if draft.stopped is not None:
-            break
+    draft.row.ids += ids
+    draft.look()
     return draft.answer()

@@ -10,14 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from itertools import count
 
 import torch
 from torch import nn
 
 from rankwise.base.loaded import LoadedModel
-from rankwise.config.generation import GenerationConfig
+from rankwise.config.generation import Constrained, Constraint, GenerationConfig
+from rankwise.constraints.matcher import Matcher, Vocabulary
 from rankwise.errors import ModelError
 from rankwise.inference.batch import Draw, EncodedBatch, GenerationBatch, GenerationRow, by_samplers
 from rankwise.inference.decoding import STAGE, Answer, Draft, TextCallback
@@ -26,6 +27,7 @@ from rankwise.kernels.prepacked import prepacked_weights
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, text_objective
 from rankwise.rows.text.example import Message
+from rankwise.rows.text.tokenizer import HubTokenizer
 
 BATCH_SIZE = 64
 """Answers that are written at once, at most."""
@@ -51,10 +53,14 @@ def decode(
     `is_settled`, and where the model gives no numbers, which is an error with `refuse_damage`."""
     assert on_text is None or len(prompts) == 1
     began, found = time.perf_counter(), dict[int, Answer]()
+    matcher = matchers_of(model, config.constraint)
     drafts = [
-        Draft(GenerationRow(list(ids)), model.template, config.max_new_tokens, loops=config.repetition_check)
+        Draft(
+            GenerationRow(list(ids), matcher=matcher()), model.template, config.max_new_tokens,
+            loops=config.repetition_check,
+        )
         for ids in prompts
-    ]
+    ]  # fmt: skip
     with _evaluating(model.module), drawing(config) as draw:
         batch = BATCHES[text_objective(model).name](model.module, draw)
         batch.begin([draft.row for draft in drafts])
@@ -77,11 +83,11 @@ def decode(
 def _ends(draft: Draft, on_text: TextCallback | None, refuse_damage: bool) -> bool:
     if refuse_damage:
         draft.row.check()
-    if draft.row.damage is not None:
+    if draft.row.problem is not None:
         return True
     if on_text is None:
         draft.look()
-    elif text := draft.take(Chosen(draft.row.ids[-1])).text:
+    elif text := draft.take([Chosen(token) for token in draft.row.ids[draft.seen :]]).text:
         on_text(text)
     return draft.stopped is not None
 
@@ -93,6 +99,19 @@ def drawing(config: GenerationConfig) -> Iterator[Draw]:
         if config.temperature > 0:
             torch.manual_seed(config.seed)
         yield partial(drawn_together, config) if config.temperature > 0 else by_samplers
+
+
+def matchers_of(model: LoadedModel, constraint: Constrained) -> Callable[[], Matcher | None]:
+    """What gives each answer of the model its own matcher."""
+    if not isinstance(constraint, Constraint):
+        return lambda: None
+    return partial(Matcher, _vocabulary(model.tokenizer, model.vocabulary, model.template.end_ids), constraint)
+
+
+@lru_cache(maxsize=4)
+def _vocabulary(tokenizer: HubTokenizer, size: int, ends: tuple[int, ...]) -> Vocabulary:
+    """Made once for all templates of a tokenizer that end answers alike: this looks at each token."""
+    return Vocabulary(tokenizer.as_json, size, ends)
 
 
 @contextmanager

@@ -54,10 +54,10 @@ class Sampler:
     def seeded(cls, config: Sampling, seed: int) -> Sampler:
         return cls(config, torch.Generator().manual_seed(seed))
 
-    def choose(self, logits: Tensor) -> Chosen:
-        """`logits` (V,) in float32 on the processor."""
+    def choose(self, logits: Tensor, allowed: Tensor | None = None) -> Chosen:
+        """`logits` (V,) in float32 on the processor, of which only the `allowed` (V,) are looked at."""
         spec = self.config
-        changed = self._changed(logits)
+        changed = among(self._changed(logits), allowed)
         token = int(changed.argmax()) if spec.temperature == 0 else self._drawn(changed)
         self.counts[token] += 1
         if not spec.listed:
@@ -89,17 +89,24 @@ class Sampler:
         return int(tokens[torch.multinomial(ordered, 1, generator=self.generator)])
 
 
-def chosen(logits: Tensor, samplers: Sequence[Sampler]) -> list[Chosen]:
-    """`logits` (B, V), one sampler for each row."""
+def among(logits: Tensor, allowed: Tensor | None) -> Tensor:
+    return logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)
+
+
+def chosen(logits: Tensor, samplers: Sequence[Sampler], allowed: Tensor | None = None) -> list[Chosen]:
+    """`logits` and `allowed` (B, V), one sampler for each row."""
     if all(one.config == GREEDY for one in samplers):
-        return [Chosen(token) for token in logits.argmax(-1).tolist()]
+        return [Chosen(token) for token in among(logits, allowed).argmax(-1).tolist()]
     rows = logits.float().cpu()
-    return [sampler.choose(row) for sampler, row in zip(samplers, rows, strict=True)]
+    each = [None] * len(rows) if allowed is None else allowed.cpu()
+    return [sampler.choose(row, own) for sampler, row, own in zip(samplers, rows, each, strict=True)]
 
 
-def drawn_together(config: GenerationConfig, logits: Tensor, rows: Sequence[object]) -> list[Chosen]:
+def drawn_together(
+    config: GenerationConfig, logits: Tensor, rows: Sequence[object], allowed: Tensor | None
+) -> list[Chosen]:
     """All rows (B, V) at once from torch's own generator, as transformers draws them."""
-    scores = logits / config.temperature
+    scores = among(logits, allowed) / config.temperature
     if config.top_p < 1:
         warp: Any = TopPLogitsWarper(config.top_p)
         scores = warp(None, scores)

@@ -70,6 +70,14 @@ class TunedModel:
         most = min(data.max_length, self.model.context_length or data.max_length)
         return Longest(most, cuts=data.too_long == "truncate")
 
+    def constrained(self, config: GenerationConfig) -> GenerationConfig:
+        """These settings, with the constraint of the run's rows where they ask for the run's own."""
+        if config.constraint != "own":
+            return config
+        data_report = self.artifact.data_report
+        own = None if data_report is None else data_report.constraint
+        return config.model_copy(update={"constraint": own or "none"})
+
     def opening(self, system: str | None) -> list[Message]:
         """How a conversation begins: with `system`, or with what the run's rows began with."""
         spoken = self.system if system is None else system
@@ -95,7 +103,7 @@ class TunedModel:
                     f"the {SPOKEN[message.role]} contains the noncharacter U+FDD0, which text should not contain."
                 )
         with self.base(base):
-            return answer(self.model, messages, config, on_text)
+            return answer(self.model, messages, self.constrained(config), on_text)
 
 
 def load_tuned(

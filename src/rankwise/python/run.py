@@ -89,11 +89,18 @@ class Run:
         """What learned; inside `with run.trainable.base():` the model is its untouched base."""
         return self.tuned.trainable
 
-    def generate(self, prompt: str, *, system: str | None = None, base: bool = False, **settings: Any) -> str:
-        """The answer to a prompt, from the tuned model or from its untouched base. `settings` are those of generation:
-        max_new_tokens, temperature, top_p, seed, repetition_check."""
+    def generate(
+        self, prompt: str, *, system: str | None = None, base: bool = False, schema: Any = None, **settings: Any
+    ) -> str:
+        """The answer to a prompt, from the tuned model or from its untouched base. `schema` is a JSON Schema or a class
+        of pydantic that the answer is held to. `settings` are those of generation: max_new_tokens, temperature, top_p,
+        seed, repetition_check, constraint ("none" lifts that of the run)."""
         from rankwise.commands.generate import generate
 
+        if schema is not None:
+            from rankwise.constraints.constraint import constraint_given
+
+            settings["constraint"] = constraint_given(schema)
         generated = generate(self.tuned, prompt, GenerationConfig(**settings), system=system, base=base)
         answer = generated.base if base else generated.adapted
         assert answer is not None, "one of the two was asked for"

@@ -17,6 +17,7 @@ import numpy as np
 
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImageProcessing
+from rankwise.constraints.constraint import AnswerForms, constraint_in
 from rankwise.errors import DataError
 from rankwise.rows.encoded.row_order import BalancedOrder, Replay, ReplayOrder, repeats_of
 from rankwise.rows.encoded.sequences import EncodedRows, RowWriter, SelectedRows
@@ -70,6 +71,7 @@ class ReadRows:
     """Counts the rows of the validation source, which are counted nowhere else."""
     prompts: TextIndex
     """What rows with the same question share, of the usable rows of all sources."""
+    answers: AnswerForms
     groups: dict[str, int] = field(default_factory=dict)
     """A number for each group."""
     trained: list[SourceRows] = field(default_factory=list)
@@ -107,7 +109,8 @@ class Encoding:
         spec, own = self.config, self.config.measured_source
         readings = [(open_source(spec, source), source.weight) for source in spec.all_sources]
         measured = [] if own is None else [open_source(spec, own)]
-        every = ReadRows(RowWriter(folder), self.empty.anew(folder), self.empty.anew(), TextIndex(folder))
+        answers = AnswerForms(constraint_in(spec), infers=spec.infers)
+        every = ReadRows(RowWriter(folder), self.empty.anew(folder), self.empty.anew(), TextIndex(folder), answers)
         for reading, weight in readings:
             every.trained.append(self._source(reading, weight, every, every.tally))
         for reading in measured:
@@ -127,6 +130,7 @@ class Encoding:
     def _add(self, chunk: list[list[Example]], rows: SourceRows, every: ReadRows, tally: Tally) -> None:
         if self.encoder is not None:
             chunk = self._learnable(chunk, rows.reading.source.path, tally)
+        chunk = _keeping(chunk, every.answers, tally)
         tally.read(chunk)
         formats = {part.format for part in rows.reading.parts} - {None}
         classification = bool(formats) and formats <= {"classification", "image"}
@@ -170,6 +174,20 @@ class Encoding:
             tokens += learned
         writer.add(EncodedRows.of(tokens))
         return usable
+
+
+def _keeping(chunk: list[list[Example]], answers: AnswerForms, tally: Tally) -> list[list[Example]]:
+    """The rows whose answers keep to the constraint; the others cannot be used."""
+    if not answers.looks:
+        return chunk
+    problems = [
+        (row[0].where, f"{row[0].where}: the answer {problem}")
+        for row in chunk
+        if (problem := next(filter(None, (answers.problem(one.last_answer) for one in row)), None)) is not None
+    ]
+    tally.unreadable(problems)
+    broken = {where for where, _ in problems}
+    return [row for row in chunk if row[0].where not in broken]
 
 
 def _question(row: Sequence[Example], image: ImageRecord | None) -> str:
@@ -314,6 +332,8 @@ def _data_report(
         validation=validation_of(apart, encodes) if spec.validation is not None else None,
         duplicates=exact, near_duplicates=near, overlap=overlap,
         licence=strictest(file.licence for file in files),
+        constraint=every.answers.constraint,
+        enumerations=every.answers.enumerations(),
         recipe=spec.recipe,
         images=findings.facts if findings is not None else None,
         image_processing=work.facts.processing,

@@ -8,12 +8,14 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from rankwise.config.base import Config
+from rankwise.config.generation import Constraint
 from rankwise.config.images import ImageProcessing
 from rankwise.errors import one_line, some
 from rankwise.runs.row_facts import (
     ANSWERS,
     TEXTS,
     Doubt,
+    Enumeration,
     HoldOutFacts,
     ImageCopy,
     ImageFacts,
@@ -196,6 +198,10 @@ class DataReport(Config):
     licence: str
     system: str | None
     """The system message that all rows share, if any; generation uses it too."""
+    constraint: Constraint | None = None
+    """What every answer is held to, here and in what the run writes; None where answers are free."""
+    enumerations: tuple[Enumeration, ...] = ()
+    """Fields of the answers that have few values, where their schema was inferred. They bind nobody."""
     recipe: str | None
     template: TemplateFacts | None
     unused_columns: tuple[UnusedColumn, ...] = ()
@@ -255,6 +261,7 @@ def lines_of(data_report: DataReport) -> list[tuple[str, str, int]]:
     looks, pairs, lengths = data_report.images or TEXTS, data_report.pairs, data_report.lengths
     labels, validation, both = data_report.labels or {}, data_report.validation, data_report.overlap
     new, template, used = data_report.new_tokens, data_report.template, data_report.used
+    held = data_report.constraint
     left_out = f"read, {used:,} used{apart}{_left_out(data_report.skipped_why)}"
     lines = [
         ("rows", f"{data_report.rows:,} {left_out}", data_report.rows),
@@ -274,6 +281,8 @@ def lines_of(data_report: DataReport) -> list[tuple[str, str, int]]:
          both.of if both else 0),
         ("strictest licence", data_report.licence, used),
         ("sampling", data_report.sampling, used),
+        ("answers held to", held and f"{held.kind}: {held.text}", used),
+        *(("few values", one.describe(), used) for one in data_report.enumerations),
         ("new tokens", new and new.describe(), len(new.counts) if new else 0),
         ("template", template and f"{template.kind} ({template.sha256[:12]})", used),
     ]  # fmt: skip

@@ -489,6 +489,18 @@ class ReplayFacts(Config):
         )
 
 
+class Enumeration(Config):
+    """A field of JSON answers that has few values."""
+
+    path: str
+    counts: dict[str, int]
+
+    def describe(self) -> str:
+        return f"{self.path or 'the answer'}: " + some(
+            (f"{one_line(value)} {count:,}" for value, count in self.counts.items()), 12
+        )
+
+
 class Doubt(Config):
     """Rows that probably do not mean what their author thinks, by one of the checks of rows/report/meaning.py."""
 

@@ -23,10 +23,9 @@ from torch import nn
 
 from rankwise.adapters.by_row import AdaptersByRow
 from rankwise.errors import RankwiseError, typed
-from rankwise.inference.batch import GrowingBatch
+from rankwise.inference.batch import GrowingBatch, RowTokens
 from rankwise.inference.decoding import Draft, Piece
 from rankwise.inference.prefixes import MOST, Prefixes
-from rankwise.inference.sampling import Chosen
 from rankwise.serving.served import Served
 
 _log = logging.getLogger(__name__)
@@ -292,14 +291,15 @@ class ServingEngine:
             return
         self._deliver(key, list(zip(every, chosen, strict=True)))
 
-    def _deliver(self, key: str | None, tokens: Sequence[tuple[Pending, Chosen | None]]) -> None:
+    def _deliver(self, key: str | None, tokens: Sequence[tuple[Pending, RowTokens]]) -> None:
         ended = []
         for pending, chosen in tokens:
             try:
                 pending.row.check()
-                assert chosen is not None, "the row has its token"
-                self.counts.answer_tokens += 1
-                pending.send(pending.take(chosen))
+                piece = pending.take(chosen or ())
+                self.counts.answer_tokens += len(piece.chosen)
+                if chosen:
+                    pending.send(piece)
             except Exception as error:  # of its numbers or its text; the others go on
                 self._fail([pending], error)
                 ended.append(pending)

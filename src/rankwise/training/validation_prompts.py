@@ -13,7 +13,7 @@ import numpy as np
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.base import shown
-from rankwise.config.generation import GenerationConfig
+from rankwise.config.generation import Constrained, GenerationConfig
 from rankwise.config.validation import ValidationConfig
 from rankwise.errors import ConfigError
 from rankwise.evaluation.metrics import METRICS, rows_of, unfit
@@ -55,6 +55,7 @@ class AnswerScorer:
     scored: tuple[Prompt, ...]
     prompts: tuple[Prompt, ...]
     max_new_tokens: int
+    constraint: Constrained = "none"
     world: World = ONE_PROCESS
     """Each process answers its share."""
 
@@ -79,7 +80,7 @@ class AnswerScorer:
         ]
 
     def _answers(self, prompts: Sequence[Prompt]) -> list[str]:
-        spec = GenerationConfig(max_new_tokens=self.max_new_tokens, repetition_check=False)
+        spec = GenerationConfig(max_new_tokens=self.max_new_tokens, repetition_check=False, constraint=self.constraint)
 
         def written(ids: Sequence[tuple[int, ...]]) -> list[str]:
             given = answers_in_turn(self.model, ids, spec, AT_ONCE, refuse_damage=False, lay_out=False)
@@ -114,7 +115,8 @@ def answer_scorer(
     scored = rows[: config.answers]
     _refuse_unscorable(config, scored)
     samples = rows[:SAMPLES] if config.prompts is None else named
-    return AnswerScorer(model, config.metrics, tuple(scored), tuple(samples), limit)
+    constraint = prepared.data_report.constraint or "none"
+    return AnswerScorer(model, config.metrics, tuple(scored), tuple(samples), limit, constraint)
 
 
 def _prompts(model: LoadedModel, prepared: Prepared, count: int) -> list[Prompt]:

@@ -277,6 +277,12 @@ class Example:
         return (turns[0].text, turns[1].content) if turns[0].role == "user" else None
 
     @property
+    def last_answer(self) -> str | None:
+        """The last answer without its reasoning; None where the row has none, or one that calls tools."""
+        last = self.messages[-1] if self.messages else None
+        return None if last is None or last.tool_calls else without_thought(last.content)
+
+    @property
     def special(self) -> tuple[str, str] | None:
         """For a row that only some objectives learn as it is meant: its form, and what such rows hold, as the end of a
         message; None for other rows."""

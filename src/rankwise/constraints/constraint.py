@@ -1,0 +1,193 @@
+"""A constraint on answers: read from a file, a flag, a request or a class, inferred from rows, and kept with a run.
+
+    schema      a JSON Schema: the answer is one JSON value that is valid by it
+    choices     one of some texts
+    regex       a regular expression in Rust's notation, which the whole answer matches
+    grammar     a grammar in Lark's notation
+
+What a schema of rows says is what all their answers have in common: types, fields, and which fields none lacks. Few
+values in a field may be an enumeration, which is proposed with its counts; it binds nobody, because what some hundred
+rows lack may still be right.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rankwise.config.base import JsonObject
+from rankwise.config.data import INFER, DataConfig
+from rankwise.config.generation import Constrained, Constraint
+from rankwise.constraints.matcher import fits, problem_of
+from rankwise.constraints.schema import MOST_CHARACTERS, read_schema, schema_problem, subschemas
+from rankwise.errors import ConfigError, one_line, some
+from rankwise.runs.row_facts import Enumeration
+from rankwise.system.extras import need_extra
+from rankwise.system.foreign_json import loads
+
+MOST_VALUES, FEWEST_ROWS = 12, 20
+"""An enumeration has at most so many values, and is proposed from so many answers on."""
+JSON_OBJECT = Constraint(kind="schema", text='{"type": "object"}')
+SPACES = re.compile(r'"(?:[^"\\]|\\.)*"|\s+')
+
+
+def constraint_of(kind: str, text: str, where: str) -> Constraint:
+    """A constraint of a text that came from anywhere. ConfigError where no answer can be written by it."""
+    if len(text) > MOST_CHARACTERS:
+        raise ConfigError([f"{where}: the {kind} has {len(text):,} characters; at most {MOST_CHARACTERS:,} are read."])
+    text = CHECKS[kind](text, where)
+    constraint = Constraint(kind=kind, text=text)  # pyright: ignore[reportArgumentType]
+    if (problem := problem_of(constraint)) is not None:
+        raise ConfigError([f"{where}: no answer can be held to this {kind}: {problem.removesuffix('.')}."])
+    return constraint
+
+
+def _choices(text: str, where: str) -> str:
+    """A JSON list of texts, or texts between commas."""
+    try:
+        found = json.loads(text) if text.lstrip().startswith("[") else [one.strip() for one in text.split(",")]
+    except ValueError as error:
+        raise ConfigError([f"{where}: the choices are not a JSON list ({error})."]) from None
+    if not found or not all(isinstance(one, str) and one.strip() for one in found):
+        raise ConfigError([f"{where}: choices are texts, none of them empty; write a,b,c or a JSON list of texts."])
+    return json.dumps(list(dict.fromkeys(found)), ensure_ascii=False)
+
+
+def _as_it_is(text: str, where: str) -> str:
+    if not text.strip():
+        raise ConfigError([f"{where}: it is empty, so every answer would be."])
+    return text
+
+
+CHECKS: dict[str, Callable[[str, str], str]] = {
+    "schema": read_schema, "choices": _choices, "regex": _as_it_is, "grammar": _as_it_is,
+}  # fmt: skip
+FILES = ("schema", "grammar")
+"""Kinds that are read from a file."""
+
+
+def constraint_from(unconstrained: bool = False, **given: str | None) -> Constrained:
+    """The constraint that flags ask for, by kind; the run's own where they ask for none. ConfigError for several."""
+    asked = {kind: value for kind, value in given.items() if value is not None}
+    if len(asked) + unconstrained > 1:
+        flags = [f"--{kind}" for kind in asked] + ["--unconstrained"] * unconstrained
+        raise ConfigError([f"{some(flags)} each say what an answer may be; give one of them."])
+    for kind, value in asked.items():
+        return constraint_of(kind, _content(value) if kind in FILES else value, value if kind in FILES else f"--{kind}")
+    return "none" if unconstrained else "own"
+
+
+def _content(file: str) -> str:
+    try:
+        with Path(file).open(encoding="utf-8") as opened:
+            return opened.read(MOST_CHARACTERS + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{file}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})."]) from None
+
+
+def constraint_in(data: DataConfig) -> Constraint | None:
+    """The constraint that the settings of rows name; None where they name none, or want it inferred."""
+    given = {kind: getattr(data, f"answer_{kind}") for kind in CHECKS}
+    choices = given["choices"]
+    given |= {"choices": json.dumps(choices) if choices else None, "schema": None if data.infers else given["schema"]}
+    found = constraint_from(**given)
+    return found if isinstance(found, Constraint) else None
+
+
+def constraint_given(value: Any) -> Constraint:
+    """The constraint of Python's `schema=`: a schema, or a class of pydantic."""
+    schema = value.model_json_schema() if hasattr(value, "model_json_schema") else value
+    if not isinstance(schema, dict):
+        raise ConfigError([f"schema is a {type(value).__name__}; give a dict, or a class of pydantic."])
+    return constraint_of("schema", json.dumps(schema), "schema")
+
+
+def problem_with(constraint: Constraint, answer: str) -> str | None:
+    """What an answer breaks; None where it keeps to the constraint."""
+    if constraint.kind == "schema":
+        return schema_problem(constraint.text, answer)
+    return None if fits(constraint, answer) else f"is not what the {constraint.kind} allows: {one_line(answer)!r}"
+
+
+@dataclass
+class AnswerForms:
+    """What the answers of rows are held to, or have in common, one after the other."""
+
+    given: Constraint | None
+    infers: bool
+    builder: Any = None
+    spaces: int = 1
+    """The longest white space between two tokens of JSON."""
+    values: dict[tuple[str, ...], Counter[str]] = field(default_factory=dict)
+    """How often each text stands in a field, while they are few."""
+
+    @property
+    def looks(self) -> bool:
+        """Whether answers are looked at."""
+        return self.infers or self.given is not None
+
+    def problem(self, answer: str | None) -> str | None:
+        """What is wrong with an answer, which counts where its schema is inferred."""
+        if answer is None:
+            return None
+        return problem_with(self.given, answer) if self.given is not None else self._add(answer)
+
+    def _add(self, answer: str) -> str | None:
+        if self.builder is None:
+            need_extra("genson", f"data.answer_schema {INFER}", "schema", ConfigError)
+            from genson import SchemaBuilder
+
+            self.builder = SchemaBuilder()
+        try:
+            value = loads(answer)
+        except (ValueError, RecursionError):
+            return f"is not JSON: {one_line(answer)!r}"
+        self.builder.add_object(value)
+        for path, text in _texts(value):
+            counts = self.values.setdefault(path, Counter())
+            if len(counts) <= MOST_VALUES:
+                counts[text] += 1
+        self.spaces = max([self.spaces, *(len(one) for one in SPACES.findall(answer) if not one.startswith('"'))])
+        return None
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What was given, or the schema of the answers; None where there is none."""
+        if self.builder is None:
+            return self.given
+        schema = self.builder.to_schema()
+        text = json.dumps(_in_order(schema), ensure_ascii=False)
+        return Constraint(kind="schema", text=text, spaces=min(self.spaces, 1000))
+
+    def enumerations(self) -> tuple[Enumeration, ...]:
+        """Fields that have few values, each of them more than once."""
+        return tuple(
+            Enumeration(path=".".join(path), counts=dict(counts.most_common()))
+            for path, counts in self.values.items()
+            if len(counts) <= MOST_VALUES and counts.total() >= FEWEST_ROWS and min(counts.values()) > 1
+        )
+
+
+def _texts(value: Any, path: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], str]]:
+    if isinstance(value, str):
+        yield path, value
+    parts = (
+        value.items() if isinstance(value, dict) else (("[]", one) for one in value) if isinstance(value, list) else ()
+    )
+    for name, part in parts:
+        yield from _texts(part, (*path, name))
+
+
+def _in_order(schema: JsonObject) -> JsonObject:
+    """The schema with required fields in the order in which objects have them, without its address."""
+    schema.pop("$schema", None)
+    if "required" in schema:
+        schema["required"] = [name for name in schema["properties"] if name in schema["required"]]
+    for _, inside in subschemas(schema):
+        _in_order(inside)
+    return schema

@@ -1,0 +1,161 @@
+"""What an answer may go on with: llguidance follows a grammar token by token.
+
+    allowed     one bit for each token of the vocabulary: whether an answer that began so may go on with it
+    take        the answer went on with a token; returns the tokens that can only follow now, which need no forward pass
+    problem     why the answer cannot go on, where following it takes too much
+
+Schemas, regular expressions and grammars come from strangers, so what one may take is bounded: its size, the work of
+compiling it and of each token, and the states that it keeps. One that goes beyond ends with a sentence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+
+from rankwise.config.generation import Constraint
+from rankwise.constraints.schema import closed
+from rankwise.errors import ConfigError, one_line
+from rankwise.system.extras import need_extra
+
+LIMITS = {
+    "initial_lexer_fuel": 2_000_000, "step_lexer_fuel": 200_000, "step_max_items": 50_000, "max_lexer_states": 50_000,
+    "max_grammar_size": 200_000, "verbose_errors": False,
+}  # fmt: skip
+
+BEGINNING = 16
+"""Bytes of an answer that are tried before the constraint is taken."""
+
+
+class Vocabulary:
+    """The tokens of a model. `tokenizer` is the JSON of a tokenizer of the tokenizers library, `size` the number of
+    logits, and `ends` the tokens that end an answer."""
+
+    def __init__(self, tokenizer: str, size: int, ends: Sequence[int]) -> None:
+        need_extra("llguidance", "a constraint on answers", "schema", ConfigError)
+        from llguidance import LLTokenizer
+
+        self.size, self.ends = size, tuple(ends)
+        try:
+            self.tokens = LLTokenizer(
+                tokenizer, n_vocab=None if tokenizer == "byte" else size, eos_token=list(ends) or None
+            )
+        except ValueError as error:
+            raise ConfigError([f"answers of this model cannot be constrained: {one_line(str(error), 200)}."]) from None
+
+    @cached_property
+    def limits(self) -> Any:
+        from llguidance import LLParserLimits
+
+        return LLParserLimits(**LIMITS)
+
+
+@lru_cache(maxsize=1)
+def of_bytes() -> Vocabulary:
+    """Every byte is a token; what checks texts."""
+    return Vocabulary("byte", 262, ())
+
+
+@lru_cache(maxsize=256)
+def grammar_of(constraint: Constraint) -> str:
+    """The constraint as a grammar of llguidance."""
+    from llguidance import LLMatcher
+
+    match constraint.kind:
+        case "schema":
+            spaces: Any = {"whitespace_flexible": constraint.spaces > 0, "whitespace_pattern": None}
+            if constraint.spaces:
+                spaces["whitespace_pattern"] = (
+                    " ?" if constraint.spaces == 1 else rf"[ \t\r\n]{{0,{constraint.spaces}}}"
+                )
+            return LLMatcher.grammar_from_json_schema(closed(json.loads(constraint.text)), overrides=spaces)
+        case "choices":
+            every = [json.dumps(choice, ensure_ascii=False) for choice in json.loads(constraint.text)]
+            return LLMatcher.grammar_from_lark(f"start: {' | '.join(every)}")
+        case "regex":
+            return LLMatcher.grammar_from_regex(constraint.text)
+        case "grammar":
+            return LLMatcher.grammar_from_lark(constraint.text)
+
+
+def problem_of(constraint: Constraint) -> str | None:
+    """Why no answer can be written so; None if one can."""
+    vocabulary = of_bytes()
+    from llguidance import LLMatcher
+
+    try:
+        grammar = grammar_of(constraint)
+    except ValueError as error:
+        return one_line(str(error), 200)
+    if problem := LLMatcher.validate_grammar(grammar, vocabulary.tokens, limits=vocabulary.limits):
+        return one_line(problem.partition("\n   1 | ")[0], 200)
+    return _dead_end(Matcher(vocabulary, constraint))
+
+
+def _dead_end(matcher: Matcher) -> str | None:
+    """Why an answer cannot even begin: no byte is allowed, or the first ones take too much to follow."""
+    for at in range(BEGINNING):
+        allowed = matcher.allowed()
+        if matcher.problem is not None or not allowed.any():
+            return matcher.problem or (None if at else "no text fits it")
+        if not allowed[:256].any():
+            return None
+        matcher.take(int(allowed[:256].argmax()))
+    return None
+
+
+@lru_cache(maxsize=64)
+def _begun(vocabulary: Vocabulary, constraint: Constraint) -> Any:
+    """Compiled once for each vocabulary; an answer has a copy of it."""
+    from llguidance import LLMatcher
+
+    return LLMatcher(vocabulary.tokens, grammar_of(constraint), log_level=0, limits=vocabulary.limits)
+
+
+class Matcher:
+    """What one answer may go on with."""
+
+    def __init__(self, vocabulary: Vocabulary, constraint: Constraint) -> None:
+        self._vocabulary, self._matcher = vocabulary, _begun(vocabulary, constraint).deep_copy()
+
+    @property
+    def problem(self) -> str | None:
+        """Why it cannot be followed any more; None if it can."""
+        if not self._matcher.is_error():
+            return None
+        error = one_line(self._matcher.get_error().partition("<")[0], 200)
+        return f"the constraint on answers cannot be followed any further ({error})"
+
+    def allowed(self) -> np.ndarray:
+        """One boolean for each token (V,)."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        return np.unpackbits(bits, bitorder="little", count=self._vocabulary.size).view(bool)
+
+    def begin(self) -> list[int]:
+        """The tokens that every answer begins with."""
+        return self._forced()
+
+    def take(self, token: int) -> list[int]:
+        """Go on with a token. Returns those that must follow it, an end token too where nothing else can."""
+        if token in self._vocabulary.ends:
+            return []
+        self._matcher.consume_token(token)
+        return self._forced()
+
+    def _forced(self) -> list[int]:
+        forced = self._matcher.compute_ff_tokens()
+        if forced:
+            self._matcher.consume_tokens(forced)
+        if self._matcher.is_stopped() and self._vocabulary.ends and not self._matcher.is_error():
+            return [*forced, self._vocabulary.ends[0]]
+        return forced
+
+
+def fits(constraint: Constraint, answer: str) -> bool:
+    """Whether a whole text is an answer."""
+    matcher, written = _begun(of_bytes(), constraint).deep_copy(), list(answer.encode())
+    return matcher.try_consume_tokens(written) == len(written) and matcher.is_accepting()

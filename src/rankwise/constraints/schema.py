@@ -1,0 +1,128 @@
+"""JSON Schemas: checked before they are used, and answers checked by them.
+
+A schema is bounded in size and refers to itself alone: nothing is fetched. jsonschema-rs says whether it is a schema,
+and what an answer breaks; llguidance (matcher.py) whether answers can be written by it. A keyword that neither of them
+knows would be ignored, so one that looks like a known keyword is refused.
+
+Where an object lists its properties and says nothing of others, answers have no others, though others are valid:
+
+    {"properties": {"a": …}}    is written as    {"properties": {"a": …}, "additionalProperties": false}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from rankwise.config.base import JsonObject
+from rankwise.errors import ConfigError, did_you_mean, one_line, some
+from rankwise.system.extras import need_extra
+from rankwise.system.foreign_json import loads
+
+MOST_CHARACTERS = 200_000
+"""Of a schema, a regular expression, a grammar, or all choices."""
+INSIDE = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames")
+"""Keywords whose value is a schema; of the next two lines, a list of schemas, and schemas by name."""
+LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+KEYWORDS = (
+    *INSIDE, *LISTS, *NAMED, "type", "enum", "const", "required", "pattern", "format", "minimum", "maximum",
+    "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "minItems", "maxItems",
+    "uniqueItems", "minProperties", "maxProperties", "minContains", "maxContains", "dependentRequired",
+    "unevaluatedItems", "unevaluatedProperties", "title", "description", "default", "examples", "$schema", "$id",
+    "$ref", "$anchor", "$comment", "$dynamicRef", "$dynamicAnchor", "deprecated", "readOnly", "writeOnly",
+    "nullable", "strict", "additionalItems", "example", "contentEncoding", "contentMediaType", "dependencies",
+)  # fmt: skip
+
+
+def read_schema(text: str, where: str) -> str:
+    """Check a schema, and return it on one line. ConfigError where it is none."""
+    try:
+        schema = loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError([f"{where}: the schema is not JSON ({one_line(str(error), 200)})."]) from None
+    if not isinstance(schema, dict):
+        raise ConfigError([f"{where}: a schema is a JSON object, and this is a {type(schema).__name__}."])
+    problems = [
+        f'{where}: the schema has the keyword "{key}"{path}, which JSON Schema does not know.{hint}'
+        for key, path, hint in unknown_keywords(schema)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    text = json.dumps(schema, ensure_ascii=False)
+    validator_of(text, where)
+    return text
+
+
+def unknown_keywords(schema: JsonObject, path: str = "") -> Iterator[tuple[str, str, str]]:
+    """Each key that looks like a keyword and is none, with its place and a proposal."""
+    for key in schema.keys() - set(KEYWORDS):
+        if hint := did_you_mean(key, KEYWORDS):
+            yield key, path and f" at {path}", hint
+    for name, inside in subschemas(schema):
+        yield from unknown_keywords(inside, f"{path}/{name}")
+
+
+def subschemas(schema: JsonObject) -> Iterator[tuple[str, JsonObject]]:
+    """The schemas directly inside a schema, with their paths."""
+    found = [(key, schema.get(key)) for key in INSIDE]
+    found += [(f"{key}/{at}", one) for key in LISTS for at, one in enumerate(_if(list, schema.get(key)))]
+    found += [(f"{key}/{name}", one) for key in NAMED for name, one in _if(dict, schema.get(key)).items()]
+    return ((path, one) for path, one in found if isinstance(one, dict))
+
+
+def _if(kind: type, value: Any) -> Any:
+    return value if isinstance(value, kind) else kind()
+
+
+@lru_cache(maxsize=64)
+def validator_of(text: str, where: str = "the schema") -> Any:
+    """What checks answers. ConfigError where the text is no schema, or refers to anything outside of it."""
+    need_extra("jsonschema_rs", "a schema", "schema", ConfigError)
+    from jsonschema_rs import FancyRegexOptions, ValidationError, validator_for
+
+    bounded = FancyRegexOptions(backtrack_limit=1_000_000, size_limit=10_000_000)
+    try:
+        return validator_for(json.loads(text), validate_formats=True, offline=True, pattern_options=bounded)
+    except ValidationError as error:
+        place = "/".join(map(str, error.instance_path))
+        inside = f" at {place}" if place else ""
+        raise ConfigError([f"{where}: the schema is not valid{inside}: {one_line(error.message, 200)}."]) from None
+    except ValueError as error:
+        raise ConfigError([f"{where}: the schema cannot be used: {one_line(str(error), 200)}."]) from None
+
+
+def schema_problem(text: str, answer: str) -> str | None:
+    """What an answer breaks, with the path in it; None where it is valid."""
+    try:
+        value = loads(answer)
+    except (ValueError, RecursionError):
+        return f"is not JSON: {one_line(answer)!r}"
+    errors = list(validator_of(text).iter_errors(value))
+    broken = [f"{_path(error.instance_path)}{one_line(error.message, 120)}" for error in errors]
+    return f"breaks the schema: {some(broken, 3)}" if broken else None
+
+
+def _path(parts: list[str | int]) -> str:
+    return f"{'.'.join(map(str, parts))}: " if parts else ""
+
+
+def closed(schema: Any) -> Any:
+    """The schema that answers are written by: objects have no other properties than those that they list."""
+    if not isinstance(schema, dict):
+        return schema
+    written = dict(schema)
+    for key in INSIDE:
+        if isinstance(schema.get(key), dict):
+            written[key] = closed(schema[key])
+    for key in LISTS:
+        if isinstance(schema.get(key), list):
+            written[key] = [closed(one) for one in schema[key]]
+    for key in NAMED:
+        if isinstance(schema.get(key), dict):
+            written[key] = {name: closed(one) for name, one in schema[key].items()}
+    if "properties" in schema and not {"patternProperties", "unevaluatedProperties", "allOf", "$ref"} & schema.keys():
+        written.setdefault("additionalProperties", False)
+    return written
