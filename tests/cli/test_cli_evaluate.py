@@ -46,6 +46,19 @@ def test_a_run_is_held_against_its_base_on_what_it_held_out(home):
     assert 0 < kept["low"] <= kept["kl"] <= kept["high"]
 
 
+def test_queries_that_a_run_held_out_are_run_on_the_tables_of_their_rows(home, tiny_folder):
+    tables = "CREATE TABLE land (name TEXT); INSERT INTO land VALUES "
+    rows = [{"prompt": f"Which is land {n}?", "completion": "SELECT name FROM land", "tables": f"{tables} ('{n}');"}
+            for n in range(12)]  # fmt: skip
+    (home / "sql.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done("train", "--model", tiny_folder, "--data", "sql.jsonl", "--steps", 60, "--learning-rate", 0.02, "--held-out",
+         4, "--run", "queries", "--set", "data.accept=one-answer")  # fmt: skip
+    told = rankwise("evaluate", "queries", "--no-forgetting")
+    assert "held-out is also scored by sql, because every row has a database" in told.output
+    measured = found("evaluate", "queries", "--no-forgetting")["metrics"]
+    assert list(measured) == ["loss", "sql"] and measured["sql"]["value"] == 1
+
+
 def test_the_promised_keys(home):
     (home / "task.yaml").write_text("task: lands\ndata: others.jsonl\nscore: [loss, exact]\nmax_new_tokens: 8\n")
     told = found("evaluate", "measured", "--task", "task.yaml")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sqlite3
 from dataclasses import replace
 
 import pytest
@@ -16,7 +17,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.config.tasks import TaskConfig
 from rankwise.errors import ConfigError, DataError, EvaluationError
 from rankwise.evaluation.likelihood import likelihoods
-from rankwise.evaluation.requests import Request, requests_of, requests_of_sequences
+from rankwise.evaluation.requests import Request, Requests, requests_of, requests_of_sequences
 from rankwise.evaluation.task import CUT, OwnTask, answers, is_wrong, score_task
 from rankwise.runs.evaluations import read_evaluation
 from rankwise.runs.records import StatusMessage, silent
@@ -410,6 +411,57 @@ def test_the_task_comes_first_and_is_announced_as_soon_as_it_is_known(tiny_folde
     assert len(places) == 2 and len(answering) == 2
     assert answering[0] < places[0] < answering[1] < places[1] < forgetting[0]
     assert "cannot tell with n = 20" in told[places[1]]
+
+
+CALLED = [
+    {"role": "user", "content": "Weather in Rome?"},
+    {"role": "assistant", "content": '<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>'},
+]
+TABLES = "CREATE TABLE land (name TEXT); INSERT INTO land VALUES ('Peru');"
+
+
+@pytest.mark.parametrize(
+    ("rows", "taken", "why"),
+    [
+        ([{"prompt": "fox", "completion": {"age": 3, "at": {"town": "Oslo"}}}], ["json", "json_exact", "json_valid"],
+         "all reference answers are JSON objects"),
+        ([{"prompt": "fox", "completion": '{"a": 1}'}, {"prompt": "dog", "completion": "no"}], [], ""),
+        ([{"messages": CALLED}, {"prompt": "dog", "messages": [*CALLED[:1], {"role": "assistant", "content": "no"}]}],
+         ["tool_call", "tool_function", "tool_arguments", "tool_missing", "tool_needless"],
+         "reference answers call tools"),
+        ([{"prompt": "fox", "completion": "SELECT name FROM land", "tables": TABLES}], ["sql"],
+         "every row has a database"),
+        ([{"prompt": "fox", "completion": "SELECT name FROM land", "tables": "land and town"}], [], ""),
+    ],
+)  # fmt: skip
+def test_scores_that_fit_the_answers_are_taken_with_the_reason(tiny_folder, tmp_path, rows, taken, why):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = []
+    found = evaluate(str(tiny_folder), str(tmp_path / "rows.jsonl"),
+                     callback=lambda event: told.append(getattr(event, "text", "")))  # fmt: skip
+    assert list(found.tuned.metrics) == ["loss", *taken] and (found.tuned.answers is not None) == bool(taken)
+    said = [text for text in told if "is also scored by" in text]
+    assert len(said) == bool(taken) and all(f"because {why}" in text for text in said)
+    fields = found.summary()["fields"]
+    assert [one.field for one in fields or ()] == (["age", "at.town"] if "json" in taken else [])
+    named = TaskConfig(task="t", data=str(tmp_path / "rows.jsonl"), score="loss")
+    assert list(evaluate(str(tiny_folder), named).tuned.metrics) == ["loss"]
+
+
+def test_sql_runs_on_the_database_of_its_row(model, tmp_path):
+    with sqlite3.connect(tmp_path / "lands.db") as made:
+        made.executescript(TABLES)
+    made.close()
+    rows = [{"q": "fox", "a": "SELECT 'Peru'", "database": "lands.db"}, {"q": "dog", "a": "SELECT 1", "tables": TABLES}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for how in ({"ask": "{q}", "answer": "{a}"}, {"prompt": "{q}", "completion": "{a}"}):
+        task = TaskConfig(task="t", data=str(tmp_path / "rows.jsonl"), score="sql", **how)
+        items = requests_of(task, model).requests
+        assert [one.database for one in items] == [("database", str(tmp_path / "lands.db")), ("tables", TABLES)]
+        assert OwnTask(task, Requests(items), 1).identity != OwnTask(task, Requests(items[::-1]), 1).identity
+        wrong = replace(items[0], target="SELECT price FROM land")
+        with pytest.raises(DataError, match=r"rows.jsonl:1: the reference query has no result \(no such column"):
+            OwnTask(task, Requests((wrong, items[1])), 1)
 
 
 def test_choices_that_the_task_does_not_name_are_told(tiny_folder, tmp_path):

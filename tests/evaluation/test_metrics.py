@@ -11,21 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit.classifiers import class_row
+from rankwise.config.tasks import TaskConfig
 from rankwise.errors import EvaluationError
 from rankwise.evaluation.intervals import with_interval
 from rankwise.evaluation.metrics import (
     METRICS,
     exact,
-    json_fields,
     macro_f1,
     matching,
     matthews,
-    number,
     number_row,
     pearson,
     rating_rows,
     rows_of,
 )
+from rankwise.evaluation.scoring import json_fields, number
 
 ANSWERS = ["the cat sat on the mat", "a dog barked at night", "rain falls", "", "the end of the road"]
 WANTED = ["a cat sat on the mat", "the dog barked all night", "rain falls", "something", "the end of a road"]
@@ -78,12 +78,15 @@ def test_rouge_is_the_mean_of_rouge_scores_own(name, kind):
 def test_of_several_references_the_best_counts(name, answer, references, earned):
     for order in (references, references[::-1]):
         assert rows_of(name, [answer], [order], None) == [[pytest.approx(earned), 1.0]]
-    assert rows_of("regex", ["is B"], [["is A", "is B"]], r"is (\w)") == [[1.0, 1.0]]
+    task = TaskConfig(task="t", data="d", score="regex", pattern=r"is (\w)")
+    assert rows_of("regex", ["is B"], [["is A", "is B"]], task) == [[1.0, 1.0]]
 
 
 @pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if metric.text is not None])
 def test_the_order_of_items_changes_nothing(name):
-    answers, wanted = (list(ANSWERS), list(WANTED)) if name != "json" else (['{"a": 1}', "no", "{}"], ['{"a": 1}'] * 3)
+    answers, wanted = (
+        (list(ANSWERS), list(WANTED)) if "json" not in name else (['{"a": 1}', "no", "{}"], ['{"a": 1}'] * 3)
+    )
     rows = rows_of(name, answers, [(one,) for one in wanted], None)
     before = with_interval(METRICS[name], rows)
     random.Random(0).shuffle(rows)

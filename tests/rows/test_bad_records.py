@@ -268,7 +268,7 @@ ROWS = [
     Bad("a call by a user", "messages", calls([{"name": "find"}], role="user"), ("turn 2", "role is user")),
     Bad("a result without a call", "messages", chat(USER, {"role": "tool", "content": "5"}, ANSWER), ("turn 2",)),
     Bad("a result after another question", "messages",
-        call({}) | chat(*call({})["messages"][:2], USER, {"role": "tool", "content": "5"}, ANSWER), ("turn 4",)),
+        call({}) | chat(*call({})["messages"][:2], USER, {"role": "tool", "content": "5"}, ANSWER), ("turn 3",)),
     Bad("a call of null", "messages", called([None]), ("turn 2 calls null",)),
     Bad("arguments of a key twice", "messages", called([call_of("a", '{"a": 1, "a": 2}')], "a"), ("arguments of",)),
     Bad("a number for a call's id", "messages", called([call_of(1)], "1"), ("id of a call in turn 2 is 1",)),

@@ -95,12 +95,13 @@ def _lines(evaluation: Evaluation) -> list[str]:
     from rankwise.config.tasks import MEANINGS
     from rankwise.reporting.classes import class_blocks, set_blocks
     from rankwise.reporting.markup import lines_of
-    from rankwise.reporting.quality import feature_facts, forgetting_facts, scored
+    from rankwise.reporting.quality import feature_facts, field_blocks, forgetting_facts, scored
     from rankwise.runs.evaluations import labels_text
 
     tuned, about = evaluation.tuned, f"{evaluation.task}, {evaluation.n:,} items of {evaluation.data}"
     parts = (
         tuned.classification and class_blocks(tuned.classification), tuned.sets and set_blocks(tuned.sets),
+        tuned.fields is not None and field_blocks(tuned.fields),
         evaluation.forgetting and forgetting_facts(evaluation.forgetting),
         evaluation.feature_forgetting and feature_facts(evaluation.feature_forgetting),
     )  # fmt: skip

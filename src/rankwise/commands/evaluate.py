@@ -32,7 +32,7 @@ from rankwise.evaluation.harness import ASKED_TOGETHER, PREFIX, HarnessTask
 from rankwise.evaluation.intervals import Looks, difference
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.pair_task import PairTask
-from rankwise.evaluation.requests import Requests, requests_of, requests_of_sequences
+from rankwise.evaluation.requests import Requests, requests_of, requests_of_sequences, with_fitting_scores
 from rankwise.evaluation.row_task import RowTask
 from rankwise.evaluation.subject import FORGETTING, Subject, open_subject
 from rankwise.evaluation.task import OwnTask, Task, base_scores
@@ -41,6 +41,7 @@ from rankwise.evaluation.text import BLOCKS, Text
 from rankwise.evaluation.validation_rows import (
     Measurable,
     columns_of_run,
+    databases_in,
     refuse_training_files,
     rows_to_measure,
 )
@@ -255,6 +256,7 @@ def _answers(
 ) -> Task:  # fmt: skip
     """Rows and tasks that are answered."""
     spec, items = _items(subject, task, rows.data, rows.most, callback)
+    spec, items = with_fitting_scores(spec, items, subject.model, callback)
     if spec.constraint == "own" and subject.held_to != "none":
         spec = spec.model_copy(update={"constraint": subject.held_to})
     if items.too_long:
@@ -308,7 +310,10 @@ def _items(
     about = TaskConfig(task=HELD_OUT, data=found.about) if data is None else task_of_rows(data)
     spec = about.model_copy(update={"rows": rows})
     chosen = [found.documents[at] for at in drawn(len(found.documents), spec)]
-    return spec, requests_of_sequences(chosen, subject.model)
+    databases = (
+        {} if found.config is None else databases_in(found.config, subject.objective.row_encoding(subject.model))
+    )
+    return spec, requests_of_sequences(chosen, subject.model, databases)
 
 
 def _of_task(config: TaskConfig, subject: Subject, callback: Callback) -> tuple[TaskConfig, Requests]:

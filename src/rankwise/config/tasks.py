@@ -17,15 +17,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from rankwise.config.base import NAME, PositiveInt, Seed
+from rankwise.config.base import NAME, Number, PositiveInt, Seed
 from rankwise.config.data import OF_TABLES, Reading
 from rankwise.config.generation import Constrained
 from rankwise.config.reading import read_settings
 from rankwise.errors import ConfigError, did_you_mean, some
 
 Score = Literal[
-    "loss", "accuracy", "f1", "matthews", "pearson", "exact", "number", "json", "regex", "rouge_1", "rouge_2",
-    "rouge_l", "bleu", "chrf",
+    "loss", "accuracy", "f1", "matthews", "pearson", "exact", "number", "json", "json_exact", "json_valid", "tool_call",
+    "tool_function", "tool_arguments", "tool_missing", "tool_needless", "sql", "regex", "rouge_1", "rouge_2", "rouge_l",
+    "bleu", "chrf",
 ]  # fmt: skip
 MEANINGS = {
     "loss": "nats per token of the reference answers, end token included; lower is better",
@@ -50,6 +51,14 @@ MEANINGS = {
     "exact": "the share of answers that equal a reference, letter for letter, apart from white space around them",
     "number": "the share of answers whose final number equals that of a reference",
     "json": "the share of JSON fields that have the right value, averaged over items",
+    "json_exact": "the share of answers whose JSON is the reference's as a whole, whatever the order of its names",
+    "json_valid": "the share of answers that are JSON",
+    "tool_call": "the share of answers with exactly the right calls of tools in any order; none where none is wanted",
+    "tool_function": "the share of answers that call exactly the right functions, whatever the arguments",
+    "tool_arguments": "the share of the calls of right functions that have exactly the right arguments",
+    "tool_missing": "the share of the wanted calls whose function is not called; lower is better",
+    "tool_needless": "the share of the calls in answers whose function is not wanted; lower is better",
+    "sql": "the share of queries with the same result as the reference, on the database of their row",
     "regex": "the share of answers in which the pattern finds the same as in a reference",
     "rouge_1": "F1 of the words that answer and reference share (ROUGE-1)",
     "rouge_2": "F1 of the pairs of neighbouring words that answer and reference share (ROUGE-2)",
@@ -100,6 +109,11 @@ class TaskConfig(Reading):
     pattern: str | None = None
     """Regular expression of the metric `regex`. Its groups must match the same text in the answer as in the reference.
     Without groups, it must match anywhere in the answer."""
+    tolerance: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    """For `number`, and for the numbers in the fields of `json`: how far a number may be from the reference's, as a
+    share of the reference (0.01 is 1 %). The default is 0 for `number`, and 0.01 for the figure `near` of a field."""
+    units: bool = False
+    """For `number`: whether the word after the number must be that of the reference, if the reference has one."""
     constraint: Constrained = "own"
     """What answers are held to; a run has that of its rows."""
     seed: Seed = 0
@@ -166,6 +180,8 @@ class TaskConfig(Reading):
             "a table with header is a single file": ("split", "subset", "revision") if self.header else (),
             "without the chat template there is no system message": () if self.chat else ("system",),
             "no answer is generated for these scores": () if self.used_columns else ("max_new_tokens",),
+            "only number and json compare numbers": () if {"number", "json"} & {*self.score} else ("tolerance",),
+            "only number compares units": () if "number" in self.score else ("units",),
         }
         for why, names in vain.items():
             if given := self.changed(*names):

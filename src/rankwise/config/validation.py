@@ -15,7 +15,10 @@ from pydantic import Field, model_validator
 
 from rankwise.config.base import Config, Flag, Label, PositiveInt
 
-TextMetric = Literal["exact", "number", "json", "rouge_1", "rouge_2", "rouge_l", "bleu", "chrf"]
+TextMetric = Literal[
+    "exact", "number", "json", "json_exact", "json_valid", "tool_call", "tool_function", "tool_arguments",
+    "tool_missing", "tool_needless", "rouge_1", "rouge_2", "rouge_l", "bleu", "chrf",
+]  # fmt: skip
 PairMetric = Literal["preference_accuracy", "margin"]
 TagMetric = Literal["span_f1", "span_precision", "span_recall", "token_accuracy"]
 ClassMetric = Literal[

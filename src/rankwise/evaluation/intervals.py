@@ -238,7 +238,8 @@ def _below(t: float, freedom: int) -> float:
 
 NAMES = {
     "tokenizer": "tokenizer", "template": "chat template", "system": "system message", "chat": "use of the template",
-    "pattern": "pattern", "max_new_tokens": "limit of new tokens", "filter": "filter of lm-eval",
+    "pattern": "pattern", "tolerance": "tolerance", "units": "units",
+    "max_new_tokens": "limit of new tokens", "filter": "filter of lm-eval",
 }  # fmt: skip
 
 
@@ -256,7 +257,8 @@ def _depends_on(metric: str, a: Evaluation, b: Evaluation) -> tuple[str, ...]:
         return ("tokenizer", "template", "system", "chat") if asked else ("tokenizer",)
     if metric in LIKELIHOOD or metric.startswith(CHOSEN):
         return ()
-    return ("pattern", "max_new_tokens", "filter") if metric == "regex" else ("max_new_tokens", "filter")
+    own = {"regex": ("pattern",), "number": ("tolerance", "units")}
+    return (*own.get(metric, ()), "max_new_tokens", "filter")
 
 
 def _setting(evaluation: Evaluation, name: str) -> Any:

@@ -29,24 +29,22 @@ than 0; `error_of_calibrated` is how large.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import regex
 from numpy.typing import NDArray
 
+from rankwise.config.tasks import TaskConfig
 from rankwise.errors import EvaluationError
-from rankwise.system.foreign_json import loads
+from rankwise.evaluation import scoring
+from rankwise.evaluation.scoring import NUMBER, Row, json_fields, number
 
 Sums = NDArray[np.float64]
 Formula = Callable[[Sums], Sums]
-Row = list[float]
-"""What is stored of an item."""
 Rows = list[Row]
 PairRow = Callable[[str, str], Row]
 """Makes the row of an item from its answer and its reference."""
@@ -187,27 +185,9 @@ def exact(answer: str, target: str) -> Row:
     return [float(answer.strip() == target.strip()), 1.0]
 
 
-def number(answer: str, target: str) -> Row:
-    """Compare the numbers after ####, or else the last numbers, as in GSM8K."""
-    matched = number_in(answer)
-    return [float(matched is not None and matched == number_in(target)), 1.0]
-
-
-_NUMBER = re.compile(r"-?(?:\d[\d,]*)?\.?\d+")
-
-
-def number_in(text: str) -> Decimal | None:
-    _, marked, tail = text.rpartition("####")
-    matched = _NUMBER.findall(tail if marked else text)
-    try:
-        return Decimal(matched[0 if marked else -1].replace(",", "")) if matched else None
-    except InvalidOperation:
-        return None
-
-
 def rating_in(text: str) -> float | None:
     """Return the first number in a text, if it is finite."""
-    matched = _NUMBER.search(text)
+    matched = NUMBER.search(text)
     value = float(matched[0].replace(",", "")) if matched else math.nan
     return value if math.isfinite(value) else None
 
@@ -222,39 +202,6 @@ def rating_rows(answers: Sequence[str], target: Sequence[str]) -> Rows:
         number_row(low if rating is None else min(max(rating, low), high), one)
         for rating, one in zip(given, actual, strict=True)
     ]
-
-
-def json_fields(answer: str, target: str) -> Row:
-    """Compute the share of fields, of both objects together, that are equal in both; nested fields by their path. Each
-    item has weight one, however many fields an answer invents."""
-    leaves = _leaves(loads(target))
-    try:
-        matched = _leaves(loads(_unfenced(answer)))
-    except (ValueError, RecursionError):
-        return [0.0, 1.0]
-    equal = sum(matched.get(path, _NOTHING) == value for path, value in leaves.items())
-    return [equal / len(leaves | matched), 1.0]
-
-
-_NOTHING = object()
-
-
-FieldPath = tuple[str | int, ...]
-"""Field names and list indices; the field "0" differs from the index 0."""
-
-
-def _leaves(value: Any, path: FieldPath = ()) -> dict[FieldPath, Any]:
-    if isinstance(value, dict) and value:
-        return {deep: leaf for name, part in value.items() for deep, leaf in _leaves(part, (*path, name)).items()}
-    if isinstance(value, list) and value:
-        return {deep: leaf for at, part in enumerate(value) for deep, leaf in _leaves(part, (*path, at)).items()}
-    return {path: (isinstance(value, bool), value)}  # so that True differs from 1
-
-
-def _unfenced(answer: str) -> str:
-    """Remove a code fence (```) around JSON."""
-    fenced = re.fullmatch(r"\s*```(?:json)?\s*\n(.*)\n```\s*", answer, re.DOTALL)
-    return fenced[1] if fenced else answer
 
 
 def matching(pattern: str) -> PairRow:
@@ -281,11 +228,12 @@ def searched(compiled: regex.Pattern[str], text: str) -> tuple[str | None, ...] 
     return matched.groups() if matched else None
 
 
-def best(row: PairRow) -> TextRow:
-    """Score an answer against each reference and return the [earned, possible] with the largest share."""
+def best(row: PairRow, choose: Callable[..., Row] = max) -> TextRow:
+    """Score an answer against each reference and return the [earned, possible] with the largest share, or by `min` with
+    the smallest."""
 
     def of_references(answer: str, references: Sequence[str]) -> Row:
-        return max((row(answer, one) for one in references), key=lambda sums: sums[0] / sums[1])
+        return choose((row(answer, one) for one in references), key=lambda sums: sums[0] / (sums[1] or 1.0))
 
     return of_references
 
@@ -357,6 +305,14 @@ METRICS: dict[str, Metric] = {
     "exact": Metric(share, best(exact)),
     "number": Metric(share, best(number)),
     "json": Metric(share, best(json_fields)),
+    "json_exact": Metric(share, best(scoring.json_exact)),
+    "json_valid": Metric(share, best(scoring.json_valid)),
+    "tool_call": Metric(share, best(scoring.tool_call)),
+    "tool_function": Metric(share, best(scoring.tool_function)),
+    "tool_arguments": Metric(share, best(scoring.tool_arguments)),
+    "tool_missing": Metric(share, best(scoring.tool_missing, min), more_is_better=False),
+    "tool_needless": Metric(share, best(scoring.tool_needless, min), more_is_better=False),
+    "sql": MORE,
     "regex": MORE,
     "rouge_1": Metric(share, best(rouge("rouge1"))),
     "rouge_2": Metric(share, best(rouge("rouge2"))),
@@ -365,16 +321,16 @@ METRICS: dict[str, Metric] = {
     "chrf": _corpus("CHRF"),
 }
 """All metrics. Rows of `loss` are [nats, tokens], those of metrics of pairs [value, 1]; for `regex`, each task has its
-own pattern; `spearman` is the correlation of ranks among all items."""
+own pattern, and for `sql`, each item its database; `spearman` is the correlation of ranks among all items."""
 
 
 def unfit(metric: str, target: str) -> str | None:
     """Say why the metric cannot score answers against this reference; None if it can."""
-    if metric == "number" and number_in(target) is None:
+    if metric == "number" and scoring.number_and_unit(target) is None:
         return "contains no number"
     if metric.startswith("rouge_") and any(map(str.isalpha, target)) and not rouge("rouge1")(target, target)[0]:
         return f"has no Latin letters or digits, which are all that {metric} reads (use chrf)"
-    if metric == "json":
+    if metric in ("json", "json_exact"):
         try:
             json_fields("", target)
         except (ValueError, RecursionError):
@@ -385,8 +341,15 @@ def unfit(metric: str, target: str) -> str | None:
     return None
 
 
-def rows_of(metric: str, answers: Sequence[str], references: Sequence[Sequence[str]], pattern: str | None) -> Rows:
+OF_TASKS: dict[str, Callable[[TaskConfig], PairRow]] = {
+    "regex": lambda task: matching(task.pattern or ""),
+    "number": lambda task: partial(number, tolerance=task.tolerance or 0.0, units=task.units),
+}
+"""Metrics that a task has settings for."""
+
+
+def rows_of(metric: str, answers: Sequence[str], references: Sequence[Sequence[str]], task: TaskConfig | None) -> Rows:
     """Make the rows of all items for a text metric; each item has one or more references."""
-    row = best(matching(pattern)) if metric == "regex" and pattern is not None else METRICS[metric].text
+    row = best(OF_TASKS[metric](task)) if task is not None and metric in OF_TASKS else METRICS[metric].text
     assert row is not None, "the task config only allows text metrics here"
     return [row(answer, several) for answer, several in zip(answers, references, strict=True)]

@@ -8,22 +8,26 @@ from where the ids of the text alone end.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.tasks import TaskConfig
-from rankwise.errors import DataError
+from rankwise.errors import DataError, some
+from rankwise.evaluation.scoring import fitting_scores
 from rankwise.evaluation.task_documents import TaskDocument, between, data_spec, drawn, task_documents
 from rankwise.objectives.sequence_to_sequence import text_objective
 from rankwise.rows.sources import open_source
-from rankwise.rows.text.example import BREAK, Example, Message
+from rankwise.rows.text.example import BREAK, Database, Example, Message
 from rankwise.rows.text.outcome import RowEncoder
 from rankwise.rows.text.tokenize import Tokens, prompt_ids
+from rankwise.runs.records import Callback, StatusMessage
 
 BLOCK = 1024
 """Tokens of a running text that are scored at once."""
@@ -71,6 +75,7 @@ class Requests:
                 request.right,
                 request.choices,
                 *([request.alternatives] if request.alternatives else []),
+                *([request.database] if request.database else []),
             )
             for request in self.requests
         ]
@@ -98,9 +103,36 @@ def _all_items(task: TaskConfig, model: LoadedModel) -> Requests:
     return _of_rows(task, model)
 
 
-def requests_of_sequences(documents: Sequence[Tokens], model: LoadedModel) -> Requests:
-    """Make requests from sequences that are already encoded, such as the held-out rows of a run."""
-    return Requests(tuple(_item(f"document {number}", one, model) for number, one in enumerate(documents, start=1)))
+def requests_of_sequences(
+    documents: Sequence[Tokens], model: LoadedModel, databases: Mapping[bytes, Database] = MappingProxyType({})
+) -> Requests:
+    """Make requests from sequences that are already encoded, such as the held-out rows of a run. `databases` are found
+    by the ids of a row."""
+    made = [_item(f"document {number}", one, model) for number, one in enumerate(documents, start=1)]
+    return Requests(tuple(replace(one, database=databases.get(bytes_of(one.documents[0]))) for one in made))
+
+
+def bytes_of(row: Tokens) -> bytes:
+    return np.asarray(row.ids, np.int32).tobytes()
+
+
+def with_fitting_scores(
+    task: TaskConfig, items: Requests, model: LoadedModel, callback: Callback
+) -> tuple[TaskConfig, Requests]:
+    """Take more scores than the loss where the answers have a form and the task names no scores, and say why."""
+    requests = items.requests
+    if "score" in task.model_fields_set or not all(request.prompt_ids for request in requests):
+        return task, items
+    why, taken = fitting_scores([one.target for one in requests], [one.database for one in requests])
+    longest = max(int(np.count_nonzero(one.documents[0].loss_mask)) for one in requests)
+    update: dict[str, Any] = {"score": ("loss", *taken), "max_new_tokens": longest + longest // 2 + 1}
+    if not taken or not any(model.fits(len(one.prompt_ids), update["max_new_tokens"]) for one in requests):
+        return task, items
+    callback(StatusMessage(
+        f"{task.task} is also scored by {some(taken)}, because {why}; a task's file can name other scores (score)"
+    ))  # fmt: skip
+    task = task.model_copy(update=update)
+    return task, _with_room(items, task, model)
 
 
 def _refuse_unasked(requests: Requests, task: TaskConfig) -> None:
@@ -121,7 +153,7 @@ def _with_room(requests: Requests, task: TaskConfig, model: LoadedModel) -> Requ
             f"{task.data}: with {task.max_new_tokens:,} new tokens none of its {len(requests.requests):,} prompts fits "
             f"into the model's context of {context:,}. Lower max_new_tokens, or give shorter rows."
         )
-    return Requests(kept, requests.too_long + len(requests.requests) - len(kept), requests.labels)
+    return replace(requests, requests=kept, too_long=requests.too_long + len(requests.requests) - len(kept))
 
 
 def _encoder(task: TaskConfig, model: LoadedModel) -> RowEncoder:
@@ -188,7 +220,9 @@ def _encoded(pairs: Sequence[tuple[Example, TaskDocument | None]], task: TaskCon
         whole = len(made) == count if question is not None else bool(made)
         too_long += not whole
         if whole:
-            row = {"prompts": (example.prompt_text,), "alternatives": example.alternatives}
+            row: dict[str, Any] = {
+                "prompts": (example.prompt_text,), "alternatives": example.alternatives, "database": example.database,
+            }  # fmt: skip
             row = row if question is None else vars(question) | {"prompts": question.prompts[:1]}
             requests.append(replace(_item(example.where, made[-1], model), documents=tuple(made), **row))
         place += count

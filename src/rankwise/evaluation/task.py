@@ -31,18 +31,19 @@ from rankwise.base.loaded import LoadedModel
 from rankwise.config.generation import Constrained, GenerationConfig
 from rankwise.config.tasks import LIKELIHOOD, TaskConfig
 from rankwise.errors import DataError, RankwiseError, ResourceError, is_out_of_memory, some
-from rankwise.evaluation.intervals import scores
+from rankwise.evaluation.intervals import scores, with_interval
 from rankwise.evaluation.likelihood import Likelihood, likelihoods
-from rankwise.evaluation.metrics import means, rating_rows, rows_of, searched, unfit
+from rankwise.evaluation.metrics import METRICS, MORE, means, rating_rows, rows_of, searched, unfit
 from rankwise.evaluation.requests import Request, Requests
+from rankwise.evaluation.scoring import field_figures, problem_of_references, sql_rows
 from rankwise.inference.generate import answers_in_turn
 from rankwise.objectives.sequence_to_sequence import text_objective
 from rankwise.rows.encoded.dealing import Dealing, undealt
-from rankwise.runs.evaluations import ModelScores, Sample
+from rankwise.runs.evaluations import FieldFigures, ModelScores, Sample
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
 from rankwise.system.cache import cache_folder, forget_old, our_own
 from rankwise.system.extras import installed_version
-from rankwise.system.files import write_json
+from rankwise.system.files import sha256_of, write_json
 from rankwise.system.processor import processor_name
 
 SAMPLES = 20
@@ -132,6 +133,8 @@ class OwnTask:
         for request in self.requests.requests:
             for ids in (request.prompt_ids, *(part for one in request.documents for part in (one.ids, one.loss_mask))):
                 known.update(np.asarray([len(ids), *ids], "<i8").tobytes())
+        databases = {one.database for one in self.requests.requests if one.database and "sql" in self.config.score}
+        known.update("".join(sha256_of(Path(file)) for kind, file in sorted(databases) if kind == "database").encode())
         return known.hexdigest()
 
     def score(self, model: LoadedModel, who: str, callback: Callback) -> ModelScores:
@@ -188,8 +191,19 @@ def score_task(
     return ModelScores(
         scores={metric: scores(metric, found[metric]) for metric in _in_order(task) if metric in found},
         answers=written,
+        fields=_fields(written, requests, task) if written is not None and "json" in task.score else None,
         seconds=time.perf_counter() - began,
     )
+
+
+def _fields(answers: Sequence[str], requests: Sequence[Request], task: TaskConfig) -> list[FieldFigures]:
+    found = field_figures(answers, [request.references for request in requests], task.tolerance)
+    formulas = {"f1": METRICS["micro_f1"]}
+    return [
+        FieldFigures(field=field, rows=len(figures.get("exact", ())),
+                     **{name: with_interval(formulas.get(name, MORE), rows) for name, rows in figures.items()})
+        for field, figures in found.items()
+    ]  # fmt: skip
 
 
 def _in_order(task: TaskConfig) -> list[str]:
@@ -293,7 +307,10 @@ def is_wrong(beginning: str, request: Request) -> bool:
 def _rows(metric: str, answers: Sequence[str], requests: Sequence[Request], task: TaskConfig) -> Rows:
     if metric == "pearson":
         return rating_rows(answers, [request.target for request in requests])
-    return rows_of(metric, answers, [request.references for request in requests], task.pattern)
+    references = [request.references for request in requests]
+    if metric == "sql":
+        return sql_rows(answers, references, [request.database for request in requests])
+    return rows_of(metric, answers, references, task)
 
 
 def refuse_unfit(task: TaskConfig, requests: Sequence[Request]) -> None:
@@ -311,6 +328,9 @@ def refuse_unfit(task: TaskConfig, requests: Sequence[Request]) -> None:
         for metric, reference in product(task.score, request.references):
             if why := unfit(metric, reference):
                 raise DataError(f"{request.where}: the reference answer {why}: {reference[:60]!r}.")
+    every = [(request.where, reference, request.database) for request in requests for reference in request.references]
+    if (problem := problem_of_references(task.score, every)) is not None:
+        raise DataError(problem)
 
 
 def _refuse_unmatched(pattern: str, requests: Sequence[Request]) -> None:

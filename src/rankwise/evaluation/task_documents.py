@@ -26,8 +26,10 @@ from rankwise.config.tasks import CHOSEN, TaskConfig
 from rankwise.errors import DataError, did_you_mean, some
 from rankwise.rows.files.columnar import Record
 from rankwise.rows.files.files import records
+from rankwise.rows.forms.columns import database_of
 from rankwise.rows.forms.turns import text_of
 from rankwise.rows.sources import open_source, raw_records
+from rankwise.rows.text.example import Database
 from rankwise.system.files import sha256_of
 from rankwise.system.foreign_json import loads
 
@@ -178,6 +180,7 @@ class TaskDocument:
     right: int = -1
     alternatives: tuple[str, ...] = ()
     labels: tuple[tuple[str, int], ...] = ()
+    database: Database | None = None
 
 
 def data_spec(task: TaskConfig) -> DataConfig:
@@ -257,7 +260,9 @@ def _question(task: TaskConfig, where: str, row: dict[str, Any], *, by_text: boo
         if task.answer is None:
             raise DataError(f'{where}: the task "{task.task}" has ask but no answer; set answer to the expected text.')
         target, *others = _references(task, row, where)
-        return TaskDocument(where, tuple(prompts), target, alternatives=tuple(others))
+        folder = Path(task.data)
+        database = database_of(row, folder if folder.is_dir() else folder.parent)
+        return TaskDocument(where, tuple(prompts), target, alternatives=tuple(others), database=database)
     label = _label(task, where, row)
     choices = label.choices
     if not choices:  # the choices are all answers that occur

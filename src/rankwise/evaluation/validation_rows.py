@@ -15,12 +15,14 @@ from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import COLUMN_SETTINGS, DataConfig, column_text
 from rankwise.config.objectives import OBJECTIVES
 from rankwise.errors import DataError, some
+from rankwise.evaluation.requests import bytes_of
 from rankwise.methods.artifact import Artifact
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.forms.formats import form_of
 from rankwise.rows.preparation import Prepared
 from rankwise.rows.preparing import RowEncoding, prepare, refuse_fatal
 from rankwise.rows.sources import open_source, raw_records
+from rankwise.rows.text.example import Database
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.data_report import PartFacts
 from rankwise.runs.records import Callback, WarningMessage
@@ -42,6 +44,8 @@ class Measurable:
     """Rows of the file that are not measured, such as those that are too long."""
     is_run_validation: bool = False
     """Whether the run itself used these rows for validation during training."""
+    config: DataConfig | None = None
+    """How they are read."""
 
     def spread(self, most: int) -> Measurable:
         """Select at most so many rows, evenly spread."""
@@ -79,7 +83,7 @@ def _of_folder(artifact: Artifact, data: str | None, row_encoding: RowEncoding, 
     if data_report is not None and data_report.validation is None:
         _refuse_trained({file.sha256: file.name for file in data_report.files},
                         {file.sha256: file.name for file in prepared.data_report.files})  # fmt: skip
-    return _all_rows(prepared, data, callback)
+    return _all_rows(prepared, data_config, callback)
 
 
 def _other_rows(
@@ -93,7 +97,7 @@ def _other_rows(
     prepared = prepare(data_config, row_encoding, callback)
     refuse_fatal(prepared.data_report, trains=False)
     refuse_training_files(run, {file.sha256: file.name for file in prepared.data_report.files})
-    return _all_rows(prepared, data, callback)
+    return _all_rows(prepared, data_config, callback)
 
 
 def columns_of_run(run: RunSnapshot, data: DataConfig, callback: Callback) -> dict[str, Any]:
@@ -115,13 +119,27 @@ def columns_of_run(run: RunSnapshot, data: DataConfig, callback: Callback) -> di
     return {}
 
 
-def _all_rows(prepared: Prepared, data: str, callback: Callback) -> Measurable:
+def databases_in(config: DataConfig, row_encoding: RowEncoding) -> dict[bytes, Database]:
+    """The databases of rows by the ids that each is encoded to. Rows are read again where the first ones have any."""
+    encoder, found = row_encoding.by(config).encoder(config), dict[bytes, Database]()
+    for source in filter(None, (*config.all_sources, config.measured_source)):
+        for chunk in open_source(config, source).chunks():
+            examples = [example for row in chunk for example in row if example.database is not None]
+            if not examples:
+                break
+            for outcome in encoder.encode(examples):
+                assert outcome.example.database is not None, "the others are left out"
+                found |= {bytes_of(row): outcome.example.database for row in outcome.sequences}
+    return found
+
+
+def _all_rows(prepared: Prepared, config: DataConfig, callback: Callback) -> Measurable:
     """Every usable row of a file. How many are left out is said, since they are not measured."""
-    report = prepared.data_report
+    report, data = prepared.data_report, str(config.path)
     if report.skipped:
         why = ", ".join(f"{count:,} {reason}" for reason, count in report.skipped_why.items())
         callback(WarningMessage(f"{report.skipped:,} of {report.rows:,} rows of {data} are not measured: {why}"))
-    return Measurable(prepared.trained_rows, data, left_out=report.skipped)
+    return Measurable(prepared.trained_rows, data, left_out=report.skipped, config=config)
 
 
 def refuse_training_files(run: RunSnapshot, files: Mapping[str, str]) -> None:
@@ -181,4 +199,4 @@ def _validation_rows(run: RunSnapshot, config: DataConfig, row_encoding: RowEnco
         if config.validation is not None
         else f"the {len(prepared.validation)} validation sequences"
     )
-    return Measurable(prepared.measured_rows, about, is_run_validation=True)
+    return Measurable(prepared.measured_rows, about, is_run_validation=True, config=run.data_here)

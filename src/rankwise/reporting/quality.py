@@ -10,12 +10,13 @@ from rankwise.reporting.document import Section, facts, figure, folded, paragrap
 from rankwise.reporting.markup import Content, Markup, Rows, element, joined
 from rankwise.reporting.quantities import chance, interval, plural, share, with_interval, within
 from rankwise.reporting.quantities import figure as number
-from rankwise.runs.evaluations import Evaluation, Forgetting, Sample, StrengthCurve
+from rankwise.runs.evaluations import Evaluation, FieldFigures, Forgetting, Sample, StrengthCurve
 from rankwise.runs.measured import Difference, FeatureForgetting, Measurement, Verdict
 from rankwise.runs.records import SampleRecord
 from rankwise.runs.snapshot import RunSnapshot
 
-LONGEST, MOST_SAMPLES, OPEN_SAMPLES = 3000, 40, 4
+LONGEST, MOST_SAMPLES, OPEN_SAMPLES, MOST_FIELDS = 3000, 40, 4, 50
+FIGURES_OF_FIELDS = ("exact", "F1 of lists", "near", "missing", "extra")
 WIDTH, HEIGHT = 132, 18
 """The size of the small drawing of an interval, in pixels."""
 CSS_OF: dict[Verdict, str] = {"better": "good", "worse": "bad", "cannot tell": "open"}
@@ -40,7 +41,8 @@ def quality_section(run: RunSnapshot) -> Section | None:
     return Section(
         "quality",
         "Quality", [_without_classes(one) for one in every],
-        [*scored(every), folded("Evaluation settings", *settings)],
+        [*scored(every), *(block for one in every if one.tuned.fields for block in field_blocks(one.tuned.fields)),
+         folded("Evaluation settings", *settings)],
         about="Intervals are 95 % intervals. Base and tuned model are compared item by item on the same items: "
         "intervals come from a bootstrap over items, p-values from random swaps within pairs, and a verdict needs "
         "both to agree. A lower loss is better.",
@@ -52,6 +54,14 @@ def scored(evaluations: Iterable[Evaluation]) -> list[Markup]:
     rows = [row for one in evaluations for row in _rows(one)]
     notes = [note for one in evaluations for note in undecided(one.task, one.differences)]
     return [table(HEADS, rows, words=(0, 1, 8), label="before and after", lead=2, judged=True), *notes]
+
+
+def field_blocks(fields: Sequence[FieldFigures]) -> list[Markup]:
+    """The fields of JSON answers, those with the most rows first."""
+    heads = ("field", "rows", *FIGURES_OF_FIELDS)
+    rows: Rows = [[one.field, f"{one.rows:,}", *map(value, (one.exact, one.f1, one.near, one.missing, one.extra))]
+                  for one in fields[:MOST_FIELDS]]  # fmt: skip
+    return [table(heads, rows, label="fields", lead=1)]
 
 
 def undecided(task: str, differences: Mapping[str, Difference]) -> list[Markup]:

@@ -34,7 +34,7 @@ from rankwise.rows.files.image_folder import (
     visible,
 )
 from rankwise.rows.files.parts import arrays_in, file_part
-from rankwise.rows.forms.columns import from_columns, refuse_unfilled, renamed
+from rankwise.rows.forms.columns import DATABASES, database_of, from_columns, refuse_unfilled, renamed
 from rankwise.rows.forms.formats import (
     FIELDS,
     ROW_CHECKS,
@@ -158,7 +158,7 @@ class OpenedSource:
             part.format = "columns"
             each = source.alternatives == "each"
             examples = from_columns(row, source.prompt, source.completion, system, where, each=each)
-            return self._grouped(examples, whole, where)
+            return self._grouped(examples, part, whole, where)
         refuse_unfilled(system, row, where)
         ROW_CHECKS.get(source.format, refuse_row)(row, source.columns, where)
         fields = renamed(row, source.columns, where)
@@ -173,12 +173,13 @@ class OpenedSource:
             row, part.format, where, folder=part.images,
             system=system, columns=source.columns, labels=source.labels, alternatives=source.alternatives,
         )  # fmt: skip
-        return self._grouped(examples, whole, where)
+        return self._grouped(examples, part, whole, where)
 
     def _used(self, part: Part, row: dict[str, Any]) -> set[str]:
         """Columns that the row was made from, and those that the user ignores."""
         source, texts = self.source, (self.source.prompt, self.source.completion)
         aside = {*source.ignore_columns, *((self.config.group,) if self.config.group is not None else ())}
+        aside |= {name for name in DATABASES if name in row and database_of({name: row[name]}, None) is not None}
         if source.prompt is not None:
             return aside.union(*(column_text(text or "").columns for text in (*texts, self.system)))
         ours = {name: value for name, value in row.items() if name not in source.ignore_columns}
@@ -189,8 +190,10 @@ class OpenedSource:
             source.columns.get(name, name) for name in fields if name in source.columns or name not in taken
         }
 
-    def _grouped(self, examples: list[Example], row: dict[str, Any], where: str) -> list[Example]:
-        """Add the row's value of data.group to its examples."""
+    def _grouped(self, examples: list[Example], part: Part, row: dict[str, Any], where: str) -> list[Example]:
+        """Add the row's database and its value of data.group to its examples."""
+        if any(name in row for name in DATABASES) and (database := database_of(row, part.folder)) is not None:
+            examples = [replace(example, database=database) for example in examples]
         column = self.config.group
         if column is None:
             return examples

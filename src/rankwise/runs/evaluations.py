@@ -39,6 +39,22 @@ class Scores(Config):
     sums: list[list[Sum]]
 
 
+class FieldFigures(Config):
+    """Figures of one field of JSON answers, over the `rows` whose reference has it; `extra` over the others."""
+
+    field: str
+    """The names on the way to it, with dots between them."""
+    rows: int
+    exact: Measurement | None = None
+    """The share of answers with exactly the right value."""
+    f1: Measurement | None = None
+    """F1 of the members of lists, in any order."""
+    near: Measurement | None = None
+    """The share of answers whose number is within the tolerance."""
+    missing: Measurement | None = None
+    extra: Measurement | None = None
+
+
 class ModelScores(Config):
     """Scores and answers of one model on the items of a task."""
 
@@ -50,6 +66,8 @@ class ModelScores(Config):
     """Details of a classifier whose targets are classes."""
     sets: SetDetails | None = None
     """Details of a classifier that gives a row several labels or spans."""
+    fields: list[FieldFigures] | None = None
+    """Details of answers that are scored by `json`."""
 
     @property
     def metrics(self) -> dict[str, Measurement]:
@@ -168,6 +186,7 @@ class Evaluation(Config):
             "labels": self.labels,
             "classification": self.tuned.classification.summary() if self.tuned.classification else None,
             "sets": self.tuned.sets.summary() if self.tuned.sets else None,
+            "fields": self.tuned.fields,
             "metric_meanings": {name: MEANINGS[name] for name in self.tuned.metrics if name in MEANINGS},
             "forgetting": self.forgetting.summary() if self.forgetting else None,
             "feature_forgetting": self.feature_forgetting,

@@ -8,15 +8,17 @@ written, a list of texts line by line, and an object as JSON. Any other value is
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from rankwise.config.base import shown
 from rankwise.config.data import Column, column_text
 from rankwise.errors import DataError, did_you_mean, some
 from rankwise.rows.forms.turns import is_json, text_of, texts_of, written_as_json
-from rankwise.rows.text.example import Example, Message
+from rankwise.rows.text.example import Database, Example, Message
 
 Row = dict[str, Any]
 
@@ -134,6 +136,20 @@ def renamed(row: Row, columns: Mapping[str, str], where: str) -> Row:
     taken = set(columns.values())
     others = {key: value for key, value in row.items() if key not in taken and key not in columns}
     return others | {ours: row[theirs] for ours, theirs in columns.items()}
+
+
+DATABASES = ("database", "tables")
+SQLITE = (".db", ".sqlite", ".sqlite3")
+
+
+def database_of(row: Row, folder: Path | None) -> Database | None:
+    """What the row's SQL is run on: a SQLite file, relative to the folder, or statements that create its tables."""
+    file, tables = (row.get(name) for name in DATABASES)
+    if isinstance(file, str) and file.lower().endswith(SQLITE):
+        return "database", str((folder or Path()) / file)
+    if isinstance(tables, str) and re.search(r"\bcreate\s+table\b", tables, re.IGNORECASE):
+        return "tables", tables
+    return None
 
 
 RIVALS = (

@@ -34,6 +34,7 @@ from rankwise.rows.forms.proposals import as_text, can_be_typed, ignoring, no_fo
 from rankwise.rows.forms.tagged_rows import has_spans, has_tags, list_in, spans_example, tokens_example
 from rankwise.rows.forms.turns import (
     answers_of,
+    check_calls,
     is_json,
     read_tools,
     read_turns,
@@ -201,7 +202,11 @@ def parse_row(
             f"{where}: the label is {row['label']}, so this is a preference row, which is not supported yet."
         )
     options = FormOptions(labels, alternatives == "each", bool(columns), folder)
-    return [_with_system(example, system) for example in FORMS[form].examples(row, where, options)]
+    examples = FORMS[form].examples(row, where, options)
+    for example in examples:
+        if example.tools:
+            check_calls((*example.messages, *example.rejected), example.tools, where)
+    return [_with_system(example, system) for example in examples]
 
 
 def refuse_other_form(row: Row, form: str, where: str, *, is_named: bool) -> None:

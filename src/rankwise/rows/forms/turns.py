@@ -208,6 +208,64 @@ def read_tools(tools: Any, where: str) -> tuple[dict[str, Any], ...]:
     return tuple(wrapped)
 
 
+JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,), "number": (int, float), "integer": (int,), "boolean": (bool,), "array": (list,),
+    "object": (dict,), "null": (type(None),),
+}  # fmt: skip
+
+
+def check_calls(messages: tuple[Message, ...], tools: tuple[dict[str, Any], ...], where: str) -> None:
+    """Refuse calls of functions that are none of the tools, and arguments that their JSON schemas do not allow."""
+    schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools}
+    for call in (call for message in messages for call in message.tool_calls):
+        if call.name not in schemas:
+            raise DataError(
+                f"{where}: calls {shown(call.name)}, which is none of its tools ({some(map(shown, schemas), 8)})."
+                f"{did_you_mean(call.name, schemas)}"
+            )
+        if (problem := _misfit(call.arguments, schemas[call.name], "")) is not None:
+            raise DataError(f"{where}: calls {call.name} with {shown(call.arguments)}: {problem}")
+
+
+def _misfit(value: Any, schema: Any, path: str) -> str | None:
+    """What a schema does not allow in a value: names, types and lists of allowed values are looked at, and nothing
+    else. An optional part that is null is as one that is missing, which is how tables write it."""
+    if not isinstance(schema, dict):
+        return None
+    given = schema.get("type")
+    kinds = list(map(str, given if isinstance(given, list) else [given]))
+    if all(kind in JSON_TYPES for kind in kinds) and not any(_is_of(value, kind) for kind in kinds):
+        return f"the argument {path} is {shown(value)}, and its type is {' or '.join(kinds)}."
+    allowed = schema.get("enum")
+    if isinstance(allowed, list) and value not in allowed:
+        return f"the argument {path} is {shown(value)}, and it can be {some(map(shown, allowed), 8)}."
+    if isinstance(value, list):
+        inside = ((f"{path}[{at}]", one, schema.get("items")) for at, one in enumerate(value))
+        return next(filter(None, (_misfit(one, own, name) for name, one, own in inside)), None)
+    return _misfit_of_object(value, schema, path) if isinstance(value, dict) else None
+
+
+def _misfit_of_object(value: dict[str, Any], schema: dict[str, Any], path: str) -> str | None:
+    listed, needed, dot = schema.get("properties"), schema.get("required"), f"{path}." if path else ""
+    properties = {name: one for name, one in listed.items() if one is not None} if isinstance(listed, dict) else {}
+    needed = [name for name in needed if isinstance(name, str)] if isinstance(needed, list) else []
+    if missing := [name for name in needed if name not in value]:
+        return f"the argument {dot}{missing[0]} is missing."
+    given = {name: one for name, one in value.items() if one is not None or name in needed}
+    unknown = [name for name in given if name not in properties]
+    if unknown and not schema.get("additionalProperties", not properties):
+        return f"there is no argument {dot}{unknown[0]}.{did_you_mean(unknown[0], properties)}"
+    parts = (_misfit(one, properties.get(name), f"{dot}{name}") for name, one in given.items())
+    return next(filter(None, parts), None)
+
+
+def _is_of(value: Any, kind: str) -> bool:
+    if isinstance(value, bool):
+        return kind == "boolean"
+    whole = isinstance(value, float) and value.is_integer()
+    return isinstance(value, JSON_TYPES[kind]) or (whole and kind == "integer")
+
+
 def _check_order(messages: list[Message], where: str, skipped: int) -> None:
     roles, first = [message.role for message in messages], 1 + skipped
     if "assistant" not in roles:
@@ -225,6 +283,8 @@ def _check_order(messages: list[Message], where: str, skipped: int) -> None:
     for number, message in enumerate(messages, start=first):
         if message.role == "tool" and not called:
             raise DataError(f"{where}: turn {number} is a tool's result, but no turn before it calls a tool.")
+        if called and messages[number - first - 1].tool_calls and message.role != "tool" and not message.tool_calls:
+            raise DataError(f"{where}: turn {number - 1} calls a tool, and turn {number} is not the result.")
         called = bool(message.tool_calls) or (called and message.role == "tool")
     _check_ids(messages, where, first)
 
@@ -237,7 +297,10 @@ def _check_ids(messages: list[Message], where: str, first: int) -> None:
         twice = next((name for name in ids if name is not None and ids.count(name) > 1), None)
         if twice is not None:
             raise DataError(f"{where}: turn {number} has two calls with the id {shown(twice)}.")
+        if message.role != "tool" and not ids and (without := next(filter(None, waiting), None)) is not None:
+            raise DataError(f"{where}: turn {number} goes on, and the call {shown(without)} before it has no result.")
         named, waiting = named or any(ids), waiting | {*ids}
+        waiting = set() if message.role == "tool" and message.call_id is None else waiting  # of an unknown call
         if message.role == "tool" and named and message.call_id is not None:
             if message.call_id not in waiting:
                 raise DataError(

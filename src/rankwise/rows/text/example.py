@@ -17,12 +17,19 @@ Tags stand for spans of words:
 
 A word is a run of letters, digits and underscores, or one other character that is no white space. In scripts that are
 written without spaces, such as Chinese, Japanese and Thai, each character is a word.
+
+A call of a tool in a written answer is a JSON object. Around it chat templates write marks of their own:
+
+    <tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>      Hermes, Qwen, SmolLM
+    [TOOL_CALLS][{"name": "weather", "arguments": {"city": "Rome"}}]               Mistral
+    {"name": "weather", "parameters": {"city": "Rome"}}                            Llama 3
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -130,6 +137,8 @@ BREAK = "\ufdd0"
 Unicode reserves this character for internal use. It is removed before tokenizing (rows/text/tokenize.py).
 """
 Role = Literal["system", "user", "assistant", "tool"]
+Database = tuple[str, str]
+"""What SQL answers are run on: ("database", a SQLite file) or ("tables", statements that create and fill tables)."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +148,40 @@ class ToolCall:
     name: str
     arguments: dict[str, Any]
     call_id: str | None = None
+
+
+_MARKS = re.compile(r"(<tool_call>|<\|python_tag\|>|\[TOOL_CALLS\]|\[|```(json)?|\s)*$")
+"""Before the first call."""
+MOST_CALLS = 64
+
+
+def calls_in(text: str, names: Collection[str] | None = None) -> tuple[str, list[ToolCall]]:
+    """The content before the first call, and the calls of the tools of these names, or of any; the whole text where
+    there are none."""
+    decoder, calls, first, place = json.JSONDecoder(), list[ToolCall](), 0, text.find("{")
+    while 0 <= place and len(calls) < MOST_CALLS:
+        try:
+            value, end = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError):
+            value, end = None, place + 1
+        call = _call_of(value)
+        if call is not None and (names is None or call.name in names):
+            first = first if calls else place
+            calls.append(call)
+        place = text.find("{", end)
+    return (_MARKS.sub("", text[:first]), calls) if calls else (text, [])
+
+
+def _call_of(value: Any) -> ToolCall | None:
+    arguments = value.get("arguments", value.get("parameters")) if isinstance(value, dict) else None
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            return None
+    if not isinstance(arguments, dict) or not isinstance(value.get("name"), str):
+        return None
+    return ToolCall(value["name"], arguments)
 
 
 @dataclass(frozen=True)
@@ -211,6 +254,8 @@ class Example:
     """The names of a row whose label is a list of names. Then the second message is all of them."""
     tagged: TaggedWords | None = None
     """The words of a text with tags. Then the first message is the text, and the second what the tags stand for."""
+    database: Database | None = None
+    """What the answer is run on to be scored, if it is SQL."""
 
     @property
     def conversations(self) -> Sequence[tuple[Message, ...]]:
