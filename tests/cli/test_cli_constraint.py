@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 import rankwise as library
 from kit.command import done, printed, rankwise
-from rankwise.config.generation import Constraint
+from rankwise.config.data import Constraint
 from rankwise.constraints.constraint import problem_with
 from rankwise.runs.directory import find_run
 from rankwise.runs.snapshot import RunSnapshot

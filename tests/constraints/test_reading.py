@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from kit.sampling import draws
-from rankwise.config.data import DataConfig
-from rankwise.config.generation import Constraint
+from rankwise.config.data import Constraint, DataConfig
 from rankwise.constraints.constraint import (
     AnswerForms,
+    answers_in,
     constraint_from,
     constraint_given,
-    constraint_in,
     constraint_of,
     problem_with,
 )
@@ -90,12 +89,13 @@ def test_every_source_gives_the_same_constraint(tmp_path):
     class Person(BaseModel):
         name: str
 
-    assert constraint_from(schema=str(file)) == constraint_in(DataConfig(path="rows", answer_schema=str(file)))
+    of_rows = answers_in(DataConfig(path="rows", answer_schema=str(file)))
+    assert of_rows is not None and of_rows().constraint == constraint_from(schema=str(file))
     assert constraint_from(schema=str(file)) == constraint_given(PERSON) == Constraint(
         kind="schema", text=json.dumps(PERSON)
     )  # fmt: skip
     assert problem_with(constraint_given(Person), '{"name": "Ann"}') is None
-    assert constraint_in(DataConfig(path="rows", answer_schema="infer")) is None
+    assert answers_in(DataConfig(path="rows")) is None
     with pytest.raises(ConfigError, match="schema is a str"):
         constraint_given("person")
 
@@ -148,7 +148,7 @@ JSON = st.recursive(
 @settings(max_examples=draws(60))
 @given(st.lists(st.dictionaries(st.sampled_from("abcd"), JSON, max_size=4), min_size=1, max_size=8))
 def test_every_answer_is_valid_by_the_schema_that_is_inferred_from_all(values):
-    forms = AnswerForms(None, infers=True)
+    forms = AnswerForms(None)
     assert not any(forms.problem(json.dumps(value)) for value in values)
     constraint = forms.constraint
     assert constraint is not None
@@ -158,7 +158,7 @@ def test_every_answer_is_valid_by_the_schema_that_is_inferred_from_all(values):
 
 def test_an_inferred_schema_has_types_required_fields_and_the_white_space_of_the_rows():
     rows = [{"kind": "abc"[n % 3], "id": f"n{n}", "size": n / 2, **({"note": "x"} if n % 2 else {})} for n in range(24)]
-    forms = AnswerForms(None, infers=True)
+    forms = AnswerForms(None)
     for row in rows:
         assert forms.problem(json.dumps(row, indent=2)) is None
     assert forms.problem("a sentence") == "is not JSON: 'a sentence'"

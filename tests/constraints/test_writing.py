@@ -11,14 +11,15 @@ import torch
 from kit.sequence_models import sequence_folder
 from rankwise.base.loading import load
 from rankwise.base.sources import find
-from rankwise.config.generation import Constraint, GenerationConfig
+from rankwise.config.data import Constraint
+from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.constraints.constraint import problem_with
 from rankwise.errors import ConfigError, EvaluationError
 from rankwise.inference.batch import GenerationBatch, GenerationRow, GrowingBatch
-from rankwise.inference.generate import answer, answers_in_turn, asking_ids, matchers_of
+from rankwise.inference.generate import answer, answers_in_turn, asking_ids, matcher_of
 from rankwise.inference.prefixes import Prefixes
-from rankwise.inference.sampling import Chosen, Sampler, Sampling
+from rankwise.inference.sampling import Sampler, Sampling
 from rankwise.objectives.registry import language_model
 from rankwise.rows.text.example import Message
 from rankwise.runs.records import silent
@@ -72,7 +73,7 @@ def prompts_of(model):
 
 def token_by_token(model, ids, constraint, most):
     """Greedy, each token by a pass over everything so far; forced tokens come from the same matcher."""
-    matcher = matchers_of(model, constraint)()
+    matcher = matcher_of(model, constraint)
     written = matcher.begin()
     while len(written) < most and not set(written) & set(model.template.end_ids):
         with torch.no_grad():
@@ -123,11 +124,11 @@ def test_a_tokenizer_that_cannot_be_followed_is_refused(tmp_path):
 
 
 def test_an_answer_whose_constraint_takes_too_much_ends_with_a_sentence(tiny):
-    row = GenerationRow([5], matcher=matchers_of(tiny, Constraint(kind="regex", text="((a|b|ab){1,2000}){1,2000}c"))())
+    row = GenerationRow([5]).hold_to(matcher_of(tiny, Constraint(kind="regex", text="((a|b|ab){1,2000}){1,2000}c")))
     letter = tiny.tokenizer.encode("a")[0]
     for _ in range(2000):
         if row.problem is None:
-            row.take(Chosen(letter))
+            row.follow(row.matcher, letter)
     with pytest.raises(EvaluationError, match=r"cannot be followed any further .*too many") as told:
         row.check()
     assert len(str(told.value)) < 200
@@ -149,9 +150,9 @@ def test_streamed_pieces_joined_are_the_answer(tiny, constraint):
 
 def test_rows_with_other_constraints_join_and_leave_and_write_what_they_write_alone(tiny):
     def row(number, constraint):
-        matcher = matchers_of(tiny, constraint)()
         sampling = Sampling() if number % 2 else Sampling(temperature=1.0, frequency=0.1)
-        return GenerationRow(prompts_of(tiny)[number % 3], matcher=matcher, sampler=Sampler.seeded(sampling, number))
+        made = GenerationRow(prompts_of(tiny)[number % 3], sampler=Sampler.seeded(sampling, number))
+        return made if constraint is None else made.hold_to(matcher_of(tiny, constraint))
 
     def written(jobs):
         batch = GrowingBatch(tiny.module, lambda adapters: contextlib.nullcontext(), Prefixes())
@@ -171,7 +172,7 @@ def test_rows_with_other_constraints_join_and_leave_and_write_what_they_write_al
         ends = [at for at, token in enumerate(ids) if token in tiny.template.end_ids]
         return ids[: min([*ends, 40])]
 
-    several = [*CONSTRAINTS, "none", "none"]
+    several = [*CONSTRAINTS, None, None]
     together = written([row(number, one) for number, one in enumerate(several)])
     assert together == [written([row(number, one)])[0] for number, one in enumerate(several)]
 
@@ -180,7 +181,7 @@ def test_forced_tokens_are_read_together(tiny):
     """Fewer passes than tokens, and the same tokens as where each is read alone."""
     passes = []
     handle = tiny.module.register_forward_pre_hook(lambda module, args: passes.append(1))
-    rows = [GenerationRow(ids, matcher=matchers_of(tiny, CONSTRAINTS[0])()) for ids in prompts_of(tiny)[:1]]
+    rows = [GenerationRow(prompts_of(tiny)[0]).hold_to(matcher_of(tiny, CONSTRAINTS[0]))]
     batch = GenerationBatch(tiny.module)
     try:
         batch.begin(rows)

@@ -14,8 +14,7 @@ from typing import Any, Unpack
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.commands.report import write_page
-from rankwise.config.data import COLUMN_SETTINGS
-from rankwise.config.generation import Constrained
+from rankwise.config.data import COLUMN_SETTINGS, Constrained
 from rankwise.config.tasks import (
     HELD_OUT,
     TaskConfig,

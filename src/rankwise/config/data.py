@@ -97,6 +97,23 @@ def column_text(text: str) -> ColumnText:
     return ColumnText(tuple(parts))
 
 
+class Constraint(Config):
+    """What an answer may be. It is checked where it is given (constraints/constraint.py)."""
+
+    kind: Literal["schema", "choices", "regex", "grammar"]
+    text: str
+    """The JSON Schema, the JSON list of choices, the regular expression, or the grammar in Lark's notation."""
+    spaces: int = Field(1, ge=0, le=1000)
+    """White space between two tokens of JSON at most: one space, or as many characters as the rows have."""
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.text, self.spaces))
+
+
+Constrained = Constraint | Literal["own", "none"]
+"""A constraint; or the run's own, if it has one; or none."""
+
+
 class Reading(Config):
     """How the rows of one source are read."""
 
@@ -371,11 +388,6 @@ class DataConfig(Reading):
             raise ValueError(
                 "with held_out_order last, groups cannot be kept together; leave out held_out_order or group"
             )
-
-    @property
-    def infers(self) -> bool:
-        """Whether the schema of the answers is read out of them."""
-        return self.answer_schema == INFER
 
     @property
     def may_hold_out(self) -> bool:

@@ -2,28 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from rankwise.config.base import Config, Number, PositiveInt, Seed
-
-
-class Constraint(Config):
-    """What an answer may be. It is checked where it is given (constraints/constraint.py)."""
-
-    kind: Literal["schema", "choices", "regex", "grammar"]
-    text: str
-    """The JSON Schema, the JSON list of choices, the regular expression, or the grammar in Lark's notation."""
-    spaces: int = Field(1, ge=0, le=1000)
-    """White space between two tokens of JSON at most: one space, or as many characters as the rows have."""
-
-    def __hash__(self) -> int:
-        return hash((self.kind, self.text, self.spaces))
-
-
-Constrained = Constraint | Literal["own", "none"]
-"""A constraint; or the run's own, if it has one; or none."""
+from rankwise.config.data import Constrained
 
 
 class GenerationConfig(Config):

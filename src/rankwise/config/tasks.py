@@ -18,8 +18,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from rankwise.config.base import NAME, Number, PositiveInt, Seed
-from rankwise.config.data import OF_TABLES, Reading
-from rankwise.config.generation import Constrained
+from rankwise.config.data import OF_TABLES, Constrained, Reading
 from rankwise.config.reading import read_settings
 from rankwise.errors import ConfigError, did_you_mean, some
 

@@ -17,12 +17,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rankwise.config.base import JsonObject
-from rankwise.config.data import INFER, DataConfig
-from rankwise.config.generation import Constrained, Constraint
+from rankwise.config.data import INFER, OF_ANSWERS, Constrained, Constraint, DataConfig
 from rankwise.constraints.matcher import fits, problem_of
 from rankwise.constraints.schema import MOST_CHARACTERS, read_schema, schema_problem, subschemas
 from rankwise.errors import ConfigError, one_line, some
@@ -71,9 +71,9 @@ FILES = ("schema", "grammar")
 """Kinds that are read from a file."""
 
 
-def constraint_from(unconstrained: bool = False, **given: str | None) -> Constrained:
+def constraint_from(unconstrained: bool = False, **by_kind: str | None) -> Constrained:
     """The constraint that flags ask for, by kind; the run's own where they ask for none. ConfigError for several."""
-    asked = {kind: value for kind, value in given.items() if value is not None}
+    asked = {kind: value for kind, value in by_kind.items() if value is not None}
     if len(asked) + unconstrained > 1:
         flags = [f"--{kind}" for kind in asked] + ["--unconstrained"] * unconstrained
         raise ConfigError([f"{some(flags)} each say what an answer may be; give one of them."])
@@ -90,13 +90,18 @@ def _content(file: str) -> str:
         raise ConfigError([f"{file}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})."]) from None
 
 
-def constraint_in(data: DataConfig) -> Constraint | None:
-    """The constraint that the settings of rows name; None where they name none, or want it inferred."""
-    given = {kind: getattr(data, f"answer_{kind}") for kind in CHECKS}
-    choices = given["choices"]
-    given |= {"choices": json.dumps(choices) if choices else None, "schema": None if data.infers else given["schema"]}
-    found = constraint_from(**given)
-    return found if isinstance(found, Constraint) else None
+def answers_in(data: DataConfig) -> Callable[[], AnswerForms] | None:
+    """Begins to look at the answers of rows; None where these settings hold them to nothing."""
+    if not data.changed(*OF_ANSWERS):
+        return None
+    if data.answer_schema == INFER:
+        return partial(AnswerForms, None)
+    choices = json.dumps(data.answer_choices) if data.answer_choices else None
+    found = constraint_from(
+        schema=data.answer_schema, choices=choices, regex=data.answer_regex, grammar=data.answer_grammar
+    )
+    assert isinstance(found, Constraint), "one of the four is given"
+    return partial(AnswerForms, found)
 
 
 def constraint_given(value: Any) -> Constraint:
@@ -118,24 +123,19 @@ def problem_with(constraint: Constraint, answer: str) -> str | None:
 class AnswerForms:
     """What the answers of rows are held to, or have in common, one after the other."""
 
-    given: Constraint | None
-    infers: bool
+    known: Constraint | None
+    """What was given; None where the schema is inferred."""
     builder: Any = None
     spaces: int = 1
     """The longest white space between two tokens of JSON."""
     values: dict[tuple[str, ...], Counter[str]] = field(default_factory=dict)
     """How often each text stands in a field, while they are few."""
 
-    @property
-    def looks(self) -> bool:
-        """Whether answers are looked at."""
-        return self.infers or self.given is not None
-
     def problem(self, answer: str | None) -> str | None:
         """What is wrong with an answer, which counts where its schema is inferred."""
         if answer is None:
             return None
-        return problem_with(self.given, answer) if self.given is not None else self._add(answer)
+        return problem_with(self.known, answer) if self.known is not None else self._add(answer)
 
     def _add(self, answer: str) -> str | None:
         if self.builder is None:
@@ -157,12 +157,16 @@ class AnswerForms:
 
     @property
     def constraint(self) -> Constraint | None:
-        """What was given, or the schema of the answers; None where there is none."""
+        """What was given, or the schema of the answers; None where there was none."""
         if self.builder is None:
-            return self.given
-        schema = self.builder.to_schema()
-        text = json.dumps(_in_order(schema), ensure_ascii=False)
+            return self.known
+        text = json.dumps(_in_order(self.builder.to_schema()), ensure_ascii=False)
         return Constraint(kind="schema", text=text, spaces=min(self.spaces, 1000))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Fields of the data report."""
+        return {"constraint": self.constraint, "enumerations": self.enumerations()}
 
     def enumerations(self) -> tuple[Enumeration, ...]:
         """Fields that have few values, each of them more than once."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rankwise.config.generation import Constraint
+from rankwise.config.data import Constraint
 from rankwise.constraints.schema import closed
 from rankwise.errors import ConfigError, one_line
 from rankwise.system.extras import need_extra

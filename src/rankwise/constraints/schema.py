@@ -22,7 +22,7 @@ from rankwise.system.extras import need_extra
 from rankwise.system.foreign_json import loads
 
 MOST_CHARACTERS = 200_000
-"""Of a schema, a regular expression, a grammar, or all choices."""
+"""The longest schema, regular expression, grammar or list of choices that is read."""
 INSIDE = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames")
 """Keywords whose value is a schema; of the next two lines, a list of schemas, and schemas by name."""
 LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.sources import find
-from rankwise.config.generation import Constrained
+from rankwise.config.data import Constrained
 from rankwise.config.models import ModelConfig
 from rankwise.config.tasks import TaskConfig
 from rankwise.errors import ConfigError, ModelError

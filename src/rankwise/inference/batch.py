@@ -58,6 +58,8 @@ class GenerationRow:
     """What the answer is held to."""
     ids: list[int] = field(default_factory=list)
     """The tokens of the answer so far."""
+    given_out: int = 0
+    """How many of them a step has returned."""
     unread: int = 0
     """How many of them, the last ones, have no keys and values yet."""
     reused: int = 0
@@ -69,22 +71,19 @@ class GenerationRow:
     problem: str | None = None
     """Why it cannot go on: the model gave no numbers for it, or its constraint cannot be followed."""
 
-    def begin(self) -> list[int]:
-        """What is read before its first token is chosen: the prompt, and what every answer begins with."""
-        if self.matcher is not None and not self.ids:
-            self.ids = self.matcher.begin()
-            self.unread = len(self.ids)
-        return [*self.prompt, *self.ids]
+    def hold_to(self, matcher: Matcher) -> GenerationRow:
+        """Hold the answer to a constraint. It begins with what every such answer begins with."""
+        self.matcher, self.ids = matcher, matcher.begin()
+        self.unread = len(self.ids)
+        return self
 
-    def take(self, one: Chosen) -> list[Chosen]:
-        """Append a chosen token and those that must follow it."""
-        forced = [] if self.matcher is None else self.matcher.take(one.token)
-        self.ids += [one.token, *forced]
-        self.unread += 1 + len(forced)
-        if self.matcher is not None:
-            self.sampler.counts.update(forced)
-            self.problem = self.matcher.problem
-        return [one, *map(Chosen, forced)]
+    def follow(self, matcher: Matcher, token: int) -> None:
+        """Append what must follow a chosen token."""
+        forced = matcher.take(token)
+        self.ids += forced
+        self.unread += len(forced)
+        self.sampler.counts.update(forced)
+        self.problem = matcher.problem
 
     def check(self) -> None:
         """EvaluationError where it cannot go on."""
@@ -102,10 +101,8 @@ def by_samplers(logits: Tensor, rows: Sequence[GenerationRow], allowed: Tensor |
     return chosen(logits, [row.sampler for row in rows], allowed)
 
 
-def _allowed(rows: Sequence[GenerationRow], logits: Tensor) -> Tensor | None:
-    """What each row may go on with (B, V); None where all of them are free."""
-    if all(row.matcher is None for row in rows):
-        return None
+def _allowed(rows: Sequence[GenerationRow], logits: Tensor) -> Tensor:
+    """What each row may go on with (B, V)."""
     allowed = np.ones(logits.shape, bool)
     for place, row in zip(allowed, rows, strict=True):
         if row.matcher is not None:
@@ -131,19 +128,11 @@ class GenerationBatch:
     def begin(self, rows: Sequence[GenerationRow]) -> list[RowTokens]:
         """Read all prompts, and choose the first tokens of their answers."""
         self.rows, self._cache = list(rows), new_cache(self._module)
-        return self._first(self._read_all())
-
-    def _first(self, following: list[RowTokens]) -> list[RowTokens]:
-        """What begins the answers, with the tokens that had to."""
-        every = list[RowTokens]()
-        for row, tokens in zip(self.rows, following, strict=True):
-            forced = row.ids[: len(row.ids) - len(tokens or ())]
-            every.append(None if tokens is None else [*map(Chosen, forced), *tokens])
-        return every
+        return self._read_all()
 
     def _read_all(self) -> list[RowTokens]:
         """Read everything that the rows hold."""
-        ids, self._mask = _padded([row.begin() for row in self.rows], self._device, left=True)
+        ids, self._mask = _padded([[*row.prompt, *row.ids] for row in self.rows], self._device, left=True)
         for row in self.rows:
             row.unread = 0
         return self._choose(self._forward(ids, self._mask, self._cache, self.rows), self.rows)
@@ -211,11 +200,20 @@ class GenerationBatch:
         sound = highest.isfinite()
         if not sound.all():
             logits = logits.where(sound[:, None], 0)
-        drawn = self._draw(logits, rows, _allowed(rows, logits))
+        allowed = _allowed(rows, logits) if any(row.matcher is not None for row in rows) else None
+        drawn = self._draw(logits, rows, allowed)
         for number, row, one, value in zip(choosing, rows, drawn, highest.tolist(), strict=True):
             row.problem = None if math.isfinite(value) else NO_NUMBERS.format(value)
-            tokens = row.take(one) if row.problem is None else []
-            every[number] = tokens if row.problem is None else None
+            if row.problem is not None:
+                every[number] = None
+                continue
+            before, after = row.ids[row.given_out :], len(row.ids) + 1
+            row.ids.append(one.token)
+            row.unread += 1
+            if row.matcher is not None:
+                row.follow(row.matcher, one.token)
+            every[number] = [*map(Chosen, before), one, *map(Chosen, row.ids[after:])]
+            row.given_out = len(row.ids)
         return every
 
 
@@ -234,8 +232,6 @@ class EncodedBatch(GenerationBatch):
     def begin(self, rows: Sequence[GenerationRow]) -> list[RowTokens]:
         config = self._module.config
         self.rows, own = list(rows), config.get_text_config(decoder=True)
-        for row in rows:
-            row.begin()
         ids, mask = _padded([row.prompt for row in rows], self._device, left=False)
         self._encoded = {
             "encoder_outputs": self._module.get_encoder()(input_ids=ids, attention_mask=mask, return_dict=True),
@@ -244,7 +240,7 @@ class EncodedBatch(GenerationBatch):
         self._cache = EncoderDecoderCache(DynamicCache(config=own), DynamicCache(config=own))
         first = torch.full((len(rows), 1), config.decoder_start_token_id, device=self._device)
         self._mask = torch.ones_like(first)
-        return self._first(self._choose(self._forward(first, self._mask, self._cache, rows), rows))
+        return self._choose(self._forward(first, self._mask, self._cache, rows), rows)
 
 
 class GrowingBatch(GenerationBatch):
@@ -256,7 +252,7 @@ class GrowingBatch(GenerationBatch):
 
     def join(self, row: GenerationRow) -> list[Chosen]:
         """Read a prompt, and begin its answer. EvaluationError where the row cannot go on."""
-        first = self.read(row, len(row.begin()))
+        first = self.read(row, len(row.prompt) + len(row.ids))
         assert first is not None, "all of it is read"
         return first
 
@@ -264,7 +260,7 @@ class GrowingBatch(GenerationBatch):
     def read(self, row: GenerationRow, most: int) -> RowTokens:
         """Read up to `most` more tokens of the prompt. Returns what the answer begins with once the whole prompt is
         read, and None before that. EvaluationError where the row cannot go on."""
-        tokens = row.begin()
+        tokens = [*row.prompt, *row.ids]
         if row.cache is None:
             row.cache = self._with_beginning(row)
         begin, row.read = row.read, min(len(tokens), row.read + most)
@@ -282,7 +278,7 @@ class GrowingBatch(GenerationBatch):
             self._prefixes.add(row.prompt, row.adapter, layers)
         self._lay_beside(cache, mask)
         row.check()
-        return [*map(Chosen, tokens[len(row.prompt) :]), *(first or ())]
+        return first
 
     @torch.inference_mode()
     def leave(self, ended: Sequence[GenerationRow]) -> None:

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from rankwise.base.loaded import LoadedModel
-from rankwise.config.generation import Constrained, Constraint, GenerationConfig
+from rankwise.config.data import Constraint
+from rankwise.config.generation import GenerationConfig
 from rankwise.constraints.matcher import Matcher, Vocabulary
 from rankwise.errors import ModelError
 from rankwise.inference.batch import Draw, EncodedBatch, GenerationBatch, GenerationRow, by_samplers
@@ -53,14 +54,13 @@ def decode(
     `is_settled`, and where the model gives no numbers, which is an error with `refuse_damage`."""
     assert on_text is None or len(prompts) == 1
     began, found = time.perf_counter(), dict[int, Answer]()
-    matcher = matchers_of(model, config.constraint)
     drafts = [
-        Draft(
-            GenerationRow(list(ids), matcher=matcher()), model.template, config.max_new_tokens,
-            loops=config.repetition_check,
-        )
+        Draft(GenerationRow(list(ids)), model.template, config.max_new_tokens, loops=config.repetition_check)
         for ids in prompts
-    ]  # fmt: skip
+    ]
+    if isinstance(config.constraint, Constraint):
+        for draft in drafts:
+            draft.row.hold_to(matcher_of(model, config.constraint))
     with _evaluating(model.module), drawing(config) as draw:
         batch = BATCHES[text_objective(model).name](model.module, draw)
         batch.begin([draft.row for draft in drafts])
@@ -101,17 +101,15 @@ def drawing(config: GenerationConfig) -> Iterator[Draw]:
         yield partial(drawn_together, config) if config.temperature > 0 else by_samplers
 
 
-def matchers_of(model: LoadedModel, constraint: Constrained) -> Callable[[], Matcher | None]:
-    """What gives each answer of the model its own matcher."""
-    if not isinstance(constraint, Constraint):
-        return lambda: None
-    return partial(Matcher, _vocabulary(model.tokenizer, model.vocabulary, model.template.end_ids), constraint)
+def matcher_of(model: LoadedModel, constraint: Constraint) -> Matcher:
+    """What one answer of the model may go on with."""
+    return Matcher(_vocabulary(model.tokenizer, model.vocabulary, model.template.end_ids), constraint)
 
 
 @lru_cache(maxsize=4)
 def _vocabulary(tokenizer: HubTokenizer, size: int, ends: tuple[int, ...]) -> Vocabulary:
     """Made once for all templates of a tokenizer that end answers alike: this looks at each token."""
-    return Vocabulary(tokenizer.as_json, size, ends)
+    return Vocabulary(tokenizer.hub.backend_tokenizer.to_str(), size, ends)
 
 
 @contextmanager

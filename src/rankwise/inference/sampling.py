@@ -57,7 +57,8 @@ class Sampler:
     def choose(self, logits: Tensor, allowed: Tensor | None = None) -> Chosen:
         """`logits` (V,) in float32 on the processor, of which only the `allowed` (V,) are looked at."""
         spec = self.config
-        changed = among(self._changed(logits), allowed)
+        changed = self._changed(logits)
+        changed = changed if allowed is None else changed.masked_fill(~allowed, -torch.inf)
         token = int(changed.argmax()) if spec.temperature == 0 else self._drawn(changed)
         self.counts[token] += 1
         if not spec.listed:
@@ -89,14 +90,11 @@ class Sampler:
         return int(tokens[torch.multinomial(ordered, 1, generator=self.generator)])
 
 
-def among(logits: Tensor, allowed: Tensor | None) -> Tensor:
-    return logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)
-
-
 def chosen(logits: Tensor, samplers: Sequence[Sampler], allowed: Tensor | None = None) -> list[Chosen]:
     """`logits` and `allowed` (B, V), one sampler for each row."""
     if all(one.config == GREEDY for one in samplers):
-        return [Chosen(token) for token in among(logits, allowed).argmax(-1).tolist()]
+        logits = logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)
+        return [Chosen(token) for token in logits.argmax(-1).tolist()]
     rows = logits.float().cpu()
     each = [None] * len(rows) if allowed is None else allowed.cpu()
     return [sampler.choose(row, own) for sampler, row, own in zip(samplers, rows, each, strict=True)]
@@ -106,7 +104,8 @@ def drawn_together(
     config: GenerationConfig, logits: Tensor, rows: Sequence[object], allowed: Tensor | None
 ) -> list[Chosen]:
     """All rows (B, V) at once from torch's own generator, as transformers draws them."""
-    scores = among(logits, allowed) / config.temperature
+    logits = logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)
+    scores = logits / config.temperature
     if config.top_p < 1:
         warp: Any = TopPLogitsWarper(config.top_p)
         scores = warp(None, scores)

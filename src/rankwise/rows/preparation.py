@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImageProcessing
-from rankwise.constraints.constraint import AnswerForms, constraint_in
 from rankwise.errors import DataError
 from rankwise.rows.encoded.row_order import BalancedOrder, Replay, ReplayOrder, repeats_of
 from rankwise.rows.encoded.sequences import EncodedRows, RowWriter, SelectedRows
@@ -50,6 +49,19 @@ def compares(config: DataConfig) -> bool:
     return config.may_hold_out or config.validation is not None
 
 
+class Answers(Protocol):
+    """What the answers of rows are held to, or have in common."""
+
+    def problem(self, answer: str | None) -> str | None:
+        """What is wrong with the answer of the next row."""
+        ...
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Fields of the data report."""
+        ...
+
+
 @dataclass(frozen=True)
 class EncodingFacts:
     """How rows are encoded, for the data report."""
@@ -59,6 +71,8 @@ class EncodingFacts:
     processing: ImageProcessing | None = None
     reads: frozenset[str] = frozenset()
     """Forms of rows that are learned (Example.special), and lists of labels."""
+    answers: Callable[[], Answers] | None = None
+    """Begins to look at answers; None where they are free."""
 
 
 @dataclass
@@ -71,7 +85,8 @@ class ReadRows:
     """Counts the rows of the validation source, which are counted nowhere else."""
     prompts: TextIndex
     """What rows with the same question share, of the usable rows of all sources."""
-    answers: AnswerForms
+    answers: Answers | None = None
+    """What the answers are held to."""
     groups: dict[str, int] = field(default_factory=dict)
     """A number for each group."""
     trained: list[SourceRows] = field(default_factory=list)
@@ -109,7 +124,7 @@ class Encoding:
         spec, own = self.config, self.config.measured_source
         readings = [(open_source(spec, source), source.weight) for source in spec.all_sources]
         measured = [] if own is None else [open_source(spec, own)]
-        answers = AnswerForms(constraint_in(spec), infers=spec.infers)
+        answers = None if self.facts.answers is None else self.facts.answers()
         every = ReadRows(RowWriter(folder), self.empty.anew(folder), self.empty.anew(), TextIndex(folder), answers)
         for reading, weight in readings:
             every.trained.append(self._source(reading, weight, every, every.tally))
@@ -130,7 +145,8 @@ class Encoding:
     def _add(self, chunk: list[list[Example]], rows: SourceRows, every: ReadRows, tally: Tally) -> None:
         if self.encoder is not None:
             chunk = self._learnable(chunk, rows.reading.source.path, tally)
-        chunk = _keeping(chunk, every.answers, tally)
+        if every.answers is not None:
+            chunk = _keeping(chunk, every.answers, tally)
         tally.read(chunk)
         formats = {part.format for part in rows.reading.parts} - {None}
         classification = bool(formats) and formats <= {"classification", "image"}
@@ -176,10 +192,8 @@ class Encoding:
         return usable
 
 
-def _keeping(chunk: list[list[Example]], answers: AnswerForms, tally: Tally) -> list[list[Example]]:
+def _keeping(chunk: list[list[Example]], answers: Answers, tally: Tally) -> list[list[Example]]:
     """The rows whose answers keep to the constraint; the others cannot be used."""
-    if not answers.looks:
-        return chunk
     problems = [
         (row[0].where, f"{row[0].where}: the answer {problem}")
         for row in chunk
@@ -332,8 +346,7 @@ def _data_report(
         validation=validation_of(apart, encodes) if spec.validation is not None else None,
         duplicates=exact, near_duplicates=near, overlap=overlap,
         licence=strictest(file.licence for file in files),
-        constraint=every.answers.constraint,
-        enumerations=every.answers.enumerations(),
+        **(every.answers.facts if every.answers is not None else {}),
         recipe=spec.recipe,
         images=findings.facts if findings is not None else None,
         image_processing=work.facts.processing,

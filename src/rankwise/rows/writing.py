@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from rankwise.config.data import DataConfig
 from rankwise.config.recipe import recipe_named
+from rankwise.constraints.constraint import answers_in
 from rankwise.errors import DataError
 from rankwise.rows.images.decode import decode, record_of
-from rankwise.rows.preparation import Encoding, EncodingFacts, Prepared, prepared_of
+from rankwise.rows.preparation import Answers, Encoding, EncodingFacts, Prepared, prepared_of
 from rankwise.rows.report.report import Tally
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import Encoder, EncoderOf
@@ -36,13 +38,15 @@ class TextWriting:
     guessed: bool = False
     """Nobody named this model; it was here."""
     learned: Learned = ANSWERS
+    answers: Callable[[], Answers] | None = None
+    """Begins to look at answers, where they are held to anything."""
 
     def by(self, config: DataConfig) -> TextWriting:
         """With the template of the recipe, where there is one, and asked to reason where rows have reasoning."""
         own = self.template
         if config.recipe is not None:
             own = ChatTemplate.of_recipe(self.tokenizer, recipe_named(config.recipe))
-        return replace(self, template=own.with_reasoning(config.reasoning))
+        return replace(self, template=own.with_reasoning(config.reasoning), answers=answers_in(config))
 
     def encoder(self, config: DataConfig) -> RowEncoder:
         limit = min(config.max_length, self.context or config.max_length)
@@ -69,7 +73,7 @@ class TextWriting:
 
     @property
     def facts(self) -> EncodingFacts:
-        return EncodingFacts(self.learned, self.template.facts, reads=self.learned.reads)
+        return EncodingFacts(self.learned, self.template.facts, reads=self.learned.reads, answers=self.answers)
 
     def counted(self, prepared: Prepared) -> Prepared:
         """With how often new tokens occur."""
@@ -93,7 +97,7 @@ class TextWriting:
 
 def count_only(config: DataConfig, callback: Callback) -> DataReport:
     """What can be said of rows without any tokenizer."""
-    work = Encoding(config, None, Tally(), callback, None, EncodingFacts(), look=looked_at)
+    work = Encoding(config, None, Tally(), callback, None, EncodingFacts(answers=answers_in(config)), look=looked_at)
     return prepared_of(work, work.read(None)).data_report
 
 

@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from rankwise.config.base import Config
-from rankwise.config.generation import Constraint
+from rankwise.config.data import Constraint
 from rankwise.config.images import ImageProcessing
 from rankwise.errors import one_line, some
 from rankwise.runs.row_facts import (

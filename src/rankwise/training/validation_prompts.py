@@ -13,7 +13,8 @@ import numpy as np
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.base import shown
-from rankwise.config.generation import Constrained, GenerationConfig
+from rankwise.config.data import Constrained
+from rankwise.config.generation import GenerationConfig
 from rankwise.config.validation import ValidationConfig
 from rankwise.errors import ConfigError
 from rankwise.evaluation.metrics import METRICS, rows_of, unfit

@@ -225,9 +225,4 @@ class HubTokenizer:
     @cached_property
     def identity(self) -> str:
         """A hash of all tokens and rules of the tokenizer."""
-        return sha256(self.as_json.encode()).hexdigest()
-
-    @property
-    def as_json(self) -> str:
-        """The tokenizer as the tokenizers library writes it."""
-        return self._backend.to_str()
+        return sha256(self._backend.to_str().encode()).hexdigest()
