@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankwise.config.adapters import LoraConfig
+from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import ConfigError
 
 
@@ -113,3 +113,9 @@ def test_a_pattern_is_held_to_the_range_of_what_it_replaces(values):
     with pytest.raises(ConfigError) as caught:
         LoraConfig(**values)
     assert next(iter(values)) in str(caught.value)
+
+
+def test_the_phases_of_adalora_leave_steps_for_pruning():
+    assert AdaLoraConfig(warmup=0.25, final=0.5).final == 0.5
+    with pytest.raises(ConfigError, match="no steps for pruning"):
+        AdaLoraConfig(warmup=0.5, final=0.5)

@@ -68,6 +68,10 @@ def test_an_interval_that_chose_when_to_stop_still_holds(spread: float) -> None:
     assert len(stopped) > 1 or spread > 1, "it stops at one look or at another"
 
 
+def test_a_text_too_short_for_several_looks_pays_for_one() -> None:
+    assert Looks().interval([0.1, 0.3], 7) == interval([0.1, 0.3], 1)
+
+
 def test_it_stops_at_a_share_of_the_mean_or_at_an_amount() -> None:
     enough = Looks().enough
     assert enough(Measurement(value=1, low=0.75, high=1.25)) and not enough(Measurement(value=1, low=0.74, high=1.26))

@@ -10,6 +10,7 @@ import json
 import random
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,13 @@ def test_a_rule_gives_the_scale_of_one_layer(tmp_path: Path) -> None:
     assert scales["OpenVINO GenAI"] == 1.0
     assert scales["mlx-lm"] is None
     assert f"applies {r**-0.5:.4g} times the trained change in all" in (verdicts(weights)["SGLang"] or "")
+
+
+def test_a_layer_that_was_left_without_a_rank_is_no_uneven_one(tmp_path: Path) -> None:
+    weights = saved("plain", 0, tmp_path)
+    path, part = next(iter(weights.factors.items()))
+    empty = replace(part, A=part.A[:0], B=part.B[:, :0])
+    assert verdicts(replace(weights, factors={**weights.factors, path: empty}))["SGLang"] is None
 
 
 def test_settings_of_another_format_are_no_ones_adapter(tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ def test_the_loss_is_that_of_transformers_and_no_batch_changes_it(home, tiny_fol
     for most in (1, 300, 100_000):
         batches = objective.batches(list(rows), most)
         assert sum(batch.count for batch in batches) == 40
+        assert all(batch.count == 1 or batch.size <= most for batch in batches), most
         with torch.no_grad():
             total = sum(objective.loss(model.module, batch).item() for batch in batches)
         assert total == pytest.approx(wanted, rel=1e-5), most

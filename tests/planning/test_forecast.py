@@ -108,6 +108,11 @@ def test_what_is_said_to_fit_at_once_fits_and_a_little_more_does_not():
         assert tokens > 0 and peak(tokens) <= CARD.usable < peak(tokens + 128)
 
 
+def test_twice_the_tokens_have_twice_the_logits():
+    made = of(FullConfig())
+    assert made.with_tokens(2 * AMOUNT.tokens, 0).memory["logits"] == 2 * made.memory["logits"]
+
+
 def test_as_few_blocks_are_computed_twice_as_make_it_fit():
     made = of(LoraConfig(), SEVEN, device=CARD)
     twice = made.least_recomputed(CARD.usable)

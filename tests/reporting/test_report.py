@@ -16,7 +16,7 @@ import rankwise
 from kit.report_runs import made_run
 from rankwise.commands.report import report
 from rankwise.errors import RunError
-from rankwise.reporting.charts import smoothed
+from rankwise.reporting.charts import MOST_POINTS, smoothed, thinned
 from rankwise.reporting.document import Document, facts, folded, matrix, paragraph, table
 from rankwise.reporting.figures import Sheet, decades, ticks
 from rankwise.reporting.markup import element, lines_of
@@ -158,6 +158,12 @@ def test_a_smoothed_curve_is_the_weighted_mean_around_each_step(count):
         weights = [keep ** abs(at - other) for other in range(count)]
         wanted = sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)
         assert found == pytest.approx(wanted)
+
+
+def test_a_thinned_curve_has_its_first_point_and_its_last():
+    steps = range(MOST_POINTS + 2)
+    xs, ys = thinned((steps, steps))
+    assert xs == ys and (xs[0], xs[-1]) == (steps[0], steps[-1]) and len(xs) <= MOST_POINTS
 
 
 def test_without_an_evaluation_it_says_what_the_loss_did_and_how_to_measure():

@@ -108,7 +108,10 @@ def test_lengths_choices_and_seeds(server):
     short = server.client.post(CHAT, json=chat("lora", QUESTIONS[0], max_tokens=2)).json()
     assert short["choices"][0]["finish_reason"] == "length" and short["usage"]["completion_tokens"] == 2
     drawn = chat("tiny-llama", QUESTIONS[0], temperature=1.5, n=3, seed=5, max_completion_tokens=6)
-    first, again = (server.client.post(CHAT, json=drawn).json()["choices"] for _ in range(2))
+    first, again = (server.client.post(CHAT, json=drawn).json() for _ in range(2))
+    reused = again["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert reused == again["usage"]["prompt_tokens"] - 1, "the prompt counts once"
+    first, again = first["choices"], again["choices"]
     assert first == again and [one["index"] for one in first] == [0, 1, 2]
     assert len({one["message"]["content"] for one in first}) == 3
     other = server.client.post(CHAT, json=drawn | {"seed": 6}).json()["choices"]

@@ -91,6 +91,7 @@ def test_a_whole_training_ends_with_exactly_the_budget_and_tells_how_it_got_ther
     plans = [event for event in heard if isinstance(event, RankRecord)]
     assert len([event for event in heard if isinstance(event, StepRecord)]) == 30
     assert plans[-1].final and sum(plans[-1].ranks.values()) == 2 * 14 == plans[-1].budget
+    assert plans[-1].step == state.trainable.schedule.decided + 1, "the step after which they were decided"
     assert [plan.final for plan in plans[:-1]] == [False] * (len(plans) - 1)
     totals = [sum(plan.ranks.values()) for plan in plans]
     assert totals == sorted(totals, reverse=True) and totals[0] > totals[-1]
