@@ -15,7 +15,6 @@ from kit.sources import FILES, TREES
 from rankwise import errors
 from rankwise.cli.main import app
 from rankwise.config.base import Config
-from rankwise.config.data import Constraint
 from rankwise.config.experiment import Experiment
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.images import ImageProcessing
@@ -153,14 +152,13 @@ def test_the_search_for_settings_finds_them_all():
         "Experiment", "ModelConfig", "DataConfig", "SourceConfig", "ValidationDataConfig", "LoraConfig",
         "AdaLoraConfig", "VeraConfig", "HeadConfig", "FullConfig", "ClassificationConfig", "ImagesConfig",
         "TrainingConfig", "GenerationConfig", "TaskConfig", "ValidationConfig", "AnchorConfig", "ReplayConfig",
-        "ReplayDataConfig", "PreferenceConfig", "TrackingConfig",
+        "ReplayDataConfig", "PreferenceConfig", "TrackingConfig", "Constraint",
     }  # fmt: skip
     # every other class of config/ is the base of one of these, an experiment as it is planned, with the same settings,
-    # or a recipe, which we wrote and no user sets; or the preprocessing of images, which a model's own folder sets; or
-    # a constraint, which is made of a flag's value
+    # or a recipe, which we wrote and no user sets; or the preprocessing of images, which a model's own folder sets
     related = (any(issubclass(one, spec) for one in found) or issubclass(spec, Experiment) for spec in spec_classes())
     others = {spec for spec, known in zip(spec_classes(), related, strict=True) if not known}
-    assert others == {spec for spec, _ in settings_of(Recipe)} | {Constraint, ImageProcessing}
+    assert others == {spec for spec, _ in settings_of(Recipe)} | {ImageProcessing}
     assert not any("no_such_setting" in reads for reads in READS.values())
 
 
