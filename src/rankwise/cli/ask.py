@@ -13,36 +13,16 @@ import typer
 from rankwise.cli.conversing import converse, not_utf8, remark, speak, tell_repetition
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import (
-    Base,
-    BaseModel,
-    Both,
-    Choices,
-    ForceBase,
-    ForceResult,
-    Grammar,
-    Json,
-    MaxNewTokens,
-    Quiet,
-    Regex,
-    RepetitionCheck,
-    RunName,
-    Schema,
-    Seed,
-    System,
-    Temperature,
-    TopP,
-    TrustCode,
-    Unconstrained,
-    option,
-)
-from rankwise.config.generation import GenerationConfig
+from rankwise.cli.options import Answering, Base, Both, Json, Opening, Quiet, RunName, System, option, takes_groups
 from rankwise.errors import ConfigError, some
 
 if TYPE_CHECKING:
     from rankwise.commands.predict import Predicted
 
+AT_LENGTH = Answering(max_new_tokens=512)
 
+
+@takes_groups
 def generate(
     run: RunName,
     prompt: Annotated[str, option("The prompt. - reads it from stdin.")],
@@ -50,41 +30,22 @@ def generate(
     both: Both = False,
     system: System = None,
     context: Annotated[str, option("Input that belongs to the prompt (Alpaca's input).")] = "",
-    max_new_tokens: MaxNewTokens = 256,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    seed: Seed = 0,
-    repetition_check: RepetitionCheck = True,
-    schema: Schema = None,
-    choices: Choices = None,
-    regex: Regex = None,
-    grammar: Grammar = None,
-    unconstrained: Unconstrained = False,
-    base_model: BaseModel = None,
-    force_base: ForceBase = False,
-    force_result: ForceResult = False,
-    trust_code: TrustCode = None,
+    *,
+    answering: Answering,
+    opening: Opening,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Generate one answer with a run's model."""
     with report_failures(as_json):
-        from rankwise.constraints.constraint import constraint_from
-
-        spec = GenerationConfig(
-            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
-            repetition_check=repetition_check,
-            constraint=constraint_from(unconstrained, schema=schema, choices=choices, regex=regex, grammar=grammar),
-        )  # fmt: skip
         text = _stdin() if prompt == "-" else prompt
         from rankwise.commands.generate import generate as generate_command
 
         streamed = not as_json and not both
         with Display(quiet) as display:
             generated = generate_command(
-                run, text, spec, system=system, context=context, base=base, both=both, callback=display,
-                force_base=force_base, force_result=force_result, trust_code=trust_code, base_model=base_model,
-                on_text=speak if streamed else None,
+                run, text, answering.config, system=system, context=context, base=base, both=both, callback=display,
+                on_text=speak if streamed else None, **vars(opening),
             )  # fmt: skip
         if as_json:
             print_json(generated.summary())
@@ -98,25 +59,15 @@ def generate(
                 tell_repetition(given.stopped, side if both else "")
 
 
+@takes_groups
 def chat(
     run: RunName,
     base: Base = False,
     both: Both = False,
     system: System = None,
-    max_new_tokens: MaxNewTokens = 512,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    seed: Seed = 0,
-    repetition_check: RepetitionCheck = True,
-    schema: Schema = None,
-    choices: Choices = None,
-    regex: Regex = None,
-    grammar: Grammar = None,
-    unconstrained: Unconstrained = False,
-    base_model: BaseModel = None,
-    force_base: ForceBase = False,
-    force_result: ForceResult = False,
-    trust_code: TrustCode = None,
+    *,
+    answering: Answering = AT_LENGTH,
+    opening: Opening,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -127,21 +78,13 @@ def chat(
     removes it; /help lists the commands; /quit, Ctrl-D or Ctrl-C ends.
     """
     with report_failures(as_json):
-        from rankwise.constraints.constraint import constraint_from
-
-        spec = GenerationConfig(
-            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
-            repetition_check=repetition_check,
-            constraint=constraint_from(unconstrained, schema=schema, choices=choices, regex=regex, grammar=grammar),
-        )  # fmt: skip
         from rankwise.commands.generate import Chat, load_tuned
 
         with Display(quiet) as display:
             asked = load_tuned(
-                run, display, force_base=force_base, force_result=force_result, trust_code=trust_code,
-                base_model=base_model,
+                run, display, **vars(opening),
             )  # fmt: skip
-        talk = Chat.begin(asked, spec, base=base, both=both, system=system)
+        talk = Chat.begin(asked, answering.config, base=base, both=both, system=system)
         interrupted = converse(talk, aloud=not as_json)
         if as_json:
             print_json({"run": run, "turns": talk.turns()})
@@ -156,6 +99,7 @@ def _stdin() -> str:
         raise not_utf8(error) from None
 
 
+@takes_groups
 def predict(
     run: RunName,
     data: Annotated[str, option("Rows to answer: a file, a folder, or hub:NAME.")],
@@ -167,11 +111,8 @@ def predict(
     system: System = None,
     column: Annotated[str, typer.Option(help="Name of the column for the answers.")] = "prediction",
     base: Base = False,
-    max_new_tokens: MaxNewTokens = 256,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    seed: Seed = 0,
-    repetition_check: RepetitionCheck = True,
+    *,
+    answering: Answering,
     batch_size: Annotated[int, typer.Option(min=1, help="Number of rows to answer at once.")] = 64,
     on_bad_row: Annotated[
         str,
@@ -180,15 +121,7 @@ def predict(
         ),
     ] = "stop",
     overwrite: Annotated[bool, option("Replace an existing file.", "--overwrite")] = False,
-    schema: Schema = None,
-    choices: Choices = None,
-    regex: Regex = None,
-    grammar: Grammar = None,
-    unconstrained: Unconstrained = False,
-    base_model: BaseModel = None,
-    force_base: ForceBase = False,
-    force_result: ForceResult = False,
-    trust_code: TrustCode = None,
+    opening: Opening,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -199,20 +132,13 @@ def predict(
     with report_failures(as_json):
         if on_bad_row not in ("stop", "skip"):
             raise ConfigError([f'--on-bad-row "{on_bad_row}": use stop or skip.'])
-        from rankwise.constraints.constraint import constraint_from
-
-        spec = GenerationConfig(
-            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
-            repetition_check=repetition_check,
-            constraint=constraint_from(unconstrained, schema=schema, choices=choices, regex=regex, grammar=grammar),
-        )  # fmt: skip
         from rankwise.commands.predict import predict as predict_command
 
         with Display(quiet) as display:
             predicted = predict_command(
-                run, data, out, spec, prompt=prompt, system=system, column=column, base=base, batch_size=batch_size,
-                skip_bad_rows=on_bad_row == "skip", overwrite=overwrite, callback=display,
-                force_base=force_base, force_result=force_result, trust_code=trust_code, base_model=base_model,
+                run, data, out, answering.config, prompt=prompt, system=system, column=column, base=base,
+                batch_size=batch_size, skip_bad_rows=on_bad_row == "skip", overwrite=overwrite, callback=display,
+                **vars(opening),
             )  # fmt: skip
         if as_json:
             print_json(predicted.summary())

@@ -12,22 +12,7 @@ import typer
 
 from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import (
-    BaseModel,
-    Choices,
-    ForceBase,
-    ForceResult,
-    Grammar,
-    Json,
-    Quiet,
-    Regex,
-    RunName,
-    Schema,
-    TrustCode,
-    Unconstrained,
-    argument,
-    option,
-)
+from rankwise.cli.options import Constraining, Json, Opening, Quiet, RunName, argument, option, takes_groups
 from rankwise.system.memory import keep_memory
 
 if TYPE_CHECKING:
@@ -35,6 +20,7 @@ if TYPE_CHECKING:
     from rankwise.runs.evaluations import Evaluation
 
 
+@takes_groups
 def evaluate(
     target: Annotated[str, argument(
         "A run (its name or folder), a PEFT adapter's folder, or a model as --model takes it.", metavar="RUN|MODEL")],
@@ -62,31 +48,22 @@ def evaluate(
         help="Number format: float32, bfloat16, or auto. auto is float32 on a CPU, where answers then do not depend on "
         "the batch size.")] = "auto",
     out: Annotated[Path | None, option("File for the result.  [default: in the run's folder]")] = None,
-    schema: Schema = None,
-    choices: Choices = None,
-    regex: Regex = None,
-    grammar: Grammar = None,
-    unconstrained: Unconstrained = False,
-    base_model: BaseModel = None,
-    force_base: ForceBase = False,
-    force_result: ForceResult = False,
-    trust_code: TrustCode = None,
+    *,
+    constraining: Constraining,
+    opening: Opening,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Score a run and its base model on a task, or a single model."""
     with report_failures(as_json):
         from rankwise.commands.evaluate import evaluate as evaluate_command
-        from rankwise.constraints.constraint import constraint_from
 
         keep_memory()
         with Display(quiet) as display:
             evaluation = evaluate_command(
                 target, task, data=data, rows=rows, against=against, base=base,
                 with_forgetting=forgetting, text=text, blocks=blocks, batch_size=batch_size, dtype=dtype,
-                out=out, callback=display, force_base=force_base, force_result=force_result, trust_code=trust_code,
-                base_model=base_model, images=other_images,
-                constraint=constraint_from(unconstrained, schema=schema, choices=choices, regex=regex, grammar=grammar),
+                out=out, callback=display, images=other_images, constraint=constraining.constraint, **vars(opening),
             )  # fmt: skip
         print_result(as_json, evaluation.summary(), *_lines(evaluation), *_cautions(target, evaluation))
 
@@ -163,6 +140,7 @@ def report(
         print_result(as_json, written, f"{written.verdict}\n{written.page}")
 
 
+@takes_groups
 def strength(
     run: RunName,
     text: Annotated[
@@ -177,10 +155,8 @@ def strength(
         option("Rows of the task that were not trained on.  [default: the validation rows of the run]"),
     ] = None,
     blocks: Annotated[int, typer.Option(help="Number of blocks of 512 tokens to read from the text.")] = 16,
-    base_model: BaseModel = None,
-    force_base: ForceBase = False,
-    force_result: ForceResult = False,
-    trust_code: TrustCode = None,
+    *,
+    opening: Opening,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -190,8 +166,7 @@ def strength(
 
         with Display(quiet) as display:
             measured = strength_command(
-                run, text=text, data=data, blocks=blocks, force_base=force_base, force_result=force_result,
-                trust_code=trust_code, base_model=base_model, callback=display,
+                run, text=text, data=data, blocks=blocks, callback=display, **vars(opening),
             )  # fmt: skip
         print_result(as_json, measured.summary(), *_strength_lines(measured), *_strength_cautions(measured))
 

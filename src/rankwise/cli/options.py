@@ -1,11 +1,24 @@
-"""Options that several commands share. Those that are settings of an experiment stand in settings.py."""
+"""Options that several commands share. Those that are settings of an experiment stand in settings.py.
+
+Options that always come together are a group, which is one parameter of a command:
+
+    @takes_groups
+    def generate(run: RunName, *, answering: Answering, ...)
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from rankwise.config.generation import GenerationConfig
 
 
 def option(help: str, *names: str, **more: Any) -> Any:
@@ -33,18 +46,6 @@ RunName = Annotated[
 Base = Annotated[bool, option("Use the base model without the adapter.", "--base")]
 Both = Annotated[bool, option("Answer with the run's model and with its base model.", "--both")]
 System = Annotated[str | None, option("System message, instead of the one from training.")]
-MaxNewTokens = Annotated[int, typer.Option(help="Largest number of tokens in an answer.")]
-Temperature = Annotated[float, typer.Option(help="Sampling temperature. 0 always takes the most likely token.")]
-TopP = Annotated[
-    float,
-    typer.Option(
-        "--top-p", help="With a temperature: sample only the most likely tokens that together have this probability."
-    ),
-]
-Seed = Annotated[int, typer.Option(help="Seed of the sampling.")]
-RepetitionCheck = Annotated[
-    bool, typer.Option("--repetition-check/--no-repetition-check", help="Stop an answer that repeats itself.")
-]
 ForceBase = Annotated[
     bool, option("Use the base model even if its weights have changed since training.", "--force-base")
 ]
@@ -59,10 +60,6 @@ TrustCode = Annotated[
     str | None,
     option("Commit (40 hex digits) of the base model's own Python code that may run. Read it first.", "--trust-code"),
 ]
-Schema = Annotated[str | None, option("File of a JSON Schema that answers are held to.  [default: the run's own]")]
-Choices = Annotated[str | None, option("The only answers there are, separated by commas.")]
-Regex = Annotated[str | None, option("Regular expression that a whole answer matches.")]
-Grammar = Annotated[str | None, option("File of a grammar in Lark's notation that answers follow.")]
 Unconstrained = Annotated[bool, option("Do not hold answers to the run's own schema.", "--unconstrained")]
 Host = Annotated[str, typer.Option(help="Address to listen at. Any but this machine's own needs a key.")]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")]
@@ -76,3 +73,83 @@ ApiKey = Annotated[
     ),
 ]
 ConfigFile = Annotated[Path | None, argument("YAML file of settings.")]
+
+
+@dataclass(frozen=True)
+class Constraining:
+    """What answers are held to."""
+
+    schema: Annotated[
+        str | None, option("File of a JSON Schema that answers are held to.  [default: the run's own]")
+    ] = None
+    choices: Annotated[str | None, option("The only answers there are, separated by commas.")] = None
+    regex: Annotated[str | None, option("Regular expression that a whole answer matches.")] = None
+    grammar: Annotated[str | None, option("File of a grammar in Lark's notation that answers follow.")] = None
+    unconstrained: Unconstrained = False
+
+    @property
+    def constraint(self) -> Any:
+        from rankwise.constraints.constraint import constraint_from
+
+        return constraint_from(**vars(self))
+
+
+@dataclass(frozen=True)
+class Answering(Constraining):
+    """How answers are written."""
+
+    max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens in an answer.")] = 256
+    temperature: Annotated[float, typer.Option(help="Sampling temperature. 0 always takes the most likely token.")] = (
+        0.0
+    )
+    top_p: Annotated[
+        float,
+        typer.Option(
+            help="With a temperature: sample only the most likely tokens that together have this probability."
+        ),
+    ] = 1.0
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0
+    repetition_check: Annotated[bool, typer.Option(
+        "--repetition-check/--no-repetition-check", help="Stop an answer that repeats itself.")] = True  # fmt: skip
+
+    @property
+    def config(self) -> GenerationConfig:
+        own = {name: value for name, value in vars(self).items() if name in GenerationConfig.model_fields}
+        held = {name: value for name, value in vars(self).items() if name not in own}
+        return GenerationConfig(**own, constraint=Constraining(**held).constraint)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a run or an adapter is opened."""
+
+    base_model: BaseModel = None
+    force_base: ForceBase = False
+    force_result: ForceResult = False
+    trust_code: TrustCode = None
+
+
+def takes_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace each parameter that is a group by the options of the group, with the values of its default, if any."""
+    signature = inspect.signature(command, eval_str=True)
+    groups: dict[str, Any] = {}
+    parameters: list[Parameter] = []
+    for name, one in signature.parameters.items():
+        if not is_dataclass(one.annotation):
+            parameters.append(one.replace(kind=Parameter.KEYWORD_ONLY))
+            continue
+        group: Any = one.annotation
+        groups[name], usual = group, group() if one.default is Parameter.empty else one.default
+        for option in inspect.signature(group, eval_str=True).parameters.values():
+            parameters.append(option.replace(kind=Parameter.KEYWORD_ONLY, default=getattr(usual, option.name)))
+
+    @functools.wraps(command)
+    def wrapped(**values: Any) -> None:
+        own = {
+            name: {field.name: values.pop(field.name) for field in fields(group())} for name, group in groups.items()
+        }
+        command(**values, **{name: group(**own[name]) for name, group in groups.items()})
+
+    wrapped.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
+    wrapped.__annotations__ = {one.name: one.annotation for one in parameters}
+    return wrapped
