@@ -13,13 +13,24 @@ import typer
 from rankwise.cli.conversing import converse, not_utf8, remark, speak, tell_repetition
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import Answering, Base, Both, Json, Opening, Quiet, RunName, System, option, takes_groups
+from rankwise.cli.options import (
+    AnswerOptions,
+    Base,
+    Both,
+    Json,
+    OpeningOptions,
+    Quiet,
+    RunName,
+    System,
+    option,
+    takes_groups,
+)
 from rankwise.errors import ConfigError, some
 
 if TYPE_CHECKING:
     from rankwise.commands.predict import Predicted
 
-AT_LENGTH = Answering(max_new_tokens=512)
+AT_LENGTH = AnswerOptions(max_new_tokens=512)
 
 
 @takes_groups
@@ -31,8 +42,8 @@ def generate(
     system: System = None,
     context: Annotated[str, option("Input that belongs to the prompt (Alpaca's input).")] = "",
     *,
-    answering: Answering,
-    opening: Opening,
+    answering: AnswerOptions,
+    opening: OpeningOptions,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -66,8 +77,8 @@ def chat(
     both: Both = False,
     system: System = None,
     *,
-    answering: Answering = AT_LENGTH,
-    opening: Opening,
+    answering: AnswerOptions = AT_LENGTH,
+    opening: OpeningOptions,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -112,7 +123,7 @@ def predict(
     column: Annotated[str, typer.Option(help="Name of the column for the answers.")] = "prediction",
     base: Base = False,
     *,
-    answering: Answering,
+    answering: AnswerOptions,
     batch_size: Annotated[int, typer.Option(min=1, help="Number of rows to answer at once.")] = 64,
     on_bad_row: Annotated[
         str,
@@ -121,7 +132,7 @@ def predict(
         ),
     ] = "stop",
     overwrite: Annotated[bool, option("Replace an existing file.", "--overwrite")] = False,
-    opening: Opening,
+    opening: OpeningOptions,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

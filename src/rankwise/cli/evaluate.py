@@ -12,7 +12,7 @@ import typer
 
 from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import Constraining, Json, Opening, Quiet, RunName, argument, option, takes_groups
+from rankwise.cli.options import ConstraintOptions, Json, OpeningOptions, Quiet, RunName, argument, option, takes_groups
 from rankwise.system.memory import keep_memory
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ def evaluate(
         "the batch size.")] = "auto",
     out: Annotated[Path | None, option("File for the result.  [default: in the run's folder]")] = None,
     *,
-    constraining: Constraining,
-    opening: Opening,
+    constraining: ConstraintOptions,
+    opening: OpeningOptions,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
@@ -156,7 +156,7 @@ def strength(
     ] = None,
     blocks: Annotated[int, typer.Option(help="Number of blocks of 512 tokens to read from the text.")] = 16,
     *,
-    opening: Opening,
+    opening: OpeningOptions,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:

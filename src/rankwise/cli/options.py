@@ -3,7 +3,7 @@
 Options that always come together are a group, which is one parameter of a command:
 
     @takes_groups
-    def generate(run: RunName, *, answering: Answering, ...)
+    def generate(run: RunName, *, answering: AnswerOptions, ...)
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ ConfigFile = Annotated[Path | None, argument("YAML file of settings.")]
 
 
 @dataclass(frozen=True)
-class Constraining:
+class ConstraintOptions:
     """What answers are held to."""
 
     schema: Annotated[
@@ -95,7 +95,7 @@ class Constraining:
 
 
 @dataclass(frozen=True)
-class Answering(Constraining):
+class AnswerOptions(ConstraintOptions):
     """How answers are written."""
 
     max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens in an answer.")] = 256
@@ -116,11 +116,11 @@ class Answering(Constraining):
     def config(self) -> GenerationConfig:
         own = {name: value for name, value in vars(self).items() if name in GenerationConfig.model_fields}
         held = {name: value for name, value in vars(self).items() if name not in own}
-        return GenerationConfig(**own, constraint=Constraining(**held).constraint)
+        return GenerationConfig(**own, constraint=ConstraintOptions(**held).constraint)
 
 
 @dataclass(frozen=True)
-class Opening:
+class OpeningOptions:
     """How a run or an adapter is opened."""
 
     base_model: BaseModel = None
