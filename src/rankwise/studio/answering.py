@@ -163,7 +163,10 @@ def reply(
     turns = [Message(one["role"], str(one["content"])) for one in side.messages if one.get("role") in ROLES]
     messages = [*tuned.opening(body.system), *text_objective(tuned.model).heard(turns)]
     most = body.max_new_tokens or tuned.model.room(len(asking_ids(tuned.model, messages)), USUAL)
-    spec = GenerationConfig(max_new_tokens=most, temperature=body.temperature, top_p=body.top_p, seed=body.seed)
+    spec = GenerationConfig(
+        max_new_tokens=most, temperature=body.temperature, top_p=body.top_p, seed=body.seed,
+        constraint="none" if side.run == BASE else "own",
+    )  # fmt: skip
     with tuned.base(side.run == BASE), tuned.trainable.scaled(1.0 if side.run == BASE else side.strength):
         answer = tuned.answer(messages, spec, on_text=on_text)
     return {"finish": answer.stopped, "tokens": answer.tokens, "seconds": round(answer.seconds, 2)}
