@@ -107,12 +107,12 @@ class Generation(Config):
         return self
 
 
-class Format(Config):
+class ResponseFormat(Config):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonObject | None = None
 
     @model_validator(mode="after")
-    def _schema(self) -> Format:
+    def _schema(self) -> ResponseFormat:
         if (self.type == "json_schema") != (self.json_schema is not None):
             raise ValueError('"json_schema" belongs to the type "json_schema"')
         given = {"schema"} if self.json_schema is None else set(self.json_schema)
@@ -143,7 +143,7 @@ class ChatBody(Generation):
     tools: Annotated[list[JsonObject], Field(max_length=128)] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedTool = "auto"
     parallel_tool_calls: Switch = True
-    response_format: Format | None = None
+    response_format: ResponseFormat | None = None
 
     @property
     def longest(self) -> int | None:

@@ -37,7 +37,7 @@ MARKS = re.compile(r"(<tool_call>|<\|python_tag\|>|\[TOOL_CALLS\]|\[|```(json)?|
 """Behind the content and before the first object."""
 MOST = 64
 NAME, ID = "function_to_find", "callfound"
-"""Of the call that a template is given; some want an id of nine letters and digits."""
+"""What a template is given to write as a call; some want an id of nine letters and digits."""
 
 
 @dataclass(frozen=True)
