@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from kit.families import BY_NAME, Family, template_of, written_by
 from kit.served_families import INST, WITH_IDS, WITHOUT_IDS
 from rankwise.cli.main import app
-from rankwise.config.generation import Constraint
+from rankwise.config.data import Constraint
 from rankwise.constraints.constraint import problem_with
 from rankwise.constraints.matcher import Matcher, Vocabulary, fits
 from rankwise.runs.records import silent
@@ -195,6 +195,7 @@ FORMS = {
 def test_an_answer_that_begins_a_call_goes_on_with_a_valid_one_in_the_templates_form(name):
     template, call, between = FORMS[name]
     held = calls_constraint(ChatBody(**asking()), TOOLS, form_of(template), template.tokenizer)
+    assert held is not None
     for right in (call, "A plain answer.", "", "{1, 2} < 3", *([f"I look.\n{call}{between}{call}"] if between else [])):
         assert fits(held, right), right
         assert calls_in(right, ("weather",))[1] or "weather" not in right
@@ -218,10 +219,12 @@ def test_marks_that_are_special_tokens_and_ids_are_written_as_the_template_does(
         "gpt2",
     )
     form = form_of(template)
+    assert form is not None
     assert form.opening == "[TOOL_CALLS] [" and form.closing == "]"
     held = calls_constraint(ChatBody(**asking(tools=TOOLS, tool_choice="required")), TOOLS, form, template.tokenizer)
+    assert held is not None
     tokenizer = template.tokenizer
-    matcher = Matcher(Vocabulary(tokenizer.as_json, len(tokenizer.hub), template.end_ids), held)
+    matcher = Matcher(Vocabulary(tokenizer.hub.backend_tokenizer.to_str(), len(tokenizer.hub), template.end_ids), held)
     text = '[TOOL_CALLS] [{"name": "weather_of_days", "arguments": {"days": 2}, "id": "abcd12345"}]'
     ahead, forced = [*tokenizer.encode(text), template.end_ids[0]], matcher.begin()
     while ahead:
@@ -308,6 +311,18 @@ def test_eight_clients_with_eight_schemas_at_once(server):
         made = list(pool.map(ask, schemas * 3))
     for schema, one in zip(schemas * 3, made, strict=True):
         assert one["finish_reason"] == "stop" and jsonschema_rs.is_valid(schema, json.loads(one["message"]["content"]))
+
+
+def test_a_constraint_that_takes_too_much_ends_its_own_answer_alone(server):
+    parts = "|".join(f"{letter}(?s:.){{{at}}}0" for at, letter in enumerate("abcdefghijklmnopqrstuvwxyz", start=30))
+    costly = asking(guided_regex=f"(?s:.*)({parts})", temperature=2.0, seed=1, max_tokens=1500)
+    with ThreadPoolExecutor(3) as pool:
+        cut = pool.submit(server.client.post, CHAT, json=costly)
+        others = [pool.submit(choice, server, asking(guided_json=PERSON, seed=n)) for n in range(6)]
+        assert all(not problem_with(SCHEMA, one.result()["message"]["content"]) for one in others)
+    problem = cut.result().json()["error"]["message"]
+    assert cut.result().status_code == 500 and "cannot be followed any further" in problem
+    assert choice(server, asking(guided_json=PERSON))["finish_reason"] == "stop"
 
 
 def test_openais_client_reads_classes_and_strict_calls(server):

@@ -94,14 +94,10 @@ class Generation(Config):
         return value
 
     @model_validator(mode="after")
-    def _one_structure(self) -> Generation:
+    def _check_fields(self) -> Generation:
         if len(self.structures) > 1:
             places = " and ".join(f'"{place}"' for place in self.structures)
             raise ValueError(f"{places} each say what the answer may be; give one of them")
-        return self
-
-    @model_validator(mode="after")
-    def _only_streams(self) -> Generation:
         if self.stream_options is not None and not self.stream:
             raise ValueError('"stream_options" needs "stream"')
         return self

@@ -36,7 +36,7 @@ from rankwise.rows.text.example import Message, ToolCall
 MARKS = re.compile(r"(<tool_call>|<\|python_tag\|>|\[TOOL_CALLS\]|\[|```(json)?|\s)*$")
 """Behind the content and before the first object."""
 MOST = 64
-NAME, ID = "function_to_find", "callfound"
+NAME, ID = "function_to_find", "c4llF0und"
 """What a template is given to write as a call; some want an id of nine letters and digits."""
 
 
@@ -53,11 +53,11 @@ class Called:
 def calls_in(text: str, names: Collection[str]) -> tuple[str, list[Called]]:
     """The content before the first call, and the calls of the tools of these names; the whole text where there are
     none."""
-    found = list(islice(_found(text, names), MOST))
+    found = list(islice(_calls_with_places(text, names), MOST))
     return (MARKS.sub("", text[: found[0][0]]), [called for _, _, called in found]) if found else (text, [])
 
 
-def _found(text: str, names: Collection[str]) -> Iterator[tuple[int, int, Called]]:
+def _calls_with_places(text: str, names: Collection[str]) -> Iterator[tuple[int, int, Called]]:
     """Each call, with where its object begins and ends."""
     decoder, place = json.JSONDecoder(), text.find("{")
     while place >= 0:
@@ -108,11 +108,11 @@ def form_of(template: ChatTemplate) -> CallForm | None:
     """How the template writes calls; None where it writes none, or in another form than such objects."""
     for count in (2, 1):
         with suppress(TemplateError):
-            return _form_in(_written(template, count), template.ends, count)
+            return _form_in(_written_calls(template, count), template.ends, count)
     return None
 
 
-def _written(template: ChatTemplate, count: int) -> str:
+def _written_calls(template: ChatTemplate, count: int) -> str:
     """An answer of so many calls."""
     tool = {"type": "function", "function": {"name": NAME, "description": "", "parameters": {"type": "object"}}}
     asked, calls = Message("user", "?"), (ToolCall(NAME, {"at": 1}, ID),) * count
@@ -123,7 +123,7 @@ def _written(template: ChatTemplate, count: int) -> str:
 
 
 def _form_in(answer: str, ends: Collection[str], count: int) -> CallForm | None:
-    places = [(begin, end) for begin, end, _ in _found(answer, (NAME,))]
+    places = [(begin, end) for begin, end, _ in _calls_with_places(answer, (NAME,))]
     if len(places) != count:
         return None
     (begin, end), (_, last) = places[0], places[-1]

@@ -15,16 +15,17 @@ All of it is compiled in the thread that reads the request; the engine's thread 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from rankwise.config.base import JsonObject
-from rankwise.config.generation import Constraint
+from rankwise.config.data import Constraint
 from rankwise.constraints.constraint import constraint_of
 from rankwise.constraints.matcher import Matcher
 from rankwise.constraints.schema import closed
 from rankwise.errors import ConfigError, RankwiseError
-from rankwise.inference.generate import matchers_of
+from rankwise.inference.generate import matcher_of
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.serving.bodies import BadRequest, ChatBody, Generation, NamedTool
 from rankwise.serving.calls import ID, MOST, CallForm
@@ -36,29 +37,29 @@ ANY = "/(?s:.*)/"
 
 def constraint_in(body: Generation) -> Constraint | None:
     """What the request asks for. BadRequest where no answer can be held to it."""
-    for place, (kind, text) in body.structures.items():
-        return _checked(kind, text, place)
-    return None
+    return next((_checked(kind, text, place) for place, (kind, text) in body.structures.items()), None)
 
 
-def _checked(kind: str, text: str, place: str) -> Constraint:
+def _checked(kind: str, text: str, where: str) -> Constraint:
     try:
-        return constraint_of(kind, text, place)
+        return constraint_of(kind, text, where)
     except ConfigError as error:
-        raise BadRequest(*error.problems, parameter=place.partition(".")[0]) from None
+        problems = error.problems
     except RecursionError:
-        raise BadRequest(f"{place}: the {kind} is nested too deeply.", parameter=place.partition(".")[0]) from None
+        problems = [f"{where}: the {kind} is nested too deeply."]
+    raise BadRequest(*problems, parameter=re.split(r"\W", where)[0])
 
 
-def matchers_for(serving: Serving, served: Served, constraint: Constraint | None, count: int) -> list[Matcher | None]:
-    """One for each answer, compiled here."""
+def matchers_for(serving: Serving, served: Served, constraint: Constraint | None, count: int) -> list[Matcher]:
+    """One for each answer, compiled here; none where answers are free."""
+    if constraint is None:
+        return []
     try:
-        matcher = matchers_of(serving.model.with_template(served.template), constraint or "none")
+        every = [matcher_of(serving.model.with_template(served.template), constraint) for _ in range(count)]
     except RankwiseError as error:
         raise BadRequest(str(error)) from None
-    every = [matcher() for _ in range(count)]
-    if problems := {one.problem for one in every if one is not None and one.problem is not None}:
-        raise BadRequest(*(f"{problem}." for problem in problems))
+    if every[0].problem is not None:
+        raise BadRequest(f"{every[0].problem}.")
     return every
 
 
@@ -66,34 +67,38 @@ def calls_constraint(
     body: ChatBody, tools: Sequence[JsonObject], form: CallForm | None, tokenizer: HubTokenizer
 ) -> Constraint | None:
     """What an answer that may or must call tools is held to; None where nothing is enforced."""
-    asked, functions = constraint_in(body), [tool["function"] for tool in tools]
+    constraint, functions = constraint_in(body), [tool["function"] for tool in tools]
     is_strict = any(one.get("strict") is True for one in functions)
-    if body.tool_choice == "auto" and asked is None and not is_strict and body.parallel_tool_calls:
+    if body.tool_choice == "auto" and constraint is None and not is_strict and body.parallel_tool_calls:
         return None
     if form is None:
-        raise BadRequest("the chat template writes no calls that can be enforced.", parameter="tools")
+        raise BadRequest(
+            'the chat template writes calls in a form that cannot be enforced; leave out "strict", and set "tool_choice" '
+            'to "auto".',
+            parameter="tools",
+        )
     if isinstance(body.tool_choice, NamedTool):
         functions = [one for one in functions if one["name"] == body.tool_choice.name]
         if not functions:
             raise BadRequest(f'"tool_choice" names {body.tool_choice.name!r}, which is none of the tools.',
                              parameter="tool_choice")  # fmt: skip
-    if body.tool_choice == "auto" and asked is not None and not form.opening.strip():
+    if body.tool_choice == "auto" and constraint is not None and not form.opening.strip():
         raise BadRequest(
             "the chat template writes calls as plain JSON, which could not be told from an answer of the form that is "
             'asked for; set "tool_choice".',
             parameter="tool_choice",
         )
-    text = "\n".join([*_start(body, form, asked, tokenizer), *_calls(body, functions, form, tokenizer)])
+    text = "\n".join([*_start(body, form, constraint, tokenizer), *_calls(body, functions, form, tokenizer)])
     return Constraint(kind="grammar", text=text)
 
 
-def _start(body: ChatBody, form: CallForm, asked: Constraint | None, tokenizer: HubTokenizer) -> list[str]:
+def _start(body: ChatBody, form: CallForm, constraint: Constraint | None, tokenizer: HubTokenizer) -> list[str]:
     mark, whole = literal(form.mark, tokenizer), form.opening + form.head
     first = literal(whole[: len(whole) - len(whole.lstrip())] + form.mark, tokenizer)
     if body.tool_choice != "auto":
         return [f"start: {first} rest"]
-    if asked is not None:
-        return [f"start: {_json(json.loads(asked.text))} | {first} rest"]
+    if constraint is not None:
+        return [f"start: {_json(json.loads(constraint.text))} | {first} rest"]
     if tokenizer.special_whole.search(form.mark):  # no text holds such a token
         return [f"start: TEXT | TEXT? {mark} rest", f"TEXT: {ANY}"]
     before = ANY if form.opening.strip() else r"/\s*/"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from rankwise.config.generation import Constraint
+from rankwise.config.data import Constraint
 from rankwise.constraints.matcher import Matcher
 from rankwise.errors import DataError, RankwiseError, did_you_mean
 from rankwise.inference.batch import GenerationRow
@@ -45,8 +45,8 @@ class Question:
     prompts: list[list[int]]
     longest: int
     sampling: Sampling
-    matchers: Sequence[Matcher | None]
-    """What each choice is held to."""
+    matchers: Sequence[Matcher]
+    """What each choice is held to; none where choices are free."""
     tools: tuple[str, ...] = ()
     """The names of those that may be called."""
 
@@ -58,9 +58,10 @@ class Question:
         for number in range(len(self.prompts) * body.n):
             prompt = self.prompts[number // body.n]
             row = GenerationRow(
-                prompt, self.served.adapter, Sampler.seeded(self.sampling, (seed + number % body.n) % 2**63),
-                self.matchers[number],
-            )  # fmt: skip
+                prompt, self.served.adapter, Sampler.seeded(self.sampling, (seed + number % body.n) % 2**63)
+            )
+            if self.matchers:
+                row.hold_to(self.matchers[number])
             every.append(Pending(
                 row, self.served.template, self.longest, body.stops, isinstance(body, ChatBody), loops,
                 send=partial(send, number),
@@ -94,12 +95,14 @@ def chat_question(serving: Serving, served: Served, body: ChatBody, most: int) -
     except RankwiseError as error:
         raise BadRequest(str(error), parameter="messages") from None
     if tools:
-        held = calls_constraint(body, tools, form, serving.model.tokenizer)
+        constraint = calls_constraint(body, tools, form, serving.model.tokenizer)
     else:
-        held = constraint_in(body) or (None if serving.unconstrained else served.constraint)
+        constraint = constraint_in(body) or (None if serving.unconstrained else served.constraint)
     likely = body.top_logprobs or 0
     names = tuple(str(tool["function"]["name"]) for tool in tools)
-    return _question(serving, body, served, [ids], body.longest, most, likely, held, listed=body.logprobs, tools=names)
+    return _question(
+        serving, body, served, [ids], body.longest, most, likely, constraint, listed=body.logprobs, tools=names
+    )
 
 
 def completion_question(serving: Serving, served: Served, body: CompletionBody, most: int) -> Question:
@@ -110,13 +113,13 @@ def completion_question(serving: Serving, served: Served, body: CompletionBody, 
     if not all(prompts):
         raise BadRequest("a prompt has no token; give a text.", parameter="prompt")
     listed = body.logprobs is not None
-    likely, held = body.logprobs or 0, constraint_in(body)
-    return _question(serving, body, served, prompts, body.max_tokens, most, likely, held, listed=listed)
+    likely, constraint = body.logprobs or 0, constraint_in(body)
+    return _question(serving, body, served, prompts, body.max_tokens, most, likely, constraint, listed=listed)
 
 
 def _question(
     serving: Serving, body: Generation, served: Served, prompts: list[list[int]], longest: int | None, most: int,
-    likely: int, held: Constraint | None, *, listed: bool, tools: tuple[str, ...] = (),
+    likely: int, constraint: Constraint | None, *, listed: bool, tools: tuple[str, ...] = (),
 ) -> Question:  # fmt: skip
     """Without a length an answer may have as many tokens as the context has left, and `most` at most."""
     context, widest = serving.model.context_length, max(map(len, prompts))
@@ -136,7 +139,7 @@ def _question(
     sampling = Sampling(
         body.temperature, body.top_p, body.presence_penalty, body.frequency_penalty, bias, likely, listed
     )
-    matchers = matchers_for(serving, served, held, len(prompts) * body.n)
+    matchers = matchers_for(serving, served, constraint, len(prompts) * body.n)
     return Question(served, prompts, longest or min(room, most), sampling, matchers, tools)
 
 

@@ -11,12 +11,12 @@ from typing import Any, Unpack
 from rankwise.adapters.by_row import AdaptersByRow
 from rankwise.adapters.set import AdapterSet
 from rankwise.base.loaded import LoadedModel
-from rankwise.config.generation import Constraint
+from rankwise.config.data import Constraint
 from rankwise.config.models import Dtype
 from rankwise.constraints.constraint import JSON_OBJECT
 from rankwise.errors import ConfigError, RunError, some
 from rankwise.inference.batch import can_grow
-from rankwise.inference.generate import matchers_of
+from rankwise.inference.generate import matcher_of
 from rankwise.inference.tuned_model import with_own_template
 from rankwise.methods.artifact import Artifact, Opening, open_artifact
 from rankwise.methods.together import load_base, load_together
@@ -95,7 +95,7 @@ def load_serving(
         raise ConfigError([f"several models would be served under the name {some(sorted(twice))}. Rename a run."])
     for one in served:  # which looks at each token of the vocabulary: later, answers would have to wait for it
         with suppress(ConfigError) if unconstrained or one.constraint is None else nullcontext():
-            matchers_of(model.with_template(one.template), one.constraint or JSON_OBJECT)()
+            matcher_of(model.with_template(one.template), one.constraint or JSON_OBJECT)
     models = {one.name: one for one in served}
     return Serving(model, models, adapters, AdaptersByRow(adapters), unconstrained)
 
