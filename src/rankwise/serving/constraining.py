@@ -73,8 +73,7 @@ def calls_constraint(
         return None
     if form is None:
         raise BadRequest(
-            'the chat template writes calls in a form that cannot be enforced; leave out "strict", and set "tool_choice" '
-            'to "auto".',
+            'the chat template writes calls in a form that cannot be enforced; set "tool_choice" to "auto", without "strict".',
             parameter="tools",
         )
     if isinstance(body.tool_choice, NamedTool):
