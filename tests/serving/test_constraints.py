@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
 from types import SimpleNamespace
@@ -27,6 +28,8 @@ from rankwise.serving.calls import calls_in, form_of
 from rankwise.serving.constraining import calls_constraint
 from rankwise.serving.engine import Limits, ServingEngine
 from rankwise.serving.served import load_serving
+from rankwise.studio.answering import load
+from rankwise.studio.asking import AskBody
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 WORD = {"type": "string", "pattern": "^[a-z]{1,6}$"}
@@ -298,6 +301,15 @@ def test_a_run_answers_by_its_rows_schema_as_predict_does_and_its_base_is_free(s
     free = choice(server, asking(questions[0], model="people", max_tokens=64))
     loaded.unconstrained = False
     assert problem_with(SCHEMA, free["message"]["content"])
+
+
+def test_the_page_holds_a_run_to_its_schema_and_the_base_beside_it_as_chat_does(home):
+    turns, sent = [{"role": "user", "content": "Who is 3?"}], []
+    body = AskBody(runs=["people"], sides=[{"run": name, "messages": turns} for name in ("people", "")])
+    with chdir(home):
+        load(["people"], silent).answer(body, sent.append, threading.Event())
+    texts = ["".join(one.get("text", "") for one in sent if one["side"] == side) for side in (0, 1)]
+    assert not any(problem_with(SCHEMA, text) for text in texts), sent
 
 
 def test_eight_clients_with_eight_schemas_at_once(server):

@@ -72,21 +72,20 @@ def calls_constraint(
     if body.tool_choice == "auto" and constraint is None and not is_strict and body.parallel_tool_calls:
         return None
     if form is None:
-        raise BadRequest(
-            'the chat template writes calls in a form that cannot be enforced; set "tool_choice" to "auto", without "strict".',
-            parameter="tools",
+        problem = (
+            'the chat template writes calls in a form that cannot be enforced; use none of "strict" and "tool_choice".'
         )
+        raise BadRequest(problem, parameter="tools")
     if isinstance(body.tool_choice, NamedTool):
         functions = [one for one in functions if one["name"] == body.tool_choice.name]
         if not functions:
-            raise BadRequest(f'"tool_choice" names {body.tool_choice.name!r}, which is none of the tools.',
-                             parameter="tool_choice")  # fmt: skip
-    if body.tool_choice == "auto" and constraint is not None and not form.opening.strip():
-        raise BadRequest(
-            "the chat template writes calls as plain JSON, which could not be told from an answer of the form that is "
-            'asked for; set "tool_choice".',
-            parameter="tool_choice",
+            problem = f'"tool_choice" names {body.tool_choice.name!r}, which is none of the tools.'
+            raise BadRequest(problem, parameter="tool_choice")
+    if constraint is not None and not form.opening.strip():
+        problem = (
+            "the chat template writes calls as plain JSON, which an answer of the form that is asked for could be too."
         )
+        raise BadRequest(problem, parameter="tools")
     text = "\n".join([*_start(body, form, constraint, tokenizer), *_calls(body, functions, form, tokenizer)])
     return Constraint(kind="grammar", text=text)
 
