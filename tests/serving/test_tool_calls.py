@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rankwise.serving.replies import Called, calls_in
+from rankwise.serving.calls import Called, calls_in
 
 ARGUMENTS = {"city": 'Oslo {"not a call": "}"}', "days": [1, {"at": 2}]}
 CALL = json.dumps({"name": "weather", "arguments": ARGUMENTS})

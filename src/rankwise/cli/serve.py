@@ -11,7 +11,7 @@ import typer
 
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import ApiKey, ForceBase, Host, Json, Port, Quiet, TrustCode, argument, option
+from rankwise.cli.options import ApiKey, ForceBase, Host, Json, Port, Quiet, TrustCode, Unconstrained, argument, option
 from rankwise.errors import ConfigError
 from rankwise.runs.records import StatusMessage
 from rankwise.system.extras import need_extra
@@ -74,6 +74,7 @@ def serve(
     load_from: LoadFrom = None,
     fine_tuning: FineTuning = False,
     alias: Aliases = None,
+    unconstrained: Unconstrained = False,
     force_base: ForceBase = False,
     trust_code: TrustCode = None,
     as_json: Json = False,
@@ -100,6 +101,7 @@ def serve(
             fine_tuning,
             alias or (),
             prefix_memory,
+            unconstrained,
         )
         ready = print_json if as_json else None
         with Display(quiet) as display:

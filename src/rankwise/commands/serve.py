@@ -48,6 +48,8 @@ class Offer:
     """Other names of the base."""
     prefix_memory: str = "512MB"
     """For keys and values of earlier prompts and answers; 0 for none."""
+    unconstrained: bool = False
+    """Whether answers are not held to the schemas of their runs."""
 
     @property
     def prefix_bytes(self) -> int:
@@ -90,7 +92,7 @@ def serve(
 
         serving = load_serving(
             offer.names, callback, base=offer.base, aliases=offer.aliases, dtype=number_format,
-            force_base=offer.force_base, trust_code=offer.trust_code,
+            unconstrained=offer.unconstrained, force_base=offer.force_base, trust_code=offer.trust_code,
         )  # fmt: skip
         serving.model.module.eval()
         limits = Limits(batch_size, waiting, prefix_bytes=offer.prefix_bytes)

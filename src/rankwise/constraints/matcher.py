@@ -82,6 +82,7 @@ def grammar_of(constraint: Constraint) -> str:
             return LLMatcher.grammar_from_lark(constraint.text)
 
 
+@lru_cache(maxsize=64)
 def problem_of(constraint: Constraint) -> str | None:
     """Why no answer can be written so; None if one can."""
     vocabulary = of_bytes()

@@ -34,6 +34,17 @@ class StreamOptions(Config):
     """Whether a last piece tells the numbers of tokens."""
 
 
+KINDS = {"json": "schema", "regex": "regex", "choice": "choices", "grammar": "grammar"}
+"""What vLLM calls the kinds of constraints."""
+
+
+class Structures(Config):
+    json_schema: JsonObject | str | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+
+
 class Generation(Config):
     """What both kinds of requests share."""
 
@@ -51,6 +62,25 @@ class Generation(Config):
     user: str | None = None
     metadata: JsonObject | None = None
     store: Switch | None = None
+    structured_outputs: Structures | None = None
+    """What the answer may be, as vLLM has it; its earlier fields follow."""
+    guided_json: JsonObject | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+
+    @property
+    def structures(self) -> dict[str, tuple[str, str]]:
+        """Each place that says what the answer may be, with the kind of constraint and its text."""
+        outputs = self.structured_outputs or Structures()
+        given = {
+            "structured_outputs.": dict(outputs) | {"json": outputs.json_schema},
+            "guided_": {name: dict(self)[f"guided_{name}"] for name in KINDS},
+        }
+        return {
+            f"{place}{name}": (kind, one if isinstance(one, str) else json.dumps(one))
+            for place, values in given.items() for name, kind in KINDS.items() if (one := values[name]) is not None
+        }  # fmt: skip
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -64,14 +94,40 @@ class Generation(Config):
         return value
 
     @model_validator(mode="after")
-    def _only_streams(self) -> Generation:
+    def _check_fields(self) -> Generation:
+        if len(self.structures) > 1:
+            places = " and ".join(f'"{place}"' for place in self.structures)
+            raise ValueError(f"{places} each say what the answer may be; give one of them")
         if self.stream_options is not None and not self.stream:
             raise ValueError('"stream_options" needs "stream"')
         return self
 
 
-class TextFormat(Config):
-    type: Literal["text"]
+class ResponseFormat(Config):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonObject | None = None
+
+    @model_validator(mode="after")
+    def _schema(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError('"json_schema" belongs to the type "json_schema"')
+        given = {"schema"} if self.json_schema is None else set(self.json_schema)
+        if "schema" not in given or given - {"name", "description", "strict", "schema"}:
+            raise ValueError('"json_schema" has a "schema", and may have "name", "description" and "strict"')
+        return self
+
+
+class FunctionName(Config):
+    name: str
+
+
+class NamedTool(Config):
+    type: Literal["function"]
+    function: FunctionName
+
+    @property
+    def name(self) -> str:
+        return self.function.name
 
 
 class ChatBody(Generation):
@@ -81,15 +137,30 @@ class ChatBody(Generation):
     logprobs: Switch = False
     top_logprobs: Annotated[int, Field(ge=0, le=LIKELY, strict=True)] | None = None
     tools: Annotated[list[JsonObject], Field(max_length=128)] | None = None
-    tool_choice: Literal["auto", "none"] = "auto"
-    response_format: TextFormat | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedTool = "auto"
+    parallel_tool_calls: Switch = True
+    response_format: ResponseFormat | None = None
 
     @property
     def longest(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
+    @property
+    def structures(self) -> dict[str, tuple[str, str]]:
+        every, given = super().structures, self.response_format
+        if given is None or given.type == "text":
+            return every
+        if given.json_schema is None:
+            return every | {"response_format": ("schema", '{"type": "object"}')}
+        return every | {"response_format.json_schema.schema": ("schema", json.dumps(given.json_schema["schema"]))}
+
     @model_validator(mode="after")
     def _check_together(self) -> ChatBody:
+        if self.tool_choice not in ("auto", "none") and not self.tools:
+            raise ValueError('"tool_choice" asks for a call, and there are no "tools"')
+        kinds = [kind for kind, _ in self.structures.values()]
+        if self.tools and kinds and self.tool_choice != "none" and (self.tool_choice, kinds) != ("auto", ["schema"]):
+            raise ValueError(f'"{next(iter(self.structures))}" leaves no room for a call of "tools"; give one of them')
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise ValueError('"max_tokens" is the earlier name of "max_completion_tokens"; give one of them')
         if self.top_logprobs is not None and not self.logprobs:
@@ -126,6 +197,8 @@ def read_body(kind: type[_Kind], content: bytes) -> _Kind:
     except ValidationError as error:
         first = error.errors()[0]["loc"]
         raise BadRequest(*problems_of(error, kind), parameter=str(first[0]) if first else None) from None
+    except RecursionError:
+        raise BadRequest("the body is nested too deeply.") from None
 
 
 def _no_number(name: str) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from rankwise.config.data import Constraint
+from rankwise.constraints.matcher import Matcher
 from rankwise.errors import DataError, RankwiseError, did_you_mean
 from rankwise.inference.batch import GenerationRow
 from rankwise.inference.decoding import Piece
@@ -22,6 +24,8 @@ from rankwise.rows.forms.turns import NOT_SUPPORTED, read_tools, read_turns
 from rankwise.rows.text.example import Message
 from rankwise.rows.text.tokenize import prompt_ids
 from rankwise.serving.bodies import CHOICES, BadRequest, ChatBody, CompletionBody, Generation
+from rankwise.serving.calls import form_of
+from rankwise.serving.constraining import calls_constraint, constraint_in, matchers_for
 from rankwise.serving.engine import Pending
 from rankwise.serving.served import Served, Serving
 
@@ -41,6 +45,8 @@ class Question:
     prompts: list[list[int]]
     longest: int
     sampling: Sampling
+    matchers: Sequence[Matcher]
+    """What each choice is held to; none where choices are free."""
     tools: tuple[str, ...] = ()
     """The names of those that may be called."""
 
@@ -54,6 +60,8 @@ class Question:
             row = GenerationRow(
                 prompt, self.served.adapter, Sampler.seeded(self.sampling, (seed + number % body.n) % 2**63)
             )
+            if self.matchers:
+                row.hold_to(self.matchers[number])
             every.append(Pending(
                 row, self.served.template, self.longest, body.stops, isinstance(body, ChatBody), loops,
                 send=partial(send, number),
@@ -82,12 +90,19 @@ def chat_question(serving: Serving, served: Served, body: ChatBody, most: int) -
             text = served.template.text(messages, tools, answer_next=True)
             if tools and text == served.template.text(messages, answer_next=True):
                 raise BadRequest(f'the chat template of "{served.name}" writes no tools.', parameter="tools")
-            ids = prompt_ids(text, serving.model.tokenizer)
+            form = form_of(served.template) if tools else None
+        ids = prompt_ids(text, serving.model.tokenizer)
     except RankwiseError as error:
         raise BadRequest(str(error), parameter="messages") from None
+    if tools:
+        constraint = calls_constraint(body, tools, form, serving.model.tokenizer)
+    else:
+        constraint = constraint_in(body) or (None if serving.unconstrained else served.constraint)
     likely = body.top_logprobs or 0
     names = tuple(str(tool["function"]["name"]) for tool in tools)
-    return _question(serving, body, served, [ids], body.longest, most, likely, listed=body.logprobs, tools=names)
+    return _question(
+        serving, body, served, [ids], body.longest, most, likely, constraint, listed=body.logprobs, tools=names
+    )
 
 
 def completion_question(serving: Serving, served: Served, body: CompletionBody, most: int) -> Question:
@@ -98,12 +113,13 @@ def completion_question(serving: Serving, served: Served, body: CompletionBody, 
     if not all(prompts):
         raise BadRequest("a prompt has no token; give a text.", parameter="prompt")
     listed = body.logprobs is not None
-    return _question(serving, body, served, prompts, body.max_tokens, most, body.logprobs or 0, listed=listed)
+    likely, constraint = body.logprobs or 0, constraint_in(body)
+    return _question(serving, body, served, prompts, body.max_tokens, most, likely, constraint, listed=listed)
 
 
 def _question(
     serving: Serving, body: Generation, served: Served, prompts: list[list[int]], longest: int | None, most: int,
-    likely: int, *, listed: bool, tools: tuple[str, ...] = (),
+    likely: int, constraint: Constraint | None, *, listed: bool, tools: tuple[str, ...] = (),
 ) -> Question:  # fmt: skip
     """Without a length an answer may have as many tokens as the context has left, and `most` at most."""
     context, widest = serving.model.context_length, max(map(len, prompts))
@@ -123,7 +139,8 @@ def _question(
     sampling = Sampling(
         body.temperature, body.top_p, body.presence_penalty, body.frequency_penalty, bias, likely, listed
     )
-    return Question(served, prompts, longest or min(room, most), sampling, tools)
+    matchers = matchers_for(serving, served, constraint, len(prompts) * body.n)
+    return Question(served, prompts, longest or min(room, most), sampling, matchers, tools)
 
 
 def _messages(body: ChatBody) -> list[Message]:

@@ -1,34 +1,20 @@
-"""Answers in the form of OpenAI's API: whole, piece by piece, and as calls of tools.
-
-A call is a JSON object that names one of the request's tools and gives its arguments:
-
-    <tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>      Hermes, Qwen, SmolLM
-    [TOOL_CALLS][{"name": "weather", "arguments": {"city": "Rome"}}]               Mistral
-    {"name": "weather", "parameters": {"city": "Rome"}}                            Llama 3
-
-Around the objects models write marks of their own, so the objects alone are looked for. What stands before the first
-one, without the marks, is the content of the message.
-"""
+"""Answers in the form of OpenAI's API: whole, piece by piece, and as calls of tools."""
 
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from rankwise.config.base import JsonObject
 from rankwise.inference.decoding import UNFINISHED, Draft, Piece
 from rankwise.inference.sampling import Chosen
 from rankwise.rows.text.tokenizer import HubTokenizer
+from rankwise.serving.calls import calls_in
 from rankwise.serving.questions import Question, tokens_of
 
-MARKS = re.compile(r"(<tool_call>|<\|python_tag\|>|\[TOOL_CALLS\]|\[|```(json)?|\s)*$")
-"""Behind the content and before the first object."""
-MOST = 64
 FINISH = {"end": "stop", "repetition": "stop", "length": "length", None: None}
 
 
@@ -105,7 +91,8 @@ class Reply:
         message: JsonObject = {"role": "assistant", "content": content or None if calls else content}
         if not calls:
             return message, FINISH[choice.stopped]
-        return message | {"tool_calls": [_as_json(one) for one in calls]}, "tool_calls"
+        finish = "length" if choice.stopped == "length" else "tool_calls"
+        return message | {"tool_calls": [one.as_json() for one in calls]}, finish
 
     def _logprobs(self, chosen: Iterable[Chosen]) -> JsonObject:
         if self.chat:
@@ -122,7 +109,7 @@ class Reply:
     def _token(self, token: int, logprob: float | None) -> JsonObject:
         text = self.tokenizer.decode([token])
         whole = UNFINISHED not in text
-        return {"token": self._text(token), "logprob": logprob, "bytes": list(text.encode()) if whole else None}
+        return {"token": self._text(token), "logprob": logprob or 0.0, "bytes": list(text.encode()) if whole else None}
 
     def _text(self, token: int) -> str:
         """The text of a token. A token that is only a part of a character is written as in the vocabulary, so that such
@@ -131,52 +118,9 @@ class Reply:
         return text if UNFINISHED not in text else str(self.tokenizer.hub.convert_ids_to_tokens(token))
 
 
-def _as_json(called: Called) -> JsonObject:
-    function = {"name": called.name, "arguments": json.dumps(called.arguments, ensure_ascii=False)}
-    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
-
-
 def event(value: JsonObject) -> bytes:
     """A server-sent event."""
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
 
 
 DONE = b"data: [DONE]\n\n"
-
-
-@dataclass(frozen=True)
-class Called:
-    name: str
-    arguments: JsonObject
-
-
-def calls_in(text: str, names: Collection[str]) -> tuple[str, list[Called]]:
-    """The content before the first call, and the calls of the tools of these names; the whole text where there are
-    none."""
-    decoder, calls, first, place = json.JSONDecoder(), list[Called](), 0, text.find("{")
-    while 0 <= place and len(calls) < MOST:
-        try:
-            value, end = decoder.raw_decode(text, place)
-        except (ValueError, RecursionError):
-            value, end = None, place + 1
-        called = _called(value, names)
-        if called is not None:
-            first = first if calls else place
-            calls.append(called)
-        place = text.find("{", end)
-    return (MARKS.sub("", text[:first]), calls) if calls else (text, [])
-
-
-def _called(value: Any, names: Collection[str]) -> Called | None:
-    if not isinstance(value, dict):
-        return None
-    arguments = value.get("arguments", value.get("parameters"))
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            return None
-    name = value.get("name")
-    if not isinstance(name, str) or name not in names or not isinstance(arguments, dict):
-        return None
-    return Called(name, arguments)

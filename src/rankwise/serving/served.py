@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -10,9 +11,12 @@ from typing import Any, Unpack
 from rankwise.adapters.by_row import AdaptersByRow
 from rankwise.adapters.set import AdapterSet
 from rankwise.base.loaded import LoadedModel
+from rankwise.config.data import Constraint
 from rankwise.config.models import Dtype
+from rankwise.constraints.constraint import JSON_OBJECT
 from rankwise.errors import ConfigError, RunError, some
 from rankwise.inference.batch import can_grow
+from rankwise.inference.generate import matcher_of
 from rankwise.inference.tuned_model import with_own_template
 from rankwise.methods.artifact import Artifact, Opening, open_artifact
 from rankwise.methods.together import load_base, load_together
@@ -33,6 +37,8 @@ class Served:
     created: int
     parent: str | None
     """The name of the base, where this is an adapter."""
+    constraint: Constraint | None = None
+    """What its rows were held to."""
 
     def as_json(self) -> dict[str, Any]:
         own = {"id": self.name, "object": "model", "created": self.created, "owned_by": "rankwise"}
@@ -47,6 +53,8 @@ class Serving:
     models: dict[str, Served]
     adapters: AdapterSet
     rows: AdaptersByRow
+    unconstrained: bool = False
+    """Whether answers are not held to what the rows of their run were held to."""
 
     @property
     def base_names(self) -> tuple[str, str]:
@@ -56,7 +64,7 @@ class Serving:
 
 def load_serving(
     names: Sequence[str], callback: Callback, *, base: str | None = None, aliases: Sequence[str] = (),
-    dtype: Dtype = "auto", **opening: Unpack[Opening],
+    dtype: Dtype = "auto", unconstrained: bool = False, **opening: Unpack[Opening],
 ) -> Serving:  # fmt: skip
     """The runs and adapters of these names over their base, or the model `base` alone; a RankwiseError where one cannot
     be served."""
@@ -85,8 +93,11 @@ def load_serving(
         served.append(served_as(own_name(artifact.name), artifact, adapter, model, parent, callback))
     if twice := {one.name for one in served if [other.name for other in served].count(one.name) > 1}:
         raise ConfigError([f"several models would be served under the name {some(sorted(twice))}. Rename a run."])
+    for one in served:  # which looks at each token of the vocabulary: later, answers would have to wait for it
+        with suppress(ConfigError) if unconstrained or one.constraint is None else nullcontext():
+            matcher_of(model.with_template(one.template), one.constraint or JSON_OBJECT)
     models = {one.name: one for one in served}
-    return Serving(model, models, adapters, AdaptersByRow(adapters))
+    return Serving(model, models, adapters, AdaptersByRow(adapters), unconstrained)
 
 
 def served_as(
@@ -96,7 +107,8 @@ def served_as(
     report = artifact.data_report
     system = None if report is None else report.system
     sha256, created = _hash_of(artifact.result), _created(artifact.result)
-    return Served(name, adapter, _template(artifact, model, callback), system, sha256, created, parent)
+    constraint = None if report is None else report.constraint
+    return Served(name, adapter, _template(artifact, model, callback), system, sha256, created, parent, constraint)
 
 
 def _template(artifact: Artifact, model: LoadedModel, callback: Callback) -> ChatTemplate:

@@ -52,7 +52,7 @@ class SharedAnswers:
     def __init__(self, serving: Serving) -> None:
         serving.model.module.eval()
         self._base, *_ = serving.models
-        self._systems = {name: one.system for name, one in serving.models.items()}
+        self._trained = serving.models
         silent_models = {name: replace(one, system=None) for name, one in serving.models.items()}
         self._serving = replace(serving, models=silent_models)
         self._prefixes = Prefixes()
@@ -87,14 +87,15 @@ class SharedAnswers:
         yield {"finish": piece.stopped, "tokens": len(draft.row.ids), "seconds": seconds}
 
     def _draft(self, body: AskBody, side: Side) -> Draft:
-        trained = self._systems[side.run if side.run in self._systems and side.run else body.runs[0]]
-        said = trained if body.system is None else body.system
+        trained = self._trained[side.run if side.run in self._trained and side.run else body.runs[0]]
+        said = trained.system if body.system is None else body.system
         system = [{"role": "system", "content": said}] if said and said.strip() else []
         chat = ChatBody(
             model=side.run or self._base, messages=[*system, *side.messages], temperature=body.temperature,
             top_p=body.top_p, seed=body.seed, max_tokens=body.max_new_tokens,
         )  # fmt: skip
-        question = chat_question(self._serving, served_by(self._serving, chat.model), chat, USUAL)
+        served = replace(served_by(self._serving, chat.model), constraint=trained.constraint)
+        question = chat_question(self._serving, served, chat, USUAL)
         (draft,) = question.pending(chat, lambda number, piece: None, loops=True)
         draft.row.adapter = keyed(question.served.adapter, side.strength)
         return draft
