@@ -20,6 +20,7 @@ from rankwise.constraints.constraint import (
     constraint_of,
     problem_with,
 )
+from rankwise.constraints.matcher import fits
 from rankwise.constraints.schema import MOST_CHARACTERS, closed
 from rankwise.errors import ConfigError
 
@@ -138,6 +139,22 @@ def test_objects_are_written_with_the_properties_that_they_list():
     assert made["enum"] == schema["enum"] and "additionalProperties" not in inner
 
 
+@pytest.mark.parametrize(
+    ("schema", "answer"),
+    [
+        ({"allOf": [{"properties": {"a": {}}, "required": ["a"]}, {"properties": {"b": {}}}]}, '{"a": 1, "b": 2}'),
+        ({"$defs": {"B": {"properties": {"a": {}}}}, "$ref": "#/$defs/B", "properties": {"b": {}}}, '{"a": 1, "b": 2}'),
+        ({"properties": {"a": {}}, "anyOf": [{"properties": {"b": {}}, "required": ["b"]}]}, '{"a": 1, "b": 2}'),
+        ({"properties": {"a": {}}, "required": ["a", "b"], "type": "object"}, '{"a": 1, "b": 2}'),
+        ({"properties": {"a": {}}, "patternProperties": {"^b": {}}, "type": "object"}, '{"a": 1, "b": 2}'),
+    ],
+)
+def test_objects_that_several_schemas_describe_are_not_closed(schema, answer):
+    assert closed(schema) == schema
+    constraint = constraint_of("schema", json.dumps(schema), "here")
+    assert problem_with(constraint, answer) is None and fits(constraint, answer)
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.text("ab\u65b0", max_size=3),
     lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.sampled_from("abc"), inside, max_size=3),
@@ -174,5 +191,5 @@ def test_an_inferred_schema_has_types_required_fields_and_the_white_space_of_the
 
 def test_the_largest_texts_that_are_read():
     assert constraint_of("regex", f"a{{{1}}}" + "b" * 100, "here").kind == "regex"
-    with pytest.raises(ConfigError, match=f"at most {MOST_CHARACTERS:,}"):
+    with pytest.raises(ConfigError, match=f"more than {MOST_CHARACTERS:,}"):
         constraint_of("regex", "b" * (MOST_CHARACTERS + 1), "here")

@@ -74,7 +74,7 @@ def prompts_of(model):
 def token_by_token(model, ids, constraint, most):
     """Greedy, each token by a pass over everything so far; forced tokens come from the same matcher."""
     matcher = matcher_of(model, constraint)
-    written = matcher.begin()
+    written = matcher.forced()
     while len(written) < most and not set(written) & set(model.template.end_ids):
         with torch.no_grad():
             logits = model.module(input_ids=torch.tensor([[*ids, *written]])).logits[0, -1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -29,7 +30,7 @@ def test_missing_and_needless_calls_are_counted_apart():
 
 @pytest.fixture(scope="module")
 def queries():
-    with QueryProcess() as process:
+    with closing(QueryProcess()) as process:
         yield process
 
 

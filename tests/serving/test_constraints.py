@@ -21,10 +21,11 @@ from rankwise.cli.main import app
 from rankwise.config.data import Constraint
 from rankwise.constraints.constraint import problem_with
 from rankwise.constraints.matcher import Matcher, Vocabulary, fits
+from rankwise.rows.text.example import calls_in
 from rankwise.runs.records import silent
 from rankwise.serving.app import Server
 from rankwise.serving.bodies import ChatBody
-from rankwise.serving.calls import calls_in, form_of
+from rankwise.serving.calls import form_of
 from rankwise.serving.constraining import calls_constraint
 from rankwise.serving.engine import Limits, ServingEngine
 from rankwise.serving.served import load_serving
@@ -229,7 +230,7 @@ def test_marks_that_are_special_tokens_and_ids_are_written_as_the_template_does(
     tokenizer = template.tokenizer
     matcher = Matcher(Vocabulary(tokenizer.hub.backend_tokenizer.to_str(), len(tokenizer.hub), template.end_ids), held)
     text = '[TOOL_CALLS] [{"name": "weather_of_days", "arguments": {"days": 2}, "id": "abcd12345"}]'
-    ahead, forced = [*tokenizer.encode(text), template.end_ids[0]], matcher.begin()
+    ahead, forced = [*tokenizer.encode(text), template.end_ids[0]], matcher.forced()
     while ahead:
         assert ahead[: len(forced)] == forced and matcher.problem is None
         ahead = ahead[len(forced) :]

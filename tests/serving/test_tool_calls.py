@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rankwise.serving.calls import Called, calls_in
+from rankwise.rows.text.example import ToolCall, calls_in
 
 ARGUMENTS = {"city": 'Oslo {"not a call": "}"}', "days": [1, {"at": 2}]}
 CALL = json.dumps({"name": "weather", "arguments": ARGUMENTS})
@@ -29,7 +29,7 @@ NONE = {
 @pytest.mark.parametrize("name", FORMS)
 def test_a_call_is_read_in_each_form(name):
     text, content = FORMS[name]
-    assert calls_in(text, ("time", "weather")) == (content, [Called("weather", ARGUMENTS)])
+    assert calls_in(text, ("time", "weather")) == (content, [ToolCall("weather", ARGUMENTS)])
 
 
 @pytest.mark.parametrize("name", NONE)
@@ -39,4 +39,4 @@ def test_what_is_no_call_stays_the_answer(name):
 
 def test_several_calls_keep_their_order():
     text = f"<tool_call>{CALL}</tool_call>\n<tool_call>" + '{"name": "time", "arguments": {}}</tool_call>'
-    assert calls_in(text, ("time", "weather")) == ("", [Called("weather", ARGUMENTS), Called("time", {})])
+    assert calls_in(text, ("time", "weather")) == ("", [ToolCall("weather", ARGUMENTS), ToolCall("time", {})])

@@ -60,7 +60,7 @@ TrustCode = Annotated[
     str | None,
     option("Commit (40 hex digits) of the base model's own Python code that may run. Read it first.", "--trust-code"),
 ]
-Unconstrained = Annotated[bool, option("Do not hold answers to the run's own schema.", "--unconstrained")]
+Unconstrained = Annotated[bool, option("Do not hold answers to the constraint of the run's rows.", "--unconstrained")]
 Host = Annotated[str, typer.Option(help="Address to listen at. Any but this machine's own needs a key.")]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")]
 ApiKey = Annotated[
@@ -91,7 +91,7 @@ class ConstraintOptions:
     def constraint(self) -> Any:
         from rankwise.constraints.constraint import constraint_from
 
-        return constraint_from(**vars(self))
+        return constraint_from(**{one.name: getattr(self, one.name) for one in fields(ConstraintOptions)})
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,7 @@ class AnswerOptions(ConstraintOptions):
     @property
     def config(self) -> GenerationConfig:
         own = {name: value for name, value in vars(self).items() if name in GenerationConfig.model_fields}
-        held = {name: value for name, value in vars(self).items() if name not in own}
-        return GenerationConfig(**own, constraint=ConstraintOptions(**held).constraint)
+        return GenerationConfig(**own, constraint=self.constraint)
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ class OpeningOptions:
 
 
 def takes_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace each parameter that is a group by the options of the group, with the values of its default, if any."""
+    """Replace each parameter that is a group by the group's options, whose defaults are those of its own default."""
     signature = inspect.signature(command, eval_str=True)
     groups: dict[str, Any] = {}
     parameters: list[Parameter] = []
@@ -145,10 +144,9 @@ def takes_groups(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapped(**values: Any) -> None:
-        own = {
-            name: {field.name: values.pop(field.name) for field in fields(group())} for name, group in groups.items()
-        }
-        command(**values, **{name: group(**own[name]) for name, group in groups.items()})
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        command(**values)
 
     wrapped.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
     wrapped.__annotations__ = {one.name: one.annotation for one in parameters}

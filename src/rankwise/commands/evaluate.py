@@ -97,6 +97,9 @@ def evaluate(
     subject = replace(subject, constraint=constraint)
     others = _other_images(subject, images, with_forgetting=with_forgetting, callback=callback)
     asked = asked_of(subject, task, data, rows, batch_size, callback)
+    if constraint != "own" and not (isinstance(asked, OwnTask) and asked.config.used_columns):
+        raise ConfigError([f"no answer is written for {asked.name}, so there is none to be held to anything; leave out "
+                           "--schema, --choices, --regex, --grammar and --unconstrained."])  # fmt: skip
     _result_file(subject, asked, out)
     read = _text(subject, text, blocks, callback) if with_forgetting else None
     looks = None if blocks is not None else Looks()
@@ -256,7 +259,7 @@ def _answers(
     """Rows and tasks that are answered."""
     spec, items = _items(subject, task, rows.data, rows.most, callback)
     spec, items = with_fitting_scores(spec, items, subject.model, callback)
-    if spec.constraint == "own" and subject.held_to != "none":
+    if subject.constraint != "own" or (spec.constraint == "own" and subject.held_to != "none"):
         spec = spec.model_copy(update={"constraint": subject.held_to})
     if items.too_long:
         with_answer = f" with {spec.max_new_tokens:,} new tokens" if spec.used_columns else ""

@@ -98,7 +98,7 @@ def column_text(text: str) -> ColumnText:
 
 
 class Constraint(Config):
-    """What an answer may be. It is checked where it is given (constraints/constraint.py)."""
+    """What an answer may be (constraints/constraint.py)."""
 
     kind: Literal["schema", "choices", "regex", "grammar"]
     text: str
@@ -368,6 +368,8 @@ class DataConfig(Reading):
             raise ValueError(f"with several sources, write {extra[0]} in each of them")
         if len(given := self.changed(*OF_ANSWERS)) > 1:
             raise ValueError(f"{given[0]} and {given[1]} both say what an answer may be; give one of them")
+        if given and self.reasoning != "none":
+            raise ValueError(f"with {given[0]} an answer has no room for reasoning; leave out {given[0]} or reasoning")
         if self.held_out not in (0, "auto") and self.validation is not None:
             raise ValueError("both held_out and validation choose the validation rows; give one of them")
         self._refuse_without_hold_out()

@@ -22,4 +22,4 @@ class GenerationConfig(Config):
     repetition_check: bool = True
     """Stop an answer that repeats the same tokens again and again (inference/decoding.py)."""
     constraint: Constrained = "own"
-    """What the answer may be."""
+    """What the answer may be: `own` (the constraint of the run's rows), `none`, or another one."""

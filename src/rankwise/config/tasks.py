@@ -114,7 +114,7 @@ class TaskConfig(Reading):
     units: bool = False
     """For `number`: whether the word after the number must be that of the reference, if the reference has one."""
     constraint: Constrained = "own"
-    """What answers are held to; a run has that of its rows."""
+    """What answers are held to: `own` (the constraint of the run's rows), `none`, or `kind` and `text` of another."""
     seed: Seed = 0
     """Seed of the random choice of `rows`."""
 
@@ -178,7 +178,7 @@ class TaskConfig(Reading):
             "with ask, a row is read by the names of its columns": _OF_FORMS if self.ask is not None else (),
             "a table with header is a single file": ("split", "subset", "revision") if self.header else (),
             "without the chat template there is no system message": () if self.chat else ("system",),
-            "no answer is generated for these scores": () if self.used_columns else ("max_new_tokens",),
+            "no answer is generated for these scores": () if self.used_columns else ("max_new_tokens", "constraint"),
             "only number and json compare numbers": () if {"number", "json"} & {*self.score} else ("tolerance",),
             "only number compares units": () if "number" in self.score else ("units",),
         }

@@ -5,9 +5,9 @@
     regex       a regular expression in Rust's notation, which the whole answer matches
     grammar     a grammar in Lark's notation
 
-What a schema of rows says is what all their answers have in common: types, fields, and which fields none lacks. Few
-values in a field may be an enumeration, which is proposed with its counts; it binds nobody, because what some hundred
-rows lack may still be right.
+An inferred schema has the types and fields that occur in the answers; a field is required if every answer has it. A
+field with few values may be an enumeration, which is proposed with its counts; it binds nobody, because a value that a
+few hundred rows happen not to contain may still be right.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rankwise.config.base import JsonObject
+from rankwise.config.base import JsonObject, listed
 from rankwise.config.data import INFER, OF_ANSWERS, Constrained, Constraint, DataConfig
 from rankwise.constraints.matcher import fits, problem_of
 from rankwise.constraints.schema import MOST_CHARACTERS, read_schema, schema_problem, subschemas
-from rankwise.errors import ConfigError, one_line, some
+from rankwise.errors import ConfigError, one_line
 from rankwise.runs.row_facts import Enumeration
 from rankwise.system.extras import need_extra
 from rankwise.system.foreign_json import loads
@@ -39,7 +39,7 @@ SPACES = re.compile(r'"(?:[^"\\]|\\.)*"|\s+')
 def constraint_of(kind: str, text: str, where: str) -> Constraint:
     """A constraint of a text that came from anywhere. ConfigError where no answer can be written by it."""
     if len(text) > MOST_CHARACTERS:
-        raise ConfigError([f"{where}: the {kind} has {len(text):,} characters; at most {MOST_CHARACTERS:,} are read."])
+        raise ConfigError([f"{where}: the {kind} has more than {MOST_CHARACTERS:,} characters."])
     text = CHECKS[kind](text, where)
     constraint = Constraint(kind=kind, text=text)  # pyright: ignore[reportArgumentType]
     if (problem := problem_of(constraint)) is not None:
@@ -60,15 +60,19 @@ def _choices(text: str, where: str) -> str:
 
 def _as_it_is(text: str, where: str) -> str:
     if not text.strip():
-        raise ConfigError([f"{where}: it is empty, so every answer would be."])
+        raise ConfigError([f"{where}: it is empty."])
     return text
 
 
 CHECKS: dict[str, Callable[[str, str], str]] = {
     "schema": read_schema, "choices": _choices, "regex": _as_it_is, "grammar": _as_it_is,
 }  # fmt: skip
-FILES = ("schema", "grammar")
+READ_FROM_FILES = ("schema", "grammar")
 """Kinds that are read from a file."""
+MISFITS = {
+    "choices": "is none of the choices", "regex": "does not match the regular expression",
+    "grammar": "does not follow the grammar",
+}  # fmt: skip
 
 
 def constraint_from(unconstrained: bool = False, **by_kind: str | None) -> Constrained:
@@ -76,9 +80,12 @@ def constraint_from(unconstrained: bool = False, **by_kind: str | None) -> Const
     asked = {kind: value for kind, value in by_kind.items() if value is not None}
     if len(asked) + unconstrained > 1:
         flags = [f"--{kind}" for kind in asked] + ["--unconstrained"] * unconstrained
-        raise ConfigError([f"{some(flags)} each say what an answer may be; give one of them."])
+        raise ConfigError([f"{listed(flags, 'and')} both say what an answer may be; give one of them."])
     for kind, value in asked.items():
-        return constraint_of(kind, _content(value) if kind in FILES else value, value if kind in FILES else f"--{kind}")
+        if value == INFER and kind == "schema":
+            raise ConfigError(["--schema infer reads rows: use it with data check or train, or give a file here."])
+        is_file = kind in READ_FROM_FILES
+        return constraint_of(kind, _content(value) if is_file else value, value if is_file else f"--{kind}")
     return "none" if unconstrained else "own"
 
 
@@ -116,7 +123,7 @@ def problem_with(constraint: Constraint, answer: str) -> str | None:
     """What an answer breaks; None where it keeps to the constraint."""
     if constraint.kind == "schema":
         return schema_problem(constraint.text, answer)
-    return None if fits(constraint, answer) else f"is not what the {constraint.kind} allows: {one_line(answer)!r}"
+    return None if fits(constraint, answer) else f"{MISFITS[constraint.kind]}: {one_line(answer)!r}"
 
 
 @dataclass
@@ -135,7 +142,11 @@ class AnswerForms:
         """What is wrong with an answer, which counts where its schema is inferred."""
         if answer is None:
             return None
-        return problem_with(self.known, answer) if self.known is not None else self._add(answer)
+        problem = problem_with(self.known, answer) if self.known is not None else self._add(answer)
+        if problem is None:
+            between = (one for one in SPACES.findall(answer) if not one.startswith('"'))
+            self.spaces = max(self.spaces, *map(len, between), 0)
+        return problem
 
     def _add(self, answer: str) -> str | None:
         if self.builder is None:
@@ -152,14 +163,15 @@ class AnswerForms:
             counts = self.values.setdefault(path, Counter())
             if len(counts) <= MOST_VALUES:
                 counts[text] += 1
-        self.spaces = max([self.spaces, *(len(one) for one in SPACES.findall(answer) if not one.startswith('"'))])
         return None
 
     @property
     def constraint(self) -> Constraint | None:
         """What was given, or the schema of the answers; None where there was none."""
+        if self.known is not None:
+            return self.known.model_copy(update={"spaces": min(self.spaces, 1000)})
         if self.builder is None:
-            return self.known
+            return None
         text = json.dumps(_in_order(self.builder.to_schema()), ensure_ascii=False)
         return Constraint(kind="schema", text=text, spaces=min(self.spaces, 1000))
 

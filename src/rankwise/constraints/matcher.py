@@ -1,7 +1,8 @@
-"""What an answer may go on with: llguidance follows a grammar token by token.
+"""The tokens that may follow the beginning of an answer: llguidance follows a grammar token by token.
 
     allowed     one bit for each token of the vocabulary: whether an answer that began so may go on with it
-    take        the answer went on with a token; returns the tokens that can only follow now, which need no forward pass
+    forced      the tokens that can only follow now, which need no forward pass
+    take        the answer went on with a token; returns those that are forced by it
     problem     why the answer cannot go on, where following it takes too much
 
 Schemas, regular expressions and grammars come from strangers, so what one may take is bounded: its size, the work of
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ LIMITS = {
 }  # fmt: skip
 
 BEGINNING = 16
-"""Bytes of an answer that are tried before the constraint is taken."""
+"""Bytes of an answer that are tried before a constraint is accepted."""
 
 
 class Vocabulary:
@@ -37,21 +38,15 @@ class Vocabulary:
 
     def __init__(self, tokenizer: str, size: int, ends: Sequence[int]) -> None:
         need_extra("llguidance", "a constraint on answers", "schema", ConfigError)
-        from llguidance import LLTokenizer
+        from llguidance import LLParserLimits, LLTokenizer
 
-        self.size, self.ends = size, tuple(ends)
+        self.size, self.ends, self.limits = size, tuple(ends), LLParserLimits(**LIMITS)
         try:
             self.tokens = LLTokenizer(
                 tokenizer, n_vocab=None if tokenizer == "byte" else size, eos_token=list(ends) or None
             )
         except ValueError as error:
             raise ConfigError([f"answers of this model cannot be constrained: {one_line(str(error), 200)}."]) from None
-
-    @cached_property
-    def limits(self) -> Any:
-        from llguidance import LLParserLimits
-
-        return LLParserLimits(**LIMITS)
 
 
 @lru_cache(maxsize=1)
@@ -67,11 +62,8 @@ def grammar_of(constraint: Constraint) -> str:
 
     match constraint.kind:
         case "schema":
-            spaces: Any = {"whitespace_flexible": constraint.spaces > 0, "whitespace_pattern": None}
-            if constraint.spaces:
-                spaces["whitespace_pattern"] = (
-                    " ?" if constraint.spaces == 1 else rf"[ \t\r\n]{{0,{constraint.spaces}}}"
-                )
+            pattern = {0: None, 1: " ?"}.get(constraint.spaces, rf"[ \t\r\n]{{0,{constraint.spaces}}}")
+            spaces: Any = {"whitespace_flexible": constraint.spaces > 0, "whitespace_pattern": pattern}
             return LLMatcher.grammar_from_json_schema(closed(json.loads(constraint.text)), overrides=spaces)
         case "choices":
             every = [json.dumps(choice, ensure_ascii=False) for choice in json.loads(constraint.text)]
@@ -84,7 +76,7 @@ def grammar_of(constraint: Constraint) -> str:
 
 @lru_cache(maxsize=64)
 def problem_of(constraint: Constraint) -> str | None:
-    """Why no answer can be written so; None if one can."""
+    """Why no answer can keep to the constraint; None if one can."""
     vocabulary = of_bytes()
     from llguidance import LLMatcher
 
@@ -136,18 +128,15 @@ class Matcher:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         return np.unpackbits(bits, bitorder="little", count=self._vocabulary.size).view(bool)
 
-    def begin(self) -> list[int]:
-        """The tokens that every answer begins with."""
-        return self._forced()
-
     def take(self, token: int) -> list[int]:
-        """Go on with a token. Returns those that must follow it, an end token too where nothing else can."""
+        """Go on with a token. Returns those that must follow it."""
         if token in self._vocabulary.ends:
             return []
         self._matcher.consume_token(token)
-        return self._forced()
+        return self.forced()
 
-    def _forced(self) -> list[int]:
+    def forced(self) -> list[int]:
+        """Take the tokens that can only follow now, and return them, with an end token where nothing else can."""
         forced = self._matcher.compute_ff_tokens()
         if forced:
             self._matcher.consume_tokens(forced)

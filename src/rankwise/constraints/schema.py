@@ -6,13 +6,14 @@ knows would be ignored, so one that looks like a known keyword is refused.
 
 Where an object lists its properties and says nothing of others, answers have no others, though others are valid:
 
-    {"properties": {"a": …}}    is written as    {"properties": {"a": …}, "additionalProperties": false}
+    {"properties": {"a": …}}    is written by    {"properties": {"a": …}, "additionalProperties": false}
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import lru_cache
 from typing import Any
 
@@ -46,7 +47,7 @@ def read_schema(text: str, where: str) -> str:
     if not isinstance(schema, dict):
         raise ConfigError([f"{where}: a schema is a JSON object, and this is a {type(schema).__name__}."])
     problems = [
-        f'{where}: the schema has the keyword "{key}"{path}, which JSON Schema does not know.{hint}'
+        f'{where}: the schema has the keyword "{key}"{path}, which JSON Schema does not know; rename it.{hint}'
         for key, path, hint in unknown_keywords(schema)
     ]
     if problems:
@@ -58,8 +59,8 @@ def read_schema(text: str, where: str) -> str:
 
 def unknown_keywords(schema: JsonObject, path: str = "") -> Iterator[tuple[str, str, str]]:
     """Each key that looks like a keyword and is none, with its place and a proposal."""
-    for key in schema.keys() - set(KEYWORDS):
-        if hint := did_you_mean(key, KEYWORDS):
+    for key in schema:
+        if key not in KEYWORDS and not key.startswith("x-") and (hint := did_you_mean(key, KEYWORDS)):
             yield key, path and f" at {path}", hint
     for name, inside in subschemas(schema):
         yield from unknown_keywords(inside, f"{path}/{name}")
@@ -100,29 +101,28 @@ def schema_problem(text: str, answer: str) -> str | None:
         value = loads(answer)
     except (ValueError, RecursionError):
         return f"is not JSON: {one_line(answer)!r}"
-    errors = list(validator_of(text).iter_errors(value))
-    broken = [f"{_path(error.instance_path)}{one_line(error.message, 120)}" for error in errors]
+    broken = [
+        f"{'.'.join(map(str, error.instance_path))}: {one_line(error.message, 120)}".removeprefix(": ")
+        for error in validator_of(text).iter_errors(value)
+    ]
     return f"breaks the schema: {some(broken, 3)}" if broken else None
 
 
-def _path(parts: list[str | int]) -> str:
-    return f"{'.'.join(map(str, parts))}: " if parts else ""
+def closed(schema: JsonObject) -> JsonObject:
+    """The schema that answers are written by: objects have no other properties than those that they list. Where
+    schemas are put together for one object, each lists only its own, and nothing is closed."""
+    return schema if _puts_together(schema) else _close(deepcopy(schema))
 
 
-def closed(schema: Any) -> Any:
-    """The schema that answers are written by: objects have no other properties than those that they list."""
-    if not isinstance(schema, dict):
-        return schema
-    written = dict(schema)
-    for key in INSIDE:
-        if isinstance(schema.get(key), dict):
-            written[key] = closed(schema[key])
-    for key in LISTS:
-        if isinstance(schema.get(key), list):
-            written[key] = [closed(one) for one in schema[key]]
-    for key in NAMED:
-        if isinstance(schema.get(key), dict):
-            written[key] = {name: closed(one) for name, one in schema[key].items()}
-    if "properties" in schema and not {"patternProperties", "unevaluatedProperties", "allOf", "$ref"} & schema.keys():
-        written.setdefault("additionalProperties", False)
-    return written
+def _puts_together(schema: JsonObject) -> bool:
+    own = "allOf" in schema or ("properties" in schema and not {"$ref", "anyOf", "oneOf"}.isdisjoint(schema))
+    return own or any(_puts_together(inside) for _, inside in subschemas(schema))
+
+
+def _close(schema: JsonObject) -> JsonObject:
+    for _, inside in subschemas(schema):
+        _close(inside)
+    listed = schema.get("properties", {}).keys()
+    if listed and set(schema.get("required", ())) <= listed and "patternProperties" not in schema:
+        schema.setdefault("additionalProperties", False)
+    return schema

@@ -239,7 +239,7 @@ def _below(t: float, freedom: int) -> float:
 NAMES = {
     "tokenizer": "tokenizer", "template": "chat template", "system": "system message", "chat": "use of the template",
     "pattern": "pattern", "tolerance": "tolerance", "units": "units",
-    "max_new_tokens": "limit of new tokens", "filter": "filter of lm-eval",
+    "max_new_tokens": "limit of new tokens", "constraint": "what answers are held to", "filter": "filter of lm-eval",
 }  # fmt: skip
 
 
@@ -258,7 +258,7 @@ def _depends_on(metric: str, a: Evaluation, b: Evaluation) -> tuple[str, ...]:
     if metric in LIKELIHOOD or metric.startswith(CHOSEN):
         return ()
     own = {"regex": ("pattern",), "number": ("tolerance", "units")}
-    return (*own.get(metric, ()), "max_new_tokens", "filter")
+    return (*own.get(metric, ()), "max_new_tokens", "constraint", "filter")
 
 
 def _setting(evaluation: Evaluation, name: str) -> Any:

@@ -18,11 +18,11 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from decimal import Decimal, InvalidOperation
 from functools import partial
 from threading import Timer
-from typing import Any, Self
+from typing import Any
 
 from rankwise.errors import ResourceError
 from rankwise.evaluation import sql_child
@@ -32,13 +32,13 @@ from rankwise.system.foreign_json import loads
 Row = list[float]
 """What is stored of an item."""
 NUMBER = re.compile(r"-?(?:\d[\d,]*)?\.?\d+")
-_UNIT = re.compile(r"\s*([^\W\d_]+|[%°$€£]\w?)")
+_UNIT = re.compile(r"[^\S\n]*([^\W\d_]+|[%°$€£]\w?)")
 NEAR = 0.01
 """How far a number of a field may be from the reference's, as a share of it, where the task says nothing else."""
 OTHER_FIELDS = "(other fields)"
 """Stands for all fields that no reference has."""
 Figures = dict[str, dict[str, list[Row]]]
-"""By field and figure: the rows of the items that it is of."""
+"""For each field and figure, the rows of the items that count for it."""
 
 
 def number(answer: str, target: str, tolerance: float = 0.0, units: bool = False) -> Row:
@@ -98,7 +98,7 @@ def _leaves(value: Any, path: FieldPath = ()) -> dict[FieldPath, Any]:
 
 def _unfenced(answer: str, language: str = "json") -> str:
     """Remove a code fence (```) around JSON."""
-    fenced = re.fullmatch(rf"\s*```(?:{language})?\s*\n(.*)\n```\s*", answer, re.DOTALL)
+    fenced = re.fullmatch(rf"\s*```(?:{language})?\s*\n(.*)\n```\s*", answer, re.DOTALL | re.IGNORECASE)
     return fenced[1] if fenced else answer
 
 
@@ -217,13 +217,9 @@ def tool_needless(answer: str, target: str) -> Row:
 class QueryProcess:
     """A process that compares the results of queries. One that a query held up is ended, and begun again."""
 
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+    _process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
@@ -233,6 +229,8 @@ class QueryProcess:
         """Whether both have the same result, or why the reference has none."""
         queries = {"answer": _unfenced(answer, "sql"), "reference": _unfenced(reference, "sql")}
         request = json.dumps(dict([database]) | queries).encode() + b"\n"
+        if self._process is not None and self._process.poll() is not None:  # it was ended after its last reply
+            self.close()
         self._process = process = self._process or _started()
         assert process.stdin is not None and process.stdout is not None
         timer = Timer(sql_child.SECONDS, process.kill)
@@ -244,7 +242,7 @@ class QueryProcess:
         timer.cancel()
         if line.endswith(b"\n"):
             return json.loads(line)
-        self.__exit__()
+        self.close()
         return f"it takes more than {sql_child.SECONDS:g} s or too much memory" if answer == reference else False
 
 
@@ -265,7 +263,7 @@ def sql_rows(
     answers: Sequence[str], references: Sequence[Sequence[str]], databases: Sequence[Database | None]
 ) -> list[Row]:
     """Whether the result of each answer is that of a reference."""
-    with QueryProcess() as process:
+    with closing(QueryProcess()) as process:
         return [
             [float(database is not None and any(process.judged(answer, one, database) is True for one in several)), 1.0]
             for answer, several, database in zip(answers, references, databases, strict=True)
@@ -273,7 +271,7 @@ def sql_rows(
 
 
 def problem_of_references(scores: Sequence[str], references: Sequence[tuple[str, str, Database | None]]) -> str | None:
-    """Why all references together, each with its place and its database, cannot be scored so; None if they can."""
+    """Why these scores cannot score all references, each with its place and its database; None if they can."""
     tools = [score for score in scores if score.startswith("tool_")]
     if tools and not any(called(text) for _, text, _ in references):
         return (
@@ -282,7 +280,7 @@ def problem_of_references(scores: Sequence[str], references: Sequence[tuple[str,
         )
     if "sql" not in scores:
         return None
-    with QueryProcess() as process:
+    with closing(QueryProcess()) as process:
         for where, query, database in references:
             if database is None:
                 return f"{where}: has neither a database nor tables, which sql runs the queries on."
@@ -292,8 +290,9 @@ def problem_of_references(scores: Sequence[str], references: Sequence[tuple[str,
 
 
 def fitting_scores(references: Sequence[str], databases: Sequence[Database | None]) -> tuple[str, tuple[str, ...]]:
-    """Why answers like these are scored by more than the loss, and by what; empty where they are not."""
-    if all(databases):
+    """The scores that fit these answers, besides the loss, and the reason; none if the answers have no form."""
+    placed = [("", *pair) for pair in zip(references, databases, strict=True)]
+    if all(databases) and problem_of_references(("sql",), placed) is None:
         return "every row has a database", ("sql",)
     if any(map(called, references)):
         tools = ("tool_call", "tool_function", "tool_arguments", "tool_missing", "tool_needless")

@@ -54,6 +54,8 @@ BUILDS = {
     *READS, sqlite3.SQLITE_CREATE_TABLE, sqlite3.SQLITE_CREATE_INDEX, sqlite3.SQLITE_CREATE_VIEW, sqlite3.SQLITE_INSERT,
     sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE, sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_REINDEX,
 }  # fmt: skip
+DUMPED = re.compile(r"^\s*PRAGMA foreign_keys=OFF;")
+"""What `sqlite3 FILE .dump` begins with."""
 PIECE = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/|[()]|\border\s+by\b", re.DOTALL | re.I)
 Result = tuple[int, list[tuple[Any, ...]]]
 """How many columns, and the rows."""
@@ -136,7 +138,10 @@ def _opened(request: dict[str, str]) -> sqlite3.Connection:
         connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, LONGEST_TABLES)
         connection.set_authorizer(_authorizer(BUILDS))
         connection.set_progress_handler(_bound(), EACH)
-        connection.executescript(request["tables"])
+        try:
+            connection.executescript(DUMPED.sub("", request["tables"]))
+        except FAILURES as error:
+            raise QueryError(f"its tables cannot be created: {error}") from None
     return connection
 
 

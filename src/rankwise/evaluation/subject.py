@@ -118,9 +118,7 @@ class Subject:
     @property
     def held_to(self) -> Constrained:
         """The constraint that was asked for, or that of the run's rows."""
-        report = None if self.artifact is None else self.artifact.data_report
-        own = None if report is None else report.constraint
-        return self.constraint if self.constraint != "own" else own or "none"
+        return self.constraint if self.artifact is None else self.artifact.held_to(self.constraint)
 
     def refuse(self, activity: str, value: str) -> None:
         """ConfigError where it is not evaluated so."""

@@ -72,8 +72,8 @@ class GenerationRow:
     """Why it cannot go on: the model gave no numbers for it, or its constraint cannot be followed."""
 
     def hold_to(self, matcher: Matcher) -> GenerationRow:
-        """Hold the answer to a constraint. It begins with what every such answer begins with."""
-        self.matcher, self.ids = matcher, matcher.begin()
+        """Hold the answer to a constraint. It begins with the tokens that are certain."""
+        self.matcher, self.ids = matcher, matcher.forced()
         self.unread = len(self.ids)
         return self
 

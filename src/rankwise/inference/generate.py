@@ -19,8 +19,8 @@ from torch import nn
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import Constraint
 from rankwise.config.generation import GenerationConfig
-from rankwise.constraints.matcher import Matcher, Vocabulary
-from rankwise.errors import ModelError
+from rankwise.constraints.matcher import Matcher, Vocabulary, problem_of
+from rankwise.errors import ConfigError, ModelError
 from rankwise.inference.batch import Draw, EncodedBatch, GenerationBatch, GenerationRow, by_samplers
 from rankwise.inference.decoding import STAGE, Answer, Draft, TextCallback
 from rankwise.inference.sampling import Chosen, drawn_together
@@ -102,7 +102,9 @@ def drawing(config: GenerationConfig) -> Iterator[Draw]:
 
 
 def matcher_of(model: LoadedModel, constraint: Constraint) -> Matcher:
-    """What one answer of the model may go on with."""
+    """What one answer of the model may go on with. ConfigError where no answer can keep to the constraint."""
+    if (problem := problem_of(constraint)) is not None:
+        raise ConfigError([f"no answer can be held to this {constraint.kind}: {problem}."])
     return Matcher(_vocabulary(model.tokenizer, model.vocabulary, model.template.end_ids), constraint)
 
 

@@ -72,11 +72,7 @@ class TunedModel:
 
     def constrained(self, config: GenerationConfig) -> GenerationConfig:
         """These settings, with the constraint of the run's rows where they ask for the run's own."""
-        if config.constraint != "own":
-            return config
-        data_report = self.artifact.data_report
-        own = None if data_report is None else data_report.constraint
-        return config.model_copy(update={"constraint": own or "none"})
+        return config.model_copy(update={"constraint": self.artifact.held_to(config.constraint)})
 
     def opening(self, system: str | None) -> list[Message]:
         """How a conversation begins: with `system`, or with what the run's rows began with."""

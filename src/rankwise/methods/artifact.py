@@ -29,6 +29,7 @@ from rankwise.base.skeleton import modules_without_weights
 from rankwise.base.sources import Source
 from rankwise.base.starters import STARTERS
 from rankwise.config.adapters import Adapting, LoraConfig
+from rankwise.config.data import Constrained
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RunError
 from rankwise.objectives.objective import Objective
@@ -138,6 +139,11 @@ class Artifact:
         if activity not in cannot:
             return None
         return cannot[activity].format(model=self.described, folder=self.folder, value=value)
+
+    def held_to(self, asked: Constrained) -> Constrained:
+        """What answers are held to: what is asked for, or the constraint of the run's rows."""
+        own = None if self.data_report is None else self.data_report.constraint
+        return asked if asked != "own" else own or "none"
 
     def refuse(self, activity: str, value: str = "") -> None:
         """RunError where it is not used so."""

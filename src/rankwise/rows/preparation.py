@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,6 +36,9 @@ from rankwise.runs.data_report import DataReport, OverlapFacts, PartFacts, Templ
 from rankwise.runs.records import Callback, ProgressUpdate
 from rankwise.runs.row_facts import ANSWERS, HoldOutFacts, Learned
 
+if TYPE_CHECKING:
+    from rankwise.constraints.constraint import AnswerForms
+
 _Usable = tuple[int, ImageRecord | None]
 """The number of a row's sequences, and what is known of its image."""
 
@@ -49,19 +52,6 @@ def compares(config: DataConfig) -> bool:
     return config.may_hold_out or config.validation is not None
 
 
-class Answers(Protocol):
-    """What the answers of rows are held to, or have in common."""
-
-    def problem(self, answer: str | None) -> str | None:
-        """What is wrong with the answer of the next row."""
-        ...
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Fields of the data report."""
-        ...
-
-
 @dataclass(frozen=True)
 class EncodingFacts:
     """How rows are encoded, for the data report."""
@@ -71,8 +61,8 @@ class EncodingFacts:
     processing: ImageProcessing | None = None
     reads: frozenset[str] = frozenset()
     """Forms of rows that are learned (Example.special), and lists of labels."""
-    answers: Callable[[], Answers] | None = None
-    """Begins to look at answers; None where they are free."""
+    answers: Callable[[], AnswerForms] | None = None
+    """Makes the check of answers; None where they are free."""
 
 
 @dataclass
@@ -85,7 +75,7 @@ class ReadRows:
     """Counts the rows of the validation source, which are counted nowhere else."""
     prompts: TextIndex
     """What rows with the same question share, of the usable rows of all sources."""
-    answers: Answers | None = None
+    answers: AnswerForms | None = None
     """What the answers are held to."""
     groups: dict[str, int] = field(default_factory=dict)
     """A number for each group."""
@@ -192,7 +182,7 @@ class Encoding:
         return usable
 
 
-def _keeping(chunk: list[list[Example]], answers: Answers, tally: Tally) -> list[list[Example]]:
+def _keeping(chunk: list[list[Example]], answers: AnswerForms, tally: Tally) -> list[list[Example]]:
     """The rows whose answers keep to the constraint; the others cannot be used."""
     problems = [
         (row[0].where, f"{row[0].where}: the answer {problem}")

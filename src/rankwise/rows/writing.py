@@ -9,10 +9,10 @@ import numpy as np
 
 from rankwise.config.data import DataConfig
 from rankwise.config.recipe import recipe_named
-from rankwise.constraints.constraint import answers_in
+from rankwise.constraints.constraint import AnswerForms, answers_in
 from rankwise.errors import DataError
 from rankwise.rows.images.decode import decode, record_of
-from rankwise.rows.preparation import Answers, Encoding, EncodingFacts, Prepared, prepared_of
+from rankwise.rows.preparation import Encoding, EncodingFacts, Prepared, prepared_of
 from rankwise.rows.report.report import Tally
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import Encoder, EncoderOf
@@ -38,8 +38,8 @@ class TextWriting:
     guessed: bool = False
     """Nobody named this model; it was here."""
     learned: Learned = ANSWERS
-    answers: Callable[[], Answers] | None = None
-    """Begins to look at answers, where they are held to anything."""
+    answers: Callable[[], AnswerForms] | None = None
+    """Makes the check of answers, where they are held to anything."""
 
     def by(self, config: DataConfig) -> TextWriting:
         """With the template of the recipe, where there is one, and asked to reason where rows have reasoning."""

@@ -26,9 +26,10 @@ from rankwise.constraints.matcher import Matcher
 from rankwise.constraints.schema import closed
 from rankwise.errors import ConfigError, RankwiseError
 from rankwise.inference.generate import matcher_of
+from rankwise.rows.text.example import MOST_CALLS
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.serving.bodies import BadRequest, ChatBody, Generation, NamedTool
-from rankwise.serving.calls import ID, MOST, CallForm
+from rankwise.serving.calls import ID, CallForm
 from rankwise.serving.served import Served, Serving
 
 SPACED = {"whitespace_flexible": True, "whitespace_pattern": " ?"}
@@ -107,7 +108,7 @@ def _calls(body: ChatBody, functions: Sequence[JsonObject], form: CallForm, toke
     first = (form.opening + form.head).lstrip().removeprefix(form.mark)
     repeats = body.parallel_tool_calls and form.between is not None and not isinstance(body.tool_choice, NamedTool)
     between = literal(f"{form.tail}{form.between}{form.head}", tokenizer)
-    more = f"({between} call){{0,{MOST - 1}}}" if repeats else ""
+    more = f"({between} call){{0,{MOST_CALLS - 1}}}" if repeats else ""
     rest = f"rest: {literal(first, tokenizer)} call {more} {literal(form.tail + form.closing, tokenizer)}"
     rules = [f"call{at}: {literal(json.dumps(one['name'], ensure_ascii=False) + form.middle, tokenizer)} "
              f"{_json(_arguments(one, body))}" for at, one in enumerate(functions)]  # fmt: skip

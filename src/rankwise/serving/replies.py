@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from rankwise.config.base import JsonObject
 from rankwise.inference.decoding import UNFINISHED, Draft, Piece
 from rankwise.inference.sampling import Chosen
+from rankwise.rows.text.example import ToolCall, calls_in
 from rankwise.rows.text.tokenizer import HubTokenizer
-from rankwise.serving.calls import calls_in
 from rankwise.serving.questions import Question, tokens_of
 
 FINISH = {"end": "stop", "repetition": "stop", "length": "length", None: None}
@@ -92,7 +92,7 @@ class Reply:
         if not calls:
             return message, FINISH[choice.stopped]
         finish = "length" if choice.stopped == "length" else "tool_calls"
-        return message | {"tool_calls": [one.as_json() for one in calls]}, finish
+        return message | {"tool_calls": [_as_json(one) for one in calls]}, finish
 
     def _logprobs(self, chosen: Iterable[Chosen]) -> JsonObject:
         if self.chat:
@@ -116,6 +116,11 @@ class Reply:
         tokens can be told apart."""
         text = self.tokenizer.decode([token])
         return text if UNFINISHED not in text else str(self.tokenizer.hub.convert_ids_to_tokens(token))
+
+
+def _as_json(call: ToolCall) -> JsonObject:
+    function = {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}
+    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
 
 
 def event(value: JsonObject) -> bytes:

@@ -29,9 +29,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -151,25 +151,34 @@ class ToolCall:
 
 
 _MARKS = re.compile(r"(<tool_call>|<\|python_tag\|>|\[TOOL_CALLS\]|\[|```(json)?|\s)*$")
-"""Before the first call."""
+"""What models write before the first call. The marks around calls differ, so their objects alone are looked for:
+
+    <tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>      Hermes, Qwen, SmolLM
+    [TOOL_CALLS][{"name": "weather", "arguments": {"city": "Rome"}}]               Mistral
+    {"name": "weather", "parameters": {"city": "Rome"}}                            Llama 3
+"""
 MOST_CALLS = 64
 
 
 def calls_in(text: str, names: Collection[str] | None = None) -> tuple[str, list[ToolCall]]:
     """The content before the first call, and the calls of the tools of these names, or of any; the whole text where
     there are none."""
-    decoder, calls, first, place = json.JSONDecoder(), list[ToolCall](), 0, text.find("{")
-    while 0 <= place and len(calls) < MOST_CALLS:
+    found = list(islice(placed_calls(text, names), MOST_CALLS))
+    return (_MARKS.sub("", text[: found[0][0]]), [call for _, _, call in found]) if found else (text, [])
+
+
+def placed_calls(text: str, names: Collection[str] | None = None) -> Iterator[tuple[int, int, ToolCall]]:
+    """Each call, with where its object begins and ends."""
+    decoder, place = json.JSONDecoder(), text.find("{")
+    while place >= 0:
         try:
             value, end = decoder.raw_decode(text, place)
         except (ValueError, RecursionError):
             value, end = None, place + 1
         call = _call_of(value)
         if call is not None and (names is None or call.name in names):
-            first = first if calls else place
-            calls.append(call)
+            yield place, end, call
         place = text.find("{", end)
-    return (_MARKS.sub("", text[:first]), calls) if calls else (text, [])
 
 
 def _call_of(value: Any) -> ToolCall | None:
