@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from pydoc_data import topics
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: a second thread would only wait
@@ -145,6 +146,15 @@ def rows_encoded_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RANKWISE_CACHE", str(ours))
         yield ours
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_documentation() -> Iterator[None]:
+    """The text that a model may forget is a third of Python's documentation: a tiny tokenizer takes half a second for
+    all of it, in each of hundreds of commands."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(topics, "topics", dict(sorted(topics.topics.items())[:30]))
+        yield
 
 
 MOST_ENTRIES = 20
