@@ -204,6 +204,15 @@ def tiny_folder(hub_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest
 
 
 @pytest.fixture(scope="session")
+def one_block_folder(hub_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of half the size, for laws of files and processes that train often."""
+    folder = tmp_path_factory.mktemp("models") / "one-block"
+    tiny_model("llama", vocab=len(hub_tokenizer), layers=1).save_pretrained(folder)
+    hub_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def library(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Library:
     """Finished runs, each trained once for all workers; a test asks for copies."""
     return Library(shared_folder(tmp_path_factory) / "library", tiny_folder)

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 import rankwise
-from conftest import tiny_model
 from rankwise.commands import train
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.data import DataConfig
@@ -119,20 +118,12 @@ def test_few_rows_without_a_validation_tell_little():
     assert stopped_at(losses, rows=16) is not None  # that sixteen rows have one loss and all others another is no noise
 
 
-@pytest.fixture(scope="module")
-def one_block(tmp_path_factory, hub_tokenizer):
-    folder = tmp_path_factory.mktemp("base")
-    tiny_model("llama", vocab=len(hub_tokenizer), layers=1).save_pretrained(folder)
-    hub_tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def workplace(tmp_path, one_block, monkeypatch):
+def workplace(tmp_path, one_block_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [{"prompt": f"What is the capital of land {n}?", "completion": f"It is town {n}."} for n in range(8)]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    Path("base").symlink_to(one_block)
+    Path("base").symlink_to(one_block_folder)
 
 
 def experiment(on_divergence, method="lora", **more):
