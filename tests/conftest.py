@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from pydoc_data import topics
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: a second thread would only wait
@@ -19,6 +20,10 @@ os.environ["NO_COLOR"] = "1"
 os.environ.setdefault(
     "RANKWISE_ENGINES", ""
 )  # an export starts no engine, which takes seconds; tests of that ask for it
+
+os.environ.setdefault(
+    "TORCHINDUCTOR_VEC_ISA_OK", "1"
+)  # torch's compiler believes the processor; for each vector unit a process that imports torch would try it
 
 import psutil
 import pytest
@@ -143,6 +148,15 @@ def rows_encoded_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
         yield ours
 
 
+@pytest.fixture(scope="session", autouse=True)
+def short_documentation() -> Iterator[None]:
+    """The text that a model may forget is a third of Python's documentation: a tiny tokenizer takes half a second for
+    all of it, in each of hundreds of commands."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(topics, "topics", dict(sorted(topics.topics.items())[:30]))
+        yield
+
+
 MOST_ENTRIES = 20
 
 
@@ -185,6 +199,15 @@ def tiny_folder(hub_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest
     """A whole model on disk, as a user would name it: tiny Llama, tokenizer, chat template."""
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     tiny_model("llama", vocab=len(hub_tokenizer)).save_pretrained(folder)
+    hub_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def one_block_folder(hub_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of half the size, for laws of files and processes that train often."""
+    folder = tmp_path_factory.mktemp("models") / "one-block"
+    tiny_model("llama", vocab=len(hub_tokenizer), layers=1).save_pretrained(folder)
     hub_tokenizer.save_pretrained(folder)
     return folder
 

@@ -19,7 +19,7 @@ from kit.small_runs import as_first_format
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.training.trainer import Trainer
 
-STEPS, EVERY = 120, 7
+STEPS, EVERY = 70, 7
 pytestmark = pytest.mark.slow  # for its fixtures
 LORA = ("--rank", 2, "--dropout", 0.3)
 EVA = ("--rank", 2, "--set", "adapter.start=eva")
@@ -114,7 +114,7 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bytes(home, undisturbed
     run = home / "runs" / f"killed-{name}"
     words = words_of(run.name, *method)
     stopped(run, words, lambda run: lines(run) > EVERY + 2 and saved(run))
-    for times, until in enumerate((30, 100), start=1):
+    for times, until in enumerate((20, 45), start=1):
         at = saved(run)[-1]
         stopped(run, (*words, "--resume"), lambda run, until=until: saved(run) and saved(run)[-1] >= until)
         found = manifest(run)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 from dataclasses import replace
+from functools import cache
 
 import claims_runs
 import pytest
@@ -59,9 +60,16 @@ def study(no_peak_is_measured, tmp_path_factory, tiny_folder):
         yield folder, claims(folder, str(tiny_folder), tasks=[task_in(folder)], plan=WHOLE, mode="full")
 
 
+@cache
+def opened(model):
+    """The model, which cells do not train, and a text for it."""
+    loaded = load(str(model))
+    return loaded, text_for(loaded, blocks=2, length=64)
+
+
 def cells(task, folder, model):
-    text = text_for(load(str(model)), blocks=2, length=64)
-    return Cells([task], load(str(model)), folder / "cells.jsonl", text, silent, None)
+    loaded, text = opened(model)
+    return Cells([task], loaded, folder / "cells.jsonl", text, silent, None)
 
 
 @pytest.mark.parametrize(("method", "rate"), [("lora", 0.01), ("full", 0.002)])
@@ -113,8 +121,7 @@ def test_a_cell_of_other_conditions_is_not_taken_for_it(task, tmp_path, tiny_fol
     cell = Cell("orders", "lora", 12, 0.01, 0)
     cells(task, tmp_path, tiny_folder).result(cell)
     assert cell.key in cells(task, tmp_path, tiny_folder).done
-    other = Cells([replace(task, batch=2)], load(str(tiny_folder)), tmp_path / "cells.jsonl",
-                  text_for(load(str(tiny_folder)), blocks=2, length=64), silent, None)  # fmt: skip
+    other = cells(replace(task, batch=2), tmp_path, tiny_folder)
     assert cell.key not in other.done, "another batch size is another training"
     write_rows(task.measured, demo_rows()[1][6:14])
     assert cell.key not in cells(task, tmp_path, tiny_folder).done

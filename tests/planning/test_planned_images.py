@@ -300,7 +300,7 @@ def test_memory_grows_with_images_at_once_and_a_device_takes_as_many_as_fit(fold
 
 def test_a_probe_measures_images(folders, pictures):
     """By steps that are large enough for their time to grow with their images."""
-    training, images = {"batch_size": 20, "epochs": 1}, {"size": 8 * SIZE}
+    training, images = {"batch_size": 20, "epochs": 1}, {"size": 5 * SIZE}
     config = config_of(folders / "vit", data=str(pictures), training=training, images=images)
     measured = probe(config)
     assert measured.per_token > 0 and plan(config, probe=measured).duration is not None

@@ -119,11 +119,11 @@ def test_few_rows_without_a_validation_tell_little():
 
 
 @pytest.fixture
-def workplace(tmp_path, tiny_folder, monkeypatch):
+def workplace(tmp_path, one_block_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [{"prompt": f"What is the capital of land {n}?", "completion": f"It is town {n}."} for n in range(8)]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    Path("base").symlink_to(tiny_folder)
+    Path("base").symlink_to(one_block_folder)
 
 
 def experiment(on_divergence, method="lora", **more):

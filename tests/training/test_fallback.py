@@ -30,8 +30,8 @@ pytestmark = pytest.mark.slow  # for its fixture
 
 
 @pytest.fixture(scope="module")
-def cells(tmp_path_factory, tiny_folder):
-    return Cells(tmp_path_factory.mktemp("faults"), tiny_folder, without_page=True)
+def cells(tmp_path_factory, one_block_folder):
+    return Cells(tmp_path_factory.mktemp("faults"), one_block_folder, without_page=True)
 
 
 def drawn(count: int) -> int:

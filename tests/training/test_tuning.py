@@ -43,11 +43,11 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory, one_block_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("tuning")
     (folder / "rows.jsonl").write_text(rows(40))
     (folder / "apart.jsonl").write_text(rows(12, 60))
-    (folder / "tiny").symlink_to(tiny_folder, target_is_directory=True)
+    (folder / "tiny").symlink_to(one_block_folder, target_is_directory=True)
     encoder_folder(folder / "tiny-bert")
     write_rows(folder / "labels.jsonl", labelled(48))
     return folder

@@ -215,15 +215,21 @@ def test_a_score_is_that_of_the_answers_which_the_finished_run_gives_to_the_rows
     def in_float32(*given, **named):
         return exactly(asked(*given, **named))
 
+    texts = {}
+
+    def differ(name, _):
+        texts[name] = answers(name)
+        return len(set(texts[name])) > 2
+
     name, _, _ = first_that(
-        lambda name, _: len(set(answers(name))) > 2, in_float32, "wide", evaluation, steps=60, rates=(0.02, 0.01, 0.03)
-    )
-    texts = answers(name)
+        differ, in_float32, "wide", evaluation, steps=60, rates=(0.02, 0.01, 0.03),
+        seeds=(1, 0, 2),
+    )  # fmt: skip
     found = {row["metric"]: (row["value"], row["n"]) for row in rows_of(name, "score") if row["step"] == 60}
     assert set(found) == {"chrf", "exact", "rouge_l", "bleu"}
     assert found["chrf"][0] > 0
     for metric, value in found.items():
-        assert value == (score(metric, texts, [row["completion"] for row in rows]), 6), metric
+        assert value == (score(metric, texts[name], [row["completion"] for row in rows]), 6), metric
 
 
 @pytest.mark.parametrize("backend", ["fused", "eager"])
@@ -245,7 +251,8 @@ def test_the_loss_is_that_of_the_finished_run_on_each_row_alone_without_dropout(
 
 @pytest.mark.parametrize(("by", "backend"), [("loss", "eager"), ("chrf", "fused")])
 def test_the_best_that_is_kept_is_what_a_run_has_that_stops_there(asked, by, backend):
-    evaluation = {"keep": "best", "steps": 1, "by": by, "answers": 0 if by == "loss" else 6, "prompts": []}
+    evaluation = {"keep": "best", "steps": 1, "by": by, "answers": 0 if by == "loss" else 6, "prompts": [],
+                  "max_new_tokens": 12}  # fmt: skip
 
     def best_of(name):
         return EarlyStopping(by, by != "loss").best(evaluations(name))
@@ -482,7 +489,7 @@ def test_a_metric_that_the_rows_cannot_have_is_refused_before_anything_is_writte
     with pytest.raises(ConfigError, match="no validation row has a prompt to answer"):
         rankwise.train(asked("run", "lora", {"by": "exact", "answers": 2}))
     assert not Path("runs/run").exists()
-    rankwise.train(asked("run", "lora", {}))  # nor is it a sample
+    rankwise.train(asked("run", "lora", {}, steps=1))  # nor is it a sample
     assert rows_of("run", "sample") == [] and len(rows_of("run", "validation")) > 1
 
 
@@ -495,7 +502,7 @@ def test_a_prompt_that_has_no_room_is_refused_and_a_row_that_has_none_is_not_ask
     assert not Path("runs/run").exists()
     rows = [{"prompt": long[:160] if n == 1 else "What is it?", "completion": f"It is {n}."} for n in range(3)]
     Path("measured.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    rankwise.train(asked("run", "lora", {"scores": ["exact"], "answers": 3, "max_new_tokens": 120}))
+    rankwise.train(asked("run", "lora", {"scores": ["exact"], "answers": 3, "max_new_tokens": 120}, steps=1))
     assert {row["n"] for row in rows_of("run", "score")} == {2}
 
 
@@ -503,7 +510,7 @@ def test_of_a_conversation_the_last_answer_is_asked_with_all_that_was_said_befor
     turns = [("user", "Hello fox"), ("assistant", "Hello dog"), ("user", "Who is lazy?"), ("assistant", "You are.")]
     row = {"messages": [{"role": role, "content": content} for role, content in turns]}
     Path("measured.jsonl").write_text(json.dumps(row) + "\n")
-    rankwise.train(asked("run", "lora", {}))
+    rankwise.train(asked("run", "lora", {}, steps=1))
     (before, _) = rows_of("run", "sample")
     assert before["target"] == "You are."
     assert before["prompt"].startswith("Hello fox") and before["prompt"].endswith("Who is lazy?")
