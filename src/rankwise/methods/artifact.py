@@ -140,10 +140,10 @@ class Artifact:
             return None
         return cannot[activity].format(model=self.described, folder=self.folder, value=value)
 
-    def held_to(self, asked: Constrained) -> Constrained:
+    def held_to(self, constraint: Constrained) -> Constrained:
         """What answers are held to: what is asked for, or the constraint of the run's rows."""
         own = None if self.data_report is None else self.data_report.constraint
-        return asked if asked != "own" else own or "none"
+        return constraint if constraint != "own" else own or "none"
 
     def refuse(self, activity: str, value: str = "") -> None:
         """RunError where it is not used so."""
