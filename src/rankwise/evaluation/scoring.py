@@ -136,18 +136,12 @@ def field_figures(answers: Sequence[str], references: Sequence[Sequence[str]], t
         (_fields(_parsed(answer)), _fields(_parsed(max(several, key=partial(json_fields, answer)))))
         for answer, several in zip(answers, references, strict=True)
     ]
+    near = NEAR if tolerance is None else tolerance
     known = Counter(path for _, wanted in pairs for path in wanted)
     found: Figures = {path: {} for path, _ in known.most_common()}
     for given, wanted in pairs:
         for path in known:
-            there = path in given
-            if path not in wanted:
-                _add(found, path, {"extra": [float(there), 1.0]})
-                continue
-            value, own = wanted[path], given.get(path, _NOTHING)
-            right = there and _frozen(own) == _frozen(value)
-            _add(found, path, {"exact": [float(right), 1.0], "missing": [float(not there), 1.0]})
-            _add(found, path, _of_kind(own, value, NEAR if tolerance is None else tolerance))
+            _add(found, path, _figures(given.get(path, _NOTHING), wanted.get(path, _NOTHING), near))
         _add(found, OTHER_FIELDS, {"extra": [float(bool(given.keys() - known.keys())), 1.0]})
     if not any(row[0] for row in found[OTHER_FIELDS]["extra"]):
         del found[OTHER_FIELDS]
@@ -159,15 +153,20 @@ def _add(figures: Figures, path: str, rows: Mapping[str, Row]) -> None:
         figures.setdefault(path, {}).setdefault(figure, []).append(row)
 
 
-def _of_kind(value: Any, target: Any, tolerance: float) -> dict[str, Row]:
-    """The figure that a list or a number has besides."""
+def _figures(value: Any, target: Any, tolerance: float) -> dict[str, Row]:
+    """The figures of one field of one answer; _NOTHING stands for a field that is not there."""
+    there = value is not _NOTHING
+    if target is _NOTHING:
+        return {"extra": [float(there), 1.0]}
+    right = there and _frozen(value) == _frozen(target)
+    found = {"exact": [float(right), 1.0], "missing": [float(not there), 1.0]}
     if isinstance(target, list):
         mine, theirs = (Counter(map(_frozen, one if isinstance(one, list) else ())) for one in (value, target))
-        return {"f1": [float((mine & theirs).total()), float(mine.total()), float(theirs.total())]}
-    if not _is_number(target):
-        return {}
-    near = _is_number(value) and _is_near(Decimal(str(value)), Decimal(str(target)), tolerance)
-    return {"near": [float(near), 1.0]}
+        found["f1"] = [float((mine & theirs).total()), float(mine.total()), float(theirs.total())]
+    elif _is_number(target):
+        near = _is_number(value) and _is_near(Decimal(str(value)), Decimal(str(target)), tolerance)
+        found["near"] = [float(near), 1.0]
+    return found
 
 
 def _is_number(value: Any) -> bool:
