@@ -31,9 +31,10 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 DOORS = {"cli", "python", "studio", "__main__.py"}
 FOLDERS = {name: path.relative_to(SOURCE).parts[0] for name, path in FILES.items()}
 
-NODES, COUNT, FUNCTION = 612_408, 461, 60
+NODES, COUNT, FUNCTION = 612_296, 459, 60
+"""Constraints on answers and their scores were allowed 12,800 more nodes, and took 14,778."""
 CLOSURES = {
-    "training.trainer": 34, "methods.inject": 28, "commands.plan": 87, "commands.train": 266, "rows.preparing": 52,
+    "training.trainer": 34, "methods.inject": 27, "commands.plan": 86, "commands.train": 266, "rows.preparing": 52,
 }  # fmt: skip
 """Modules that a module brings, itself among them."""
 LATE, REFLECTED, NO_PYTHON = 21, 187, 2_922
