@@ -47,6 +47,10 @@ BAD = {
         "schema", '{"type": "object", "properties": {"a": false}, "required": ["a"]}', "unsatisfiable"),
     "what the engine cannot follow": ("schema", '{"type": "array", "uniqueItems": true}', "uniqueItems"),
     "an unknown format": ("schema", '{"type": "string", "format": "moon-phase"}', "moon-phase"),
+    "a multiple of millions": (
+        "schema", '{"type": "integer", "allOf": [{"multipleOf": 97}, {"multipleOf": 89}, {"multipleOf": 83}]}',
+        "716,539 remainders",
+    ),
     "a pattern that is none": ("schema", '{"type": "string", "pattern": "("}', "pattern"),
     "nested too deeply": ("schema", '{"items":' * 600 + "{}" + "}" * 600, "schema"),
     "five megabytes": ("schema", json.dumps({"enum": ["x" * 5_000_000]}), "characters"),

@@ -12,8 +12,10 @@ Where an object lists its properties and says nothing of others, answers have no
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from copy import deepcopy
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +26,7 @@ from rankwise.system.foreign_json import loads
 
 MOST_CHARACTERS = 200_000
 """The longest schema, regular expression, grammar or list of choices that is read."""
+MOST_REMAINDERS = 100_000
 INSIDE = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames")
 """Keywords whose value is a schema; of the next two lines, a list of schemas, and schemas by name."""
 LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
@@ -54,6 +57,9 @@ def read_schema(text: str, where: str) -> str:
         raise ConfigError(problems)
     text = json.dumps(schema, ensure_ascii=False)
     validator_of(text, where)
+    if (states := remainders(schema)) > MOST_REMAINDERS:
+        raise ConfigError([f"{where}: the multipleOf of the schema has {states:,} remainders; at most "
+                           f"{MOST_REMAINDERS:,} can be followed."])  # fmt: skip
     return text
 
 
@@ -115,8 +121,26 @@ def closed(schema: JsonObject) -> JsonObject:
 
 
 def _puts_together(schema: JsonObject) -> bool:
-    own = "allOf" in schema or ("properties" in schema and not {"$ref", "anyOf", "oneOf"}.isdisjoint(schema))
-    return own or any(_puts_together(inside) for _, inside in subschemas(schema))
+    return any(
+        "allOf" in one or ("properties" in one and not {"$ref", "anyOf", "oneOf"}.isdisjoint(one))
+        for one in every_schema(schema)
+    )
+
+
+def every_schema(schema: JsonObject) -> Iterator[JsonObject]:
+    """A schema and all that are inside it."""
+    yield schema
+    for _, inside in subschemas(schema):
+        yield from every_schema(inside)
+
+
+def remainders(schema: JsonObject) -> int:
+    """How many remainders a number may have by `multipleOf`, each of which the engine has a state for: several of
+    them may apply to one number where schemas are put together."""
+    numbers = {one["multipleOf"] for one in every_schema(schema) if isinstance(one.get("multipleOf"), int | float)}
+    states = [Fraction(str(number)).numerator for number in numbers]
+    together = any("allOf" in one or {"$ref", "multipleOf"} <= one.keys() for one in every_schema(schema))
+    return math.prod(states) if together else max(states, default=1)
 
 
 def _close(schema: JsonObject) -> JsonObject:
