@@ -133,6 +133,24 @@ def test_what_is_no_constraint_is_one_sentence(flags, reason):
     assert "Traceback" not in refused.output
 
 
+def test_a_schema_that_was_edited_is_read_again(home, tiny_folder):
+    kept = []
+    for number, kind in enumerate(("object", "array")):
+        (home / "edited.json").write_text(json.dumps({"type": kind}))
+        trained = rankwise(
+            "train", "--model", tiny_folder, "--data", "rows.jsonl", "--schema", "edited.json", "--held-out", "0",
+            "--steps", "1", "--rank", "1", "--run", f"edited-{number}", "--set", "model.dtype=float32",
+        )  # fmt: skip
+        kept.append(trained.exit_code)
+    assert kept == [0, 2]
+
+
+def test_rows_without_answers_are_held_to_nothing(tmp_path):
+    (tmp_path / "texts.jsonl").write_text('{"text": "a b c"}\n' * 3)
+    refused = rankwise("data", "check", tmp_path / "texts.jsonl", "--choices", "a,b")
+    assert refused.exit_code == 2 and "no row has an answer" in " ".join(refused.output.split())
+
+
 def test_a_classifier_has_no_use_for_it(home, tiny_folder):
     rows = [{"text": f"t {n}", "label": "ab"[n % 2]} for n in range(8)]
     (home / "classes.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))

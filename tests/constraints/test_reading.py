@@ -47,6 +47,13 @@ BAD = {
         "schema", '{"type": "object", "properties": {"a": false}, "required": ["a"]}', "unsatisfiable"),
     "what the engine cannot follow": ("schema", '{"type": "array", "uniqueItems": true}', "uniqueItems"),
     "an unknown format": ("schema", '{"type": "string", "format": "moon-phase"}', "moon-phase"),
+    "a chain of references": (
+        "schema", json.dumps({"$defs": {f"d{n}": {"$ref": f"#/$defs/d{n + 1}"} for n in range(1900)}}), "references and"
+    ),
+    "a chain of rules": ("grammar", 'start: r0\n' + "".join(f"r{n}: r{n + 1}\n" for n in range(600)), "rules"),
+    "no number": ("schema", '{"const": NaN}', "is not JSON"),
+    "infinity": ("schema", '{"const": 1e400}', "is not JSON"),
+    "what the engine alone reads": ("schema", '{"x-guidance": {"lenient": true}}', "x-guidance"),
     "a multiple of millions": (
         "schema", '{"type": "integer", "allOf": [{"multipleOf": 97}, {"multipleOf": 89}, {"multipleOf": 83}]}',
         "716,539 remainders",
@@ -101,8 +108,9 @@ def test_every_source_gives_the_same_constraint(tmp_path):
     )  # fmt: skip
     assert problem_with(constraint_given(Person), '{"name": "Ann"}') is None
     assert answers_in(DataConfig(path="rows")) is None
-    with pytest.raises(ConfigError, match="schema is a str"):
-        constraint_given("person")
+    for value in ("person", {"const": {1, 2}}, {"const": float("nan")}):
+        with pytest.raises(ConfigError, match=r"^schema"):
+            constraint_given(value)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +121,9 @@ def test_every_source_gives_the_same_constraint(tmp_path):
         ("schema", '{"type": "string", "format": "date"}', '"2024-02-29"', '"2023-02-30"'),
         ("choices", "yes,no, it depends", "it depends", "it"),
         ("choices", '["a\\"b", "\u65b0\\n"]', "\u65b0\n", "\u65b0"),
+        ("schema", '{"type": "number"}', "-1.5", "7E37072870728"),
+        ("schema", '{"type": "object"}', '{"a": 1}', '{"a": NaN}'),
+        ("choices", json.dumps([f"choice {n}" for n in range(5000)]), "choice 4999", "choice"),
         ("regex", "[a-z]{2,3}", "abc", "abcd"),
         ("grammar", 'start: "a" b*\nb: "b" | "c"', "abcb", "ba"),
     ],

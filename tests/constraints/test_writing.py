@@ -123,6 +123,12 @@ def test_a_tokenizer_that_cannot_be_followed_is_refused(tmp_path):
         answers_in_turn(model, prompts_of(model), GenerationConfig(constraint=CONSTRAINTS[0]))
 
 
+def test_a_control_token_is_no_text_that_can_be_asked_for(tiny):
+    for constraint in (Constraint(kind="choices", text='["<|im_start|>x"]'), Constraint(kind="regex", text="(")):
+        with pytest.raises(ConfigError, match=f"control token|held to this {constraint.kind}"):
+            answers_in_turn(tiny, prompts_of(tiny), GenerationConfig(max_new_tokens=9, constraint=constraint))
+
+
 def test_an_answer_whose_constraint_takes_too_much_ends_with_a_sentence(tiny):
     row = GenerationRow([5]).hold_to(matcher_of(tiny, Constraint(kind="regex", text="((a|b|ab){1,2000}){1,2000}c")))
     letter = tiny.tokenizer.encode("a")[0]

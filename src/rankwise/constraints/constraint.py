@@ -24,14 +24,15 @@ from typing import Any
 from rankwise.config.base import JsonObject, listed
 from rankwise.config.data import INFER, OF_ANSWERS, Constrained, Constraint, DataConfig
 from rankwise.constraints.matcher import fits, problem_of
-from rankwise.constraints.schema import MOST_CHARACTERS, read_schema, schema_problem, subschemas
-from rankwise.errors import ConfigError, one_line
+from rankwise.constraints.schema import MOST_CHARACTERS, json_in, read_schema, schema_problem, subschemas
+from rankwise.errors import ConfigError, DataError, one_line
 from rankwise.runs.row_facts import Enumeration
 from rankwise.system.extras import need_extra
-from rankwise.system.foreign_json import loads
 
 MOST_VALUES, FEWEST_ROWS = 12, 20
 """An enumeration has at most so many values, and is proposed from so many answers on."""
+LINK, MOST_LINKS = re.compile(r"\$ref|\\u0024ref|^\s*\??\w+(?:\[[^\]\n]*\])?\s*:", re.MULTILINE), 500
+"""References of a schema and rules of a grammar: the engine follows a chain of them by recursion, and would crash."""
 JSON_OBJECT = Constraint(kind="schema", text='{"type": "object"}')
 SPACES = re.compile(r'"(?:[^"\\]|\\.)*"|\s+')
 
@@ -40,6 +41,11 @@ def constraint_of(kind: str, text: str, where: str) -> Constraint:
     """A constraint of a text that came from anywhere. ConfigError where no answer can be written by it."""
     if len(text) > MOST_CHARACTERS:
         raise ConfigError([f"{where}: the {kind} has more than {MOST_CHARACTERS:,} characters."])
+    links = len(LINK.findall(text)) if kind in READ_FROM_FILES else 0
+    if links > MOST_LINKS:
+        raise ConfigError(
+            [f"{where}: the {kind} has {links:,} references and rules; at most {MOST_LINKS} are followed."]
+        )
     text = CHECKS[kind](text, where)
     constraint = Constraint(kind=kind, text=text)  # pyright: ignore[reportArgumentType]
     if (problem := problem_of(constraint)) is not None:
@@ -116,7 +122,11 @@ def constraint_given(value: Any) -> Constraint:
     schema = value.model_json_schema() if hasattr(value, "model_json_schema") else value
     if not isinstance(schema, dict):
         raise ConfigError([f"schema is a {type(value).__name__}; give a dict, or a class of pydantic."])
-    return constraint_of("schema", json.dumps(schema), "schema")
+    try:
+        text = json.dumps(schema, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError([f"schema: it cannot be written as JSON ({one_line(str(error))})."]) from None
+    return constraint_of("schema", text, "schema")
 
 
 def problem_with(constraint: Constraint, answer: str) -> str | None:
@@ -133,6 +143,7 @@ class AnswerForms:
     known: Constraint | None
     """What was given; None where the schema is inferred."""
     builder: Any = None
+    answers: int = 0
     spaces: int = 1
     """The longest white space between two tokens of JSON."""
     values: dict[tuple[str, ...], Counter[str]] = field(default_factory=dict)
@@ -142,6 +153,7 @@ class AnswerForms:
         """What is wrong with an answer, which counts where its schema is inferred."""
         if answer is None:
             return None
+        self.answers += 1
         problem = problem_with(self.known, answer) if self.known is not None else self._add(answer)
         if problem is None:
             between = (one for one in SPACES.findall(answer) if not one.startswith('"'))
@@ -155,7 +167,7 @@ class AnswerForms:
 
             self.builder = SchemaBuilder()
         try:
-            value = loads(answer)
+            value = json_in(answer)
         except (ValueError, RecursionError):
             return f"is not JSON: {one_line(answer)!r}"
         self.builder.add_object(value)
@@ -177,7 +189,9 @@ class AnswerForms:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Fields of the data report."""
+        """Fields of the data report. DataError where no row has an answer."""
+        if not self.answers:
+            raise DataError("no row has an answer in text, so data.answer_… holds none to anything; leave it out.")
         return {"constraint": self.constraint, "enumerations": self.enumerations()}
 
     def enumerations(self) -> tuple[Enumeration, ...]:

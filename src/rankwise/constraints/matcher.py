@@ -66,8 +66,8 @@ def grammar_of(constraint: Constraint) -> str:
             spaces: Any = {"whitespace_flexible": constraint.spaces > 0, "whitespace_pattern": pattern}
             return LLMatcher.grammar_from_json_schema(closed(json.loads(constraint.text)), overrides=spaces)
         case "choices":
-            every = [json.dumps(choice, ensure_ascii=False) for choice in json.loads(constraint.text)]
-            return LLMatcher.grammar_from_lark(f"start: {' | '.join(every)}")
+            every = map(json.dumps, json.loads(constraint.text))
+            return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {' | '.join(every)}")
         case "regex":
             return LLMatcher.grammar_from_regex(constraint.text)
         case "grammar":

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from fractions import Fraction
 from functools import lru_cache
@@ -26,7 +26,7 @@ from rankwise.system.foreign_json import loads
 
 MOST_CHARACTERS = 200_000
 """The longest schema, regular expression, grammar or list of choices that is read."""
-MOST_REMAINDERS = 100_000
+MOST_REMAINDERS, LARGEST = 100_000, 10**15
 INSIDE = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames")
 """Keywords whose value is a schema; of the next two lines, a list of schemas, and schemas by name."""
 LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
@@ -44,7 +44,7 @@ KEYWORDS = (
 def read_schema(text: str, where: str) -> str:
     """Check a schema, and return it on one line. ConfigError where it is none."""
     try:
-        schema = loads(text)
+        schema = json_in(text, loads)
     except (ValueError, RecursionError) as error:
         raise ConfigError([f"{where}: the schema is not JSON ({one_line(str(error), 200)})."]) from None
     if not isinstance(schema, dict):
@@ -53,6 +53,8 @@ def read_schema(text: str, where: str) -> str:
         f'{where}: the schema has the keyword "{key}"{path}, which JSON Schema does not know; rename it.{hint}'
         for key, path, hint in unknown_keywords(schema)
     ]
+    if any("x-guidance" in one for one in every_schema(schema)):
+        problems.append(f'{where}: the schema has "x-guidance", which would change how it is read; leave it out.')
     if problems:
         raise ConfigError(problems)
     text = json.dumps(schema, ensure_ascii=False)
@@ -61,6 +63,13 @@ def read_schema(text: str, where: str) -> str:
         raise ConfigError([f"{where}: the multipleOf of the schema has {states:,} remainders; at most "
                            f"{MOST_REMAINDERS:,} can be followed."])  # fmt: skip
     return text
+
+
+def json_in(text: str, read: Callable[[str], Any] = json.loads) -> Any:
+    """The value of a JSON text. ValueError for NaN and Infinity too, which Python reads."""
+    value = read(text)
+    json.dumps(value, allow_nan=False)
+    return value
 
 
 def unknown_keywords(schema: JsonObject, path: str = "") -> Iterator[tuple[str, str, str]]:
@@ -104,7 +113,7 @@ def validator_of(text: str, where: str = "the schema") -> Any:
 def schema_problem(text: str, answer: str) -> str | None:
     """What an answer breaks, with the path in it; None where it is valid."""
     try:
-        value = loads(answer)
+        value = json_in(answer)
     except (ValueError, RecursionError):
         return f"is not JSON: {one_line(answer)!r}"
     broken = [
@@ -146,6 +155,10 @@ def remainders(schema: JsonObject) -> int:
 def _close(schema: JsonObject) -> JsonObject:
     for _, inside in subschemas(schema):
         _close(inside)
+    if "number" in schema.get("type", ()) and not {"enum", "const"} & schema.keys():  # else 1e999, which is infinite
+        bounds = {"minimum": -LARGEST, "maximum": LARGEST}
+        given = {name.lower().removeprefix("exclusive") for name in schema}
+        schema.update({name: bound for name, bound in bounds.items() if name not in given})
     listed = schema.get("properties", {}).keys()
     if listed and set(schema.get("required", ())) <= listed and "patternProperties" not in schema:
         schema.setdefault("additionalProperties", False)

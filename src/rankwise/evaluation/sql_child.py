@@ -127,6 +127,9 @@ def _opened(request: dict[str, str]) -> sqlite3.Connection:
     path = request.get("database")
     if path is not None and not Path(path).is_file():
         raise QueryError(f"there is no file {path}")
+    with suppress(OSError):
+        if path is not None and Path(f"{path}-wal").stat().st_size:
+            raise QueryError(f"{path}-wal has changes that are not in the file; close the database first")
     place = f"{Path(path).absolute().as_uri()}?mode=ro&immutable=1" if path is not None else ":memory:"
     connection = sqlite3.connect(place, uri=path is not None, isolation_level=None)
     connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")

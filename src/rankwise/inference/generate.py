@@ -105,6 +105,10 @@ def matcher_of(model: LoadedModel, constraint: Constraint) -> Matcher:
     """What one answer of the model may go on with. ConfigError where no answer can keep to the constraint."""
     if (problem := problem_of(constraint)) is not None:
         raise ConfigError([f"no answer can be held to this {constraint.kind}: {problem}."])
+    if (special := model.tokenizer.special_whole.search(constraint.text)) is not None:
+        raise ConfigError(
+            [f"the {constraint.kind} has the text {special[0]!r}, which is a control token of this model."]
+        )
     return Matcher(_vocabulary(model.tokenizer, model.vocabulary, model.template.end_ids), constraint)
 
 

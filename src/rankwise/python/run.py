@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rankwise.config.generation import GenerationConfig
-from rankwise.errors import DataError, RunError, joined_problems
+from rankwise.errors import ConfigError, DataError, RunError, joined_problems
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import Callback, silent
@@ -100,6 +100,8 @@ class Run:
         if schema is not None:
             from rankwise.constraints.constraint import constraint_given
 
+            if "constraint" in settings:
+                raise ConfigError(["schema and constraint both say what the answer may be; give one of them."])
             settings["constraint"] = constraint_given(schema)
         generated = generate(self.tuned, prompt, GenerationConfig(**settings), system=system, base=base)
         answer = generated.base if base else generated.adapted

@@ -21,7 +21,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from rankwise.config.data import DataConfig
+from rankwise.config.data import INFER, DataConfig
 from rankwise.errors import DataError, RankwiseError
 from rankwise.rows.encoded.sequences import EncodedRows, RowWriter
 from rankwise.rows.files.licences import find_licence
@@ -125,8 +125,11 @@ def key_of(config: DataConfig, encoder: RowEncoder, identity: str, model: str) -
 
 
 def content_identity(config: DataConfig) -> str:
-    """Changes with any byte of any source."""
+    """Changes with any byte of any source, and of a file that says what answers may be."""
     digest = sha256()
+    for file in (config.answer_schema, config.answer_grammar):
+        if file is not None and file != INFER:
+            digest.update(sha256_of(Path(file)).encode())
     for source in filter(None, (*config.all_sources, config.measured_source)):
         reading = open_source(config, source)
         for part in reading.parts:

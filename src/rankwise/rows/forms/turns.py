@@ -253,7 +253,8 @@ def _misfit_of_object(value: dict[str, Any], schema: dict[str, Any], path: str) 
         return f"the argument {dot}{missing[0]} is missing."
     given = {name: one for name, one in value.items() if one is not None or name in needed}
     unknown = [name for name in given if name not in properties]
-    if unknown and not schema.get("additionalProperties", not properties):
+    is_open = not properties or not {"anyOf", "oneOf", "allOf", "patternProperties"}.isdisjoint(schema)
+    if unknown and not schema.get("additionalProperties", is_open):
         return f"there is no argument {dot}{unknown[0]}.{did_you_mean(unknown[0], properties)}"
     parts = (_misfit(one, properties.get(name), f"{dot}{name}") for name, one in given.items())
     return next(filter(None, parts), None)
