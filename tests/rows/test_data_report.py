@@ -576,6 +576,7 @@ def test_without_a_model_what_needs_no_tokens_is_counted_and_the_rest_is_none(pl
     without, with_one = count_only(spec, silent).model_dump(), prepare(spec, writing, silent).data_report.model_dump()
     assert {key for key, value in without.items() if value is None} == UNCOUNTED | {
         "system", "recipe", "validation", "labels", "distinct_labels", "targets", "pairs", "images", "image_processing",
+        "constraint",
     }  # fmt: skip
 
     assert without["masks"] == {}

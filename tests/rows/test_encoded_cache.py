@@ -46,6 +46,9 @@ def home(tmp_path, monkeypatch):
         path = tmp_path / f"{name}.jsonl"
         path.parent.mkdir(exist_ok=True)
         path.write_text("".join(json.dumps(row) + "\n" for row in part))
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"const": name}))
+        (tmp_path / f"{name}.lark").write_text(f'start: "{name}"')
     return tmp_path
 
 
@@ -159,6 +162,10 @@ CHANGES = {
     "learned": [{}, {"learned": "everything"}],
     "answers": [{}, {"answers": "apart"}],
     "on_bad_row": [{}, {"on_bad_row": "skip"}],
+    "answer_schema": [{}, {"answer_schema": "infer"}, {"answer_schema": "a.json"}, {"answer_schema": "b.json"}],
+    "answer_choices": [{}, {"answer_choices": ["a"]}],
+    "answer_regex": [{}, {"answer_regex": "a"}],
+    "answer_grammar": [{}, {"answer_grammar": "a.lark"}, {"answer_grammar": "b.lark"}],
     "seed": [{}, {"seed": 1}],
 }  # fmt: skip
 OF_THE_HUB = {"subset", "revision"}
