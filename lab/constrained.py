@@ -179,7 +179,7 @@ def extraction(seed: int) -> Json:
         Path(name).write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
     train(Experiment.model_validate({
         "model": {"name": MODEL}, "data": {"path": "train.jsonl", "answer_schema": "infer", "held_out": 0},
-        "training": {"steps": 60, "batch_size": 8}, "seed": seed, "run": fresh(run),
+        "training": {"steps": 60, "batch_size": 8, "seed": seed}, "run": fresh(run),
     }))  # fmt: skip
     task = TaskConfig(task="facts", data="test.jsonl", score=("json", "json_exact", "json_valid"), max_new_tokens=128)
     held = evaluate(run, task, with_forgetting=False)
@@ -188,12 +188,12 @@ def extraction(seed: int) -> Json:
     found: Json = {}
     for name, scores in (("base free", free.base), ("base held", held.base), ("run free", free.tuned),
                          ("run held", held.tuned)):  # fmt: skip
-        found[name] = {metric: one.value for metric, one in scores.scores.items()}
+        found[name] = {metric: one.measured.value for metric, one in scores.scores.items()}
     for name, before, after in (("base: held against free", free.base, held.base),
                                 ("run: held against free", free.tuned, held.tuned),
                                 ("free: run against base", free.base, free.tuned)):  # fmt: skip
         other = difference(METRICS["json"], before.scores["json"].sums, after.scores["json"].sums)
-        found[name] = [other.value, other.low, other.high]
+        found[name] = [other.difference, other.low, other.high]
     tuned = load_tuned(run)
     report = tuned.artifact.data_report
     assert report is not None and report.constraint is not None
