@@ -204,6 +204,18 @@ def test_an_inferred_schema_has_types_required_fields_and_the_white_space_of_the
     assert (few.path, few.counts) == ("kind", {"a": 8, "b": 8, "c": 8})
 
 
+def test_fields_are_in_the_order_of_the_rows_whichever_of_them_comes_first():
+    forms, names = AnswerForms(None), ["name", "kind", "rating", "area", "near"]
+    for left_out in ({"rating", "kind"}, {"name", "area"}, {"near"}, set(), {"kind", "near"}):
+        part = {name: "x" for name in names if name not in left_out}
+        assert forms.problem(json.dumps(part | {"parts": [part]})) is None
+    constraint = forms.constraint
+    assert constraint is not None
+    schema = json.loads(constraint.text)
+    assert list(schema["properties"]) == [*names, "parts"]
+    assert list(schema["properties"]["parts"]["items"]["properties"]) == names
+
+
 def test_the_largest_texts_that_are_read():
     assert constraint_of("regex", f"a{{{1}}}" + "b" * 100, "here").kind == "regex"
     with pytest.raises(ConfigError, match=f"more than {MOST_CHARACTERS:,}"):

@@ -15,9 +15,10 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,9 @@ CHECKS: dict[str, Callable[[str, str], str]] = {
 }  # fmt: skip
 READ_FROM_FILES = ("schema", "grammar")
 """Kinds that are read from a file."""
+Names = tuple[str, ...]
+"""The way to a part of a value; [] for any member of a list."""
+MOST_NAMES = 100
 MISFITS = {
     "choices": "is none of the choices", "regex": "does not match the regular expression",
     "grammar": "does not follow the grammar",
@@ -146,7 +150,9 @@ class AnswerForms:
     answers: int = 0
     spaces: int = 1
     """The longest white space between two tokens of JSON."""
-    values: dict[tuple[str, ...], Counter[str]] = field(default_factory=dict)
+    before: dict[Names, Counter[tuple[str, str]]] = field(default_factory=dict)
+    """How often a name stands before another one in an object."""
+    values: dict[Names, Counter[str]] = field(default_factory=dict)
     """How often each text stands in a field, while they are few."""
 
     def problem(self, answer: str | None) -> str | None:
@@ -171,6 +177,8 @@ class AnswerForms:
         except (ValueError, RecursionError):
             return f"is not JSON: {one_line(answer)!r}"
         self.builder.add_object(value)
+        for path, pair in _pairs(value):
+            self.before.setdefault(path, Counter())[pair] += 1
         for path, text in _texts(value):
             counts = self.values.setdefault(path, Counter())
             if len(counts) <= MOST_VALUES:
@@ -184,7 +192,7 @@ class AnswerForms:
             return self.known.model_copy(update={"spaces": min(self.spaces, 1000)})
         if self.builder is None:
             return None
-        text = json.dumps(_in_order(self.builder.to_schema()), ensure_ascii=False)
+        text = json.dumps(_in_order(self.builder.to_schema(), self.before), ensure_ascii=False)
         return Constraint(kind="schema", text=text, spaces=min(self.spaces, 1000))
 
     @property
@@ -203,21 +211,44 @@ class AnswerForms:
         )
 
 
-def _texts(value: Any, path: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], str]]:
+def _parts(value: Any) -> Iterable[tuple[str, Any]]:
+    return (
+        value.items() if isinstance(value, dict) else [("[]", one) for one in value] if isinstance(value, list) else ()
+    )
+
+
+def _texts(value: Any, path: Names = ()) -> Iterable[tuple[Names, str]]:
     if isinstance(value, str):
         yield path, value
-    parts = (
-        value.items() if isinstance(value, dict) else (("[]", one) for one in value) if isinstance(value, list) else ()
-    )
-    for name, part in parts:
+    for name, part in _parts(value):
         yield from _texts(part, (*path, name))
 
 
-def _in_order(schema: JsonObject) -> JsonObject:
-    """The schema with required fields in the order in which objects have them, without its address."""
+def _pairs(value: Any, path: Names = ()) -> Iterable[tuple[Names, tuple[str, str]]]:
+    """Which names stand before which in each object."""
+    if isinstance(value, dict):
+        yield from ((path, pair) for pair in combinations(list(value)[:MOST_NAMES], 2))
+    for name, part in _parts(value):
+        yield from _pairs(part, (*path, name))
+
+
+def _in_order(schema: JsonObject, before: Mapping[Names, Counter[tuple[str, str]]], path: Names = ()) -> JsonObject:
+    """The schema with fields in the order in which most objects have them, without its address."""
     schema.pop("$schema", None)
+    if "properties" in schema:
+        names, pairs = list(schema["properties"]), before.get(path, Counter())
+        schema["properties"] = {name: schema["properties"][name] for name in _sorted(names, pairs)}
     if "required" in schema:
         schema["required"] = [name for name in schema["properties"] if name in schema["required"]]
-    for _, inside in subschemas(schema):
-        _in_order(inside)
+    for place, inside in subschemas(schema):
+        kind, _, name = place.partition("/")
+        own = (name,) if kind == "properties" else ("[]",) if kind == "items" else ()
+        _in_order(inside, before, (*path, *own))
     return schema
+
+
+def _sorted(names: list[str], before: Counter[tuple[str, str]]) -> Iterable[str]:
+    while names:
+        first = min(names, key=lambda name: sum(before[other, name] > before[name, other] for other in names))
+        names.remove(first)
+        yield first
