@@ -121,6 +121,7 @@ def test_every_source_gives_the_same_constraint(tmp_path):
         ("schema", '{"type": "string", "format": "date"}', '"2024-02-29"', '"2023-02-30"'),
         ("choices", "yes,no, it depends", "it depends", "it"),
         ("choices", '["a\\"b", "\u65b0\\n"]', "\u65b0\n", "\u65b0"),
+        ("schema", '{"type": "string"}', '"Caf\\u00e9 \\u00a3"', "Caf"),
         ("schema", '{"type": "number"}', "-1.5", "7E37072870728"),
         ("schema", '{"type": "object"}', '{"a": 1}', '{"a": NaN}'),
         ("choices", json.dumps([f"choice {n}" for n in range(5000)]), "choice 4999", "choice"),
@@ -132,6 +133,12 @@ def test_an_answer_keeps_to_a_constraint_or_what_it_breaks_is_said(kind, text, r
     constraint = constraint_of(kind, text, "here")
     assert problem_with(constraint, right) is None
     assert problem_with(constraint, wrong)
+
+
+def test_letters_may_be_written_as_python_escapes_them():
+    constraint = constraint_of("schema", '{"type": "string"}', "here")
+    assert all(fits(constraint, json.dumps(text)) for text in ("Caf\u00e9 \u00a3", "\U0001f600", "\u65b0"))
+    assert not fits(constraint, '"\\ud800"')
 
 
 def test_what_a_schema_breaks_has_its_path():

@@ -64,6 +64,7 @@ def grammar_of(constraint: Constraint) -> str:
         case "schema":
             pattern = {0: None, 1: " ?"}.get(constraint.spaces, rf"[ \t\r\n]{{0,{constraint.spaces}}}")
             spaces: Any = {"whitespace_flexible": constraint.spaces > 0, "whitespace_pattern": pattern}
+            spaces["json_allow_general_unicode_escapes"] = True  # as Python's json.dumps writes what is not ASCII
             return LLMatcher.grammar_from_json_schema(closed(json.loads(constraint.text)), overrides=spaces)
         case "choices":
             every = map(json.dumps, json.loads(constraint.text))
