@@ -18,9 +18,10 @@ from rankwise.constraints.constraint import (
     constraint_from,
     constraint_given,
     constraint_of,
+    grammar_of,
     problem_with,
 )
-from rankwise.constraints.matcher import fits
+from rankwise.constraints.matcher import follows
 from rankwise.constraints.schema import MOST_CHARACTERS, closed
 from rankwise.errors import ConfigError
 
@@ -57,6 +58,9 @@ BAD = {
     "a multiple of millions": (
         "schema", '{"type": "integer", "allOf": [{"multipleOf": 97}, {"multipleOf": 89}, {"multipleOf": 83}]}',
         "716,539 remainders",
+    ),
+    "multiples one in the other": (
+        "schema", '{"multipleOf": 9973, "type": "integer", "anyOf": [{"multipleOf": 9967}]}', "remainders"
     ),
     "a pattern that is none": ("schema", '{"type": "string", "pattern": "("}', "pattern"),
     "nested too deeply": ("schema", '{"items":' * 600 + "{}" + "}" * 600, "schema"),
@@ -137,8 +141,10 @@ def test_an_answer_keeps_to_a_constraint_or_what_it_breaks_is_said(kind, text, r
 
 def test_letters_may_be_written_as_python_escapes_them():
     constraint = constraint_of("schema", '{"type": "string"}', "here")
-    assert all(fits(constraint, json.dumps(text)) for text in ("Caf\u00e9 \u00a3", "\U0001f600", "\u65b0"))
-    assert not fits(constraint, '"\\ud800"')
+    assert all(
+        follows(grammar_of(constraint), json.dumps(text)) for text in ("Caf\u00e9 \u00a3", "\U0001f600", "\u65b0")
+    )
+    assert not follows(grammar_of(constraint), '"\\ud800"')
 
 
 def test_what_a_schema_breaks_has_its_path():
@@ -174,7 +180,7 @@ def test_objects_are_written_with_the_properties_that_they_list():
 def test_objects_that_several_schemas_describe_are_not_closed(schema, answer):
     assert closed(schema) == schema
     constraint = constraint_of("schema", json.dumps(schema), "here")
-    assert problem_with(constraint, answer) is None and fits(constraint, answer)
+    assert problem_with(constraint, answer) is None and follows(grammar_of(constraint), answer)
 
 
 JSON = st.recursive(
@@ -221,6 +227,15 @@ def test_fields_are_in_the_order_of_the_rows_whichever_of_them_comes_first():
     schema = json.loads(constraint.text)
     assert list(schema["properties"]) == [*names, "parts"]
     assert list(schema["properties"]["parts"]["items"]["properties"]) == names
+
+
+def test_names_of_thousands_of_rows_are_no_more_work_than_their_number():
+    forms = AnswerForms(None)
+    for number in range(60):
+        assert forms.problem(json.dumps({f"id {number * 20 + at}": at for at in range(20)})) is None
+    constraint = forms.constraint
+    assert constraint is not None and len(json.loads(constraint.text)["properties"]) == 1200
+    assert sum(map(len, forms.before.values())) <= 10_000
 
 
 def test_the_largest_texts_that_are_read():

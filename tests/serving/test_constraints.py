@@ -19,8 +19,8 @@ from kit.families import BY_NAME, Family, template_of, written_by
 from kit.served_families import INST, WITH_IDS, WITHOUT_IDS
 from rankwise.cli.main import app
 from rankwise.config.data import Constraint
-from rankwise.constraints.constraint import problem_with
-from rankwise.constraints.matcher import Matcher, Vocabulary, fits
+from rankwise.constraints.constraint import grammar_of, problem_with
+from rankwise.constraints.matcher import Matcher, Vocabulary, follows
 from rankwise.rows.text.example import calls_in
 from rankwise.runs.records import silent
 from rankwise.serving.app import Server
@@ -201,7 +201,7 @@ def test_an_answer_that_begins_a_call_goes_on_with_a_valid_one_in_the_templates_
     held = calls_constraint(ChatBody(**asking()), TOOLS, form_of(template), template.tokenizer)
     assert held is not None
     for right in (call, "A plain answer.", "", "{1, 2} < 3", *([f"I look.\n{call}{between}{call}"] if between else [])):
-        assert fits(held, right), right
+        assert follows(grammar_of(held), right), right
         assert calls_in(right, ("weather",))[1] or "weather" not in right
     for wrong in (
         call.replace("city", "town"),
@@ -210,7 +210,7 @@ def test_an_answer_that_begins_a_call_goes_on_with_a_valid_one_in_the_templates_
         f"{call} more",
         call[:-12],
     ):
-        assert not fits(held, wrong), wrong
+        assert not follows(grammar_of(held), wrong), wrong
     free = [tool["function"] | {"strict": False} for tool in TOOLS]
     assert calls_constraint(ChatBody(**asking()), [{"function": one} for one in free], None, template.tokenizer) is None
 
@@ -228,7 +228,9 @@ def test_marks_that_are_special_tokens_and_ids_are_written_as_the_template_does(
     held = calls_constraint(ChatBody(**asking(tools=TOOLS, tool_choice="required")), TOOLS, form, template.tokenizer)
     assert held is not None
     tokenizer = template.tokenizer
-    matcher = Matcher(Vocabulary(tokenizer.hub.backend_tokenizer.to_str(), len(tokenizer.hub), template.end_ids), held)
+    matcher = Matcher(
+        Vocabulary(tokenizer.hub.backend_tokenizer.to_str(), len(tokenizer.hub), template.end_ids), grammar_of(held)
+    )
     text = '[TOOL_CALLS] [{"name": "weather_of_days", "arguments": {"days": 2}, "id": "abcd12345"}]'
     ahead, forced = [*tokenizer.encode(text), template.end_ids[0]], matcher.forced()
     while ahead:

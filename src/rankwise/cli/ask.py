@@ -92,9 +92,7 @@ def chat(
         from rankwise.commands.generate import Chat, load_tuned
 
         with Display(quiet) as display:
-            asked = load_tuned(
-                run, display, **vars(opening),
-            )  # fmt: skip
+            asked = load_tuned(run, display, **vars(opening))
         talk = Chat.begin(asked, answering.config, base=base, both=both, system=system)
         interrupted = converse(talk, aloud=not as_json)
         if as_json:

@@ -259,8 +259,11 @@ def _answers(
     """Rows and tasks that are answered."""
     spec, items = _items(subject, task, rows.data, rows.most, callback)
     spec, items = with_fitting_scores(spec, items, subject.model, callback)
-    if subject.constraint != "own" or (spec.constraint == "own" and subject.held_to != "none"):
-        spec = spec.model_copy(update={"constraint": subject.held_to})
+    held = subject.constraint if subject.constraint != "own" else spec.constraint
+    if subject.artifact is not None:
+        held = subject.artifact.held_to(held)
+    if held != "none" or subject.constraint == "none":
+        spec = spec.model_copy(update={"constraint": held})
     if items.too_long:
         with_answer = f" with {spec.max_new_tokens:,} new tokens" if spec.used_columns else ""
         callback(

@@ -17,15 +17,15 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from rankwise.config.base import JsonObject, listed
 from rankwise.config.data import INFER, OF_ANSWERS, Constrained, Constraint, DataConfig
-from rankwise.constraints.matcher import fits, problem_of
-from rankwise.constraints.schema import MOST_CHARACTERS, json_in, read_schema, schema_problem, subschemas
+from rankwise.constraints.matcher import Vocabulary, engine, follows, json_options, of_bytes, problem_of
+from rankwise.constraints.schema import MOST_CHARACTERS, closed, json_in, read_schema, schema_problem, subschemas
 from rankwise.errors import ConfigError, DataError, one_line
 from rankwise.runs.row_facts import Enumeration
 from rankwise.system.extras import need_extra
@@ -35,23 +35,11 @@ MOST_VALUES, FEWEST_ROWS = 12, 20
 LINK, MOST_LINKS = re.compile(r"\$ref|\\u0024ref|^\s*\??\w+(?:\[[^\]\n]*\])?\s*:", re.MULTILINE), 500
 """References of a schema and rules of a grammar: the engine follows a chain of them by recursion, and would crash."""
 JSON_OBJECT = Constraint(kind="schema", text='{"type": "object"}')
+Names = tuple[str, ...]
+"""The way to a part of a value; [] for any member of a list."""
+MOST_NAMES, MOST_PAIRS = 100, 10_000
+"""Names of an object whose order is looked at, and pairs of names that are counted."""
 SPACES = re.compile(r'"(?:[^"\\]|\\.)*"|\s+')
-
-
-def constraint_of(kind: str, text: str, where: str) -> Constraint:
-    """A constraint of a text that came from anywhere. ConfigError where no answer can be written by it."""
-    if len(text) > MOST_CHARACTERS:
-        raise ConfigError([f"{where}: the {kind} has more than {MOST_CHARACTERS:,} characters."])
-    links = len(LINK.findall(text)) if kind in READ_FROM_FILES else 0
-    if links > MOST_LINKS:
-        raise ConfigError(
-            [f"{where}: the {kind} has {links:,} references and rules; at most {MOST_LINKS} are followed."]
-        )
-    text = CHECKS[kind](text, where)
-    constraint = Constraint(kind=kind, text=text)  # pyright: ignore[reportArgumentType]
-    if (problem := problem_of(constraint)) is not None:
-        raise ConfigError([f"{where}: no answer can be held to this {kind}: {problem.removesuffix('.')}."])
-    return constraint
 
 
 def _choices(text: str, where: str) -> str:
@@ -71,18 +59,69 @@ def _as_it_is(text: str, where: str) -> str:
     return text
 
 
-CHECKS: dict[str, Callable[[str, str], str]] = {
-    "schema": read_schema, "choices": _choices, "regex": _as_it_is, "grammar": _as_it_is,
-}  # fmt: skip
-READ_FROM_FILES = ("schema", "grammar")
-"""Kinds that are read from a file."""
-Names = tuple[str, ...]
-"""The way to a part of a value; [] for any member of a list."""
-MOST_NAMES = 100
-MISFITS = {
-    "choices": "is none of the choices", "regex": "does not match the regular expression",
-    "grammar": "does not follow the grammar",
-}  # fmt: skip
+def _grammar_of_schema(constraint: Constraint) -> str:
+    options = json_options(constraint.spaces)
+    return engine().grammar_from_json_schema(closed(json.loads(constraint.text)), overrides=options)
+
+
+def _grammar_of_choices(constraint: Constraint) -> str:
+    choices = " | ".join(map(json.dumps, json.loads(constraint.text)))
+    return engine().grammar_from_lark(f"start: CHOICE\nCHOICE: {choices}")
+
+
+def _misfit(constraint: Constraint, answer: str) -> str | None:
+    fits = follows(grammar_of(constraint), answer)
+    return None if fits else f"does not fit the {constraint.kind}: {one_line(answer)!r}"
+
+
+@dataclass(frozen=True)
+class ConstraintKind:
+    """`check` is given a text and the place that it came from, and returns it as it is kept; `grammar` is what
+    llguidance follows; `problem` is what is wrong with an answer."""
+
+    check: Callable[[str, str], str]
+    grammar: Callable[[Constraint], str]
+    problem: Callable[[Constraint, str], str | None] = _misfit
+    is_file: bool = False
+    """Whether a flag names a file with the text."""
+
+
+KINDS = {
+    "schema": ConstraintKind(read_schema, _grammar_of_schema, schema_problem, is_file=True),
+    "choices": ConstraintKind(_choices, _grammar_of_choices),
+    "regex": ConstraintKind(_as_it_is, lambda constraint: engine().grammar_from_regex(constraint.text)),
+    "grammar": ConstraintKind(_as_it_is, lambda constraint: engine().grammar_from_lark(constraint.text), is_file=True),
+}
+
+
+def constraint_of(kind: str, text: str, where: str) -> Constraint:
+    """A constraint of a text that came from anywhere. ConfigError where no answer can be written by it."""
+    if len(text) > MOST_CHARACTERS:
+        raise ConfigError([f"{where}: the {kind} has more than {MOST_CHARACTERS:,} characters."])
+    if (links := len(LINK.findall(text)) if KINDS[kind].is_file else 0) > MOST_LINKS:
+        raise ConfigError(
+            [f"{where}: the {kind} has {links:,} references and rules; at most {MOST_LINKS} are followed."]
+        )
+    constraint = Constraint(kind=kind, text=KINDS[kind].check(text, where))  # pyright: ignore[reportArgumentType]
+    checked_grammar(constraint, of_bytes(), f"{where}: ")
+    return constraint
+
+
+def checked_grammar(constraint: Constraint, vocabulary: Vocabulary, where: str = "") -> str:
+    """The constraint as a grammar of llguidance. ConfigError where no answer of these tokens can follow it."""
+    try:
+        grammar = grammar_of(constraint)
+        problem = problem_of(grammar, vocabulary)
+    except ValueError as error:
+        grammar, problem = "", one_line(str(error), 200)
+    if problem is not None:
+        raise ConfigError([f"{where}no answer can be held to this {constraint.kind}: {problem.removesuffix('.')}."])
+    return grammar
+
+
+@lru_cache(maxsize=256)
+def grammar_of(constraint: Constraint) -> str:
+    return KINDS[constraint.kind].grammar(constraint)
 
 
 def constraint_from(unconstrained: bool = False, **by_kind: str | None) -> Constrained:
@@ -91,12 +130,14 @@ def constraint_from(unconstrained: bool = False, **by_kind: str | None) -> Const
     if len(asked) + unconstrained > 1:
         flags = [f"--{kind}" for kind in asked] + ["--unconstrained"] * unconstrained
         raise ConfigError([f"{listed(flags, 'and')} both say what an answer may be; give one of them."])
-    for kind, value in asked.items():
-        if value == INFER and kind == "schema":
-            raise ConfigError(["--schema infer reads rows: use it with data check or train, or give a file here."])
-        is_file = kind in READ_FROM_FILES
-        return constraint_of(kind, _content(value) if is_file else value, value if is_file else f"--{kind}")
-    return "none" if unconstrained else "own"
+    if not asked:
+        return "none" if unconstrained else "own"
+    ((kind, value),) = asked.items()
+    if not KINDS[kind].is_file:
+        return constraint_of(kind, value, f"--{kind}")
+    if value == INFER:
+        raise ConfigError([f"--{kind} infer reads rows: use it with data check or train, or give a file here."])
+    return constraint_of(kind, _content(value), value)
 
 
 def _content(file: str) -> str:
@@ -135,9 +176,7 @@ def constraint_given(value: Any) -> Constraint:
 
 def problem_with(constraint: Constraint, answer: str) -> str | None:
     """What an answer breaks; None where it keeps to the constraint."""
-    if constraint.kind == "schema":
-        return schema_problem(constraint.text, answer)
-    return None if fits(constraint, answer) else f"{MISFITS[constraint.kind]}: {one_line(answer)!r}"
+    return KINDS[constraint.kind].problem(constraint, answer)
 
 
 @dataclass
@@ -163,7 +202,7 @@ class AnswerForms:
         problem = problem_with(self.known, answer) if self.known is not None else self._add(answer)
         if problem is None:
             between = (one for one in SPACES.findall(answer) if not one.startswith('"'))
-            self.spaces = max(self.spaces, *map(len, between), 0)
+            self.spaces = min(1000, max(self.spaces, *map(len, between), 0))
         return problem
 
     def _add(self, answer: str) -> str | None:
@@ -177,23 +216,24 @@ class AnswerForms:
         except (ValueError, RecursionError):
             return f"is not JSON: {one_line(answer)!r}"
         self.builder.add_object(value)
-        for path, pair in _pairs(value):
-            self.before.setdefault(path, Counter())[pair] += 1
-        for path, text in _texts(value):
-            counts = self.values.setdefault(path, Counter())
-            if len(counts) <= MOST_VALUES:
-                counts[text] += 1
+        for path, part in _walk(value):
+            if isinstance(part, str):
+                _count(self.values.setdefault(path, Counter()), part, MOST_VALUES + 1)
+            elif isinstance(part, dict):
+                pairs = self.before.setdefault(path, Counter())
+                for pair in combinations(list(part)[:MOST_NAMES], 2):
+                    _count(pairs, pair, MOST_PAIRS)
         return None
 
     @property
     def constraint(self) -> Constraint | None:
         """What was given, or the schema of the answers; None where there was none."""
         if self.known is not None:
-            return self.known.model_copy(update={"spaces": min(self.spaces, 1000)})
+            return self.known.model_copy(update={"spaces": self.spaces})
         if self.builder is None:
             return None
         text = json.dumps(_in_order(self.builder.to_schema(), self.before), ensure_ascii=False)
-        return Constraint(kind="schema", text=text, spaces=min(self.spaces, 1000))
+        return Constraint(kind="schema", text=text, spaces=self.spaces)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -211,25 +251,18 @@ class AnswerForms:
         )
 
 
-def _parts(value: Any) -> Iterable[tuple[str, Any]]:
-    return (
-        value.items() if isinstance(value, dict) else [("[]", one) for one in value] if isinstance(value, list) else ()
-    )
+def _walk(value: Any, path: Names = ()) -> Iterable[tuple[Names, Any]]:
+    """A value and all its parts, each with the way to it."""
+    yield path, value
+    listed = [("[]", one) for one in value] if isinstance(value, list) else ()
+    for name, part in value.items() if isinstance(value, dict) else listed:
+        yield from _walk(part, (*path, name))
 
 
-def _texts(value: Any, path: Names = ()) -> Iterable[tuple[Names, str]]:
-    if isinstance(value, str):
-        yield path, value
-    for name, part in _parts(value):
-        yield from _texts(part, (*path, name))
-
-
-def _pairs(value: Any, path: Names = ()) -> Iterable[tuple[Names, tuple[str, str]]]:
-    """Which names stand before which in each object."""
-    if isinstance(value, dict):
-        yield from ((path, pair) for pair in combinations(list(value)[:MOST_NAMES], 2))
-    for name, part in _parts(value):
-        yield from _pairs(part, (*path, name))
+def _count(counts: Counter[Any], what: Any, most: int) -> None:
+    """Count, of so many different things at most."""
+    if what in counts or len(counts) < most:
+        counts[what] += 1
 
 
 def _in_order(schema: JsonObject, before: Mapping[Names, Counter[tuple[str, str]]], path: Names = ()) -> JsonObject:
@@ -237,7 +270,8 @@ def _in_order(schema: JsonObject, before: Mapping[Names, Counter[tuple[str, str]
     schema.pop("$schema", None)
     if "properties" in schema:
         names, pairs = list(schema["properties"]), before.get(path, Counter())
-        schema["properties"] = {name: schema["properties"][name] for name in _sorted(names, pairs)}
+        ordered = _sorted(names, pairs) if len(names) <= MOST_NAMES else names
+        schema["properties"] = {name: schema["properties"][name] for name in ordered}
     if "required" in schema:
         schema["required"] = [name for name in schema["properties"] if name in schema["required"]]
     for place, inside in subschemas(schema):

@@ -11,15 +11,13 @@ compiling it and of each token, and the states that it keeps. One that goes beyo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from rankwise.config.data import Constraint
-from rankwise.constraints.schema import closed
+from rankwise.config.base import JsonObject
 from rankwise.errors import ConfigError, one_line
 from rankwise.system.extras import need_extra
 
@@ -27,9 +25,16 @@ LIMITS = {
     "initial_lexer_fuel": 2_000_000, "step_lexer_fuel": 200_000, "step_max_items": 50_000, "max_lexer_states": 50_000,
     "max_grammar_size": 200_000, "verbose_errors": False,
 }  # fmt: skip
-
 BEGINNING = 16
-"""Bytes of an answer that are tried before a constraint is accepted."""
+"""Tokens of an answer that are tried before a constraint is accepted."""
+
+
+def engine() -> Any:
+    """The class of llguidance that reads grammars and follows them."""
+    need_extra("llguidance", "a constraint on answers", "schema", ConfigError)
+    from llguidance import LLMatcher
+
+    return LLMatcher
 
 
 class Vocabulary:
@@ -37,7 +42,7 @@ class Vocabulary:
     logits, and `ends` the tokens that end an answer."""
 
     def __init__(self, tokenizer: str, size: int, ends: Sequence[int]) -> None:
-        need_extra("llguidance", "a constraint on answers", "schema", ConfigError)
+        engine()
         from llguidance import LLParserLimits, LLTokenizer
 
         self.size, self.ends, self.limits = size, tuple(ends), LLParserLimits(**LIMITS)
@@ -52,69 +57,46 @@ class Vocabulary:
 @lru_cache(maxsize=1)
 def of_bytes() -> Vocabulary:
     """Every byte is a token; what checks texts."""
-    return Vocabulary("byte", 262, ())
+    return Vocabulary("byte", 262, (261,))
 
 
-@lru_cache(maxsize=256)
-def grammar_of(constraint: Constraint) -> str:
-    """The constraint as a grammar of llguidance."""
-    from llguidance import LLMatcher
-
-    match constraint.kind:
-        case "schema":
-            pattern = {0: None, 1: " ?"}.get(constraint.spaces, rf"[ \t\r\n]{{0,{constraint.spaces}}}")
-            spaces: Any = {"whitespace_flexible": constraint.spaces > 0, "whitespace_pattern": pattern}
-            spaces["json_allow_general_unicode_escapes"] = True  # as Python's json.dumps writes what is not ASCII
-            return LLMatcher.grammar_from_json_schema(closed(json.loads(constraint.text)), overrides=spaces)
-        case "choices":
-            every = map(json.dumps, json.loads(constraint.text))
-            return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {' | '.join(every)}")
-        case "regex":
-            return LLMatcher.grammar_from_regex(constraint.text)
-        case "grammar":
-            return LLMatcher.grammar_from_lark(constraint.text)
+def json_options(spaces: int = 1) -> JsonObject:
+    """How JSON is written: with so much white space between two of its tokens at most, and with letters escaped or not,
+    since Python's json.dumps escapes what is not ASCII."""
+    pattern = {0: None, 1: " ?"}.get(spaces, rf"[ \t\r\n]{{0,{spaces}}}")
+    return {
+        "whitespace_flexible": spaces > 0, "whitespace_pattern": pattern, "json_allow_general_unicode_escapes": True,
+    }  # fmt: skip
 
 
 @lru_cache(maxsize=64)
-def problem_of(constraint: Constraint) -> str | None:
-    """Why no answer can keep to the constraint; None if one can."""
-    vocabulary = of_bytes()
-    from llguidance import LLMatcher
-
-    try:
-        grammar = grammar_of(constraint)
-    except ValueError as error:
-        return one_line(str(error), 200)
-    if problem := LLMatcher.validate_grammar(grammar, vocabulary.tokens, limits=vocabulary.limits):
+def problem_of(grammar: str, vocabulary: Vocabulary) -> str | None:
+    """Why no answer of these tokens can follow the grammar; None if one can."""
+    if problem := engine().validate_grammar(grammar, vocabulary.tokens, limits=vocabulary.limits):
         return one_line(problem.partition("\n   1 | ")[0], 200)
-    return _dead_end(Matcher(vocabulary, constraint))
-
-
-def _dead_end(matcher: Matcher) -> str | None:
-    """Why an answer cannot even begin: no byte is allowed, or the first ones take too much to follow."""
+    matcher = Matcher(vocabulary, grammar)
     for at in range(BEGINNING):
         allowed = matcher.allowed()
         if matcher.problem is not None or not allowed.any():
             return matcher.problem or (None if at else "no text fits it")
-        if not allowed[:256].any():
+        token = int(allowed.argmax())
+        if token in vocabulary.ends:
             return None
-        matcher.take(int(allowed[:256].argmax()))
+        matcher.take(token)
     return None
 
 
 @lru_cache(maxsize=64)
-def _begun(vocabulary: Vocabulary, constraint: Constraint) -> Any:
+def _begun(vocabulary: Vocabulary, grammar: str) -> Any:
     """Compiled once for each vocabulary; an answer has a copy of it."""
-    from llguidance import LLMatcher
-
-    return LLMatcher(vocabulary.tokens, grammar_of(constraint), log_level=0, limits=vocabulary.limits)
+    return engine()(vocabulary.tokens, grammar, log_level=0, limits=vocabulary.limits)
 
 
 class Matcher:
-    """What one answer may go on with."""
+    """What one answer may go on with, by a grammar of llguidance."""
 
-    def __init__(self, vocabulary: Vocabulary, constraint: Constraint) -> None:
-        self._vocabulary, self._matcher = vocabulary, _begun(vocabulary, constraint).deep_copy()
+    def __init__(self, vocabulary: Vocabulary, grammar: str) -> None:
+        self._vocabulary, self._matcher = vocabulary, _begun(vocabulary, grammar).deep_copy()
 
     @property
     def problem(self) -> str | None:
@@ -146,7 +128,7 @@ class Matcher:
         return forced
 
 
-def fits(constraint: Constraint, answer: str) -> bool:
+def follows(grammar: str, answer: str) -> bool:
     """Whether a whole text is an answer."""
-    matcher, written = _begun(of_bytes(), constraint).deep_copy(), list(answer.encode())
+    matcher, written = _begun(of_bytes(), grammar).deep_copy(), list(answer.encode())
     return matcher.try_consume_tokens(written) == len(written) and matcher.is_accepting()

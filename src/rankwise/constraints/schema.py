@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import Any
 
 from rankwise.config.base import JsonObject
+from rankwise.config.data import Constraint
 from rankwise.errors import ConfigError, did_you_mean, one_line, some
 from rankwise.system.extras import need_extra
 from rankwise.system.foreign_json import loads
@@ -53,7 +54,7 @@ def read_schema(text: str, where: str) -> str:
         f'{where}: the schema has the keyword "{key}"{path}, which JSON Schema does not know; rename it.{hint}'
         for key, path, hint in unknown_keywords(schema)
     ]
-    if any("x-guidance" in one for one in every_schema(schema)):
+    if any("x-guidance" in one for _, one in every_schema(schema)):
         problems.append(f'{where}: the schema has "x-guidance", which would change how it is read; leave it out.')
     if problems:
         raise ConfigError(problems)
@@ -72,13 +73,19 @@ def json_in(text: str, read: Callable[[str], Any] = json.loads) -> Any:
     return value
 
 
-def unknown_keywords(schema: JsonObject, path: str = "") -> Iterator[tuple[str, str, str]]:
+def unknown_keywords(schema: JsonObject) -> Iterator[tuple[str, str, str]]:
     """Each key that looks like a keyword and is none, with its place and a proposal."""
-    for key in schema:
-        if key not in KEYWORDS and not key.startswith("x-") and (hint := did_you_mean(key, KEYWORDS)):
-            yield key, path and f" at {path}", hint
+    for path, one in every_schema(schema):
+        for key in one:
+            if key not in KEYWORDS and not key.startswith("x-") and (hint := did_you_mean(key, KEYWORDS)):
+                yield key, path and f" at {path}", hint
+
+
+def every_schema(schema: JsonObject, path: str = "") -> Iterator[tuple[str, JsonObject]]:
+    """A schema and all that are inside it, with their paths."""
+    yield path, schema
     for name, inside in subschemas(schema):
-        yield from unknown_keywords(inside, f"{path}/{name}")
+        yield from every_schema(inside, f"{path}/{name}")
 
 
 def subschemas(schema: JsonObject) -> Iterator[tuple[str, JsonObject]]:
@@ -110,7 +117,7 @@ def validator_of(text: str, where: str = "the schema") -> Any:
         raise ConfigError([f"{where}: the schema cannot be used: {one_line(str(error), 200)}."]) from None
 
 
-def schema_problem(text: str, answer: str) -> str | None:
+def schema_problem(constraint: Constraint, answer: str) -> str | None:
     """What an answer breaks, with the path in it; None where it is valid."""
     try:
         value = json_in(answer)
@@ -118,7 +125,7 @@ def schema_problem(text: str, answer: str) -> str | None:
         return f"is not JSON: {one_line(answer)!r}"
     broken = [
         f"{'.'.join(map(str, error.instance_path))}: {one_line(error.message, 120)}".removeprefix(": ")
-        for error in validator_of(text).iter_errors(value)
+        for error in validator_of(constraint.text).iter_errors(value)
     ]
     return f"breaks the schema: {some(broken, 3)}" if broken else None
 
@@ -132,23 +139,16 @@ def closed(schema: JsonObject) -> JsonObject:
 def _puts_together(schema: JsonObject) -> bool:
     return any(
         "allOf" in one or ("properties" in one and not {"$ref", "anyOf", "oneOf"}.isdisjoint(one))
-        for one in every_schema(schema)
+        for _, one in every_schema(schema)
     )
-
-
-def every_schema(schema: JsonObject) -> Iterator[JsonObject]:
-    """A schema and all that are inside it."""
-    yield schema
-    for _, inside in subschemas(schema):
-        yield from every_schema(inside)
 
 
 def remainders(schema: JsonObject) -> int:
     """How many remainders a number may have by `multipleOf`, each of which the engine has a state for: several of
-    them may apply to one number where schemas are put together."""
-    numbers = {one["multipleOf"] for one in every_schema(schema) if isinstance(one.get("multipleOf"), int | float)}
+    them may apply to one number where schemas refer to others."""
+    numbers = {one["multipleOf"] for _, one in every_schema(schema) if isinstance(one.get("multipleOf"), int | float)}
     states = [Fraction(str(number)).numerator for number in numbers]
-    together = any("allOf" in one or {"$ref", "multipleOf"} <= one.keys() for one in every_schema(schema))
+    together = any({"allOf", "anyOf", "oneOf", "$ref"} & one.keys() for _, one in every_schema(schema))
     return math.prod(states) if together else max(states, default=1)
 
 

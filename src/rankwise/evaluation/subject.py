@@ -115,11 +115,6 @@ class Subject:
         """What it was trained for; a model that is no run writes texts."""
         return text_objective(self.model) if self.artifact is None else self.artifact.objective
 
-    @property
-    def held_to(self) -> Constrained:
-        """The constraint that was asked for, or that of the run's rows."""
-        return self.constraint if self.artifact is None else self.artifact.held_to(self.constraint)
-
     def refuse(self, activity: str, value: str) -> None:
         """ConfigError where it is not evaluated so."""
         if (why := self.objective.cannot.get(activity)) is not None:

@@ -156,7 +156,7 @@ class GenerationBatch:
     def _takes_gaps(self) -> bool:
         """Whether there may be padding between the tokens of a row: each layer keeps all of them and looks at the mask
         alone."""
-        return can_grow(self._module)
+        return isinstance(self._cache, DynamicCache) and keeps_all(self._cache)
 
     @property
     def lets_go(self) -> bool:
@@ -219,10 +219,6 @@ class GenerationBatch:
 
 class EncodedBatch(GenerationBatch):
     """An encoder has positions of its own, so prompts are padded on the right; every answer begins at position 0."""
-
-    @property
-    def _takes_gaps(self) -> bool:
-        return False
 
     @property
     def lets_go(self) -> bool:
@@ -332,7 +328,11 @@ class GrowingBatch(GenerationBatch):
 def can_grow(module: nn.Module) -> bool:
     """Whether the model keeps all keys and values of all layers, and nothing else."""
     cache = new_cache(module)
-    return cache is not None and all(type(layer) is RoomyLayer for layer in cache.layers)
+    return cache is not None and keeps_all(cache)
+
+
+def keeps_all(cache: DynamicCache) -> bool:
+    return all(type(layer) is RoomyLayer for layer in cache.layers)
 
 
 def _widened(values: Tensor, width: int) -> Tensor:

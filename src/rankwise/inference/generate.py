@@ -19,7 +19,8 @@ from torch import nn
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import Constraint
 from rankwise.config.generation import GenerationConfig
-from rankwise.constraints.matcher import Matcher, Vocabulary, problem_of
+from rankwise.constraints.constraint import checked_grammar
+from rankwise.constraints.matcher import Matcher, Vocabulary
 from rankwise.errors import ConfigError, ModelError
 from rankwise.inference.batch import Draw, EncodedBatch, GenerationBatch, GenerationRow, by_samplers
 from rankwise.inference.decoding import STAGE, Answer, Draft, TextCallback
@@ -103,13 +104,13 @@ def drawing(config: GenerationConfig) -> Iterator[Draw]:
 
 def matcher_of(model: LoadedModel, constraint: Constraint) -> Matcher:
     """What one answer of the model may go on with. ConfigError where no answer can keep to the constraint."""
-    if (problem := problem_of(constraint)) is not None:
-        raise ConfigError([f"no answer can be held to this {constraint.kind}: {problem}."])
+    vocabulary = _vocabulary(model.tokenizer, model.vocabulary, model.template.end_ids)
+    grammar = checked_grammar(constraint, vocabulary)
     if (special := model.tokenizer.special_whole.search(constraint.text)) is not None:
         raise ConfigError(
             [f"the {constraint.kind} has the text {special[0]!r}, which is a control token of this model."]
         )
-    return Matcher(_vocabulary(model.tokenizer, model.vocabulary, model.template.end_ids), constraint)
+    return Matcher(vocabulary, grammar)
 
 
 @lru_cache(maxsize=4)

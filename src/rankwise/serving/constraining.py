@@ -22,7 +22,7 @@ from typing import Any
 from rankwise.config.base import JsonObject
 from rankwise.config.data import Constraint
 from rankwise.constraints.constraint import constraint_of
-from rankwise.constraints.matcher import Matcher
+from rankwise.constraints.matcher import Matcher, json_options
 from rankwise.constraints.schema import closed
 from rankwise.errors import ConfigError, RankwiseError
 from rankwise.inference.generate import matcher_of
@@ -32,7 +32,6 @@ from rankwise.serving.bodies import BadRequest, ChatBody, Generation, NamedTool
 from rankwise.serving.calls import ID, CallForm
 from rankwise.serving.served import Served, Serving
 
-SPACED = {"whitespace_flexible": True, "whitespace_pattern": " ?"}
 ANY = "/(?s:.*)/"
 
 
@@ -127,7 +126,7 @@ def _arguments(function: JsonObject, body: ChatBody) -> JsonObject:
 
 
 def _json(schema: Any) -> str:
-    return f"%json {json.dumps(closed(schema) | {'x-guidance': SPACED})}"
+    return f"%json {json.dumps(closed(schema) | {'x-guidance': json_options()})}"
 
 
 def literal(text: str, tokenizer: HubTokenizer) -> str:
@@ -136,4 +135,4 @@ def literal(text: str, tokenizer: HubTokenizer) -> str:
     if (special := tokenizer.special_whole.search(text)) is not None:
         before, behind = text[: special.start()], text[special.end() :]
         return f"{literal(before, tokenizer)} <[{numbers[special[0]]}]> {literal(behind, tokenizer)}"
-    return " /[a-zA-Z0-9]{9}/ ".join(json.dumps(part, ensure_ascii=False) for part in text.split(ID) if part)
+    return " /[a-zA-Z0-9]{9}/ ".join(json.dumps(part) for part in text.split(ID) if part)
