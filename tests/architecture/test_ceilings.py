@@ -31,7 +31,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 DOORS = {"cli", "python", "studio", "__main__.py"}
 FOLDERS = {name: path.relative_to(SOURCE).parts[0] for name, path in FILES.items()}
 
-NODES, COUNT, FUNCTION = 613_450, 459, 60
+NODES, COUNT, FUNCTION = 613_890, 459, 60
 """Constraints on answers and their scores were allowed 12,800 more nodes, and took 15,932."""
 CLOSURES = {
     "training.trainer": 34, "methods.inject": 27, "commands.plan": 86, "commands.train": 266, "rows.preparing": 52,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,10 +12,11 @@ from collections import Counter
 import pytest
 from huggingface_hub import constants
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from kit.command import printed, rankwise
 from rankwise import __version__
-from rankwise.cli.main import app
+from rankwise.cli.main import COMMANDS, app
 
 
 @pytest.fixture(autouse=True)
@@ -92,4 +94,51 @@ def test_help_shows_every_option_once_and_begins_with_what_most_people_need(comm
     options = {one.opts[0] for one in group.params if one.param_type_name == "option"}
     shown = rankwise(*command, "--help").stdout.partition("What most people need:\n")[2]
     assert Counter(re.findall(r"^  (--[a-z-]+)", shown, re.MULTILINE)) == Counter([*options, "--help"])
-    assert 0 == shown.index("  --model") < shown.index("Rows:") < shown.index("Others:")
+    assert 0 == shown.index("  --data") < shown.index("  --model") < shown.index("Rows:") < shown.index("Others:")
+
+
+def test_common_flags_come_first_in_the_order_in_which_a_training_is_thought_of():
+    first = rankwise("train", "--help").stdout.partition("What most people need:\n")[2].partition("\n\n")[0]
+    begin = ["--data", "--model", "--prompt", "--completion", "--text", "--label", "--held-out", "--epochs", "--steps"]
+    assert re.findall(r"^  (--[a-z-]+)", first, re.MULTILINE)[: len(begin) + 1] == [*begin, "--run"]
+
+
+def test_help_lists_every_command_once_in_its_part_with_a_whole_sentence(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = rankwise("--help").stdout
+    assert "…" not in shown and "..." not in shown.partition("Data:")[2]
+    assert re.findall(r"^([A-Z][a-z ]+):$", shown, re.MULTILINE)[1:] == [*COMMANDS]
+    listed = re.findall(r"^  ([a-z]+) ", shown.partition("Data:")[2], re.MULTILINE)
+    assert Counter(listed) == Counter([*get_command(app).commands])
+    assert "Ask a training to end with the step that it is at, and to save its result." in " ".join(
+        rankwise("runs", "--help").stdout.split()
+    )
+
+
+TASKS, FORMATS = ["sst2", "stsb", "svamp"], ["gguf", "gguf-lora"]
+STARTED = ["dinov2-small", "efficientnet-lite0", "minilm", "smollm2-135m"]
+
+
+@pytest.mark.parametrize(("typed", "proposed"), [
+    ("generate ti", ["tickets", "titles"]), ("runs delete tickets ti", ["tickets", "titles"]),
+    ("queue stop tic", ["tickets"]), ("train --from tic", ["tickets"]), ("train --model ", STARTED),
+    ("evaluate ", ["tickets", "titles", *STARTED]), ("models pull min", ["minilm"]),
+    ("train --method ", ["adalora", "full", "head", "lora", "vera"]), ("plan --quantize n", ["nf4", "none"]),
+    ("evaluate tickets --task s", TASKS), ("export tickets --format gg", FORMATS), ("tra", ["train"]),
+    ("train --recipe v", ["vicuna"]), ("train --data ", []),
+])  # fmt: skip
+def test_completion_knows_runs_starters_and_the_words_of_an_option(typed, proposed, tmp_path):
+    for name in ("tickets", "titles", ".hidden"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    words = f"rankwise {typed}"
+    asking = {"_RANKWISE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    assert sorted(CliRunner().invoke(app, env=asking).stdout.split()) == sorted(proposed)
+
+
+def test_completion_loads_no_torch(tmp_path):
+    asking = {"_RANKWISE_COMPLETE": "complete_bash", "COMP_WORDS": "rankwise inspect ", "COMP_CWORD": "2"}
+    program = "import sys; sys.argv = ['rankwise']; from rankwise.cli.main import app; app()"
+    called = [sys.executable, "-X", "importtime", "-c", program]
+    asked = subprocess.run(called, capture_output=True, text=True, env=os.environ | asking)
+    assert asked.stdout.split() == STARTED
+    assert not {"torch", "transformers"} & {line.rpartition("|")[2].strip() for line in asked.stderr.splitlines()}

@@ -10,7 +10,7 @@ import typer
 
 from rankwise.cli.display import Display, print_json, print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import Json, Quiet
+from rankwise.cli.options import Json, Quiet, argument, starters
 from rankwise.cli.settings import NONE_GIVEN, ROWS, VALIDATION_ROWS, GivenSettings, InPanels, takes_settings
 from rankwise.cli.words import visible
 from rankwise.config.models import ModelConfig
@@ -22,7 +22,7 @@ from rankwise.errors import ConfigError, RankwiseError, did_you_mean
 if TYPE_CHECKING:
     from rankwise.commands.data import Shown
 
-data = typer.Typer(help="Check and preview rows before training on them.", no_args_is_help=True)
+data = typer.Typer(name="data", help="Check and preview rows before training on them.", no_args_is_help=True)
 
 Files = Annotated[list[str], typer.Argument(help="Files or folders of rows, or hub:organisation/name.")]
 Model = Annotated[
@@ -30,6 +30,7 @@ Model = Annotated[
     typer.Option(
         help="Model whose tokenizer and chat template to use.  [default: a downloaded starter model]",
         show_default=False,
+        autocompletion=starters,
     ),
 ]
 Objective = Annotated[
@@ -38,6 +39,7 @@ Objective = Annotated[
         help="What a training would learn from the rows, such as sequence-classification, if it is not what the model "
         "and the rows say.",
         show_default=False,
+        autocompletion=lambda: [*OBJECTIVES],
     ),
 ]
 
@@ -126,7 +128,7 @@ def _known(name: str | None) -> str:
 
 @data.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Recipe to print in full.", show_default=False)] = None,
+    name: Annotated[str | None, argument("Recipe to print in full.", autocompletion=lambda: RECIPES)] = None,
     as_json: Json = False,
 ) -> None:
     """List the recipes of published systems, or print one with its template, settings and licences."""

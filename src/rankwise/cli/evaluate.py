@@ -12,7 +12,19 @@ import typer
 
 from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import ConstraintOptions, Json, OpeningOptions, Quiet, RunName, argument, option, takes_groups
+from rankwise.cli.options import (
+    ConstraintOptions,
+    Json,
+    OpeningOptions,
+    Quiet,
+    RunName,
+    argument,
+    option,
+    runs_and_starters,
+    takes_groups,
+)
+from rankwise.config.tasks import BUILT_IN
+from rankwise.runs.listing import run_names
 from rankwise.system.memory import keep_memory
 
 if TYPE_CHECKING:
@@ -23,9 +35,11 @@ if TYPE_CHECKING:
 @takes_groups
 def evaluate(
     target: Annotated[str, argument(
-        "A run (its name or folder), a PEFT adapter's folder, or a model as --model takes it.", metavar="RUN|MODEL")],
+        "A run (its name or folder), a PEFT adapter's folder, or a model as --model takes it.", metavar="RUN|MODEL",
+        autocompletion=runs_and_starters)],
     task: Annotated[str | None, option(
-        "A built-in task, a YAML file, or a file of rows.  [default: the validation rows of the run]")] = None,
+        "A built-in task, a YAML file, or a file of rows.  [default: the validation rows of the run]",
+        autocompletion=lambda: [*BUILT_IN])] = None,
     data: Annotated[str | None, option("File of the task's rows.")] = None,
     rows: Annotated[int | None, option(
         "Number of rows, drawn by the task's seed; for an lm-eval task, the first rows.  [default: all]",
@@ -107,7 +121,10 @@ def _cautions(target: str, evaluation: Evaluation) -> list[str]:
 def compare(
     runs: Annotated[
         list[str],
-        argument("The run to compare with, then the other runs: names, folders, or files of `evaluate --out`."),
+        argument(
+            "The run to compare with, then the other runs: names, folders, or files of `evaluate --out`.",
+            autocompletion=run_names,
+        ),
     ],
     as_json: Json = False,
 ) -> None:
@@ -124,7 +141,10 @@ def compare(
 def report(
     runs: Annotated[
         list[str],
-        argument("A run (its name or folder), finished or not. Several runs are compared with the first."),
+        argument(
+            "A run (its name or folder), finished or not. Several runs are compared with the first.",
+            autocompletion=run_names,
+        ),
     ],
     out: Annotated[
         Path | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from typer.core import TyperCommand
@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, RunName, option
+from rankwise.config.adapters import ExportFormat
 from rankwise.errors import ConfigError
 from rankwise.reporting.quantities import size
 
@@ -30,7 +31,8 @@ Format = Annotated[
         help="peft: PEFT's format, with a rank for each layer. portable: one rank and alpha for all layers, "
         "for engines that need this. mlx: the same for mlx-lm. merged: the whole model, for engines without "
         "adapters or full fine-tuning. ollama: the same with a Modelfile. gguf-lora: the adapter for llama.cpp. "
-        "gguf: the whole model for llama.cpp."
+        "gguf: the whole model for llama.cpp.",
+        autocompletion=lambda: get_args(ExportFormat),
     ),
 ]
 Strength = Annotated[

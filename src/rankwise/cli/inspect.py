@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import ForceResult, Json, argument
+from rankwise.cli.options import ForceResult, Json, argument, runs_and_starters
 from rankwise.errors import some
 from rankwise.reporting.document import facts, table
 from rankwise.reporting.markup import lines_of
@@ -36,6 +36,7 @@ def inspect(
             "A finished run (its name or folder), an adapter's folder or file, or a model: a starter, hub id, "
             "folder or .gguf file.",
             metavar="RUN|MODEL",
+            autocompletion=runs_and_starters,
         ),
     ],
     force_result: ForceResult = False,

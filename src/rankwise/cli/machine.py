@@ -10,12 +10,13 @@ import typer
 
 from rankwise.cli.display import Display, print_json, print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import Json, Quiet, Yes, argument, option
+from rankwise.cli.options import Json, Quiet, Yes, argument, option, starters
 from rankwise.cli.runs import confirm
 from rankwise.cli.words import visible
 from rankwise.reporting.document import table
 from rankwise.reporting.markup import lines_of
 from rankwise.reporting.quantities import plural, size
+from rankwise.runs.cached import KINDS
 
 if TYPE_CHECKING:
     from rankwise.commands.cache import Cache
@@ -38,7 +39,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 models = typer.Typer(
-    help="List the models on this machine and the starter models; download one.", no_args_is_help=False
+    name="models", help="List the models on this machine and the starter models; download one.", no_args_is_help=False
 )
 
 
@@ -59,7 +60,7 @@ def list_models(context: typer.Context, as_json: Json = False) -> None:
 
 @models.command()
 def pull(
-    name: Annotated[str, argument("Starter name or hub id.")],
+    name: Annotated[str, argument("Starter name or hub id.", autocompletion=starters)],
     revision: Annotated[str | None, option("Branch, tag or commit of a hub model.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -73,7 +74,7 @@ def pull(
         print_result(as_json, model, f"{model.name} ({model.kind}): {size(model.bytes)} in {model.about}")
 
 
-cache = typer.Typer(help="Show or clean the cache folder.", no_args_is_help=False)
+cache = typer.Typer(name="cache", help="Show or clean the cache folder.", no_args_is_help=False)
 LISTED = ("models", "other")
 """Kinds whose entries are listed one by one."""
 
@@ -90,8 +91,6 @@ def show(context: typer.Context, as_json: Json = False) -> None:
 
 
 def _cache_lines(contents: Cache) -> list[str]:
-    from rankwise.runs.cached import KINDS
-
     rows = list[list[str]]()
     for kind in [*KINDS, "other"]:
         entries = [entry for entry in contents.entries if entry.kind == kind]
@@ -113,7 +112,10 @@ def _cache_lines(contents: Cache) -> list[str]:
 def clean(
     kind: Annotated[
         list[str] | None,
-        option("Kind of entries: downloads, models, rows, scores or compiled. Can be repeated.  [default: all]"),
+        option(
+            "Kind of entries: downloads, models, rows, scores or compiled. Can be repeated.  [default: all]",
+            autocompletion=lambda: [*KINDS],
+        ),
     ] = None,
     older_than: Annotated[str | None, option("Only entries not used for this long: 36h, 30d or 2w.")] = None,
     yes: Yes = False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -24,26 +23,44 @@ from rankwise.cli.options import option
 from rankwise.cli.plan import advise, plan
 from rankwise.cli.runs import runs
 from rankwise.cli.serve import serve, studio
-from rankwise.cli.settings import InPanels
+from rankwise.cli.settings import InPanels, write_parts
 from rankwise.cli.train import demo, queue, sweep, train
 from rankwise.cli.watch import watch
 from rankwise.cli.words import remember
 from rankwise.errors import ConfigError
 from rankwise.system.launched import launched
 
-COLLECTED = (50_000, 20, 100)
-"""When Python looks for cycles of objects: new objects, and smaller searches before a larger one. Torch and
-transformers make so many lasting objects that with Python's own numbers (700, 10, 10) a tenth of a start is spent
-searching them."""
+COMMANDS = {
+    "Data": (data,),
+    "Train": (train, plan, advise, sweep, queue, demo),
+    "Look": (watch, runs, inspect, evaluate, compare, report, strength),
+    "Answer": (generate, chat, predict, serve, studio),
+    "Ship": (export, merge, extract),
+    "This machine": (doctor, models, cache),
+}
+"""Every command, in the parts in which --help lists them."""
+SHOWN_AS = dict.fromkeys((train, plan, advise, sweep), InPanels) | {export: OptionalAddress}
+"""The commands that are of a class of their own."""
 
 
-class Commands(TyperGroup):
+class Grouped(TyperGroup):
+    """A group whose --help shows its commands in the parts that they are registered in, with a whole sentence each."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        parts: dict[str, list[tuple[str, str]]] = {part: [] for part in (*COMMANDS, "Commands")}
+        for name in self.list_commands(ctx):
+            command: Any = self.get_command(ctx, name)
+            if not command.hidden:
+                parts[command.rich_help_panel or "Commands"].append((name, command.get_short_help_str(limit=200)))
+        write_parts(formatter, parts)
+
+
+class Commands(Grouped):
     """With --json, a usage error is one object on stdout too."""
 
     def main(
         self, args: Sequence[str] | None = None, *arguments: Any, standalone_mode: bool = True, **extra: Any
     ) -> Any:
-        gc.set_threshold(*COLLECTED)
         words = list(sys.argv[1:] if args is None else args)
         remember(self, words)
         if not standalone_mode or "--json" not in words:
@@ -68,6 +85,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": 100},
 )
 
 
@@ -90,14 +108,9 @@ def group(
             )
 
 
-for command in (
-    demo, plan, advise, train, watch, sweep, chat, generate, predict, serve, studio, evaluate, inspect, compare, report,
-    strength, merge, extract, doctor,
-):  # fmt: skip
-    app.command(cls=InPanels if command in (train, plan, advise, sweep) else None)(command)
-app.command(cls=OptionalAddress)(export)
-app.add_typer(data, name="data")
-app.add_typer(models, name="models")
-app.add_typer(runs, name="runs")
-app.add_typer(queue, name="queue")
-app.add_typer(cache, name="cache")
+for part, commands in COMMANDS.items():
+    for command in commands:
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, cls=Grouped, rich_help_panel=part)
+        else:
+            app.command(cls=SHOWN_AS.get(command), rich_help_panel=part)(command)

@@ -15,6 +15,7 @@ from rankwise.cli.failures import report_failures
 from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, argument, option
 from rankwise.errors import ConfigError, some
 from rankwise.reporting.quantities import plural, size
+from rankwise.runs.listing import run_names
 
 if TYPE_CHECKING:
     from rankwise.exporting.extracting import Extracted
@@ -30,12 +31,13 @@ NOTICED = 0.1
 
 def merge(
     adapters: Annotated[list[str] | None, argument(
-        "Finished runs (names or folders) or folders of PEFT adapters.")] = None,
+        "Finished runs (names or folders) or folders of PEFT adapters.", autocompletion=run_names)] = None,
     to: Annotated[Path | None, option("Folder to create; it must not exist yet.", "--to")] = None,
     weights: Annotated[str | None, option("How much of each adapter's change is taken, such as 0.7,0.3.")] = None,
     method: Annotated[str, typer.Option("--combine",
         help="How several adapters become one change. linear: weighted sum. ties: the largest numbers, where their "
-        "signs agree. dare: numbers dropped at random. svd: weighted sum cut to --rank or --error.")] = "linear",
+        "signs agree. dare: numbers dropped at random. svd: weighted sum cut to --rank or --error.",
+        autocompletion=lambda: ["linear", "ties", "dare", "svd"])] = "linear",
     density: Annotated[float, typer.Option(
         help="ties: the share of each layer's change, the largest numbers, that stays.")] = 0.2,
     drop: Annotated[float, typer.Option(help="dare: the probability that a number is dropped.")] = 0.5,
@@ -49,7 +51,8 @@ def merge(
         "of the base]")] = None,
     onto: Annotated[str, typer.Option(
         help="Which numbers of the base the change is added to. trained: those it was trained over, quantised ones "
-        "unpacked. original: the full ones. nf4, int8: quantised so, for adapters that do not say.")] = "trained",
+        "unpacked. original: the full ones. nf4, int8: quantised so, for adapters that do not say.",
+        autocompletion=lambda: ["trained", "original", "nf4", "int8"])] = "trained",
     as_adapter: Annotated[bool, option(
         "Write an adapter instead of a model: several as one, or one with a lower rank.", "--as-adapter")] = False,
     plan: Annotated[bool, option("Print what would be merged and write nothing.", "--plan")] = False,
@@ -207,7 +210,8 @@ def extracted_lines(result: Extracted) -> list[str]:
 
 
 def extract(
-    tuned: Annotated[str, argument("A run of full fine-tuning (name or folder), or the folder of a tuned model.")],
+    tuned: Annotated[str, argument("A run of full fine-tuning (name or folder), or the folder of a tuned model.",
+        autocompletion=run_names)],
     base: Annotated[str | None, argument(
         "The model that it was before: a folder, starter or hub name.  [default: the run's]")] = None,
     to: Annotated[Path, option("Folder to create; it must not exist yet.", "--to")] = ...,  # pyright: ignore[reportArgumentType]

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from rankwise.config.generation import GenerationConfig
+from rankwise.runs.listing import run_names
 
 
 def option(help: str, *names: str, **more: Any) -> Any:
@@ -28,6 +29,17 @@ def option(help: str, *names: str, **more: Any) -> Any:
 
 def argument(help: str, **more: Any) -> Any:
     return typer.Argument(help=help, show_default=False, **more)
+
+
+def starters() -> list[str]:
+    """The starters, for completion in a shell."""
+    from rankwise.planning.reading import STARTERS  # late: it reads tokenizers, and only a Tab asks for it
+
+    return sorted(STARTERS)
+
+
+def runs_and_starters() -> list[str]:
+    return [*run_names(), *starters()]
 
 
 OUTPUT, PROCESSES = "Output", "Several processes"
@@ -41,7 +53,7 @@ Tune = Annotated[bool, option(
 Yes = Annotated[bool, option("Do not ask for confirmation.", "--yes")]
 RunName = Annotated[
     str,
-    argument("A finished run (its name or folder), or an adapter (its folder or file)."),
+    argument("A finished run (its name or folder), or an adapter (its folder or file).", autocompletion=run_names),
 ]
 Base = Annotated[bool, option("Use the base model without the adapter.", "--base")]
 Both = Annotated[bool, option("Answer with the run's model and with its base model.", "--both")]

@@ -14,17 +14,20 @@ from rankwise.errors import ConfigError, some
 from rankwise.reporting.document import facts, table
 from rankwise.reporting.markup import lines_of
 from rankwise.reporting.quantities import size
+from rankwise.runs.listing import run_names
 
 if TYPE_CHECKING:
     from rankwise.commands.runs import ShownRun
     from rankwise.runs.listing import ListedRun
 
 runs = typer.Typer(
-    help="List the runs of this folder; show, verify, log, rename, end or delete one.", no_args_is_help=False
+    name="runs",
+    help="List the runs of this folder; show, verify, log, rename, end or delete one.",
+    no_args_is_help=False,
 )
 HEADS = ("name", "status", "model", "method", "rows", "steps", "loss", "validation", "size", "ended")
 LONGEST = 40
-Name = Annotated[str, argument("The run's name.")]
+Name = Annotated[str, argument("The run's name.", autocompletion=run_names)]
 
 
 @runs.callback(invoke_without_command=True)
@@ -91,7 +94,8 @@ def _facts(shown: ShownRun) -> list[str]:
 
 @runs.command()
 def verify(
-    names: Annotated[list[str] | None, argument("The runs' names.  [default: all runs of this folder]")] = None,
+    names: Annotated[list[str] | None, argument(
+        "The runs' names.  [default: all runs of this folder]", autocompletion=run_names)] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Compare every file of a result, a checkpoint or a snapshot with its recorded hash."""
@@ -164,7 +168,7 @@ def end(name: Name, as_json: Json = False) -> None:
 
 @runs.command()
 def delete(
-    names: Annotated[list[str], argument("The runs' names.")],
+    names: Annotated[list[str], argument("The runs' names.", autocompletion=run_names)],
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:

@@ -11,18 +11,31 @@ import typer
 
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import ApiKey, ForceBase, Host, Json, Port, Quiet, TrustCode, Unconstrained, argument, option
+from rankwise.cli.options import (
+    ApiKey,
+    ForceBase,
+    Host,
+    Json,
+    Port,
+    Quiet,
+    TrustCode,
+    Unconstrained,
+    argument,
+    option,
+    starters,
+)
 from rankwise.errors import ConfigError
+from rankwise.runs.listing import run_names
 from rankwise.runs.records import StatusMessage
 from rankwise.system.extras import need_extra
 
 Runs = Annotated[
     list[str] | None,
-    argument("Finished runs, or adapters by folder or file, all over one base model."),
+    argument("Finished runs, or adapters by folder or file, all over one base model.", autocompletion=run_names),
 ]
 Base = Annotated[
     str | None,
-    option("Serve this base model alone, without runs or adapters.", "--model"),
+    option("Serve this base model alone, without runs or adapters.", "--model", autocompletion=starters),
 ]
 Origins = Annotated[
     list[str] | None,

@@ -18,13 +18,20 @@ from typing import Annotated, Any
 
 from typer.core import TyperCommand
 
-from rankwise.cli.options import OUTPUT, PROCESSES, option
+from rankwise.cli.options import OUTPUT, PROCESSES, option, starters
+from rankwise.config.adapters import METHODS
 from rankwise.config.reading import Setting, parse_setting
-from rankwise.config.settings import FLAGS, FlagOf
+from rankwise.config.recipe import RECIPES
+from rankwise.config.settings import FLAGS, FlagOf, words_of
+from rankwise.config.tasks import BUILT_IN
 from rankwise.errors import ConfigError
+from rankwise.runs.listing import run_names
 
 FIRST, TRAINED, MORE = "What most people need", "Training", "Others"
-NEEDED = ("model", "data", "run", "prompt", "completion", "method", "rank", "epochs", "learning_rate", "batch_size")
+NEEDED = (
+    "data", "model", "prompt", "completion", "text", "label", "held_out", "epochs", "steps", "run", "method", "rank",
+    "learning_rate", "batch_size",
+)  # fmt: skip
 PANELS = {
     "Arguments": (), FIRST: (), "Rows": ("data", "images"), "Model": ("model", "objective"), "Adapter": ("adapter",),
     TRAINED: ("training", "preference"),
@@ -45,23 +52,29 @@ def _panel(name: str) -> str:
 def _flags_in(part: str, *beginnings: str) -> tuple[str, ...]:
     """Names of the flags in this part of the help, or among what most people need, whose settings start with one of
     `beginnings`."""
-    names = (*NEEDED, *(name for name in FLAGS if name not in NEEDED))
-    return tuple(name for name in names if _panel(name) in (FIRST, part) and FLAGS[name].key.startswith(beginnings))
+    return tuple(name for name in FLAGS if _panel(name) in (FIRST, part) and FLAGS[name].key.startswith(beginnings))
 
 
-ROWS = tuple(name for name in _flags_in("Rows", "data.") if name != "data")
+ROWS = tuple(name for name in _flags_in("Rows", "data.") if name not in ("data", "held_out"))
 IMAGES = _flags_in("Rows", "images.")
 VALIDATION_ROWS = _flags_in("Validation", "data.held_out", "data.group", "data.validation")
 ADAPTER = _flags_in("Adapter", "adapter.")
-TRAINING = (*NEEDED, *(name for name in FLAGS if name not in (*NEEDED, "shard", "log_to")))
+TRAINING = tuple(name for name in FLAGS if name not in ("shard", "log_to"))
 """All that a training takes, and a plan of it in the same words."""
+COMPLETED: Mapping[str, Callable[[], Sequence[str]]] = {
+    "model": starters, "run": run_names, "start_from": run_names, "method": lambda: [*METHODS],
+    "recipe": lambda: RECIPES, "accuracy_tasks": lambda: [*BUILT_IN],
+}  # fmt: skip
+"""What completion in a shell proposes behind a flag, where its type does not say it."""
 
 
 def _option(name: str, help: str | None) -> Parameter:
     """The help of a setting is added when it is shown."""
     setting = FLAGS[name]
     default = f"[default: {setting.default}]" if setting.default and not help else ""
-    kind = Annotated[setting.kind | None, option(help or default, setting.flag.name, rich_help_panel=_panel(name))]
+    words = COMPLETED.get(name, lambda: words_of(setting.setting.field.annotation))
+    kind = Annotated[setting.kind | None, option(
+        help or default, setting.flag.name, rich_help_panel=_panel(name), autocompletion=words)]  # fmt: skip
     return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
 
 
@@ -75,10 +88,15 @@ class InPanels(TyperCommand):
             if (record := one.get_help_record(ctx)) is not None:
                 part = "Arguments" if one.param_type_name == "argument" else one.rich_help_panel or MORE
                 parts[part].append(_explained(record, FLAGS.get(one.name or "")))
-        for part, lines in parts.items():
-            if lines:
-                with formatter.section(part):
-                    formatter.write_dl(lines)
+        write_parts(formatter, parts)
+
+
+def write_parts(formatter: Any, parts: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+    """The parts of a --help that have lines."""
+    for part, lines in parts.items():
+        if lines:
+            with formatter.section(part):
+                formatter.write_dl(lines)
 
 
 def _explained(record: tuple[str, str], setting: FlagOf | None) -> tuple[str, str]:
@@ -127,7 +145,7 @@ def takes_settings(*names: str, **helps: str) -> Callable[[Callable[..., None]],
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
-        options = [_option(name, helps.get(name)) for name in names]
+        options = [_option(name, helps.get(name)) for name in sorted(names, key=lambda key: [*NEEDED, key].index(key))]
         options.append(Parameter("set_", Parameter.KEYWORD_ONLY, default=None, annotation=_SET))
         parameters: list[Parameter] = []
         for parameter in signature.parameters.values():

@@ -10,7 +10,8 @@ import typer
 
 from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import end_at_once, report_failures
-from rankwise.cli.options import PROCESSES, ConfigFile, Json, Quiet, Tune, argument, option
+from rankwise.cli.options import PROCESSES, ConfigFile, Json, Quiet, Tune, option
+from rankwise.cli.runs import Name
 from rankwise.cli.settings import (
     ADAPTER,
     IMAGES,
@@ -127,9 +128,10 @@ def sweep(
 
 
 queue = typer.Typer(
-    help="List the trainings that wait and the one that runs; add, remove or stop one.", no_args_is_help=False
+    name="queue",
+    help="List the trainings that wait and the one that runs; add, remove or stop one.",
+    no_args_is_help=False,
 )
-Name = Annotated[str, argument("The run's name.")]
 
 
 @queue.callback(invoke_without_command=True)

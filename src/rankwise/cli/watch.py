@@ -30,6 +30,7 @@ from rankwise.cli.words import visible
 from rankwise.config.base import JsonObject
 from rankwise.reporting.quantities import rough_duration
 from rankwise.reporting.sparkline import bucket_means
+from rankwise.runs.listing import run_names
 
 if TYPE_CHECKING:
     from rankwise.commands.watch import WatchedRun
@@ -53,7 +54,9 @@ EMPTY = ""
 def watch(
     runs: Annotated[
         list[str] | None,
-        argument("Runs; one that has not begun is waited for.  [default: those that train now]"),
+        argument(
+            "Runs; one that has not begun is waited for.  [default: those that train now]", autocompletion=run_names
+        ),
     ] = None,
     as_json: Annotated[
         bool, option("Print each record as one JSON object on a line, with the name of its run.", "--json")
