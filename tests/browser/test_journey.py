@@ -42,7 +42,6 @@ def test_from_an_empty_folder_to_a_verified_export(
     train(page, person, tiny_folder, rows_file)
     page.wait_for_url("**/runs/lands")
     page.locator("#status", has_text="finished").wait_for(timeout=240_000)
-    page.reload()
     assert (tmp_path / "runs/lands/adapter/adapter_model.safetensors").is_file()
     ask(page, person)
     export(page, person)

@@ -91,11 +91,23 @@ def test_the_buttons_are_those_of_the_present_state_without_a_reload(visitor, wo
         assert page.locator("#changed").inner_text().strip() == "The training is running now."
         assert page.locator("[data-tile=left]").locator("xpath=preceding-sibling::dt").inner_text() == "time left"
         page.get_by_role("button", name="Stop", exact=True).focus()
-    page.wait_for_selector("#status.interrupted")
-    with run.locked():
-        page.wait_for_function("() => document.getElementById('changed').textContent.includes('running now')")
-        page.wait_for_timeout(1000)
+        run.write_manifest(run.manifest().model_copy(update={"warnings": ("halved",)}))
+        page.get_by_text("halved").wait_for()
         assert page.evaluate("document.activeElement.textContent") == "Stop", "nothing is taken from under a hand"
+        run.write_manifest(made_run("other", steps=10).manifest())
+    page.get_by_role("link", name="Ask", exact=True).nth(1).wait_for()
+    assert page.get_by_role("button", name="Stop").count() == 0 and "saving" not in page.locator("#tiles").inner_text()
+    assert page.evaluate("document.activeElement.tagName") == "H1"
+    assert page.locator("#result").is_visible() and "mean of 10 steps" in page.locator("#tiles").inner_text()
+    assert page.locator("[data-tile=left]").inner_text() == "1 min 15 s"
+
+
+def test_a_single_value_is_a_point(visitor, workplace):
+    made_run("r", steps=1)
+    page = visitor().open("/runs/r")
+    page.locator(".drawing[aria-label*='over 1 points']").first.wait_for()
+    for drawing in page.locator(".drawing[aria-label*='over 1 points']").all():
+        assert drawing.locator("circle.point").count() == 1
 
 
 def test_the_table_keeps_what_was_ticked_while_it_is_brought_up_to_date(visitor, workplace):

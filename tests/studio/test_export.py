@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kit.classifiers import encoder_folder, labelled, write_rows
 from kit.command import rankwise
 from rankwise.commands.export_choices import export_choices
 from rankwise.exporting.engine_rules import RULES, verdicts
@@ -59,6 +60,15 @@ def test_formats_that_a_run_cannot_have_are_told_with_why():
     assert full.engines == () and full.why_none and full.formats["peft"] and full.formats["merged"] is None
 
 
+def test_only_formats_that_fit_are_offered(client, home):
+    base, data = encoder_folder(home / "bert"), write_rows(home / "labelled.jsonl", labelled(8))
+    words = ("--model", base, "--data", data, "--run", "classes", "--steps", "1", "--rank", "2")
+    assert rankwise("train", *map(str, words)).exit_code == 0
+    page = client.get("/export?run=classes").text
+    assert re.findall(r'name="format" value="(\S+)"', page) == ["peft", "portable", "merged"]
+    assert "mlx-lm runs models that write text" in page
+
+
 @pytest.mark.parametrize(("given", "why"), [
     ({"to": "../out"}, "is not possible"), ({"to": "a/b"}, "is not possible"), ({"to": ""}, "is not possible"),
     ({"format": "exe"}, "Choose a format"), ({"strength": "-1"}, "not a number"), ({"verify": "--to"}, "how to verify"),
@@ -92,7 +102,7 @@ def test_an_export_is_the_commands_and_its_files_come_with_their_hashes(client, 
         assert sent.headers["content-type"] == "application/octet-stream"
         if name.endswith(".safetensors"):
             assert sent.content == Path("theirs", name).read_bytes()
-    assert "No engine was run" in page and "by its rule" in page
+    assert "No engine was run" in page and "by its rule" in page and "Load it with vLLM" in page
     for name in ("../job.json", "..%2F..%2Frows.jsonl", "/etc/passwd", "nothing"):
         assert client.get(f"{address}/files/{name}").status_code in (400, 404)
     assert "already" in client.post("/export/begin", data=given).text

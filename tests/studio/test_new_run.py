@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from kit.classifiers import encoder_folder
 from kit.hub_server import served
 from kit.light import loaded_by_each
 from rankwise.commands.data import preview
@@ -245,6 +246,30 @@ def test_columns_get_a_proposal_that_trains(client, home):
     mapped = odd | {"data.prompt": prompt, "data.completion": answer}
     assert "No errors found" in client.post("/new/report", data=mapped).text
     assert client.post("/new/start", data=mapped).status_code == 303
+
+
+def test_what_was_refused_is_looked_at_again_with_each_change(client, home):
+    """The page asks so once something was refused, and says it by the labels of fields and the names of files."""
+    (home / "odd.csv").write_text("frage,antwort,id\nWas ist das genau?,Ein Haus,3\nWo liegt denn Rom?,Italien,4\n")
+    path = client.post("/new/upload", params={"name": "my odd.csv"}, content=(home / "odd.csv").read_bytes())
+    odd = FORM | {"data.path": path.json()["path"], "run": "short", "refused": "yes"}
+    first = client.post("/new/forecast", data=odd).text
+    assert (
+        "2 problems" in first
+        and "Choose the text and the answer or label first" in first
+        and " --" not in first.partition("The same in a")[0]
+    )
+    assert 'href="#f-run">Name</a>' in first and "my odd.csv" in first and ".uploads" not in first
+    odd |= {"run": "other", "data.prompt": "{frage}", "data.completion": "{antwort}"}
+    assert "Not started" not in client.post("/new/forecast", data=odd).text
+    assert "Not started" not in client.post("/new/forecast", data=odd | {"run": "short", "refused": ""}).text
+    assert "--data &#39;my odd.csv&#39;" in client.post("/new/forecast", data=odd).text
+
+
+def test_a_forecast_says_what_it_waits_for(client, home):
+    encoder_folder(home / "bert")
+    text = client.post("/new/forecast", data={"model.name": "bert", "card": "lora"}).text
+    assert "Memory and time follow when the rows" in text and "Unknown" not in text
 
 
 def test_of_forecasts_that_one_page_asks_for_at_once_only_the_newest_follows(client, home, monkeypatch):

@@ -18,7 +18,7 @@ from rankwise.runs.own_files import StepFolders
 from rankwise.runs.queue import Queue
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.studio.live import queued
-from rankwise.studio.runs import COLUMNS, losses_of
+from rankwise.studio.runs import COLUMNS, course_of
 
 
 def names(text):
@@ -64,12 +64,40 @@ def test_runs_are_filtered_by_words_and_status(client, three):
     assert names(client.get("/?words=nothing").text) == []
 
 
-def test_losses_are_read_anew_when_the_log_has_grown(three):
+def test_losses_and_the_first_score_are_read_anew_when_the_log_has_grown(three):
     metrics = RunDirectory.named("a").metrics
-    before = losses_of(metrics)
+    before, (metric, value) = course_of(metrics)
     with metrics.open("a") as file:
-        file.write(json.dumps({"kind": "step", "loss": 7.5}) + "\n")
-    assert list(losses_of(metrics)) == [*before, 7.5]
+        for row in ({"kind": "step", "loss": 7.5}, {"kind": "score", "metric": metric, "value": 0.125},
+                    {"kind": "score", "metric": "other", "value": 9}):  # fmt: skip
+            file.write(json.dumps(row) + "\n")
+    losses, score = course_of(metrics)
+    assert list(losses) == [*before, 7.5] and score == (metric, 0.125) and value != 0.125
+
+
+def test_warnings_name_an_upload_by_its_own_name_and_settings_by_their_labels(client, three):
+    path = client.post("/new/upload", params={"name": "<b>.jsonl"}, content=b"{}").json()["path"]
+    run = RunDirectory.named("a")
+    warnings = (f"{path}: --epochs 6 would help, or --no-such",)
+    run.write_manifest(run.manifest().model_copy(update={"warnings": warnings}))
+    assert "&lt;b&gt;.jsonl: “Epochs” 6 would help, or --no-such" in client.get("/runs/a").text
+    for page in ("report", "report.html"):
+        assert "<b>" not in client.get(f"/runs/a/{page}").text
+    run.write_data_report(RunSnapshot.of(run).recorded_data.model_copy(update={"warnings": warnings}))
+    for page in ("", "/report", "/report.html"):
+        text = client.get(f"/runs/a{page}").text
+        assert "&lt;b&gt;.jsonl" in text and "<b>" not in text and path not in text
+
+
+def test_the_command_of_a_report_can_be_repeated(client, three):
+    run = RunDirectory.named("a")
+    for words, said in (
+        (["__main__.py", "train", str(Queue().settings("a")), "--json"], "rankwise train runs/a/config.json"),
+        (["__main__.py", "train", "--run", "a"], "rankwise train --run a"), (["mine.py", "a"], "mine.py a"),
+    ):  # fmt: skip
+        run.write_manifest(run.manifest().model_copy(update={"command": words}))
+        assert f"<dd>{said}</dd>" in client.get("/runs/a/report").text
+    assert read_experiment(Path("runs/a/config.json"), []).run == "r"
 
 
 def test_two_runs_are_compared_and_one_is_not(client, three):

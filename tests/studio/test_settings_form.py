@@ -16,7 +16,7 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.reading import read_experiment
 from rankwise.config.settings import FLAGS
 from rankwise.errors import ConfigError
-from rankwise.studio.settings_form import CARDS, KNOBS, OTHER, SettingsForm, fields_of, problems_of
+from rankwise.studio.settings_form import CARDS, KNOBS, OTHER, SettingsForm, fields_of, problems_of, with_labels
 
 TRAIN = typer.main.get_command(app).commands["train"]  # pyright: ignore[reportAttributeAccessIssue]
 NEEDED = {"model.name": "gpt2", "data.path": "rows.jsonl", "run": "one"}
@@ -122,3 +122,14 @@ def test_all_problems_are_told_at_once_each_with_its_field():
 def test_a_field_of_another_method_has_no_effect():
     assert SettingsForm(NEEDED | {"card": "adalora", "adapter.rank": "x", "adapter.budget": "3"}).experiment().adapter
     assert "--rank" not in SettingsForm(NEEDED | {"card": "full", "adapter.rank": "8"}).command()
+
+
+@pytest.mark.parametrize(("said", "shown"), [
+    ('a guess is --prompt "{a}" --completion "{b}".', 'a guess is “Prompt” "{a}" “Answer” "{b}".'),
+    ("Name yours with --text COLUMN and --label COLUMN.", "Name yours with “text” and “answer”."),
+    ("Add --set data.format=prompt, or --ignore-columns a,b.",
+     "Add “Any other setting” data.format=prompt, or “Columns to ignore” a,b."),
+    ("rankwise models pull x --force, a--run", "rankwise models pull x --force, a--run"),
+])  # fmt: skip
+def test_a_message_says_the_label_of_a_field_for_a_flag(said, shown):
+    assert with_labels(said) == shown

@@ -85,7 +85,7 @@ class Exported:
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise export --json` prints."""
-        facts = {key: getattr(self, key) for key in ("run", "to", "format", "strength", "bytes")}
+        facts = {key: getattr(self, key) for key in ("run", "to", "format", "strength", "bytes", "use")}
         whole = self.merged or self.gguf
         facts |= {"files": list(self.files)} | ({"rank": self.rank} if whole is None else asdict(whole))
         parity = {} if self.parity is None else {"template_parity": self.parity.summary()}

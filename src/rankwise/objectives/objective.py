@@ -476,6 +476,7 @@ NOT_OF_CLASSIFIERS = {
     "transformers.",
     "gguf-lora": GGUF,
     "gguf": GGUF,
+    "mlx": "{model} is a classifier, and mlx-lm runs models that write text. Use --format peft or merged.",
     "ollama": "{model} is a classifier, and Ollama serves models that write text. Use merged.",
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from rankwise.config.base import JsonObject
@@ -17,6 +18,7 @@ from rankwise.reporting.quantities import count, duration, plural, share, size
 from rankwise.runs.data_report import MOST_LISTED, DataReport, about, lines_of, verdict_of
 from rankwise.runs.lineage import described
 from rankwise.runs.manifest import Forecasted, Manifest, Results
+from rankwise.runs.own_files import SETTINGS
 from rankwise.runs.snapshot import RunSnapshot
 
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -57,21 +59,20 @@ def data_section(run: RunSnapshot) -> Section:
     )  # fmt: skip
 
 
-def data_blocks(data_report: DataReport, named: Callable[[str], str] = str) -> list[Markup]:
-    """What a page and a terminal show. `named` gives a message with the names that people know. If there are errors,
-    lines without a count are left out."""
+def data_blocks(data_report: DataReport) -> list[Markup]:
+    """What a page and a terminal show. If there are errors, lines without a count are left out."""
     counts = [(label, text) for label, text, count in lines_of(data_report) if count or not data_report.fatal]
     aside = [f"{name}: belongs to another split and is not read" for name in data_report.left_aside]
     shown = () if data_report.fatal else data_report.skipped_rows[:SHOWN_ROWS]
     more = data_report.skipped - len(shown) if shown else 0
     left_out = [one.why for one in shown] + [f"{more:,} more; --json lists the first {MOST_LISTED}"] * (more > 0)
     return [
-        _noted("error", "problem", map(named, data_report.fatal)),
+        _noted("error", "problem", data_report.fatal),
         listed(data_report.advice),
-        listed([named(text) for text in (*map(about, data_report.files), *aside)]),
+        listed([*map(about, data_report.files), *aside]),
         facts(counts),
-        _noted("warning", "warnings", map(named, data_report.warnings)),
-        listed([f"left out: {named(why)}" for why in left_out]),
+        _noted("warning", "warnings", data_report.warnings),
+        listed([f"left out: {why}" for why in left_out]),
         paragraph(verdict_of(data_report)),
     ]
 
@@ -156,8 +157,16 @@ def made_with(run: RunSnapshot) -> list[tuple[str, str]]:
         ("resumed", ", ".join(f"after step {one.step:,} at {one.at}" for one in manifest.resumed) or "never"),
         ("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
         ("machine", ", ".join(_of_machine(manifest.machine))),
-        ("command", shlex.join(manifest.command)),
+        ("command", shlex.join(_repeatable(run))),
     ]  # fmt: skip
+
+
+def _repeatable(run: RunSnapshot) -> list[str]:
+    """The command that began a run, or for one of the queue, whose own file goes with it, one that does the same."""
+    words = run.manifest.command
+    if any(Path(word).parts[-3:-1] == (".queue", "started") for word in words):
+        return ["rankwise", "train", str(run.folder / SETTINGS)]
+    return ["rankwise", *words[1:]] if words[:1] == ["__main__.py"] else words
 
 
 def environment_section(run: RunSnapshot) -> Section:

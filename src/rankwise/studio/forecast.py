@@ -8,6 +8,7 @@ the rows        their columns, the data report, and a preview with the loss toke
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -23,11 +24,11 @@ from rankwise.planning.plan import Plan
 from rankwise.reporting.provenance import data_blocks
 from rankwise.reporting.quantities import rough_duration, size
 from rankwise.rows.forms.formats import form_of
-from rankwise.rows.forms.proposals import can_be_typed, guessed
+from rankwise.rows.forms.proposals import NO_FORM, can_be_typed, guessed
 from rankwise.rows.sources import open_source, raw_records
 from rankwise.runs.records import Event, StatusMessage, WarningMessage
 from rankwise.studio.pages import drawing
-from rankwise.studio.settings_form import READING, Problem, SettingsForm, problems_of
+from rankwise.studio.settings_form import READING, Problem, SettingsForm, problems_of, with_labels
 from rankwise.studio.uploads import FOLDER, with_names
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ OF_DATA = ("data.", "validation.")
 SHEET = "sheet.png"
 MOST_ROWS = 20
 LONGEST_EXAMPLE = 160
+CHOOSE = "Choose the text and the answer or label first, in the table of columns."
 COUNTING_SECONDS = 2.0
 """For which rows are counted at most."""
 
@@ -104,7 +106,7 @@ def _count(parts: list[Any]) -> int | None:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`word` is fits, tight, too large, or unknown where rankwise forecasts no memory for such a model."""
+    """`word` is fits, tight, too large, waiting for rows, or unknown where no memory is forecast for such a model."""
 
     word: str
     sentence: str
@@ -164,8 +166,11 @@ def placed(error: RankwiseError) -> list[Problem]:
     """The problems of an error, each with its field."""
     if isinstance(error, ConfigError):
         return problems_of(error)
+    text = with_names(str(error))
+    if NO_FORM in text:
+        text = f"{re.split(' Name the columns| Known formats', text)[0]} {CHOOSE}"
     field = "data.path" if isinstance(error, DataError) else "model.name" if isinstance(error, ModelError) else ""
-    return [Problem(field, with_names(str(error)))]
+    return [Problem(field, with_labels(text))]
 
 
 def _shown(plan: Plan) -> ShownForecast:
@@ -179,6 +184,8 @@ def _shown(plan: Plan) -> ShownForecast:
 
 
 def _verdict(plan: Plan) -> Verdict:
+    if not plan.trained and plan.config.data is None:
+        return Verdict("waiting", "Memory and time follow when the rows and their columns are chosen.")
     if not plan.trained:
         return Verdict("unknown", "Memory and time are not forecast for this kind of model.")
     fit = plan.fit
@@ -225,7 +232,7 @@ class Remarks:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, StatusMessage | WarningMessage):
-            self.texts.append(with_names(event.text))
+            self.texts.append(with_labels(with_names(event.text)))
 
 
 @dataclass(frozen=True)
@@ -264,7 +271,7 @@ def report_shown(form: SettingsForm) -> ForecastView:
         made = check(planned.data, planned.model, images=planned.images, objective=planned.objective, callback=remarks)
     except RankwiseError as error:
         return ForecastView(problems=placed(error), remarks=remarks.texts)
-    return ForecastView(blocks=[*map(drawing, data_blocks(made, with_names))], remarks=remarks.texts)
+    return ForecastView(blocks=[*map(drawing, data_blocks(made))], remarks=remarks.texts)
 
 
 def preview_shown(form: SettingsForm, first: int, rows: int) -> Preview:

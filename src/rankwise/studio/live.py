@@ -35,6 +35,8 @@ from rankwise.runs.own_files import MANIFEST
 from rankwise.runs.queue import Ended, Queue, Waiting, Working
 from rankwise.runs.records import rank_grid
 from rankwise.runs.upkeep import entry
+from rankwise.studio.settings_form import with_labels
+from rankwise.studio.uploads import with_names
 
 EVERY, IDLE = 3.0, 5.0
 """Seconds between two looks at a run that is trained, and at one that is not."""
@@ -112,7 +114,11 @@ class StateReader:
         manifest = self._manifest
         assert manifest is not None, "it was read"
         status = present_status(self.run, status_of(self.run, manifest))
-        return {"status": status, "problem": manifest.problem, "warnings": list(manifest.warnings)}
+        problem = manifest.problem and with_names(manifest.problem)
+        return {
+            "status": status, "problem": problem and with_labels(problem),
+            "warnings": [with_labels(with_names(one)) for one in manifest.warnings],
+        }  # fmt: skip
 
 
 async def events(request: Request) -> Response:

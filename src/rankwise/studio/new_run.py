@@ -37,13 +37,25 @@ from rankwise.studio.forecast import (
     sheet_file,
 )
 from rankwise.studio.pages import Screen, SentForm, moved, page, read_form, segment
-from rankwise.studio.settings_form import CARD, CARDS, KNOBS, OTHER, TUNE, Problem, SettingsForm, fields_of, problems_of
+from rankwise.studio.settings_form import (
+    CARD,
+    CARDS,
+    KNOBS,
+    OTHER,
+    TUNE,
+    Problem,
+    SettingsForm,
+    fields_of,
+    problems_of,
+    with_labels,
+)
 from rankwise.system.hub import could_be_hub_id, hub_may_be_asked
 
 HUB = "hub"
 """The box that allows asking the hub for names that are not on this machine."""
 NOT_HERE = "is not on this machine. Tick “May ask the hub” below the model to look there, which uses the network."
 NAMES = (*KNOBS, CARD, OTHER, TUNE)
+FIELD_LABELS = {name: knob.mark.text for name, knob in KNOBS.items()}
 _View = TypeVar("_View")
 LONGEST = 64
 """Characters of a page's name for itself."""
@@ -118,14 +130,16 @@ def _page(
         request, "new_run.html", 422 if problems else 200, title="New run", fields=fields, problems=problems,
         beside=beside, groups=groups, cards=CARDS, card=form.card, shown=_forecast(form, hub), text=_as_text(form),
         source=source, models=[one for one in known_models() if one.kind in ("starter", "hub")], hub=hub,
-        endings=",".join(uploads.KNOWN), upload=uploads.name_of(fields.get("data.path", "")),
+        labels=FIELD_LABELS, endings=",".join(uploads.KNOWN), upload=uploads.name_of(fields.get("data.path", "")),
     )  # fmt: skip
 
 
 def _as_text(form: SettingsForm) -> dict[str, str] | None:
-    """The command and the file that say the same."""
+    """The command and the file that say the same, with the own name of a file that was uploaded."""
+    uploaded = {field: name for field, text in form.fields.items() if (name := uploads.name_of(text)) is not None}
+    named = SettingsForm({**form.fields, **uploaded})
     try:
-        return {"command": form.command(), "yaml": form.yaml()}
+        return {"command": named.command(), "yaml": named.yaml(), "uploaded": ", ".join(uploaded.values())}
     except ConfigError:
         return None
 
@@ -186,7 +200,8 @@ async def forecast_again(request: Request) -> Response:
         if not is_newest:
             raise HTTPException(409, "the form was changed again meanwhile")
         shown = await run_in_threadpool(_forecast, form, bool(sent.text(HUB)))
-    return page(request, "forecast.html", shown=shown, text=_as_text(form))
+        left = await run_in_threadpool(_problems, form, bool(sent.text(HUB)), shown) if sent.text("refused") else []
+    return page(request, "forecast.html", shown=shown, text=_as_text(form), problems=left, labels=FIELD_LABELS)
 
 
 async def columns(request: Request) -> Response:
@@ -249,18 +264,19 @@ async def start(request: Request) -> Response:
 
 
 def _started(request: Request, form: SettingsForm, hub: bool) -> Response:
-    problems = _problems(form, hub)
+    problems = _problems(form, hub, _forecast(form, hub))
     if problems:
         return _page(request, dict(form.fields), problems, hub=hub)
     experiment = form.experiment()
     try:
         Queue().add(experiment.run, experiment, may_ask_hub=hub)
     except RankwiseError as error:
-        return _page(request, dict(form.fields), [Problem("run", str(error))], hub=hub)
+        return _page(request, dict(form.fields), [Problem("run", with_labels(str(error)))], hub=hub)
     return moved(f"/runs/{segment(experiment.run)}", f"{experiment.run} is in the queue.")
 
 
-def _problems(form: SettingsForm, hub: bool) -> list[Problem]:
+def _problems(form: SettingsForm, hub: bool, shown: ShownForecast) -> list[Problem]:
+    """All that keeps a form from being started."""
     problems: list[Problem] = []
     try:
         experiment = form.experiment()
@@ -268,8 +284,7 @@ def _problems(form: SettingsForm, hub: bool) -> list[Problem]:
     except ConfigError as error:
         problems += problems_of(error)
     except RankwiseError as error:  # of the adapter to begin with
-        problems.append(Problem("adapter.start_from", str(error)))
-    shown = _forecast(form, hub)
+        problems.append(Problem("adapter.start_from", with_labels(str(error))))
     problems += shown.problems
     if not shown.fits and shown.verdict is not None:
         ways = "".join(f"\n{setting}: {price}" for setting, price in shown.remedies)

@@ -23,6 +23,7 @@ from rankwise.reporting.markup import Markup, shown
 from rankwise.reporting.quantities import duration, figure, size
 from rankwise.serving.bodies import BadRequest
 from rankwise.serving.reading import read_content
+from rankwise.studio.uploads import with_names
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,13 @@ def moved(path: str, notice: str = "") -> Response:
 
 
 def drawing(markup: Markup) -> markupsafe.Markup:
-    """A chart or a section of a report, as a template takes it."""
+    """A chart or a section of a report, as a template takes it, with the own names of files that were uploaded."""
     assert isinstance(markup, Markup), "anything else is text, and is escaped"
-    return markupsafe.Markup(markup)
+    return markupsafe.Markup(with_escaped_names(markup))
+
+
+def with_escaped_names(markup: str) -> str:
+    return with_names(markup, lambda name: str(markupsafe.escape(shown(name))))
 
 
 def segment(name: str) -> str:

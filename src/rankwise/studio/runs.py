@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -50,6 +50,8 @@ class RunRow:
     status: str
     forgetting: float | None
     losses: Sequence[float]
+    score: tuple[str, float] | None
+    """The run's first metric on validation rows, and its last value."""
 
     @property
     def line(self) -> Any:
@@ -75,6 +77,7 @@ COLUMNS: dict[str, Callable[[RunRow], Any]] = {
     "model": lambda row: (row.run.model or "").lower(),
     "method": lambda row: row.run.method or "",
     "loss": lambda row: row.loss,
+    "score": lambda row: row.score and row.score[1],
     "forgetting": lambda row: row.forgetting,
     "size": lambda row: row.run.bytes,
     "when": lambda row: row.when,
@@ -88,7 +91,7 @@ def row_of(name: str) -> RunRow:
     with suppress(RankwiseError, OSError):
         one = forgetting_of(evaluations_of(directory))
         forgetting = None if one is None or not math.isfinite(one.kl) else one.kl
-    return RunRow(run, present_status(directory, run.status), forgetting, losses_of(directory.metrics))
+    return RunRow(run, present_status(directory, run.status), forgetting, *course_of(directory.metrics))
 
 
 def rows() -> list[RunRow]:
@@ -103,24 +106,32 @@ def in_order(chosen: Sequence[RunRow], by: str, order: Order) -> list[RunRow]:
     return sorted([*known, *unknown], key=lambda row: row.status not in ("running", STARTING))
 
 
-def losses_of(metrics: Path) -> Sequence[float]:
-    """The losses of the steps, as means where there are many; none where the log cannot be read."""
+def course_of(metrics: Path) -> tuple[Sequence[float], tuple[str, float] | None]:
+    """The losses of the steps, as means where there are many, and the last value of the first metric; nothing where the
+    log cannot be read."""
     try:
         facts = metrics.stat()
     except OSError:
-        return ()
-    return _losses(metrics.absolute(), facts.st_mtime_ns, facts.st_size)
+        return (), None
+    return _course(metrics.absolute(), facts.st_mtime_ns, facts.st_size)
 
 
 @lru_cache(maxsize=2000)
-def _losses(metrics: Path, changed: int, size: int) -> Sequence[float]:
+def _course(metrics: Path, changed: int, size: int) -> tuple[Sequence[float], tuple[str, float] | None]:
     try:
-        records = read_metrics_log(metrics)
+        records = [one for one in read_metrics_log(metrics) if isinstance(one, dict)]
     except (RankwiseError, OSError):
-        return ()
-    steps = [one.get("loss") for one in records if isinstance(one, dict) and one.get("kind") == "step"]
-    losses = [float(one) for one in steps if isinstance(one, int | float) and math.isfinite(one)]
-    return bucket_means(losses, MOST_LOSSES)
+        return (), None
+    scores = [one for one in records if one.get("kind") == "score"]
+    values = _numbers(one.get("value") for one in scores if one.get("metric") == scores[0].get("metric"))
+    score = (str(scores[0].get("metric"))[:60], values[-1]) if values else None
+    losses = _numbers(one.get("loss") for one in records if one.get("kind") == "step")
+    return bucket_means(losses, MOST_LOSSES), score
+
+
+def _numbers(values: Iterable[Any]) -> list[float]:
+    """Those that are finite numbers."""
+    return [float(one) for one in values if isinstance(one, int | float) and math.isfinite(one)]
 
 
 @dataclass(frozen=True)

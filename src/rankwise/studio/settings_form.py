@@ -172,6 +172,17 @@ class SettingsForm:
         return dump_yaml(nested)
 
 
+_FLAG = re.compile(r"--set (?=\S*=)|(?<!\w)(--[a-z][a-z-]+)(?: COLUMN\b)?")
+LABELS = {one.flag: one.mark.text for one in KNOBS.values() if one.flag} | {"--text": "text", "--label": "answer"}
+"""The label of each flag; the columns of `--text` and `--label` are chosen as text and answer."""
+
+
+def with_labels(text: str) -> str:
+    """A message of a command with the labels of fields in place of flags."""
+    return _FLAG.sub(lambda match: f"“{LABELS[match[1]]}”" if match[1] in LABELS else
+                     match[0] if match[1] else "“Any other setting” ", text)  # fmt: skip
+
+
 MISSING = "is required and was not given."
 PLAIN = ("adapter.method", "lora")
 """The default of a training."""
@@ -209,8 +220,8 @@ def problems_of(error: ConfigError) -> list[Problem]:
 def _placed(text: str) -> Problem:
     origin, colon, rest = text.partition(": ")
     if colon and (origin in KNOBS or origin in (CARD, OTHER, TUNE)):
-        return Problem(origin, f"{rest[:1].upper()}{rest[1:]}")
-    return Problem(_named_in(text), text)
+        return Problem(origin, with_labels(f"{rest[:1].upper()}{rest[1:]}"))
+    return Problem(_named_in(text), with_labels(text))
 
 
 def _named_in(text: str) -> str:

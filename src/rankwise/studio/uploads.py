@@ -20,7 +20,7 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -110,9 +110,9 @@ def name_of(path: str) -> str | None:
         return None
 
 
-def with_names(text: str) -> str:
-    """With the browser's names in place of the paths of uploads."""
-    return _PATH.sub(lambda match: name_of(match[0]) or match[0], text)
+def with_names(text: str, escaped: Callable[[str], str] = str) -> str:
+    """With the browser's names in place of the paths of uploads, each `escaped` as the text needs it."""
+    return _PATH.sub(lambda match: escaped(name_of(match[0]) or match[0]), text)
 
 
 def _unpack(archive: Path, folder: Path) -> None:

@@ -87,8 +87,8 @@ function take(event, text) {
     return;
   }
   const side = sides[event.side];
+  state.textContent = "";
   if (event.text) {
-    state.textContent = "";
     side.answer.textContent += event.text;
     side.talk.scrollTop = side.talk.scrollHeight;
   }

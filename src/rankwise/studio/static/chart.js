@@ -105,6 +105,7 @@ export class Chart {
     if (this.smooth) svg.append(element("path", { class: "thin", d: path(points, x, y, width) }));
     svg.append(element("path", { class: "thick", d: path(thick, x, y, width) }));
     if (this.dots.length > 1) svg.append(element("path", { class: "second", d: path(this.dots, x, y, width) }));
+    if (points.length === 1) svg.append(element("circle", { class: "point", cx: x(points[0][0]), cy: y(points[0][1]), r: 3.5 }));
     for (const [step, value] of this.dots) svg.append(element("circle", { class: "dot", cx: x(step), cy: y(value), r: 3.5 }));
     this.drawing.replaceChildren(svg);
     const ends = points.length ? `from ${this.format(points[0][1])} to ${this.format(points.at(-1)[1])} over ${points.length} points` : "no points";

@@ -17,8 +17,11 @@ async function ask() {
   asked = new AbortController();
   forecast.setAttribute("aria-busy", "true");
   const open = forecast.querySelector("details")?.open;
-  const done = await load("/new/forecast", form, forecast, { page }, asked.signal);
+  const refusal = document.getElementById("refusal"), refused = refusal.innerHTML.trim() ? "yes" : "";
+  const done = await load("/new/forecast", form, forecast, { page, refused }, asked.signal);
   if (!done) return;
+  const left = forecast.querySelector("template");
+  if (refused && left && left.innerHTML !== refusal.innerHTML) refusal.innerHTML = left.innerHTML;
   forecast.setAttribute("aria-busy", "false");
   if (open) forecast.querySelector("details")?.setAttribute("open", "");
   place(form, forecast);

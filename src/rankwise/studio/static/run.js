@@ -44,7 +44,7 @@ function show() {
   loss.show(columns(LOSS), validation);
   for (const [at, chart] of small) chart.show(columns(at));
   for (const [metric, points] of scores) {
-    const chart = scoreCharts.get(metric) ?? scoreCharts.set(metric, new Chart(charts, { title: `${metric} on validation rows`, format: number })).get(metric);
+    const chart = scoreCharts.get(metric) ?? scoreCharts.set(metric, new Chart(charts, { title: `${words(metric)} on validation rows`, format: number })).get(metric);
     chart.show(points);
   }
   const last = steps.at(-1);
@@ -54,7 +54,14 @@ function show() {
   if (validation.length) tile("validation", number(validation.at(-1)[1]));
   tile("speed", number(Math.round(mean(SPEED))));
   if (last[MEMORY] !== null) tile("memory", bytes(last[MEMORY]));
-  if (AT_WORK.includes(status)) document.querySelector("[data-tile=left]").previousElementSibling.textContent = "time left";
+  const many = Math.min(LAST, steps.length);
+  if (many > 1) named("loss", `loss, mean of ${many} steps`);
+  const [metric, points] = scores.entries().next().value ?? [];
+  if (points?.length) {
+    named("score", `${words(metric)} on validation rows`).hidden = false;
+    tile("score", number(points.at(-1)[1]));
+  }
+  if (AT_WORK.includes(status)) named("left", "time left");
   if (AT_WORK.includes(status) && total) tile("left", last[STEP] >= total ? "saving" : `about ${duration((total - last[STEP]) * mean(SECONDS))}`);
   byId("progress").value = total ? last[STEP] / total : 0;
   if (AT_WORK.includes(status) && total) document.title = `${Math.floor((100 * last[STEP]) / total)} % · ${document.title.split(" % · ").at(-1)}`;
@@ -70,14 +77,28 @@ function tile(name, text) {
   document.querySelector(`[data-tile=${name}]`).textContent = text;
 }
 
-// The heading, its buttons and what they do, as the page has them now; not while somebody is among them.
+const words = (metric) => metric.replaceAll("_", " ");
+
+function named(name, text) {
+  const label = document.querySelector(`[data-tile=${name}]`).previousElementSibling;
+  label.textContent = text;
+  return label.parentElement;
+}
+
+// What can be done and what has come of the run, as the page has it now. While a run is trained, the buttons stay under
+// the hand of whoever is among them; once it has ended they would do nothing, and the heading gets the focus.
 async function renew() {
-  const head = byId("head");
   try {
     const answer = await fetch(run.path);
-    const fresh = new DOMParser().parseFromString(answer.ok ? await answer.text() : "", "text/html").getElementById("head");
-    if (!fresh || head.contains(document.activeElement)) return;
-    head.replaceWith(document.adoptNode(fresh));
+    const fresh = new DOMParser().parseFromString(answer.ok ? await answer.text() : "", "text/html");
+    if (!fresh.getElementById("head")) return;
+    for (const part of ["head", "tiles", "result", "records", "change"]) {
+      const place = byId(part), now = fresh.getElementById(part), within = place.contains(document.activeElement);
+      if (within && AT_WORK.includes(status)) continue;
+      place.replaceWith(document.adoptNode(now));
+      if (within) byId("head").querySelector("h1").focus();
+    }
+    show();
     document.querySelector("main > .notice:not(#changed)")?.remove();
     byId("changed").querySelector("a")?.remove();
   } catch {
@@ -98,9 +119,11 @@ function change(state) {
     byId("changed").textContent = said[state.status] ?? `The training is ${state.status} now.`;
     byId("changed").append(" ", element("a", { href: state.status === "gone" ? "/" : run.path }, "Show what can be done now"));
     byId("changed").hidden = false;
-    if (AT_WORK.includes(state.status)) renew();
   }
+  const before = status;
   status = state.status;
+  if (before !== status && status !== "gone") renew();
+  if (!AT_WORK.includes(status)) document.title = document.title.split(" % · ").at(-1);
   show();
   readLog();
 }
