@@ -31,13 +31,13 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 DOORS = {"cli", "python", "studio", "__main__.py"}
 FOLDERS = {name: path.relative_to(SOURCE).parts[0] for name, path in FILES.items()}
 
-NODES, COUNT, FUNCTION = 613_890, 459, 60
+NODES, COUNT, FUNCTION = 614_551, 459, 60
 """Constraints on answers and their scores were allowed 12,800 more nodes, and took 15,932."""
 CLOSURES = {
     "training.trainer": 34, "methods.inject": 27, "commands.plan": 86, "commands.train": 266, "rows.preparing": 52,
 }  # fmt: skip
 """Modules that a module brings, itself among them."""
-LATE, REFLECTED, NO_PYTHON = 21, 187, 2_922
+LATE, REFLECTED, NO_PYTHON = 21, 187, 2_940
 """Imports of our own inside functions below the doors; calls of getattr and hasattr; lines that are no Python."""
 KINDS, METHODS = 2, 0
 """Places outside objectives/ that ask which objective there is, and outside methods/ which method."""
