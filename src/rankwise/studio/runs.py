@@ -130,7 +130,7 @@ def _course(metrics: Path, changed: int, size: int) -> tuple[Sequence[float], tu
 
 
 def _numbers(values: Iterable[Any]) -> list[float]:
-    """Those that are finite numbers."""
+    """The finite numbers among them."""
     return [float(one) for one in values if isinstance(one, int | float) and math.isfinite(one)]
 
 

@@ -174,7 +174,7 @@ class SettingsForm:
 
 _FLAG = re.compile(r"--set (?=\S*=)|(?<!\w)(--[a-z][a-z-]+)(?: COLUMN\b)?")
 LABELS = {one.flag: one.mark.text for one in KNOBS.values() if one.flag} | {"--text": "text", "--label": "answer"}
-"""The label of each flag; the columns of `--text` and `--label` are chosen as text and answer."""
+"""The label of the field that a flag has; the columns of `--text` and `--label` are chosen as text and answer."""
 
 
 def with_labels(text: str) -> str:
