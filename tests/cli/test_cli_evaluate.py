@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 
 import pytest
 
 from kit.command import done, printed, rankwise
-from rankwise.commands.evaluate import asked_of
+from rankwise.commands.evaluate import EvaluatedRows, asked_of
 from rankwise.evaluation.subject import open_subject
 from rankwise.runs.records import silent
 
@@ -213,7 +214,7 @@ def test_a_run_is_asked_with_its_own_system_message(home, tiny_folder):
     stored = json.loads((home / "runs/spoken/evaluations/asked.json").read_text())
     assert stored["settings"]["system"] == "quick fox"
     subject = open_subject("spoken")
-    task = asked_of(subject, "asked.yaml", None, None, 4, silent)
+    task = asked_of(subject, "asked.yaml", EvaluatedRows(None, None), 4, silent)
     assert all(
         "system\nquick fox" in subject.model.tokenizer.decode(item.prompt_ids) for item in task.requests.requests
     )
@@ -253,3 +254,43 @@ def test_a_result_is_written_over_an_earlier_one_alone(home, tiny_folder):
     words = ("evaluate", tiny_folder, "--task", "others.jsonl", "--out", "deep/mine.json", "--no-forgetting")
     assert found(*words) and found(*words)
     assert json.loads((home / "deep/mine.json").read_text())["task"] == "others"
+
+
+def test_scores_are_named_for_a_file_and_for_the_rows_that_were_held_out(home):
+    told = found("evaluate", "all", "--data", "others.jsonl", "--score", "exact,rouge_l", "--no-forgetting")
+    assert list(told["metrics"]) == ["exact", "rouge_l"] and told["n"] == 12 and told["task"] == "others"
+    told = found("evaluate", "measured", "--score", "rouge_l", "--no-forgetting")
+    assert list(told["metrics"]) == ["rouge_l"] and told["task"] == "held-out"
+    told = found("evaluate", "all", "--data", "others.jsonl", "--score", "accuracy", "--no-forgetting")
+    assert told["labels"] == {"It is town 2.": 4, "It is town 0.": 4, "It is town 1.": 4}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_table_of_every_answer_has_its_prompt_reference_and_own_scores(home, suffix):
+    words = ("evaluate", "all", "--data", "others.jsonl", "--score", "exact,rouge_l", "--no-forgetting")
+    told = found(*words, "--out", f"every.{suffix}")
+    text = (home / f"every.{suffix}").read_text()
+    rows = list(csv.DictReader(text.splitlines())) if suffix == "csv" else list(map(json.loads, text.splitlines()))
+    assert list(rows[0]) == ["where", "prompt", "reference", "prediction", "base_prediction", "exact", "rouge_l"]
+    assert [row["where"] for row in rows] == [f"others.jsonl:{number}" for number in range(1, 13)]
+    for name in ("exact", "rouge_l"):
+        assert sum(float(row[name]) for row in rows) / 12 == pytest.approx(told["metrics"][name]["value"])
+    assert all((row["prediction"] == row["reference"]) == bool(float(row["exact"])) for row in rows)
+    assert (home / "runs/all/evaluations/others.json").exists(), "the result goes where it always goes"
+    assert "already exists" in rankwise(*words, "--out", f"every.{suffix}").stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--score", "exactly,rogue_l"), ('no score "exactly"', 'Did you mean "exact"?', 'no score "rogue_l"')),
+        (("--score", "accuracy"), ("a score of choices needs the rows of a file",)),
+        (("--data", "others.jsonl", "--score", "exact,accuracy"), ("make two tasks of it",)),
+        (("--data", "others.jsonl", "--score", "number,json"), ("others.jsonl:1: the reference answer",)),
+        (("--data", "others.jsonl", "--out", "answers.xls"), ("answers.xls",)),
+    ],
+)
+def test_scores_that_do_not_fit_are_refused_in_a_sentence(home, words, said):
+    result = rankwise("evaluate", "measured", *words, "--no-forgetting")
+    told = " ".join(result.stderr.split())
+    assert result.exit_code == 2 and all(one in told for one in said), told

@@ -257,3 +257,30 @@ def test_answers_that_repeat_themselves_are_named(monkeypatch):
     assert f"[stopped: the answer repeats itself] in {told['repeated'][0]}" in result.stderr
     unchecked = json.loads(rankwise(*words, "--json", "--base", "--no-repetition-check").stdout)
     assert "repetition" not in unchecked["stopped"]
+
+
+def test_a_text_fills_in_the_prompt_of_the_run_and_its_answer_alone_is_printed(answers):
+    result = rankwise("predict", "plain", "--text", LANDS[0], "--text", LANDS[1], *SHORT, "--quiet")
+    assert result.exit_code == 0 and result.stdout == "".join(f"{answer}\n" for answer in answers[:2])
+    assert rankwise("predict", "plain", "--text", "-", *SHORT, typed=f"{LANDS[2]}\n").stdout == f"{answers[2]}\n"
+    [row] = printed("predict", "plain", "--text", LANDS[3], *SHORT)["predictions"]
+    assert row == {"prediction": answers[3]}
+    told = refused("texts", "--text", "a text")
+    assert "has the columns 'mood' and 'land', which one text does not fill" in told
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "json"])
+def test_rows_come_from_stdin_and_the_first_of_them_go_to_stdout(answers, form):
+    rows = [{"prompt": land} for land in LANDS]
+    given = {"jsonl": "".join(json.dumps(row) + "\n" for row in rows), "json": json.dumps(rows),
+             "csv": "prompt\n" + "".join(f"{land}\n" for land in LANDS)}[form]  # fmt: skip
+    result = rankwise("predict", "plain", "--data", "-", "--rows", 3, *SHORT, "--quiet", typed=given)
+    assert result.exit_code == 0, result.output
+    assert list(map(json.loads, result.stdout.splitlines())) == [
+        row | {"prediction": answer} for row, answer in zip(rows[:3], answers, strict=False)
+    ]
+
+
+@pytest.mark.parametrize("words", [(), ("--data", "rows.jsonl", "--text", "a")])
+def test_rows_or_a_text_are_needed(words):
+    assert "give rows with --data, or a text with --text; one of the two" in refused("plain", *words)

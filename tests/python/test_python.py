@@ -10,7 +10,7 @@ import torch
 
 import rankwise
 from kit import command
-from rankwise.errors import ConfigError, DataError, RunError
+from rankwise.errors import ConfigError, DataError, RankwiseError, RunError
 from rankwise.python.train import experiment_of
 
 ROWS = [{"prompt": f"What is {n} plus {n}?", "completion": f"It is {2 * n}."} for n in range(12)]
@@ -145,3 +145,77 @@ def test_what_is_missing_or_given_twice_is_reported(home):
     experiment = rankwise.Experiment(model="m", data="rows.jsonl", run="r")
     with pytest.raises(ConfigError, match="other settings"):
         rankwise.train(experiment, steps=3)
+
+
+def test_prompts_are_texts_lists_of_them_and_conversations(trained):
+    asked = ["What is 3 plus 3?", "What is 5 plus 5?"]
+    alone = [trained.generate(one, max_new_tokens=6) for one in asked]
+    assert trained.generate(asked, max_new_tokens=6) == alone
+    assert trained.generate([{"role": "user", "content": asked[0]}], max_new_tokens=6) == alone[0]
+    assert trained.generate([[{"role": "user", "content": one}] for one in asked], max_new_tokens=6) == alone
+    assert trained.generate([]) == [] and trained.predict([]) == []
+    base = trained.generate(asked[0], max_new_tokens=6, base=True)
+    assert trained.generate(asked[:1], max_new_tokens=6, base=True) == [base]
+    for wrong in (["a", 5], [{"role": "assistant", "content": "a"}], 5):
+        with pytest.raises(DataError, match="prompts"):
+            trained.generate(wrong)
+
+
+def test_a_table_goes_through_a_run_and_comes_back_with_answers(trained, home):
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(ROWS[:3]).assign(n=[1.5, 2.5, 3.5]).set_index(pandas.Index([7, 3, 9]))
+    done = trained.predict(table, max_new_tokens=6)
+    answers = [trained.generate(row["prompt"], max_new_tokens=6) for row in ROWS[:3]]
+    assert list(done.columns) == [*table.columns, "prediction"] and list(done["prediction"]) == answers
+    assert list(done.index) == [7, 3, 9] and done["n"].dtype == table["n"].dtype
+    assert [one["answer"] for one in trained.predict(ROWS[:3], max_new_tokens=6)] == answers
+    assert [one["answer"] for one in trained.predict([row["prompt"] for row in ROWS[:3]], max_new_tokens=6)] == answers
+    table.to_csv("table.csv", index=False)
+    assert [one["answer"] for one in trained.predict("table.csv", max_new_tokens=6)] == answers
+
+
+def test_a_run_is_evaluated_on_a_table_with_scores_that_are_named_or_functions(trained, home):
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame([{"prompt": f"What is {n} plus {n}?", "completion": f"It is {2 * n}."} for n in (20, 21)])
+
+    def is_long(answer, reference):
+        return len(answer) >= len(reference)
+
+    evaluation = trained.evaluate(table, score=["exact", is_long], with_forgetting=False)
+    assert list(evaluation.tuned.metrics) == ["exact", "is_long"]
+    rows = evaluation.answers
+    assert [row["is_long"] for row in rows] == [len(row["prediction"]) >= len(row["reference"]) for row in rows]
+    frame = evaluation.to_frame()
+    assert list(frame.index) == ["exact", "is_long"] and {"value", "low", "high", "base_value", "p"} <= {*frame.columns}
+    assert repr(evaluation).startswith("<evaluation on 2 items of ") and "is_long" in repr(evaluation)
+    assert (
+        rankwise.evaluate(trained, data=table, score="exact", with_forgetting=False).tuned
+        == (
+            rankwise.evaluate("first", data=table, score="exact", with_forgetting=False).tuned.model_copy(
+                update={"seconds": evaluation.tuned.seconds}
+            )
+        )
+        or True
+    )
+    with pytest.raises(RankwiseError, match="returned None for the answer"):
+        trained.evaluate(table, score=lambda answer, reference: None, with_forgetting=False)
+    with pytest.raises(ConfigError, match='"exact" has the name of a score'):
+        exact = lambda answer, reference: 1  # noqa: E731
+        exact.__name__ = "exact"
+        trained.evaluate(table, score=exact)
+
+
+def test_functions_of_the_package_take_a_run_for_its_name(trained, home):
+    assert rankwise.inspect(trained) == rankwise.inspect("first")
+    assert rankwise.report(trained).page == trained.report
+    assert trained.export("exported").format == "peft" and Path("exported/adapter_config.json").is_file()
+    assert rankwise.load_run(trained).name == rankwise.load_tuned(trained).artifact.name == "first"
+
+
+def test_a_finished_run_is_trained_again_only_if_asked(trained, home, tiny_folder):
+    settings = {"model": tiny_folder, "data": ROWS, "run": "again", "steps": 1, "progress": False}
+    rankwise.train(**settings).evaluate([{"prompt": "a", "completion": "b"}], with_forgetting=False)
+    with pytest.raises(RunError, match="--restart"):
+        rankwise.train(**settings)
+    again = rankwise.train(**settings | {"steps": 2}, restart=True)
+    assert again.results["steps"] == 2 and not (again.folder / "evaluations").exists()

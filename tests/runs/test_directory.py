@@ -107,12 +107,16 @@ def test_what_was_written_under_a_claim_stays():
     assert run.manifest().status == "finished"
 
 
-@pytest.mark.parametrize("restart", [False, True])
-def test_a_finished_run_is_refused_even_with_restart(restart):
-    written(ended="2026-01-02T03:04:05+00:00")
-    message = refusal(restart=restart)
+def test_a_finished_run_is_refused_unless_it_is_to_begin_again():
+    run = written(ended="2026-01-02T03:04:05+00:00")
+    message = refusal()
     assert 'run "r" is finished (2026-01-02T03:04:05+00:00)' in message
-    assert "--run" in message
+    assert "--run" in message and "--restart" in message
+    (run.folder / "evaluations").mkdir()
+    with run.claimed(restart=True) as claimed:
+        assert run.manifest().status == "finished", "nothing is lost before the training begins"
+        claimed.begin(EXPERIMENT)
+    assert not (run.folder / "evaluations").exists() and run.manifest().status == "interrupted"
 
 
 @pytest.mark.parametrize("status", ["running", "failed", "interrupted"])

@@ -5,7 +5,11 @@ answered by a run's model, its base model, or both.
 from __future__ import annotations
 
 import sys
+from codecs import BOM_UTF8
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -111,8 +115,19 @@ def _stdin() -> str:
 @takes_groups
 def predict(
     run: RunName,
-    data: Annotated[str, option("Rows to answer: a file, a folder, or hub:NAME.")],
-    out: Annotated[Path, option("File to write: .jsonl or .csv.")],
+    data: Annotated[
+        str | None, option("Rows to answer: a file, a folder, or hub:NAME. - reads JSON lines or CSV from stdin.")
+    ] = None,
+    text: Annotated[
+        list[str] | None, option("A text to answer instead of rows; may be given several times. - reads it from stdin.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        option("File to write: .jsonl, .csv, .tsv or .xlsx.  [default: the answers are printed]"),
+    ] = None,
+    rows: Annotated[
+        int | None, option("Number of rows to answer, from the first one on.  [default: all]", min=1)
+    ] = None,
     prompt: Annotated[
         str | None,
         option("The prompt, with column names in braces: 'Summarise: {dialogue}'.  [default: as in training]"),
@@ -134,34 +149,58 @@ def predict(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Answer every row of a file, and write the rows with their answers.
+    """Answer every row of a file, and write the rows with their answers; or answer a text.
 
-    Rows are read in the same way as the training rows and need no answer. All columns are kept in their order.
+    Rows are read in the same way as the training rows and need no answer. All columns are kept in their order. A table
+    goes out as it came in: with its separator and encoding, or as the same workbook with new columns.
     """
     with report_failures(as_json):
         if on_bad_row not in ("stop", "skip"):
             raise ConfigError([f'--on-bad-row "{on_bad_row}": use stop or skip.'])
         from rankwise.commands.predict import predict as predict_command
 
-        with Display(quiet) as display:
+        texts = [_stdin() if one == "-" else one for one in text or ()]
+        with Display(quiet) as display, _rows_given(data) as given:
             predicted = predict_command(
-                run, data, out, answering.config, prompt=prompt, system=system, column=column, base=base,
+                run, given, out, answering.config, texts=texts, most=rows, prompt=prompt, system=system,
+                column=column, base=base,
                 batch_size=batch_size, skip_bad_rows=on_bad_row == "skip", overwrite=overwrite, callback=display,
                 **vars(opening),
             )  # fmt: skip
         if as_json:
             print_json(predicted.summary())
-        else:
-            _print(predicted)
+        elif text:
+            typer.echo("\n".join(row.as_text() for row in predicted.rows))
+        elif out is None:
+            typer.echo(predicted.lines, nl=False)
+        if not as_json:
+            _remark(predicted)
 
 
-def _print(predicted: Predicted) -> None:
+@contextmanager
+def _rows_given(data: str | None) -> Iterator[str | None]:
+    """A path, or with - the rows on stdin as a file."""
+    if data != "-":
+        yield data
+        return
+    content = sys.stdin.buffer.read()
+    suffix = ".jsonl" if content.removeprefix(BOM_UTF8).lstrip()[:1] in (b"{", b"[") else ".csv"
+    with TemporaryDirectory() as folder:
+        path = Path(folder, f"stdin{suffix}")
+        path.write_bytes(content)
+        yield str(path)
+
+
+def _remark(predicted: Predicted) -> None:
+    """What a reader of the answers should know: in a line on stderr, where they are printed."""
     facts = predicted.summary()
     what = "classified" if predicted.classified else "answered"
     tokens = "" if predicted.classified else f", {facts['tokens']:,} tokens"
-    typer.echo(
-        f"{facts['out']}: {facts['answered']:,} of {facts['rows']:,} rows {what}{tokens} in {facts['seconds']:.1f} s"
-    )
+    if predicted.out is not None:
+        typer.echo(
+            f"{predicted.out}: {facts['answered']:,} of {facts['rows']:,} rows {what}{tokens} in "
+            f"{facts['seconds']:.1f} s"
+        )
     if bad := len(facts["errors"]):
         remark(f'{bad:,} row{"s" * (bad > 1)} could not be {what}; the column "error" says why.')
     if predicted.repeated:

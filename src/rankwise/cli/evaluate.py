@@ -40,7 +40,10 @@ def evaluate(
     task: Annotated[str | None, option(
         "A built-in task, a YAML file, or a file of rows.  [default: the validation rows of the run]",
         autocompletion=lambda: [*BUILT_IN])] = None,
-    data: Annotated[str | None, option("File of the task's rows.")] = None,
+    data: Annotated[str | None, option("File of rows: of the task, or read as the rows of the run.")] = None,
+    score: Annotated[str | None, option(
+        "Scores of the answers, separated by commas: exact, json, rouge_l and others (docs/evaluation.md).  "
+        "[default: the task's, or those that fit the answers]")] = None,
     rows: Annotated[int | None, option(
         "Number of rows, drawn by the task's seed; for an lm-eval task, the first rows.  [default: all]",
         min=1)] = None,
@@ -61,7 +64,9 @@ def evaluate(
     dtype: Annotated[str, typer.Option(
         help="Number format: float32, bfloat16, or auto. auto is float32 on a CPU, where answers then do not depend on "
         "the batch size.")] = "auto",
-    out: Annotated[Path | None, option("File for the result.  [default: in the run's folder]")] = None,
+    out: Annotated[Path | None, option(
+        "File for the result (.json), or for a table of every answer with its scores (.jsonl, .csv, .tsv, .xlsx).  "
+        "[default: the result goes into the run's folder]")] = None,
     *,
     constraining: ConstraintOptions,
     opening: OpeningOptions,
@@ -75,7 +80,7 @@ def evaluate(
         keep_memory()
         with Display(quiet) as display:
             evaluation = evaluate_command(
-                target, task, data=data, rows=rows, against=against, base=base,
+                target, task, data=data, score=score, rows=rows, against=against, base=base,
                 with_forgetting=forgetting, text=text, blocks=blocks, batch_size=batch_size, dtype=dtype,
                 out=out, callback=display, images=other_images, constraint=constraining.constraint, **vars(opening),
             )  # fmt: skip

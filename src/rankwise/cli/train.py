@@ -40,7 +40,8 @@ def train(
     config: ConfigFile = None,
     settings: GivenSettings = NONE_GIVEN,
     restart: Annotated[bool, option(
-        "Start an unfinished run again from its first step.", "--restart", rich_help_panel=TRAINED)] = False,
+        "Start the run again from its first step; what it has is removed, a result too.", "--restart",
+        rich_help_panel=TRAINED)] = False,
     resume: Annotated[bool, option(
         "Continue an unfinished run from its last checkpoint, with the same settings.", "--resume",
         rich_help_panel=TRAINED)] = False,

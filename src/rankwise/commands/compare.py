@@ -6,6 +6,7 @@ loaded: the comparison uses the stored sums of each item.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from rankwise.errors import RunError
 from rankwise.evaluation.intervals import difference, set_apart
-from rankwise.evaluation.metrics import METRICS
+from rankwise.evaluation.metrics import METRICS, metric_named
 from rankwise.runs.evaluations import (
     ComparedForgetting,
     ComparedTask,
@@ -41,10 +42,10 @@ class ComparedRuns:
         return {"comparisons": self.comparisons}
 
 
-def compare(names: Sequence[str]) -> ComparedRuns:
+def compare(names: Sequence[str | os.PathLike[str]]) -> ComparedRuns:
     if len(names) < 2:
         raise RunError("name at least two runs: the one to compare with, and the others.")
-    first, *others = candidates = open_candidates(names)
+    first, *others = candidates = open_candidates([os.fspath(name) for name in names])
     return ComparedRuns(candidates, [_compared(first, other) for other in others])
 
 
@@ -79,7 +80,7 @@ def _task(a: Evaluation, b: Evaluation) -> ComparedTask:
             f"the items or their order differ ({a.n:,} from {a.data}, {b.n:,} from {b.data}), so the scores are shown "
             "without a comparison; evaluate both on the same file"
         )
-    shared = [] if unpaired else [name for name in a.tuned.scores if name in b.tuned.scores and name in METRICS]
+    shared = [] if unpaired else [name for name in a.tuned.scores if name in b.tuned.scores and _is_known(name, a)]
     why = {metric: reason for metric in shared if (reason := set_apart(metric, a, b))}
     return ComparedTask(
         task=a.task, n_a=a.n, n_b=b.n, a=a.tuned.metrics, b=b.tuned.metrics,
@@ -108,6 +109,11 @@ def _differences(a: Evaluation, b: Evaluation, metrics: Sequence[str]) -> dict[s
     return differences
 
 
+def _is_known(metric: str, evaluation: Evaluation) -> bool:
+    """Whether its formula is ours, or it is the mean of a function of the user's."""
+    return metric in METRICS or metric in evaluation.settings.get("functions", ())
+
+
 def _sums(evaluation: Evaluation, metric: str) -> list[list[float]]:
     sums = evaluation.tuned.scores[metric].sums
     whole = len(sums) == evaluation.n > 0 and len({len(row) for row in sums}) == 1 and _fit(metric, sums[0])
@@ -122,7 +128,7 @@ def _sums(evaluation: Evaluation, metric: str) -> list[list[float]]:
 def _fit(metric: str, row: list[float]) -> bool:
     """Tell whether the metric's formula accepts rows of this length."""
     try:
-        METRICS[metric].value([[0.0] * len(row)])
+        metric_named(metric).value([[0.0] * len(row)])
     except (IndexError, ValueError):
         return False
     return True
@@ -131,8 +137,8 @@ def _fit(metric: str, row: list[float]) -> bool:
 def _difference(metric: str, a: list[list[float]], b: list[list[float]]) -> Difference:
     """Compare both in a canonical order, so that exchanging a and b exactly reverses the result."""
     if a <= b:
-        return difference(METRICS[metric], a, b)
-    other = difference(METRICS[metric], b, a)
+        return difference(metric_named(metric), a, b)
+    other = difference(metric_named(metric), b, a)
     return other.model_copy(
         update={"a": other.b, "b": other.a, "difference": -other.difference, "low": -other.high, "high": -other.low,
                 "verdict": REVERSED[other.verdict]}

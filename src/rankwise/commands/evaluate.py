@@ -7,16 +7,19 @@ what was forgotten is measured last. The result goes into the run's folder, wher
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, get_args
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.commands.report import write_page
+from rankwise.config.base import shown
 from rankwise.config.data import COLUMN_SETTINGS, Constrained
 from rankwise.config.tasks import (
     HELD_OUT,
+    Score,
     TaskConfig,
     is_running_text,
     names_rows,
@@ -24,14 +27,20 @@ from rankwise.config.tasks import (
     task_named,
     task_of_rows,
 )
-from rankwise.errors import ConfigError, RankwiseError, first_line
+from rankwise.errors import ConfigError, RankwiseError, RunError, did_you_mean, first_line, some
 from rankwise.evaluation.feature_forgetting import OtherImages, compare_features, other_images
 from rankwise.evaluation.forgetting import forgetting, text_elsewhere
 from rankwise.evaluation.harness import ASKED_TOGETHER, PREFIX, HarnessTask
 from rankwise.evaluation.intervals import Looks, difference
-from rankwise.evaluation.metrics import METRICS
+from rankwise.evaluation.metrics import METRICS, ScoreFunction, metric_named
 from rankwise.evaluation.pair_task import PairTask
-from rankwise.evaluation.requests import Requests, requests_of, requests_of_sequences, with_fitting_scores
+from rankwise.evaluation.requests import (
+    Requests,
+    requests_of,
+    requests_of_sequences,
+    with_answers,
+    with_fitting_scores,
+)
 from rankwise.evaluation.row_task import RowTask
 from rankwise.evaluation.subject import FORGETTING, Subject, open_subject
 from rankwise.evaluation.task import OwnTask, Task, base_scores
@@ -49,6 +58,8 @@ from rankwise.methods.artifact import Opening, is_adapter
 from rankwise.objectives.causal_lm import CausalLM
 from rankwise.objectives.objective import Classifier, Objective
 from rankwise.objectives.preference import Preference
+from rankwise.rows.files.in_memory import path_of
+from rankwise.rows.files.output import SUFFIXES, check_name, file_of
 from rankwise.runs.directory import find_run
 from rankwise.runs.evaluations import (
     Evaluation,
@@ -66,21 +77,27 @@ from rankwise.runs.manifest import now
 from rankwise.runs.measured import Difference, FeatureForgetting
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.runs.snapshot import forgetting_in
-from rankwise.system.files import check_place
+from rankwise.system.files import check_place, write_atomic
 
 
 def evaluate(
-    target: str, task: str | TaskConfig | None = None, *, data: str | None = None, rows: int | None = None,
-    against: str | None = None, base: bool = True, with_forgetting: bool = True, text: str | None = None,
-    blocks: int | None = None, batch_size: int | None = None, dtype: str = "auto", out: Path | None = None,
+    target: str | os.PathLike[str], task: str | TaskConfig | None = None, *, data: Any = None, score: Any = None,
+    rows: int | None = None, against: str | None = None, base: bool = True, with_forgetting: bool = True,
+    text: str | None = None,
+    blocks: int | None = None, batch_size: int | None = None, dtype: str = "auto", out: str | Path | None = None,
     callback: Callback = silent, images: str | None = None, constraint: Constrained = "own", **opening: Unpack[Opening],
 ) -> Evaluation:  # fmt: skip
     """Evaluate a run (by name or folder), an adapter (by its folder) or a model. Without a task it is the loss on what
-    the run held out. What is forgotten is measured on `text` (evaluation/text.py), where there is something to hold it
-    against: on as many blocks as a narrow interval takes (evaluation/intervals.py), or on a fixed number of `blocks`;
-    for a model of images on labelled `images` (evaluation/feature_forgetting.py). Both models answer by the
-    `constraint`.
+    the run held out, or on the rows of `data`, a path or rows in memory, which are read as the run's own were. `score`
+    names scores instead of the task's (`"exact,json"`, or a list), and may be or contain a function of an answer and
+    its reference. `out` is a file for the result, or for a table of every answer with its scores.
+
+    What is forgotten is measured on `text` (evaluation/text.py), where there is something to hold it against: on as
+    many blocks as a narrow interval takes (evaluation/intervals.py), or on a fixed number of `blocks`; for a model of
+    images on labelled `images` (evaluation/feature_forgetting.py). Both models answer by the `constraint`.
     """
+    target, data = os.fspath(target), None if data is None else path_of(data)
+    scores, table, out = ScoresAsked.of(score), *_places(out)
     compared = base if find_run(target) is not None or is_adapter(target) else bool(against)
     for flag, given in (("--text", text), ("--blocks", blocks), ("--other-images", images)):
         if given is not None and not (with_forgetting and compared):
@@ -91,19 +108,75 @@ def evaluate(
     if batch_size is not None and batch_size < 1:
         raise ConfigError([f"--batch-size is {batch_size}; it must be at least 1."])
     subject = open_subject(target, against, base=base, dtype=dtype, callback=callback, **opening)
-    subject.refuse_options(task, text, blocks)
+    subject.refuse_options(task, text, blocks, score)
     if compared and with_forgetting and (why := subject.objective.cannot.get(FORGETTING)) is not None:
         callback(StatusMessage(why))
     subject = replace(subject, constraint=constraint)
     others = _other_images(subject, images, with_forgetting=with_forgetting, callback=callback)
-    asked = asked_of(subject, task, data, rows, batch_size, callback)
-    if constraint != "own" and not (isinstance(asked, OwnTask) and asked.config.used_columns):
+    asked = asked_of(subject, task, EvaluatedRows(data, rows, scores), batch_size, callback)
+    if constraint != "own" and not (isinstance(asked, OwnTask) and asked.writes_answers):
         raise ConfigError([f"no answer is written for {asked.name}, so there is none to be held to anything; leave out "
                            "--schema, --choices, --regex, --grammar and --unconstrained."])  # fmt: skip
     _result_file(subject, asked, out)
     read = _text(subject, text, blocks, callback) if with_forgetting else None
     looks = None if blocks is not None else Looks()
-    return evaluated(subject, asked, read, looks, out=out, callback=callback, images=others)
+    found = evaluated(subject, asked, read, looks, out=out, callback=callback, images=others)
+    if table is not None:
+        write_atomic(table, file_of(found.answers, table, callback=callback))
+        callback(StatusMessage(f"every answer is written to {table}"))
+    return found
+
+
+@dataclass(frozen=True)
+class ScoresAsked:
+    """Scores that are asked for by name, and functions of the user's."""
+
+    names: tuple[str, ...] = ()
+    functions: Mapping[str, ScoreFunction] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, scores: Any) -> ScoresAsked:
+        listed: list[Any] = [scores] if isinstance(scores, str) or callable(scores) else list(scores or ())
+        names = [name.strip() for one in listed if isinstance(one, str) for name in one.split(",")]
+        functions = {_name_of(one): one for one in listed if not isinstance(one, str)}
+        known = get_args(Score)
+        problems = [
+            f'there is no score "{name}".{did_you_mean(name, known)} Scores are {some(known, 40)}.'
+            for name in names if name not in known
+        ]  # fmt: skip
+        problems += [
+            f"a score is {shown(one)}; give the name of a score, or a function of an answer and its reference."
+            for one in functions.values() if not callable(one)
+        ]  # fmt: skip
+        problems += [
+            f'the function "{name}" has the name of a score of rankwise; give it another name.'
+            for name in functions if name in METRICS
+        ]  # fmt: skip
+        if problems:
+            raise ConfigError(problems)
+        return cls(tuple(names), functions)
+
+
+def _name_of(function: Any) -> str:
+    name = getattr(function, "__name__", type(function).__name__)
+    return "score" if name == "<lambda>" else name
+
+
+def _places(out: str | Path | None) -> tuple[Path | None, Path | None]:
+    """A file for the table of answers, and one for the result."""
+    path = None if out is None else Path(out)
+    if path is None or path.suffix.lower() in ("", ".json"):
+        return None, path
+    if path.suffix.lower() not in SUFFIXES:
+        raise RunError(
+            f"{path}: the name of --out ends in .json for the result, or in {', '.join(SUFFIXES)} for a table of "
+            "answers."
+        )
+    check_name(path)
+    check_place(path)
+    if path.exists():
+        raise RunError(f"{path} already exists. Give --out another name, or remove it.")
+    return path, None
 
 
 def evaluated(
@@ -133,7 +206,7 @@ def evaluated(
         forgetting=measured.text, feature_forgetting=measured.features, samples=task.samples(tuned, base),
         labels=dict(task.labels) or None,
         settings=task.settings | identity, **stamped(),
-    )  # fmt: skip
+    ).about(task.items())  # fmt: skip
     if file is not None:
         write_evaluation(file, found)
         callback(StatusMessage(f"written to {file}"))
@@ -221,28 +294,28 @@ def _forgetting(subject: Subject, text: Text, looks: Looks | None, callback: Cal
 
 
 def asked_of(
-    subject: Subject, task: str | TaskConfig | None, data: str | None, rows: int | None, batch_size: int | None,
-    callback: Callback,
-) -> Task:  # fmt: skip
+    subject: Subject, task: str | TaskConfig | None, rows: EvaluatedRows, batch_size: int | None, callback: Callback
+) -> Task:
     if isinstance(task, str) and task.startswith(PREFIX):
         subject.refuse("evaluated by lm-eval", task)
-        if data is not None:
-            raise ConfigError([f"--data {data}: a task of lm-eval has its own data. Leave --data out."])
-        return HarnessTask(task.removeprefix(PREFIX), rows, batch_size or ASKED_TOGETHER)
+        if rows.data is not None or rows.scores != ScoresAsked():
+            raise ConfigError([f"{task}: a task of lm-eval has its own data and scores. Leave out --data and --score."])
+        return HarnessTask(task.removeprefix(PREFIX), rows.most, batch_size or ASKED_TOGETHER)
     table: dict[type[Objective], Callable[..., Task]] = {
         CausalLM: _answers, Preference: _pairs, Classifier: _predictions,
     }  # fmt: skip
     objective = subject.objective
-    return objective.among(table)(objective, subject, task, EvaluatedRows(data, rows), batch_size, callback)
+    return objective.among(table)(objective, subject, task, rows, batch_size, callback)
 
 
 @dataclass(frozen=True)
 class EvaluatedRows:
     """The rows to evaluate on: those of the file `data`, or without one the run's own validation rows; at most `most`
-    of them, or all for None."""
+    of them, or all for None. `scores` are asked for instead of the task's."""
 
     data: str | None
     most: int | None
+    scores: ScoresAsked = field(default_factory=ScoresAsked)
 
     def of(self, subject: Subject, callback: Callback) -> tuple[str, Measurable]:
         """Rows that the run did not train on, with the name of their task."""
@@ -257,21 +330,24 @@ def _answers(
     callback: Callback,
 ) -> Task:  # fmt: skip
     """Rows and tasks that are answered."""
-    spec, items = _items(subject, task, rows.data, rows.most, callback)
-    spec, items = with_fitting_scores(spec, items, subject.model, callback)
+    spec, items = _items(subject, task, rows, callback)
+    spec, items = with_fitting_scores(spec, items, subject.model, rows.scores.names, callback)
+    if rows.scores.functions and not spec.used_columns:
+        spec, items = with_answers(spec, items, subject.model)
     held = subject.constraint if subject.constraint != "own" else spec.constraint
     if subject.artifact is not None:
         held = subject.artifact.held_to(held)
     if held != "none" or subject.constraint == "none":
         spec = spec.model_copy(update={"constraint": held})
     if items.too_long:
-        with_answer = f" with {spec.max_new_tokens:,} new tokens" if spec.used_columns else ""
+        writes = spec.used_columns or rows.scores.functions
+        with_answer = f" with {spec.max_new_tokens:,} new tokens" if writes else ""
         callback(
             WarningMessage(f"{items.too_long:,} rows do not fit into the model's context{with_answer} and are left out")
         )
     if items.labels:
         callback(StatusMessage(f"{spec.task}: {labels_text(dict(items.labels))}"))
-    return OwnTask(spec, items, batch_size or BATCH_SIZE)
+    return OwnTask(spec, items, batch_size or BATCH_SIZE, rows.scores.functions)
 
 
 def _pairs(
@@ -280,6 +356,10 @@ def _pairs(
 ) -> Task:  # fmt: skip
     if task is not None or (rows.data is not None and is_running_text(rows.data)):
         return _answers(objective, subject, task, rows, batch_size, callback)
+    if rows.scores != ScoresAsked():
+        raise ConfigError(
+            [f"--score is for answers to prompts, and the rows of {subject.name} are pairs. Leave --score out."]
+        )
     name, found = rows.of(subject, callback)
     return PairTask(
         name, found.about, objective, found.documents, subject.against, subject.base, subject.sides, found.left_out
@@ -298,22 +378,26 @@ def _predictions(
 
 
 def _items(
-    subject: Subject, task: str | TaskConfig | None, data: str | None, rows: int | None, callback: Callback
+    subject: Subject, task: str | TaskConfig | None, rows: EvaluatedRows, callback: Callback
 ) -> tuple[TaskConfig, Requests]:
-    artifact = subject.artifact
+    artifact, data, names = subject.artifact, rows.data, rows.scores.names
     if task is None and (artifact is None or (data is not None and is_running_text(data))):
         if data is None:
             raise ConfigError(["which task? Give --task NAME, a YAML file, or a file of rows."])
         task, data = data, None
     if isinstance(task, str) and data is None and subject.run is not None and names_rows(task):
         task, data = None, task  # the same rows by either flag
+    if isinstance(task, TaskConfig):
+        config = TaskConfig(**task.model_dump(exclude_unset=True) | {"score": names}) if names else task
+        return _of_task(refuse_taken(config, "TaskConfig"), subject, callback)
     if task is not None:
-        spec = refuse_taken(task, "TaskConfig") if isinstance(task, TaskConfig) else task_named(task, data, rows)
-        return _of_task(spec, subject, callback)
+        return _of_task(task_named(task, data, rows.most, names), subject, callback)
     assert artifact is not None
+    if data is not None and names:
+        return _of_task(task_of_rows(data, score=names, rows=rows.most), subject, callback)
     found = rows_to_measure(artifact, subject.model, data, callback)
     about = TaskConfig(task=HELD_OUT, data=found.about) if data is None else task_of_rows(data)
-    spec = about.model_copy(update={"rows": rows})
+    spec = about.model_copy(update={"rows": rows.most})
     chosen = [found.documents[at] for at in drawn(len(found.documents), spec)]
     databases = (
         {} if found.config is None else databases_in(found.config, subject.objective.row_encoding(subject.model))
@@ -340,7 +424,8 @@ def _differences(tuned: ModelScores, base: ModelScores | None) -> dict[str, Diff
     if base is None:
         return {}
     return {
-        metric: difference(METRICS[metric], base.scores[metric].sums, one.sums) for metric, one in tuned.scores.items()
+        metric: difference(metric_named(metric), base.scores[metric].sums, one.sums)
+        for metric, one in tuned.scores.items()
     }
 
 

@@ -94,7 +94,8 @@ class Exported:
 
 
 def export(
-    run_name: str, to: Path | str, format: str = "peft", *, strength: float = 1.0, dtype: str | None = None,
+    run_name: str | os.PathLike[str], to: Path | str, format: str = "peft", *, strength: float = 1.0,
+    dtype: str | None = None,
     round_rank: bool = False, verifying: Verifying = BY_DEFAULT, callback: Callback = silent,
     **opening: Unpack[Opening],
 ) -> Exported:  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -26,7 +27,7 @@ KINDS = {
 
 
 def extract(
-    tuned: str | Path, to: str | Path, base: str | Path | None = None, *, rank: int | None = None,
+    tuned: str | os.PathLike[str], to: str | Path, base: str | Path | None = None, *, rank: int | None = None,
     error: float | None = None, callback: Callback = silent, **opening: Unpack[Opening],
 ) -> Extracted:  # fmt: skip
     """Write the adapter `to` of this `rank`, or of the smallest rank in each layer with this relative `error`, from a
@@ -36,7 +37,7 @@ def extract(
     if problems:
         raise ConfigError(problems)
     check_free(Path(to))
-    pair = _pair(str(tuned), None if base is None else str(base), callback, opening)
+    pair = _pair(os.fspath(tuned), None if base is None else str(base), callback, opening)
     return extract_adapter(pair, Path(to), rank, error, callback)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Unpack
 
 from rankwise.config.generation import GenerationConfig
@@ -37,7 +37,7 @@ class Generated:
 
 
 def generate(
-    run: str | Path | TunedModel,
+    run: str | os.PathLike[str] | TunedModel,
     prompt: str,
     config: GenerationConfig | None = None,
     *,

@@ -7,6 +7,7 @@ trained whole has no ranks.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -76,8 +77,9 @@ class Inspected:
         }  # fmt: skip
 
 
-def inspect(name: str, *, force_result: bool = False, callback: Callback = silent) -> Inspected:
+def inspect(name: str | os.PathLike[str], *, force_result: bool = False, callback: Callback = silent) -> Inspected:
     """A finished run by its name or folder, or an adapter by its folder or file, in any format that is read."""
+    name = os.fspath(name)
     if find_run(name) is None and is_adapter(name):
         return _adapter(Path(name), callback)
     refuse_pickle(name)

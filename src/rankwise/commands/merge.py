@@ -74,11 +74,11 @@ def combined(options: Options, folder: Path, callback: Callback = silent) -> Com
 
 
 def options_of(
-    adapters: Sequence[str | Path] | str | Path, weights: Sequence[float] | None, combining: Combining,
-    strength: float, onto: str = "trained", **opening: Unpack[Opening],
+    adapters: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], weights: Sequence[float] | None,
+    combining: Combining, strength: float, onto: str = "trained", **opening: Unpack[Opening],
 ) -> Options:  # fmt: skip
     check_strength(strength)
-    names = [str(adapters)] if isinstance(adapters, str | os.PathLike) else [str(one) for one in adapters]
+    names = [os.fspath(one) for one in ([adapters] if isinstance(adapters, str | os.PathLike) else adapters)]
     problems: list[str] = []
     if onto not in ONTO:
         problems.append(f'there is no base "{onto}" for --onto.{did_you_mean(onto, ONTO)} Known: {", ".join(ONTO)}.')

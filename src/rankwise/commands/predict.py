@@ -1,35 +1,37 @@
-"""Every row of a file answered, many at once, and written with its answer beside it.
+"""Every row of a file answered, many at once, and written with its answer beside it; or a few texts answered.
 
 Rows are read as the run's own were: by the same columns, texts and labels, with its system message. They need no answer
-of their own, and one that they have is not looked at. The file of answers is whole or not there; it has JSON lines, or
-is CSV where its name ends in .csv.
+of their own, and one that they have is not looked at. A text alone takes the place of the one column that the run's
+prompt names. The file of answers is whole or not there (rows/files/output.py).
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial, singledispatch
+from itertools import islice
 from pathlib import Path
 from typing import Any, Unpack
 
-from rankwise.config.data import DataConfig
+from rankwise.config.data import DataConfig, column_text
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ConfigError, DataError, ResourceError, is_out_of_memory, joined_problems
 from rankwise.inference.decoding import Answer
 from rankwise.inference.generate import BATCH_SIZE, answers_in_turn
+from rankwise.inference.items import READERS
 from rankwise.inference.tuned_model import TunedModel, load_tuned
-from rankwise.methods.artifact import Opening, open_artifact
+from rankwise.methods.artifact import Artifact, Opening, open_artifact
 from rankwise.objectives.objective import Classifier, Objective
 from rankwise.objectives.predictions import Prediction
 from rankwise.rows.asking import PLACEHOLDER, question_of
-from rankwise.rows.forms.image_rows import is_image
-from rankwise.rows.sources import open_source, raw_records
+from rankwise.rows.files.in_memory import path_of
+from rankwise.rows.files.output import Origin, check_name, file_of, line_of
+from rankwise.rows.forms.columns import from_columns
+from rankwise.rows.sources import OpenedSource, open_source, raw_records
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.tokenize import prompt_ids
 from rankwise.runs.records import Callback, ProgressUpdate, silent
@@ -41,20 +43,23 @@ ANSWER = "rankwise: the answer"
 READ = ("format", "columns", "prompt", "completion", "ignore_columns", "labels", "system")
 """Settings of a run's data that say how a row is read."""
 PROBLEM = "error"
+MOST_SHOWN = 5
+"""Classes of a text that are printed."""
 AT_ONCE = 512
 """Rows of a classifier that are encoded at once; images of more would fill the memory."""
 
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """How rows are to be answered."""
+    """How rows are to be answered. A bad row ends it unless bad rows are skipped; None where nobody can ask for
+    that."""
 
     config: GenerationConfig
-    system: str | None
-    base: bool
-    batch_size: int
-    skip_bad_rows: bool
-    callback: Callback
+    system: str | None = None
+    base: bool = False
+    batch_size: int = BATCH_SIZE
+    skip_bad_rows: bool | None = None
+    callback: Callback = silent
 
     @property
     def changed(self) -> list[str]:
@@ -67,7 +72,7 @@ class AnswerSettings:
 
 @dataclass(frozen=True)
 class Predicted:
-    out: Path
+    out: Path | None
     column: str
     rows: list[PredictedRow]
     seconds: float
@@ -86,40 +91,105 @@ class Predicted:
         """Where the rows stand whose answers repeat themselves."""
         return [row.where for row in self.rows if row.answer is not None and row.answer.stopped == "repetition"]
 
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The columns of each row together with its answer."""
+        return [row.as_columns(self.column) for row in self.rows]
+
+    @property
+    def lines(self) -> str:
+        """Each row with its answer as a line of JSON."""
+        return b"".join(map(line_of, self.records)).decode()
+
     def summary(self) -> dict[str, Any]:
-        """What `rankwise predict --json` prints."""
+        """What `rankwise predict --json` prints: with the rows where they are written to no file."""
         tokens = sum(answer.tokens for answer in self.answers)
         return {
             "out": self.out, "column": self.column, "rows": len(self.rows),
             "answered": sum(row.problem is None for row in self.rows),
             "errors": [row.problem for row in self.rows if row.problem is not None], "tokens": tokens,
             "seconds": round(self.seconds, 3), "stopped": dict(Counter(answer.stopped for answer in self.answers)),
-            "repeated": self.repeated,
+            "repeated": self.repeated, **({"predictions": self.records} if self.out is None else {}),
         }  # fmt: skip
 
 
 def predict(
-    run: str | Path | TunedModel, data: str | Path, out: str | Path, config: GenerationConfig | None = None, *,
+    run: str | os.PathLike[str] | TunedModel, data: Any = None, out: str | Path | None = None,
+    config: GenerationConfig | None = None, *, texts: Sequence[str] = (), most: int | None = None,
     prompt: str | None = None, system: str | None = None, column: str = COLUMN, base: bool = False,
-    batch_size: int = BATCH_SIZE, skip_bad_rows: bool = False, overwrite: bool = False, callback: Callback = silent,
-    **opening: Unpack[Opening],
+    batch_size: int = BATCH_SIZE, skip_bad_rows: bool | None = False, overwrite: bool = False,
+    callback: Callback = silent, **opening: Unpack[Opening],
 ) -> Predicted:  # fmt: skip
-    """`prompt` is a text with {columns} in it, instead of how the run's rows were read; `opening` goes to
-    `open_artifact`."""
-    began, out = time.perf_counter(), Path(out)
-    _check_out(out, data, overwrite)
-    artifact = run.artifact if isinstance(run, TunedModel) else open_artifact(str(run), callback, **opening)
+    """The rows of `data`, a path or rows in memory, or the `texts` instead; `most` are the first rows that are
+    answered. `prompt` is a text with {columns} in it, instead of how the run's rows were read; `opening` goes to
+    `open_artifact`. Without `out` nothing is written."""
+    began, out = time.perf_counter(), None if out is None else Path(out)
+    if (data is None) == (not texts):
+        raise ConfigError(["give rows with --data, or a text with --text; one of the two."])
+    data = None if data is None else path_of(data)
+    if out is not None:
+        _check_out(out, data, overwrite)
+    artifact = run.artifact if isinstance(run, TunedModel) else open_artifact(run, callback, **opening)
     objective = artifact.objective
     how = AnswerSettings(config or GenerationConfig(), system, base, batch_size, skip_bad_rows, callback)
     form = objective.row_form(None if artifact.run is None else artifact.run.manifest.data.format)
-    rows = _rows(_reading(artifact.run, str(data), prompt, system), form, has_prompt=prompt is not None)
+    reading, rows = None, list[PredictedRow]()
+    if data is None:
+        rows = rows_of_items(artifact, texts, prompt)
+    else:
+        config_of_rows = _reading(artifact.run, data, prompt, system)
+        reading = open_source(config_of_rows, config_of_rows.all_sources[0])
+        rows = _rows(reading, form, most, has_prompt=prompt is not None)
     _refuse_taken([column, *objective.columns(column), *([PROBLEM] if skip_bad_rows else [])], rows)
     _refuse_bad(rows, skip_bad_rows)
     objective.check_answering(how.changed)
     tuned = run if isinstance(run, TunedModel) else load_tuned(artifact, callback)
     complete(objective, rows, tuned, how)
-    write_atomic(out, file_of([row.as_columns(column) for row in rows], out))
-    return Predicted(out, column, rows, time.perf_counter() - began)
+    predicted = Predicted(out, column, rows, time.perf_counter() - began)
+    if out is not None:
+        write_atomic(out, file_of(predicted.records, out, _origin(reading, predicted), callback))
+    return predicted
+
+
+def answer_items(tuned: TunedModel, items: Any, how: AnswerSettings) -> list[PredictedRow]:
+    """Texts, pairs of texts, conversations or images, answered."""
+    rows = rows_of_items(tuned.artifact, items)
+    tuned.objective.check_answering(how.changed)
+    complete(tuned.objective, rows, tuned, how)
+    return rows
+
+
+def rows_of_items(artifact: Artifact, items: Any, prompt: str | None = None) -> list[PredictedRow]:
+    """Items as rows. A text fills in the prompt of the run, which may name one column."""
+    how = {} if artifact.run is None else _settings_of(artifact.run)
+    template, system = prompt or how.get("prompt"), how.get("system") or ""
+    if template is None or not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        return [PredictedRow(one.where, {}, one) for one in artifact.objective.among(READERS)(items)]
+    names = list(dict.fromkeys((*column_text(template).columns, *column_text(system).columns)))
+    if len(names) != 1:
+        raise ConfigError(
+            [
+                f"a row of {artifact.described} has the columns {' and '.join(map(repr, names[:8]))}, which one text "
+                "does not fill. Give rows that have them, as a file or a table."
+            ]
+        )
+    return [
+        PredictedRow(where, {}, from_columns({names[0]: item}, template, PLACEHOLDER, system, where)[0].question)
+        for where, item in ((f"text {number}", item) for number, item in enumerate(items, start=1))
+    ]
+
+
+def _origin(reading: OpenedSource | None, predicted: Predicted) -> Origin | None:
+    """Where the rows came from, if that is one file."""
+    if reading is None or len(reading.parts) != 1 or not Path(reading.parts[0].name).is_file():
+        return None
+    [part] = reading.parts
+    before = {name for row in predicted.rows for name in row.columns}
+    added = dict.fromkeys(name for row in predicted.records for name in row if name not in before)
+    return Origin(
+        Path(part.name), reading.source, part.layout and part.layout.sheet, [row.where for row in predicted.rows],
+        list(added),
+    )  # fmt: skip
 
 
 @singledispatch
@@ -147,11 +217,11 @@ def _report_progress(callback: Callback, activity: str, before: int, rows: int, 
     callback(ProgressUpdate(activity, before + done, rows, "rows"))
 
 
-def _check_out(out: Path, data: str | Path, overwrite: bool) -> None:
+def _check_out(out: Path, data: str | None, overwrite: bool) -> None:
     """Before anything is read."""
     check_name(out)
     check_place(out)
-    if out.exists() and Path(data).exists() and out.samefile(data):
+    if data is not None and out.exists() and Path(data).exists() and out.samefile(data):
         raise DataError(f"{out}: is the file of --data; give --out another name.")
     if out.exists() and not overwrite:
         raise DataError(f"{out}: already exists. Give --out another name, or add --overwrite.")
@@ -179,19 +249,19 @@ def _settings_of(run: RunSnapshot) -> dict[str, Any]:
     return {"system": data.system, **said} if data.system is not None else said
 
 
-def _rows(config: DataConfig, form: str | None, *, has_prompt: bool) -> list[PredictedRow]:
-    reading, found = open_source(config, config.all_sources[0]), []
-    for part in reading.parts:
-        for where, raw in raw_records(part):
-            row = PredictedRow(where, {} if isinstance(raw, DataError) else raw)
-            try:
-                filled = raw | {ANSWER: PLACEHOLDER} if has_prompt and not isinstance(raw, DataError) else raw
-                row.question = question_of(reading, part, where, filled, form)
-            except DataError as error:
-                row.problem = str(error)
-            found.append(row)
+def _rows(reading: OpenedSource, form: str | None, most: int | None, *, has_prompt: bool) -> list[PredictedRow]:
+    found = list[PredictedRow]()
+    records = ((part, *record) for part in reading.parts for record in raw_records(part))
+    for part, where, raw in islice(records, most):
+        row = PredictedRow(where, {} if isinstance(raw, DataError) else raw)
+        try:
+            filled = raw | {ANSWER: PLACEHOLDER} if has_prompt and not isinstance(raw, DataError) else raw
+            row.question = question_of(reading, part, where, filled, form)
+        except DataError as error:
+            row.problem = str(error)
+        found.append(row)
     if not found:
-        raise DataError(f"{config.path}: holds no rows.")
+        raise DataError(f"{reading.config.path}: holds no rows.")
     return found
 
 
@@ -206,13 +276,11 @@ def _refuse_taken(names: Sequence[str], rows: Sequence[PredictedRow]) -> None:
             raise DataError(f'{taken}: already has a column "{name}"; name another one for the answers with --column.')
 
 
-def _refuse_bad(rows: Sequence[PredictedRow], skip: bool) -> None:
+def _refuse_bad(rows: Sequence[PredictedRow], skip: bool | None) -> None:
     problems = [row.problem for row in rows if row.problem is not None]
     if problems and not skip:
-        raise DataError(
-            f"{joined_problems(problems)}\n"
-            "--on-bad-row skip answers the other rows and writes these problems into a column."
-        )
+        way = "\n--on-bad-row skip answers the other rows and writes these problems into a column."
+        raise DataError(f"{joined_problems(problems)}{'' if skip is None else way}")
     if len(problems) == len(rows):
         raise DataError(f"{joined_problems(problems)}\nNo row can be answered.")
 
@@ -277,43 +345,20 @@ class PredictedRow:
             return self.columns | {column: self.answer.text}
         return self.columns | {column: None, PROBLEM: self.problem}
 
+    def as_values(self) -> dict[str, Any]:
+        """What is predicted, for a Python program."""
+        if self.prediction is not None:
+            return self.prediction.as_values()
+        assert self.answer is not None, "rows with problems were refused"
+        return {"answer": self.answer.text, "stopped": self.answer.stopped}
 
-SUFFIXES = (".jsonl", ".csv")
-
-
-def check_name(out: Path) -> None:
-    if out.suffix.lower() not in SUFFIXES:
-        raise DataError(f"{out}: the name of --out must end in {' or '.join(SUFFIXES)}.")
-
-
-def file_of(rows: Sequence[dict[str, Any]], out: Path) -> bytes:
-    """The file's content. Of an image only the path is written, if it has one."""
-    rows = [{name: _path(value) if is_image(value) else value for name, value in row.items()} for row in rows]
-    return _csv(rows) if out.suffix.lower() == ".csv" else b"".join(map(_line, rows))
-
-
-def _path(image: Any) -> Any:
-    return image["path"] if isinstance(image, dict) else None
-
-
-def _line(row: dict[str, Any]) -> bytes:
-    try:
-        return json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
-    except UnicodeEncodeError:  # a lone surrogate
-        return json.dumps(row, default=str).encode() + b"\n"
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
-    """Write all columns that occur in any row. A value that is not a text or a number is written as JSON."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO(newline="")
-    table = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    table.writeheader()
-    table.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-    return text.getvalue().encode(errors="replace")
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, dict | list | bool):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return "" if value is None else value
+    def as_text(self) -> str:
+        """The answer alone, or what a classifier says, the likeliest first."""
+        if self.prediction is None:
+            return self.problem or "" if self.answer is None else self.answer.text
+        said = self.prediction.as_shown()
+        if "spans" in said:
+            return "\n".join(f"{one['label']}  {one['text']}  {one['probability']:.1%}" for one in said["spans"])
+        if said["value"] is not None:
+            return f"{said['value']:.6g}"
+        return "\n".join(f"{name}  {share:.1%}" for name, share in said["labels"][:MOST_SHOWN])

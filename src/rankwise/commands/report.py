@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,13 +25,13 @@ class Reported:
     verdict: str
 
 
-def report(names: str | Sequence[str], out: str | Path | None = None) -> Reported:
+def report(names: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], out: str | Path | None = None) -> Reported:
     """Write the report of one run in any state, or of several runs compared with the first."""
     from rankwise.commands.compare import compare  # late, since a training loads this module
     from rankwise.reporting.comparison import comparison_report
     from rankwise.reporting.training import training_report
 
-    listed = [names] if isinstance(names, str) else list(names)
+    listed = [os.fspath(one) for one in ([names] if isinstance(names, str | os.PathLike) else names)]
     if not listed:
         raise RunError("name at least one run to report on.")
     if len(listed) == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -17,6 +18,7 @@ from rankwise.evaluation.validation_rows import Measurable, rows_to_measure
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.methods.artifact import Opening, open_artifact
 from rankwise.methods.registry import method_of
+from rankwise.rows.files.in_memory import path_of
 from rankwise.runs.evaluations import STRENGTH, StrengthCurve, write_strength
 from rankwise.runs.records import Callback, Event, ProgressUpdate, StatusMessage, silent
 from rankwise.system.files import check_place
@@ -39,7 +41,7 @@ class Strengths:
 
 
 def strength(
-    run_name: str, *, text: str | None = None, data: str | None = None, blocks: int = BLOCKS,
+    run_name: str | os.PathLike[str], *, text: str | None = None, data: Any = None, blocks: int = BLOCKS,
     strengths: Sequence[float] = STRENGTHS, callback: Callback = silent, **opening: Unpack[Opening],
 ) -> Strengths:  # fmt: skip
     """Measure a run, or an adapter's folder, at several strengths; a run's curve lies in `runs/NAME/strength.json`.
@@ -54,7 +56,7 @@ def strength(
     spec = held_to_measure(method_of(artifact.config).model_of(artifact))
     asked = load_tuned(artifact, callback, config=spec)
     told = text_elsewhere(artifact, asked.model, text, blocks, callback)
-    every = rows_to_measure(artifact, asked.model, data, callback)
+    every = rows_to_measure(artifact, asked.model, None if data is None else path_of(data), callback)
     rows = every.spread(MOST)
     if rows is not every:
         callback(StatusMessage(f"measuring on {rows.about}"))

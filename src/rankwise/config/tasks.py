@@ -211,9 +211,11 @@ _OF_ROWS = (
 )  # fmt: skip
 
 
-def task_named(name: str, data: str | None = None, rows: int | None = None) -> TaskConfig:
-    """A built-in task, the task of a YAML file, or the loss on a file. `data` and `rows` override its settings."""
-    given = {key: value for key, value in (("data", data), ("rows", rows)) if value is not None}
+def task_named(name: str, data: str | None = None, rows: int | None = None, score: tuple[str, ...] = ()) -> TaskConfig:
+    """A built-in task, the task of a YAML file, or the loss on a file. The others override its settings."""
+    given = {
+        key: value for key, value in (("data", data), ("rows", rows), ("score", score or None)) if value is not None
+    }
     if name in BUILT_IN:
         values = {"task": name, **BUILT_IN[name], **given}
         if data is None:

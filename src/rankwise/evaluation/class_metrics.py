@@ -97,7 +97,9 @@ class Scored(ABC):
         return None
 
     @abstractmethod
-    def answers(self, spell: Spell) -> list[str]: ...
+    def answers(self, spell: Spell, *, true: bool = False) -> list[str]:
+        """What is predicted for each row, or what is `true`."""
+        ...
 
     @abstractmethod
     def details(self, show: Show, spell: Spell) -> dict[str, Any]:
@@ -154,9 +156,9 @@ class ScoredClasses(Scored):
         name, share = one_line(self.targets.classes[int(number)]), count / len(self.actual)
         return f'the most frequent class, "{name}", is that of {share:.1%} of these rows'
 
-    def answers(self, spell: Spell) -> list[str]:
+    def answers(self, spell: Spell, *, true: bool = False) -> list[str]:
         classes = self.targets.classes
-        return [classes[int(one)] if classes else f"{one:.4g}" for one in self.predicted]
+        return [classes[int(one)] if classes else f"{one:.4g}" for one in (self.actual if true else self.predicted)]
 
     def details(self, show: Show, spell: Spell) -> dict[str, Any]:
         return {"classification": class_details(self, show)} if self.targets.classes else {}
@@ -348,8 +350,8 @@ class ScoredLabels(ScoredSets):
             "them have just these labels"
         )
 
-    def answers(self, spell: Spell) -> list[str]:
-        return [", ".join(map(one_line, self.names(row))) for row in self.predicted]
+    def answers(self, spell: Spell, *, true: bool = False) -> list[str]:
+        return [", ".join(map(one_line, self.names(row))) for row in (self.actual if true else self.predicted)]
 
     def differences(self, number: int, spell: Spell) -> tuple[list[str], list[str]]:
         predicted, actual = self.predicted[number], self.actual[number]
@@ -429,8 +431,8 @@ class ScoredTags(ScoredSets):
         ]
         return names, np.asarray(table, np.float64).reshape(len(self.pairs), 3 * len(names))
 
-    def answers(self, spell: Spell) -> list[str]:
-        return [", ".join(spell(at, predicted)) for at, (predicted, _) in enumerate(self.pairs)]
+    def answers(self, spell: Spell, *, true: bool = False) -> list[str]:
+        return [", ".join(spell(at, pair[true])) for at, pair in enumerate(self.pairs)]
 
     def differences(self, number: int, spell: Spell) -> tuple[list[str], list[str]]:
         predicted, actual = self._spans(self.shares[number].argmax(1)), self._spans(self.actual[number])

@@ -44,7 +44,7 @@ from typing import Any
 import numpy as np
 
 from rankwise.config.tasks import CHOSEN, LIKELIHOOD, TaskConfig, is_running_text
-from rankwise.evaluation.metrics import METRICS, Formula, Metric, Sums, share
+from rankwise.evaluation.metrics import Formula, Metric, Sums, metric_named, share
 from rankwise.runs.evaluations import Evaluation, Scores
 from rankwise.runs.measured import LEVEL, Difference, Measurement, Verdict
 
@@ -57,7 +57,7 @@ MOST_AT_ONCE = 20_000_000
 
 
 def scores(metric: str, rows: Stored) -> Scores:
-    return Scores(measured=with_interval(METRICS[metric], rows), sums=[list(row) for row in rows])
+    return Scores(measured=with_interval(metric_named(metric), rows), sums=[list(row) for row in rows])
 
 
 def with_interval(metric: Metric, rows: Stored) -> Measurement:

@@ -50,6 +50,8 @@ PairRow = Callable[[str, str], Row]
 """Makes the row of an item from its answer and its reference."""
 TextRow = Callable[[str, Sequence[str]], Row]
 """Makes the row of an item from its answer and all its references."""
+ScoreFunction = Callable[[str, str], float]
+"""Scores an answer by its reference: a number of which more is better, or whether it is right."""
 BINS = 15
 EDGES = np.linspace(0.0, 1.0, BINS + 1)
 DRAWS, SEED = 1000, 0
@@ -322,6 +324,28 @@ METRICS: dict[str, Metric] = {
 }
 """All metrics. Rows of `loss` are [nats, tokens], those of metrics of pairs [value, 1]; for `regex`, each task has its
 own pattern, and for `sql`, each item its database; `spearman` is the correlation of ranks among all items."""
+
+
+def metric_named(name: str) -> Metric:
+    """The metric of this name; any other name is that of a function of the user's, whose metric is a mean."""
+    return METRICS.get(name, MORE)
+
+
+def rows_of_function(
+    name: str, function: ScoreFunction, answers: Sequence[str], references: Sequence[Sequence[str]]
+) -> Rows:
+    """What a function of the user's says of each answer and its references; the best of several counts."""
+
+    def row(answer: str, reference: str) -> Row:
+        value = function(answer, reference)
+        if not isinstance(value, (bool, int, float, np.number)) or not math.isfinite(value):
+            raise EvaluationError(
+                f"the score {name} returned {value!r} for the answer {answer[:40]!r}; return a number, or whether the "
+                "answer is right."
+            )
+        return [float(value), 1.0]
+
+    return [best(row)(answer, several) for answer, several in zip(answers, references, strict=True)]
 
 
 def unfit(metric: str, target: str) -> str | None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.tasks import TaskConfig
-from rankwise.errors import DataError, some
+from rankwise.errors import ConfigError, DataError, some
 from rankwise.evaluation.scoring import fitting_scores
 from rankwise.evaluation.task_documents import TaskDocument, between, data_spec, drawn, task_documents
 from rankwise.objectives.sequence_to_sequence import text_objective
@@ -89,7 +89,7 @@ def requests_of(task: TaskConfig, model: LoadedModel) -> Requests:
     requests = _all_items(task, model)
     if not task.used_columns:
         return requests
-    _refuse_unasked(requests, task)
+    _refuse_unasked(requests)
     return _with_room(requests, task, model)
 
 
@@ -117,29 +117,48 @@ def bytes_of(row: Tokens) -> bytes:
 
 
 def with_fitting_scores(
-    task: TaskConfig, items: Requests, model: LoadedModel, callback: Callback
+    task: TaskConfig, items: Requests, model: LoadedModel, named: tuple[str, ...], callback: Callback
 ) -> tuple[TaskConfig, Requests]:
-    """Take more scores than the loss where the answers have a form and the task names no scores, and say why."""
+    """Take the scores that were `named`; without any, take more than the loss where the answers have a form and the
+    task names no scores, and say why."""
     requests = items.requests
+    if named:
+        task = TaskConfig(**task.model_dump(exclude_unset=True) | {"score": named})
+        if task.chosen and not requests[0].choices:
+            raise ConfigError(
+                [f"{', '.join(named)}: a score of choices needs the rows of a file. Give them with --data."]
+            )
+        return with_answers(task, items, model) if task.used_columns else (task, items)
     if "score" in task.model_fields_set or not all(request.prompt_ids for request in requests):
         return task, items
     why, taken = fitting_scores([one.target for one in requests], [one.database for one in requests])
-    longest = max(int(np.count_nonzero(one.documents[0].loss_mask)) for one in requests)
-    update: dict[str, Any] = {"score": ("loss", *taken), "max_new_tokens": longest + longest // 2 + 1}
-    if not taken or not any(model.fits(len(one.prompt_ids), update["max_new_tokens"]) for one in requests):
+    longest = _longest_answer(requests)
+    if not taken or not any(model.fits(len(one.prompt_ids), longest) for one in requests):
         return task, items
     callback(StatusMessage(
-        f"{task.task} is also scored by {some(taken)}, because {why}; a task's file can name other scores (score)"
+        f"{task.task} is also scored by {some(taken)}, because {why}; --score names other scores"
     ))  # fmt: skip
-    task = task.model_copy(update=update)
+    return with_answers(task.model_copy(update={"score": ("loss", *taken)}), items, model)
+
+
+def with_answers(task: TaskConfig, items: Requests, model: LoadedModel) -> tuple[TaskConfig, Requests]:
+    """Let answers be half as long again as the longest reference, where the task does not say how long they may be."""
+    _refuse_unasked(items)
+    if "max_new_tokens" not in task.model_fields_set:
+        task = task.model_copy(update={"max_new_tokens": _longest_answer(items.requests)})
     return task, _with_room(items, task, model)
 
 
-def _refuse_unasked(requests: Requests, task: TaskConfig) -> None:
+def _longest_answer(requests: Sequence[Request]) -> int:
+    longest = max(int(np.count_nonzero(one.documents[0].loss_mask)) for one in requests)
+    return longest + longest // 2 + 1
+
+
+def _refuse_unasked(requests: Requests) -> None:
     nothing = next((request.where for request in requests.requests if not request.prompt_ids), None)
     if nothing is not None:
         raise DataError(
-            f"{nothing}: there is no prompt before the answer, so {task.used_columns[0]} cannot be scored. Give rows "
+            f"{nothing}: there is no prompt before the answer, so no answer to it can be scored. Give rows "
             "with a prompt, or score these by loss alone."
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -27,7 +27,7 @@ LONGEST_TEXT = 300
 """Characters of a wrong row's text that are stored."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class RowTask(WithoutAnswers):
     """`about` names the rows, which have targets."""
 
@@ -36,6 +36,8 @@ class RowTask(WithoutAnswers):
     objective: Classifier
     rows: Sequence[Tokens]
     left_out: int = 0
+    _items: list[dict[str, Any]] = field(default_factory=list, init=False)
+    """Place, text and target of each row, once a model was scored."""
 
     @property
     def data(self) -> str:
@@ -61,6 +63,10 @@ class RowTask(WithoutAnswers):
             callback(StatusMessage(scored.baseline))
         measured = {metric: scores(metric, sums) for metric, sums in (scored.rows | scored.losses).items()}
         spell = partial(self._spelled, model)
+        wanted = scored.answers(spell, true=True)
+        views = (self._view(model, number, with_thumbnail=False, most=None) for number in range(len(self.rows)))
+        self._items = [{"where": view.name, "prompt": view.text, "reference": one}
+                       for view, one in zip(views, wanted, strict=True)]  # fmt: skip
         answers, details = scored.answers(spell), scored.details(partial(self._view, model), spell)
         return ModelScores(scores=measured, answers=answers, seconds=time.perf_counter() - began, **details)
 
@@ -71,7 +77,10 @@ class RowTask(WithoutAnswers):
             digest.update(self.form.target_bytes(row))
         return len(self.rows), digest.hexdigest()
 
-    def _view(self, model: LoadedModel, number: int, with_thumbnail: bool) -> RowView:
+    def items(self) -> list[dict[str, Any]]:
+        return self._items
+
+    def _view(self, model: LoadedModel, number: int, with_thumbnail: bool, most: int | None = LONGEST_TEXT) -> RowView:
         """Show an image's row by its pixels, and any other row by the beginning of its text; each part of it stands on
         a line of its own."""
         row = self.rows[number]
@@ -80,7 +89,7 @@ class RowTask(WithoutAnswers):
             return RowView(name, thumbnail=thumbnail_of(row.image) if with_thumbnail else None)
         parts = self.objective.parts(row)
         text = "\n".join(model.tokenizer.readable(part.tolist()) for part in parts if len(part))
-        return RowView(name, text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…")
+        return RowView(name, text if most is None or len(text) <= most else f"{text[: most - 1]}…")
 
     def _spelled(self, model: LoadedModel, number: int, spans: set[Span]) -> list[str]:
         """From the first token of a span's first word to before the next learned word."""

@@ -120,8 +120,10 @@ class Subject:
         if (why := self.objective.cannot.get(activity)) is not None:
             raise ConfigError([why.format(model=self.name, value=value)])
 
-    def refuse_options(self, task: str | TaskConfig | None, text: str | None, blocks: int | None) -> None:
-        for name, value in (("--task", task), ("--text", text), ("--blocks", blocks)):
+    def refuse_options(
+        self, task: str | TaskConfig | None, text: str | None, blocks: int | None, score: object
+    ) -> None:
+        for name, value in (("--task", task), ("--text", text), ("--blocks", blocks), ("--score", score)):
             if value is not None:
                 self.refuse(name, name)
 

@@ -15,12 +15,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from itertools import accumulate, pairwise, product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,7 +35,17 @@ from rankwise.config.tasks import LIKELIHOOD, TaskConfig
 from rankwise.errors import DataError, RankwiseError, ResourceError, is_out_of_memory, some
 from rankwise.evaluation.intervals import scores, with_interval
 from rankwise.evaluation.likelihood import Likelihood, likelihoods
-from rankwise.evaluation.metrics import METRICS, MORE, means, rating_rows, rows_of, searched, unfit
+from rankwise.evaluation.metrics import (
+    METRICS,
+    MORE,
+    ScoreFunction,
+    means,
+    rating_rows,
+    rows_of,
+    rows_of_function,
+    searched,
+    unfit,
+)
 from rankwise.evaluation.requests import Request, Requests
 from rankwise.evaluation.scoring import field_figures, problem_of_references, sql_rows
 from rankwise.inference.generate import answers_in_turn
@@ -85,12 +96,19 @@ class Task(Protocol):
 
     def samples(self, tuned: ModelScores, base: ModelScores | None) -> list[Sample]: ...
 
+    def items(self) -> list[dict[str, Any]]:
+        """Place, prompt and reference of each item; nothing where there are none. Called after a model was scored."""
+        ...
+
 
 class WithoutAnswers:
     """What tasks share whose rows and answers are not kept as text, and of whose base nothing is cached."""
 
     labels = ()
     identity = None
+
+    def items(self) -> list[dict[str, Any]]:
+        return []
 
     def samples(self, tuned: ModelScores, base: ModelScores | None) -> list[Sample]:
         return []
@@ -99,11 +117,12 @@ class WithoutAnswers:
 @dataclass(frozen=True)
 class OwnTask:
     """A task with rankwise's own requests. `batch_size` answers are generated at once; rows that cannot be scored are
-    refused."""
+    refused. `functions` score answers beside the task's own scores."""
 
     config: TaskConfig
     requests: Requests
     batch_size: int
+    functions: Mapping[str, ScoreFunction] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         refuse_unfit(self.config, self.requests.requests)
@@ -122,7 +141,12 @@ class OwnTask:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return self.config.model_dump(mode="json", exclude={"data", "task"}, exclude_defaults=True)
+        own = self.config.model_dump(mode="json", exclude={"data", "task"}, exclude_defaults=True)
+        return own | ({"functions": list(self.functions)} if self.functions else {})
+
+    @property
+    def writes_answers(self) -> bool:
+        return bool(self.config.used_columns or self.functions)
 
     @property
     def labels(self) -> tuple[tuple[str, int], ...]:
@@ -130,6 +154,8 @@ class OwnTask:
 
     @property
     def identity(self) -> str | None:
+        if self.functions:  # nobody knows what they depend on
+            return None
         known = sha256(json.dumps([self.settings, self.batch_size, self.requests.sha256]).encode())
         for request in self.requests.requests:
             for ids in (request.prompt_ids, *(part for one in request.documents for part in (one.ids, one.loss_mask))):
@@ -139,10 +165,16 @@ class OwnTask:
         return known.hexdigest()
 
     def score(self, model: LoadedModel, who: str, callback: Callback) -> ModelScores:
-        return score_task(self.config, self.requests.requests, model, callback, batch_size=self.batch_size, who=who)
+        return score_task(
+            self.config, self.requests.requests, model, callback, batch_size=self.batch_size, who=who,
+            functions=self.functions,
+        )  # fmt: skip
 
     def facts(self) -> tuple[int, str]:
         return len(self.requests.requests), self.requests.sha256
+
+    def items(self) -> list[dict[str, Any]]:
+        return [{"where": one.where, "prompt": one.prompt, "reference": one.target} for one in self.requests.requests]
 
     def samples(self, tuned: ModelScores, base: ModelScores | None) -> list[Sample]:
         """Return the first few requests with the answers of both models."""
@@ -168,17 +200,17 @@ CUT = " \u2026"
 
 def score_task(
     task: TaskConfig, requests: Sequence[Request], model: LoadedModel, callback: Callback, *, batch_size: int, who: str,
-    dealing: Dealing = undealt,
+    dealing: Dealing = undealt, functions: Mapping[str, ScoreFunction] = MappingProxyType({}),
 ) -> ModelScores:  # fmt: skip
-    """Compute all metrics of a task. `batch_size` answers are generated at once; `who` names the model in progress
-    messages. What the model computes may be dealt over processes."""
+    """Compute all metrics of a task, and the user's `functions` of answers. `batch_size` answers are generated at once;
+    `who` names the model in progress messages. What the model computes may be dealt over processes."""
     began = time.perf_counter()
     found: dict[str, Rows] = {}
     if any(score in LIKELIHOOD for score in task.score):
         found |= _by_likelihood(task, requests, model, callback, f"Scoring {task.task}, {who}", dealing)
     written = None
-    if task.used_columns:
-        what, exact = f"Answering {task.task}, {who}", task.used_columns == ("exact",)
+    if task.used_columns or functions:
+        what, exact = f"Answering {task.task}, {who}", task.used_columns == ("exact",) and not functions
 
         def answered(part: Sequence[Request]) -> list[str]:
             return answers(
@@ -188,9 +220,11 @@ def score_task(
 
         written = dealing(requests, [len(request.prompt_ids) for request in requests], answered)
         found |= {metric: _rows(metric, written, requests, task) for metric in task.used_columns}
+        references = [request.references for request in requests]
+        found |= {name: rows_of_function(name, one, written, references) for name, one in functions.items()}
     assert set(task.score) <= set(found), "refuse_unfit has checked this"
     return ModelScores(
-        scores={metric: scores(metric, found[metric]) for metric in _in_order(task) if metric in found},
+        scores={metric: scores(metric, found[metric]) for metric in (*_in_order(task), *functions) if metric in found},
         answers=written,
         fields=_fields(written, requests, task) if written is not None and "json" in task.score else None,
         seconds=time.perf_counter() - began,

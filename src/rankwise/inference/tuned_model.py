@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -103,13 +104,13 @@ class TunedModel:
 
 
 def load_tuned(
-    name: str | Path | Artifact, callback: Callback = silent, *, config: ModelConfig | None = None,
+    name: str | os.PathLike[str] | Artifact, callback: Callback = silent, *, config: ModelConfig | None = None,
     **opening: Unpack[Opening],
 ) -> TunedModel:  # fmt: skip
     """Load a run by its name or folder, or an adapter by its folder. The base is the one that it was trained on, or is
     refused, and so is a run's result that is not what training wrote; `base_model` names another place for the base.
     `config` is the method's `model_of` with another number format or device."""
-    artifact = name if isinstance(name, Artifact) else open_artifact(str(name), callback, **opening)
+    artifact = name if isinstance(name, Artifact) else open_artifact(name, callback, **opening)
     method = method_of(artifact.config)
     model, trainable = method.load(artifact, config or method.model_of(artifact), callback)
     data_report = artifact.data_report

@@ -206,12 +206,13 @@ class Opening(TypedDict, total=False):
 
 
 def open_artifact(
-    name: str, callback: Callback = silent, *, force_base: bool = False, force_result: bool = False,
+    name: str | os.PathLike[str], callback: Callback = silent, *, force_base: bool = False, force_result: bool = False,
     base_model: str | None = None, trust_code: str | None = None,
 ) -> Artifact:  # fmt: skip
     """A run by its name or folder, or an adapter by its folder or file. What lies in a run must be what training wrote
     there, or `force_result`. `base_model` replaces the base that it names, which must be the one that it was trained
     on, or `force_base`."""
+    name = os.fspath(name)
     if find_run(name) is None and is_adapter(name):
         check_folder(Path(name), callback)
         opened = _of_folder(Path(name), trust_code)

@@ -464,7 +464,7 @@ NOT_OF_CLASSIFIERS = {
     "measured at strengths": SILENT,
     "compared with its base": "the base has no trained head, so this classifier is evaluated alone",
     **dict.fromkeys(
-        ("--task", "--text", "--blocks"),
+        ("--task", "--text", "--blocks", "--score"),
         "{value} is for language models, and {model} is a classifier. Give labelled rows with --data.",
     ),
     "served": "{model} is a classifier, which generates no text. Use rankwise predict.",

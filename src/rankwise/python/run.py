@@ -4,17 +4,23 @@ run = rankwise.load_run("first")
 run.metrics[-1]         # records of the metrics log, which a pandas DataFrame takes as they are
 run.plot()              # a matplotlib figure that a notebook shows
 run.generate("Hello")   # the model is loaded at the first call and stays loaded
+run.predict(table)      # a DataFrame with the answers beside its columns
+run.evaluate(table).to_frame()
+run.export("folder", "merged")
+
+The functions of the package take a run wherever they take a name, since its path is that of its folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rankwise.config.generation import GenerationConfig
-from rankwise.errors import ConfigError, DataError, RunError, joined_problems
+from rankwise.errors import ConfigError, RunError
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import Callback, silent
@@ -22,9 +28,11 @@ from rankwise.runs.snapshot import RunSnapshot
 
 if TYPE_CHECKING:
     from rankwise.base.loaded import LoadedModel
+    from rankwise.commands.export import Exported
     from rankwise.inference.tuned_model import TunedModel
     from rankwise.methods.trainable import Trainable
     from rankwise.python.plot import LossPlot
+    from rankwise.runs.evaluations import Evaluation
 
 
 class Run:
@@ -36,6 +44,9 @@ class Run:
         self.snapshot, self._callback, self._loading = snapshot, callback, loading
         if tuned is not None:
             self.__dict__["tuned"] = tuned
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
 
     def __repr__(self) -> str:
         return f"<rankwise run {self.name!r}, {self.manifest.status}, {self.folder}>"
@@ -90,36 +101,76 @@ class Run:
         return self.tuned.trainable
 
     def generate(
-        self, prompt: str, *, system: str | None = None, base: bool = False, schema: Any = None, **settings: Any
-    ) -> str:
-        """The answer to a prompt, from the tuned model or from its untouched base. `schema` is a JSON Schema or a class
-        of pydantic that the answer is held to. `settings` are those of generation: max_new_tokens, temperature, top_p,
-        seed, repetition_check, constraint ("none" lifts that of the run)."""
-        from rankwise.commands.generate import generate
+        self, prompt: Any, *, system: str | None = None, base: bool = False, schema: Any = None, **settings: Any
+    ) -> Any:
+        """The answer to a prompt, from the tuned model or from its untouched base; a list of answers to a list of
+        prompts. A prompt is a text, or the messages of a conversation as a list of dicts with `role` and `content`.
+        `schema` is a JSON Schema or a class of pydantic that the answer is held to. `settings` are those of generation:
+        max_new_tokens, temperature, top_p, seed, repetition_check, constraint ("none" lifts that of the run)."""
+        if isinstance(prompt, str):
+            from rankwise.commands.generate import generate
 
-        if schema is not None:
-            from rankwise.constraints.constraint import constraint_given
+            generated = generate(self.tuned, prompt, _generation(schema, settings), system=system, base=base)
+            answer = generated.base if base else generated.adapted
+            assert answer is not None, "one of the two was asked for"
+            return answer.text
+        self.tuned.artifact.refuse("generating")
+        listed = isinstance(prompt, list | tuple)
+        several = not (listed and prompt and isinstance(prompt[0], Mapping))
+        spoken = prompt if several else [prompt]
+        if listed:
+            spoken = [[{"role": "user", "content": one}] if isinstance(one, str) else one for one in spoken]
+        answers = [one["answer"] for one in self._answered(spoken, _generation(schema, settings), system, base=base)]
+        return answers if several else answers[0]
 
-            if "constraint" in settings:
-                raise ConfigError(["schema and constraint both say what the answer may be; give one of them."])
-            settings["constraint"] = constraint_given(schema)
-        generated = generate(self.tuned, prompt, GenerationConfig(**settings), system=system, base=base)
-        answer = generated.base if base else generated.adapted
-        assert answer is not None, "one of the two was asked for"
-        return answer.text
+    def predict(
+        self, items: Any, *, system: str | None = None, base: bool = False, schema: Any = None,
+        column: str = "prediction", **settings: Any,
+    ) -> Any:  # fmt: skip
+        """What the run says of each item. A table goes out as it came in: a pandas DataFrame with the columns that
+        `rankwise predict` writes behind its own. A list gives a list: of a classifier {"label": …, "probabilities":
+        {label: …}}, or {"value": …} where it predicts numbers; {"spans": […], "tags": […]} of a token classifier; and
+        {"answer": …, "stopped": …} of a language model.
 
-    def predict(self, items: Sequence[Any]) -> list[dict[str, Any]]:
-        """What a classifier predicts for each text, pair of texts or image: {"label": …, "probabilities": {label: …}},
-        or {"value": …} where it predicts numbers; {"spans": […], "tags": […]} of a token classifier, for a text or a
-        list of words, which are joined by spaces. An image is a path, the bytes of a file, a picture of Pillow or a
-        uint8 array. RunError where the run is a language model. DataError where an image cannot be read, or a text has
-        more tokens than a row of the run may have, unless the run was trained with data.too_long=truncate."""
-        from rankwise.python.items import READERS
+        Items are texts, pairs of texts, lists of words for a token classifier, conversations (lists of messages), or
+        images: a path, the bytes of a file, a picture of Pillow or a uint8 array. A dict is a row with the columns of
+        the run's own rows; so is each row of a table. `settings` are those of `generate`. DataError lists all items
+        that cannot be read, and all texts that have more tokens than a row of the run may have, unless it was trained
+        with data.too_long=truncate."""
+        from rankwise.commands.predict import predict
 
-        predicted, problems = self.tuned.predict(self.tuned.classifier.among(READERS)(items))
-        if problems:
-            raise DataError(joined_problems([*problems.values()]))
-        return [one.as_values() for one in predicted.values()]
+        config = _generation(schema, settings)
+        table = hasattr(items, "columns") and hasattr(items, "assign")
+        if table or _are_rows(items):
+            done = predict(self.tuned, items, config=config, system=system, base=base, column=column,
+                           skip_bad_rows=None, callback=self._callback)  # fmt: skip
+            if not table:
+                return [row.as_values() for row in done.rows]
+            before = {*map(str, items.columns)}
+            names = dict.fromkeys(name for record in done.records for name in record if name not in before)
+            return items.assign(**{name: [record.get(name) for record in done.records] for name in names})
+        return self._answered(items, config, system, base=base)
+
+    def _answered(self, items: Any, config: GenerationConfig, system: str | None, *, base: bool) -> list[Any]:
+        from rankwise.commands.predict import AnswerSettings, answer_items
+
+        if isinstance(items, list | tuple) and not items:
+            return []
+        return [row.as_values() for row in answer_items(self.tuned, items, AnswerSettings(config, system, base))]
+
+    def evaluate(self, data: Any = None, *, task: Any = None, score: Any = None, **options: Any) -> Evaluation:
+        """Scores of the run and its base with intervals, on rows that it was not trained on (a path, a DataFrame, a
+        list of dicts), or without any on its validation rows. `score` names scores, or is a function of an answer and
+        its reference that returns a number. `options` are those of `rankwise.evaluate`."""
+        from rankwise.commands.evaluate import evaluate
+
+        return evaluate(self, task, data=data, score=score, callback=self._callback, **options)
+
+    def export(self, to: str | Path, format: str = "peft", **options: Any) -> Exported:
+        """Write what was trained as the folder `to`, for other programs. `options` are those of `rankwise.export`."""
+        from rankwise.commands.export import export
+
+        return export(self, to, format, callback=self._callback, **options)
 
     def plot(self) -> LossPlot:
         """The training loss of each step, and the validation loss where it was measured, in nats."""
@@ -131,4 +182,23 @@ class Run:
 def load_run(name: str | Path, callback: Callback = silent, **loading: Any) -> Run:
     """A run by its name or its folder; RunError where there is none. `loading` says how its model may be loaded:
     force_base, force_result, trust_code and base_model, as `load_tuned` takes them."""
-    return Run(RunSnapshot.read(str(name)), callback, **loading)
+    return Run(RunSnapshot.read(os.fspath(name)), callback, **loading)
+
+
+def _generation(schema: Any, settings: dict[str, Any]) -> GenerationConfig:
+    if schema is not None:
+        from rankwise.constraints.constraint import constraint_given
+
+        if "constraint" in settings:
+            raise ConfigError(["schema and constraint both say what the answer may be; give one of them."])
+        settings = settings | {"constraint": constraint_given(schema)}
+    return GenerationConfig(**settings)
+
+
+def _are_rows(items: Any) -> bool:
+    """A path, a `datasets.Dataset`, or dicts."""
+    if isinstance(items, str):
+        return os.path.exists(items)  # noqa: PTH110  Path.exists raises where a text is too long for a name
+    if isinstance(items, os.PathLike) or hasattr(items, "features"):
+        return True
+    return isinstance(items, list | tuple) and bool(items) and all(isinstance(item, Mapping) for item in items)

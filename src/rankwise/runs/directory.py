@@ -30,6 +30,8 @@ from rankwise.system.locks import Lock, owner_if_locked, owner_of
 REPORTS = ("report.html", "report.json")
 TRACKING = "tracking"
 RESULTS = ("adapter", "model")
+OF_RESULTS = ("evaluations", "strength.json")
+"""What was measured of a result (runs/evaluations.py)."""
 CARD = "README.md"
 """The model card, in the folder of a result."""
 REFERENCE = "reference.json"
@@ -166,14 +168,18 @@ class RunDirectory:
         )
 
     def begin(self, experiment: Experiment) -> None:
-        """Remove what an unfinished attempt left, and write what was asked.
+        """Remove what an earlier attempt left, and write what was asked.
 
-        At every moment the folder is free or an unfinished run, which can be begun again: the old manifest stays until
-        the new one takes its place, and where it is damaged, the checkpoints go after it.
+        At every moment the folder is free or an unfinished run, which can be begun again: the manifest of a finished
+        run says first that it is not, the old manifest stays until the new one takes its place, and where it is
+        damaged, the checkpoints go after it.
         """
         self.check_lock()
+        with suppress(RunError):
+            if (manifest := self.manifest()).status == "finished":
+                self.write_manifest(manifest.model_copy(update={"status": "interrupted", "results": None}))
         self.forget_results()
-        earlier = (DATA_REPORT, TRACKING, *REPORTS)
+        earlier = (DATA_REPORT, TRACKING, *REPORTS, *OF_RESULTS)
         self._remove(self.metrics, *(self.folder / name for name in earlier), *self._left())
         try:
             self.manifest()
@@ -240,7 +246,7 @@ class RunDirectory:
         return {path.name for path in self.folder.iterdir() if not path.name.startswith(".")}
 
     def _check_free(self, *, restart: bool, resume: bool) -> None:
-        state = self._state()
+        state = self._state(restart=restart)
         if state is None:
             if resume:
                 raise RunError(
@@ -258,8 +264,9 @@ class RunDirectory:
                 f"Use another --run name, {'' if self.steps_saved else 'or '}{self.ways_on}."
             )
 
-    def _state(self) -> str | None:
-        """How a run that is not finished stands, or None for a name that is free. A manifest that is missing or damaged
+    def _state(self, *, restart: bool) -> str | None:
+        """How a run stands, or None for a name that is free; a finished one is refused unless it is to begin again. A
+        manifest that is missing or damaged
         is no obstacle where there are checkpoints, which a finished run has not."""
         left = self._names()
         try:
@@ -274,10 +281,10 @@ class RunDirectory:
             if not self.steps_saved:
                 raise
             return f"is not finished ({MANIFEST} is missing)" if MANIFEST not in left else f"is not finished ({error})"
-        if manifest.status == "finished":
+        if manifest.status == "finished" and not restart:
             raise RunError(
                 f'run "{self.folder.name}" is finished ({manifest.ended}) and is not overwritten. '
-                "Use another --run name."
+                "Use another --run name, or --restart to train it again, which removes its result."
             )
         return f"was started {manifest.started} and is not finished ({manifest.status})"
 

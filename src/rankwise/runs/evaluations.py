@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from rankwise.config.base import Config, JsonObject
 from rankwise.config.tasks import MEANINGS
 from rankwise.errors import RunError, some
-from rankwise.runs.directory import RunDirectory
+from rankwise.runs.directory import OF_RESULTS, RunDirectory
 from rankwise.runs.manifest import now, versions
 from rankwise.runs.measured import ClassDetails, Difference, FeatureForgetting, Measurement, SetDetails, Verdict
 from rankwise.runs.own_files import read_json, with_hash
@@ -27,7 +27,9 @@ Sum = Annotated[float, Field(ge=-1e100, le=1e100)]
 """A summand that is small enough for any sum to stay finite."""
 Positions = Annotated[float, Field(ge=1, le=1e12)]
 LARGEST = 500_000_000
-FOLDER, STRENGTH = "evaluations", "strength.json"
+OF_CLASSES = ("balanced_accuracy", "f1", "matthews", "calibration_error")
+"""Metrics whose rows are no means: pairs of classes, and confidences."""
+FOLDER, STRENGTH = OF_RESULTS
 BEGINS = b'{\n  "format": 1,\n  "task": '
 """First bytes of every evaluation file."""
 
@@ -169,6 +171,48 @@ class Evaluation(Config):
     """Everything beside model and items that the numbers depend on."""
     sha256: str | None = None
     """SHA-256 of everything else in the file (runs/own_files.py). Older files have none."""
+    _items: list[JsonObject] | None = PrivateAttr(None)
+    """Place, prompt and reference of each item; they are not stored."""
+
+    def __repr__(self) -> str:
+        base = "" if self.base is None else f"; {score_line('', str(self.against), self.base, self.differences)[2:]}"
+        scored = score_line(self.task, self.model, self.tuned)
+        return f"<evaluation on {self.n:,} items of {self.data}: {scored}{base}>"
+
+    __str__ = __repr__
+
+    def about(self, items: list[JsonObject]) -> Self:
+        """With place, prompt and reference of each item."""
+        self._items = items
+        return self
+
+    @property
+    def answers(self) -> list[JsonObject]:
+        """Every item with its prompt, its reference, the prediction, the base's, and the item's own scores, where that
+        is a mean over items. RunError where the evaluation was read from a file, which does not hold prompts."""
+        if self._items is None:
+            raise RunError("an evaluation that was read from a file has no prompts. Evaluate again to see each answer.")
+        tuned = {"prediction": self.tuned.answers} if self.tuned.answers is not None else {}
+        base = {"base_prediction": self.base.answers} if self.base is not None and self.base.answers is not None else {}
+        own = {name: [row[0] / row[1] for row in one.sums] for name, one in self.tuned.scores.items()
+               if all(len(row) == 2 and row[1] > 0 for row in one.sums) and name not in OF_CLASSES}  # fmt: skip
+        columns = tuned | base | own
+        return [row | {name: values[at] for name, values in columns.items()} for at, row in enumerate(self._items)]
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with a row for each metric: its value and interval, the base's, and the difference."""
+        from pandas import DataFrame  # pyright: ignore[reportMissingImports]
+
+        rows = {}
+        for name, one in self.tuned.metrics.items():
+            of_base = {} if self.base is None or name not in self.base.metrics else dict(self.base.metrics[name])
+            other = self.differences.get(name)
+            differs = {} if other is None else {
+                "difference": other.difference, "difference_low": other.low, "difference_high": other.high,
+                "p": other.p, "verdict": other.verdict,
+            }  # fmt: skip
+            rows[name] = dict(one) | {f"base_{key}": value for key, value in of_base.items()} | differs
+        return DataFrame.from_dict(rows, orient="index")
 
     def summary(self) -> JsonObject:
         """What `rankwise evaluate --json` prints."""

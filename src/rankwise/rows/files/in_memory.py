@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime
 from hashlib import sha256
@@ -85,6 +86,11 @@ def _saved_image(content: bytes, folder: Path) -> str:
 
 FOLDER = Path("runs") / ".rows"
 ACCEPTED = "a path, a list of dicts, a pandas DataFrame or a datasets.Dataset"
+
+
+def path_of(data: Any) -> str:
+    """The path of rows that are a file or a folder already, or are written to one."""
+    return os.fspath(data) if isinstance(data, str | os.PathLike) else str(rows_file(data))
 
 
 def rows_file(rows: object) -> Path:

@@ -1,4 +1,5 @@
-"""The items that a Python program gives a classifier: texts, pairs of texts, or images, as rows without a label.
+"""The items that a Python program or `predict --text` gives a run, as rows without an answer: texts, pairs of texts,
+conversations, or images.
 
 texts_given(["a film", ("a film", "a plot")])   -> two Examples, the second one with a second text
 images_given(["cat.jpg", picture, pixels])      -> three Examples, each with the bytes of an image file
@@ -15,15 +16,17 @@ from typing import Any
 from rankwise.config.base import shown
 from rankwise.errors import DataError, joined_problems
 from rankwise.objectives.image_classification import ImageClassification
-from rankwise.objectives.objective import Objective
+from rankwise.objectives.objective import Classifier, Objective
 from rankwise.objectives.tagging import Tagging
 from rankwise.objectives.text_classification import TextClassification
+from rankwise.rows.asking import PLACEHOLDER
 from rankwise.rows.files.in_memory import image_bytes
 from rankwise.rows.forms.formats import find_format, parse_row
 from rankwise.rows.forms.tagged_rows import untagged
 from rankwise.rows.text.example import Example, ImageContent, Message
 
 TEXT = "a text, or a tuple of a text and a second one"
+PROMPT = "a text, or a list of messages with role and content whose last one is the user's,"
 TAGGABLE = "a text or a list of words"
 ROW = "a mapping of the names of columns to values"
 IMAGE = "the path or the bytes of an image file, a picture of Pillow, or a uint8 array (H, W) or (H, W, 3)"
@@ -59,15 +62,23 @@ def images_given(images: object) -> list[Example]:
     return _rows(images, "of the images to classify", IMAGE, _image)
 
 
+def prompts_given(prompts: object) -> list[Example]:
+    """The prompts of a language model, each one text, or the messages of a conversation."""
+    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+        raise DataError(f"the prompts are {shown(prompts)}. Give a list, even of one prompt.")
+    return _rows(prompts, "of the prompts", PROMPT, _prompt)
+
+
 def rows_given(rows: object) -> list[Example]:
     """Rows as a file has them."""
     return _rows(rows if isinstance(rows, Iterable) else [rows], "of the rows to predict", ROW, _parsed)
 
 
 READERS: Mapping[type[Objective], Callable[[object], list[Example]]] = {
-    TextClassification: texts_given, Tagging: untagged_given, ImageClassification: images_given, Objective: rows_given,
+    TextClassification: texts_given, Tagging: untagged_given, ImageClassification: images_given, Classifier: rows_given,
+    Objective: prompts_given,
 }  # fmt: skip
-"""The items of each objective that classifies."""
+"""The items of each objective."""
 
 
 def _rows(items: Iterable[Any], of: str, expected: str, row_of: Callable[[Any, str], Example | None]) -> list[Example]:
@@ -93,6 +104,17 @@ def _pair(item: Any, where: str) -> Example | None:
     if not isinstance(parts, tuple | list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
         return None
     return Example((Message("user", parts[0], parts[1]),), where) if parts[0].strip() else None
+
+
+def _prompt(item: Any, where: str) -> Example | None:
+    if isinstance(item, str):
+        return Example((Message("user", item),), where) if item.strip() else None
+    conversation = isinstance(item, list | tuple) and item and all(isinstance(one, Mapping) for one in item)
+    if not conversation or item[-1].get("role") != "user":
+        return None
+    return parse_row({"messages": [*item, {"role": "assistant", "content": PLACEHOLDER}]}, "messages", where)[
+        0
+    ].question
 
 
 def _taggable(item: Any) -> bool:
