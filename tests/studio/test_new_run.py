@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.runs.queue import Queue
 from rankwise.studio import new_run
 from rankwise.studio.forecast import ShownForecast
+from rankwise.studio.samples import WAYS, orders
 from rankwise.studio.settings_form import KNOBS, SettingsForm
 from rankwise.system.hub import is_forbidden
 
@@ -236,13 +238,35 @@ def test_the_report_tells_what_is_dropped_and_guessed(client, home):
     assert "some.jsonl:7" in text and 'class="problem"' in text
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_sample_rows_fill_the_form_and_are_read_without_a_problem(client, home, way):
+    assert client.get(f"/new?way={way}&sample=yes").text.count(".uploads") == 1, "nothing is stored by a look"
+    answer = client.post("/new/sample", data={"way": way})
+    assert (answer.status_code, answer.headers["location"]) == (303, f"/new?way={way}&sample=yes")
+    page = Page(client.get(answer.headers["location"]).text)
+    assert page.values["model.name"] == WAYS[way].model and page.values["run"] == f"{way}-1"
+    given = FORM | {"data.path": page.values["data.path"], **WAYS[way].settings, "data.held_out": "9"}
+    report = client.post("/new/report", data=given).text
+    assert "No problems found" in report and "96 read, 96 used" in report, report
+    columns = client.post("/new/columns", data=given).text
+    assert re.findall(r"selected>([^<]*)", columns) == ["text", "answer or label"] and "A guess" not in columns
+    assert client.post("/new/start", data=given).status_code == 303
+    assert client.post("/new/sample", data={"way": "x"}).status_code == 404
+
+
+def test_no_part_of_an_order_tells_another():
+    fields = [json.loads(row["fields"]) for row in orders()]
+    for one, other in itertools.permutations(("name", "item", "city", "day"), 2):
+        assert all(len({row[other] for row in fields if row[one] == value}) > 2 for value in {f[one] for f in fields})
+
+
 def test_columns_get_a_proposal_that_trains(client, home):
     (home / "odd.csv").write_text("frage,antwort,id\nWas ist das genau?,Ein Haus,3\nWo liegt denn Rom?,Italien,4\n")
     odd = FORM | {"data.path": "odd.csv"}
     text = client.post("/new/columns", data=odd).text
     prompt, answer = re.search(r'data-prompt="([^"]*)" data-completion="([^"]*)"', text).groups()
     assert (prompt, answer) == ("{frage}", "{antwort}") and "2 rows" in text
-    assert client.post("/new/start", data=odd).status_code == 422
+    assert "A guess" in text and client.post("/new/start", data=odd).status_code == 422
     mapped = odd | {"data.prompt": prompt, "data.completion": answer}
     assert "No errors found" in client.post("/new/report", data=mapped).text
     assert client.post("/new/start", data=mapped).status_code == 303

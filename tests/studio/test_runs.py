@@ -19,6 +19,7 @@ from rankwise.runs.queue import Queue
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.studio.live import queued
 from rankwise.studio.runs import COLUMNS, course_of
+from rankwise.studio.samples import WAYS
 
 
 def names(text):
@@ -33,9 +34,10 @@ def three():
     made_run("c", method="lora", status="failed", held_out=False, steps=2)
 
 
-def test_an_empty_folder_says_what_a_run_is(client):
-    answer = client.get("/")
-    assert answer.status_code == 200 and "rankwise demo" in answer.text
+def test_an_empty_folder_has_three_ways_in(client):
+    text = client.get("/").text
+    assert "A run is a training" in text and 'href="/new">New run</a>' in text
+    assert re.findall(r'href="/new\?way=(\w+)"', text) == re.findall(r'name="way" value="(\w+)"', text) == [*WAYS]
 
 
 def test_the_table_has_every_run_with_its_line_and_figures(client, three):

@@ -41,8 +41,13 @@ class Starter:
     """The SHA-256 of the file inside the package, or of the model.safetensors of its folder."""
     about: str
     licence: str
-    generates: bool = True
-    """False for an encoder, which generates no text."""
+    does: str = "writes text"
+    """What it is for, in two words."""
+
+    @property
+    def generates(self) -> bool:
+        """False for an encoder, which generates no text."""
+        return self.does == "writes text"
 
 
 STARTERS = {
@@ -69,7 +74,7 @@ STARTERS = {
             member_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
             about="23M parameters, encoder for classification, English, Apache-2.0",
             licence="Apache-2.0",
-            generates=False,
+            does="classifies texts",
         ),
         Starter(
             name="dinov2-small",
@@ -81,7 +86,7 @@ STARTERS = {
             member_sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
             about="22M parameters, vision transformer for image classification, Apache-2.0",
             licence="Apache-2.0",
-            generates=False,
+            does="classifies images",
         ),
         Starter(
             name="efficientnet-lite0",
@@ -93,7 +98,7 @@ STARTERS = {
             member_sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
             about="4.7M parameters, convolutional network for image classification, Apache-2.0",
             licence="Apache-2.0",
-            generates=False,
+            does="classifies images",
         ),
     )
 }

@@ -101,12 +101,14 @@ class KnownModel:
     cached: bool
     bytes: int
     about: str
+    does: str = ""
+    """What it is for, where that is known."""
 
 
 def known_models() -> list[KnownModel]:
     hub = cached_hub_models()
     starters = [
-        KnownModel(starter.name, "starter", folder is not None, _size(folder), starter.about)
+        KnownModel(starter.name, "starter", folder is not None, _size(folder), starter.about, starter.does)
         for starter in STARTERS.values()
         for folder in [index_folder(starter) or hub.get(starter.hub_id)]
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ from rankwise.studio.forecast import (
     sheet_file,
 )
 from rankwise.studio.pages import Screen, SentForm, moved, page, read_form, segment
+from rankwise.studio.samples import WAYS
 from rankwise.studio.settings_form import (
     CARD,
     CARDS,
@@ -102,10 +104,25 @@ def form_of(sent: SentForm) -> SettingsForm:
 
 
 def empty(request: Request) -> Response:
-    """With `from`, the form of that run."""
-    name = request.query_params.get("from", "")
-    fields = fields_of(RunSnapshot.read(name).experiment) if name else {}
-    return _page(request, fields | {"run": free_name(name or "run")}, source=name)
+    """With `from`, the form of that run; with `way`, one for that use, on its sample rows if they were asked for."""
+    name, way = request.query_params.get("from", ""), WAYS.get(request.query_params.get("way", ""))
+    fields = fields_of(RunSnapshot.read(name).experiment) if name else {} if way is None else {"model.name": way.model}
+    if way is not None and "sample" in request.query_params and (path := way.path()).is_file():
+        fields |= {"data.path": str(path), **way.settings}
+    return _page(request, fields | {"run": free_name(name or request.query_params.get("way", "run"))}, source=name)
+
+
+async def sample(request: Request) -> Response:
+    """Store the sample rows of a way as if they had been uploaded, and open the form on them."""
+    name = (await read_form(request)).text("way")
+    if (way := WAYS.get(name)) is None:
+        raise HTTPException(404)
+
+    async def content() -> AsyncGenerator[bytes, None]:
+        yield way.content()
+
+    await uploads.stored(content(), way.file)
+    return moved(f"/new?way={name}&sample=yes", "These are invented rows to try it with. Start trains on them.")
 
 
 def free_name(name: str) -> str:
@@ -207,10 +224,12 @@ async def forecast_again(request: Request) -> Response:
 async def columns(request: Request) -> Response:
     form = form_of(await read_form(request))
     if not form.values.get("data.path") or form.values["data.path"].startswith("hub:"):
-        return page(request, "columns.html", columns=None, problems=[], name=None)
+        return page(request, "columns.html", columns=None, problems=[], name=None, values={})
     found, problems = await run_in_threadpool(columns_shown, form)
     name = uploads.name_of(form.values["data.path"])
-    return page(request, "columns.html", columns=found, problems=problems, name=name)
+    return page(
+        request, "columns.html", columns=found, problems=problems, name=name, values=defaultdict(str, form.values)
+    )
 
 
 async def report(request: Request) -> Response:
@@ -301,7 +320,8 @@ def _taken(run: str) -> list[Problem]:
 
 SCREEN = Screen(
     [
-        Route("/new", empty), Route("/new/forecast", forecast_again, methods=["POST"]),
+        Route("/new", empty), Route("/new/sample", sample, methods=["POST"]),
+        Route("/new/forecast", forecast_again, methods=["POST"]),
         Route("/new/columns", columns, methods=["POST"]), Route("/new/report", report, methods=["POST"]),
         Route("/new/preview", preview, methods=["POST"]), Route("/new/sheet", sheet),
         Route("/new/upload", upload, methods=["POST"]), Route("/new/start", start, methods=["POST"]),

@@ -30,6 +30,7 @@ from rankwise.runs.snapshot import forgetting_of
 from rankwise.studio import uploads
 from rankwise.studio.live import AT_WORK, queued
 from rankwise.studio.pages import Screen, drawing, moved, page, read_form
+from rankwise.studio.samples import WAYS
 from rankwise.studio.uploads import UnusedUploads
 
 STATUSES = ("starting", "running", "finished", "interrupted", "failed", "unreadable")
@@ -154,7 +155,7 @@ def table(request: Request) -> Response:
         request, "runs.html", title="Runs", rows=in_order(chosen, by, order), count=len(every),
         heads=_heads(by, order, words, status), words=words, status=status, statuses=STATUSES, by=by, order=order,
         live=bool(waiting) or any(row.status in AT_WORK for row in every), queued=waiting,
-        folder=_short(RUNS.absolute()), unused=_unused(),
+        folder=_short(RUNS.absolute()), unused=_unused(), ways=WAYS,
     )  # fmt: skip
 
 

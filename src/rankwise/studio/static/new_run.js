@@ -58,15 +58,23 @@ async function columns() {
   const holder = document.getElementById("columns");
   await load("/new/columns", form, holder);
   noteRows(holder);
-  if (holder.querySelector("[data-prompt]")) document.getElementById("mapping").open = true;
 }
 
-function add(name, column) {
-  const control = field(name), before = control.value.trim();
-  if (name === "data.ignore_columns") control.value = before ? `${before},${column}` : column;
-  else control.value = name === "data.completion" || !before ? `{${column}}` : `${before}\n{${column}}`;
-  document.getElementById("mapping").open = true;
-  control.dispatchEvent(new Event("change", { bubbles: true }));
+// A column has one use: it leaves the others. There is one answer; texts stand below each other.
+function use(select) {
+  const { column } = select.dataset, braces = `{${column}}`, text = (name) => field(name).value;
+  field("data.prompt").value = text("data.prompt").split("\n").filter((line) => line !== braces).join("\n").replaceAll(braces, "");
+  if (text("data.completion") === braces) field("data.completion").value = "";
+  field("data.ignore_columns").value = text("data.ignore_columns").split(",").filter((one) => one && one !== column).join(",");
+  if (select.value === "data.completion") {
+    for (const other of document.querySelectorAll("[data-column]")) if (other !== select && other.value === select.value) other.value = "";
+    field("data.completion").value = braces;
+  } else if (select.value) {
+    const apart = select.value === "data.prompt" ? "\n" : ",", added = apart === "," ? column : braces;
+    field(select.value).value = [text(select.value), added].filter(Boolean).join(apart);
+  }
+  document.querySelector("[data-prompt]")?.parentElement.remove();
+  turned(0);
 }
 
 function setting(text) {
@@ -108,6 +116,7 @@ form.addEventListener("change", (event) => {
     if (event.target.value && rows) set("data.held_out", String(Math.round(rows * Number(event.target.value))) || "0");
     return;
   }
+  if (event.target.dataset.column) use(event.target);
   if (event.target.name === "card") showCard();
   if (event.target.name === "data.path") columns();
   if (event.target.name) turned(0);
@@ -118,8 +127,7 @@ form.addEventListener("click", (event) => {
   const told = button.dataset;
   if (told.set) set(told.set, told.value);
   else if (told.setting) told.setting.split(" ").forEach(setting);
-  else if (told.add) add(told.add, told.column);
-  else if (told.prompt) { field("data.prompt").value = told.prompt; set("data.completion", told.completion); }
+  else if (told.prompt) { field("data.prompt").value = told.prompt; set("data.completion", told.completion); columns().then(() => document.querySelector("[data-column]")?.focus()); }
   else if (told.load) into(button);
 });
 
