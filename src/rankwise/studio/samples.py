@@ -18,7 +18,7 @@ from pathlib import Path
 from rankwise.studio.uploads import FOLDER
 
 THINGS = ("the desk lamp", "my headphones", "the blue chair", "order 4711")
-DESK = {
+QUEUES = {
     "billing": ("We will check the payment for {} today, and send back what is too much.", (
         "I was charged twice for {}.", "The invoice for {} shows the wrong amount.",
         "Can I pay for {} in two parts?", "I need a receipt for {} with our company's name.",
@@ -54,7 +54,7 @@ def tickets() -> list[dict[str, str]]:
     """Messages to a help desk, with their queue and the reply that it gives."""
     return [
         {"message": message.format(thing), "queue": queue, "reply": f"Thank you for writing. {reply.format(thing)}"}
-        for (queue, (reply, messages)), thing in product(DESK.items(), THINGS) for message in messages
+        for (queue, (reply, messages)), thing in product(QUEUES.items(), THINGS) for message in messages
     ]  # fmt: skip
 
 
