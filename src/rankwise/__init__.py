@@ -11,6 +11,7 @@ brings no torch.
     advise      whether to train, to prompt with examples, or neither, measured on held-out rows
     train       an Experiment into a finished run
     generate    one answer from a run
+    predict     the rows of a table, each with the answer of a run
     evaluate    a run beside its base, or a model, by a task: numbers with intervals
     inspect     the ranks of a run's adapter
     compare     evaluated runs with each other, item against item
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from rankwise.commands.generate import generate as generate
     from rankwise.commands.inspect import inspect as inspect
     from rankwise.commands.merge import merge as merge
+    from rankwise.commands.predict import predict as predict
     from rankwise.commands.report import report as report
     from rankwise.commands.strength import strength as strength
     from rankwise.config.adapters import AdaLora as AdaLora
@@ -101,6 +103,7 @@ _HOMES = {
     "load_tuned": "rankwise.inference.tuned_model",
     "merge": "rankwise.commands.merge",
     "plan": "rankwise.forward.plan",
+    "predict": "rankwise.commands.predict",
     "read_peft": "rankwise.adapters.formats.peft",
     "report": "rankwise.commands.report",
     "strength": "rankwise.commands.strength",

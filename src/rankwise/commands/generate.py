@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Unpack
+from typing import Any
 
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ConfigError, DataError
@@ -47,20 +48,30 @@ def generate(
     both: bool = False,
     on_text: TextCallback | None = None,
     callback: Callback = silent,
-    **opening: Unpack[Opening],
+    **more: Any,
 ) -> Generated:
     """Ask a run by its name, an adapter by its folder, or one opened for asking already. `system` replaces the one the
     run was trained with; `context` is what the question is about, as Alpaca's rows have an input and Dolly's a context.
+    `more` are settings of generation, instead of a `config`, and how the run is opened (`open_artifact`).
     """
+    config, opening = config_in(more, config)
     if not prompt.strip():
         raise DataError("the prompt is empty.")
     check_models(base, both)
     asked = run if isinstance(run, TunedModel) else load_tuned(run, callback, **opening)
     messages = [*asked.opening(system), Message("user", prompt, context)]
-    wanted = config or GenerationConfig()
-    adapted = None if base else asked.answer(messages, wanted, on_text=on_text)
-    of_base = asked.answer(messages, wanted, base=True, on_text=on_text if base else None) if base or both else None
+    adapted = None if base else asked.answer(messages, config, on_text=on_text)
+    of_base = asked.answer(messages, config, base=True, on_text=on_text if base else None) if base or both else None
     return Generated(prompt, adapted, of_base)
+
+
+def config_in(more: Mapping[str, Any], config: GenerationConfig | None) -> tuple[GenerationConfig, Opening]:
+    """The settings of generation among keyword arguments, and the others, which say how a run is opened."""
+    settings = {name: value for name, value in more.items() if name in GenerationConfig.model_fields}
+    if config is not None and settings:
+        raise ConfigError([f"{', '.join(settings)}: give settings of generation as keywords or as a config, not both."])
+    opening: Any = {name: value for name, value in more.items() if name not in settings}
+    return config or GenerationConfig(**settings), opening
 
 
 def check_models(base: bool, both: bool) -> None:

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from functools import partial, singledispatch
 from itertools import islice
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
+from rankwise.commands.generate import config_in
 from rankwise.config.data import DataConfig, column_text
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ConfigError, DataError, ResourceError, is_out_of_memory, joined_problems
@@ -24,7 +25,7 @@ from rankwise.inference.decoding import Answer
 from rankwise.inference.generate import BATCH_SIZE, answers_in_turn
 from rankwise.inference.items import READERS
 from rankwise.inference.tuned_model import TunedModel, load_tuned
-from rankwise.methods.artifact import Artifact, Opening, open_artifact
+from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.objectives.objective import Classifier, Objective
 from rankwise.objectives.predictions import Prediction
 from rankwise.rows.asking import PLACEHOLDER, question_of
@@ -118,11 +119,12 @@ def predict(
     config: GenerationConfig | None = None, *, texts: Sequence[str] = (), most: int | None = None,
     prompt: str | None = None, system: str | None = None, column: str = COLUMN, base: bool = False,
     batch_size: int = BATCH_SIZE, skip_bad_rows: bool | None = False, overwrite: bool = False,
-    callback: Callback = silent, **opening: Unpack[Opening],
+    callback: Callback = silent, **more: Any,
 ) -> Predicted:  # fmt: skip
-    """The rows of `data`, a path or rows in memory, or the `texts` instead; `most` are the first rows that are
-    answered. `prompt` is a text with {columns} in it, instead of how the run's rows were read; `opening` goes to
-    `open_artifact`. Without `out` nothing is written."""
+    """Answer the rows of `data`, a path or rows in memory, or the `texts` instead; `most` are the first rows that are
+    answered. `prompt` is a text with {columns} in it, instead of how the run's rows were read. `more` are settings of
+    generation, instead of a `config`, and how the run is opened (`open_artifact`). Without `out` nothing is written."""
+    config, opening = config_in(more, config)
     began, out = time.perf_counter(), None if out is None else Path(out)
     if (data is None) == (not texts):
         raise ConfigError(["give rows with --data, or a text with --text; one of the two."])
@@ -131,7 +133,7 @@ def predict(
         _check_out(out, data, overwrite)
     artifact = run.artifact if isinstance(run, TunedModel) else open_artifact(run, callback, **opening)
     objective = artifact.objective
-    how = AnswerSettings(config or GenerationConfig(), system, base, batch_size, skip_bad_rows, callback)
+    how = AnswerSettings(config, system, base, batch_size, skip_bad_rows, callback)
     form = objective.row_form(None if artifact.run is None else artifact.run.manifest.data.format)
     reading, rows = None, list[PredictedRow]()
     if data is None:
