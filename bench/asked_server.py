@@ -73,13 +73,18 @@ class Answer:
 
 
 async def ask(
-    port: int, body: bytes | dict[str, Any], *, drop_after: int | None = None, give_up: float | None = None
+    port: int,
+    body: bytes | dict[str, Any],
+    *,
+    route: str = "chat/completions",
+    drop_after: int | None = None,
+    give_up: float | None = None,
 ) -> Answer:
     """One request over a connection of its own; with `drop_after`, it goes once so many bytes of the answer came, and
     with `give_up` after so many seconds."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+        f"POST /v1/{route} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(content)}\r\nConnection: close\r\n\r\n"
     ).encode()
     began = time.perf_counter()

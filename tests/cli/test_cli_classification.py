@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -407,6 +408,17 @@ def test_what_only_language_models_can_do_is_refused(here, words):
     assert result.exit_code in (1, 2), (result.output, result.exception)
     assert "classifier" in result.stderr
     assert not Path("no.jsonl").exists()
+
+
+@pytest.mark.parametrize(("words", "quoted"), [
+    (("generate", "lora", "--prompt", "It's good, is it?"), shlex.quote("It's good, is it?")),
+    (("chat", "lora"), '"…"'),
+])  # fmt: skip
+def test_who_asks_a_classifier_in_words_is_told_the_command_that_answers(here, words, quoted):
+    result = rankwise(*words, "--json")
+    problem = json.loads(result.stdout)
+    assert result.exit_code == problem["exit_code"] == 2
+    assert f"writes no text. Ask it with: rankwise predict lora --text {quoted}" in problem["error"]
 
 
 def test_what_a_classifier_of_texts_has_forgotten_is_said_not_to_be_measured(here):

@@ -213,5 +213,5 @@ def test_a_plan_counts_the_head_of_the_training(here):
 def test_a_program_gives_texts_and_lists_of_words(here):
     run = load_run("learned")
     assert run.predict([]) == []
-    with pytest.raises(DataError, match="item 1 of the texts to tag is 3"):
+    with pytest.raises(DataError, match="item 1 of the texts to tag: is 3"):
         run.predict(["Anna", 3])

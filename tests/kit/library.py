@@ -1,7 +1,8 @@
 """Finished runs that tests read: each is trained once for a whole session, by whichever worker asks for it first.
 
 The library is a working folder of its own with a base model `tiny-llama`, rows to train on `rows.jsonl`, three more
-rows `apart.jsonl` and a run for each name in RUNS. A test gets a copy of what it names and may change it as it likes.
+rows `apart.jsonl` and a run for each name in RUNS; the first of CLASSIFIERS brings their bases and rows. A test gets a
+copy of what it names and may change it as it likes.
 Copies, and no links: a run of this size is copied in a few milliseconds, and a test that writes into its copy cannot
 change what the next one reads. Workers meet in one folder and wait for each other at a lock.
 """
@@ -19,6 +20,9 @@ import pytest
 from filelock import FileLock
 from typer.testing import CliRunner
 
+from kit.classifiers import encoder_folder, labelled, scaled, write_rows
+from kit.tagged import spanned, tagger_folder
+from kit.vision_models import dark_and_light, save_folder
 from rankwise.cli.main import app
 
 
@@ -39,6 +43,30 @@ RUNS: dict[str, tuple[str, ...]] = {
     "short": ("--rank", "2", "--targets", "q_proj,v_proj", "--steps", "2", "--held-out", "2", "--backend", "eager"),
     "short-full": ("--method", "full", "--steps", "2", "--held-out", "2", "--backend", "eager"),
 }
+
+CLASSIFIERS: dict[str, tuple[str, ...]] = {
+    "films": ("--model", "bert", "--data", "films.jsonl"),
+    "asked": ("--model", "bert", "--data", "columns.jsonl", "--prompt", "a film {body}", "--completion", "{kind}"),
+    "both": ("--model", "bert", "--data", "columns.jsonl", "--prompt", "{title} {body}", "--completion", "{kind}"),
+    "several": ("--model", "bert", "--data", "several.jsonl"),
+    "numbers": ("--model", "bert", "--data", "numbers.jsonl"),
+    "tags": ("--model", "tagger", "--data", "tags.jsonl"),
+    "pictures": ("--model", "vit", "--data", "pictures"),
+}
+
+
+def lay_classifiers(home: Path) -> None:
+    """Encoders, and rows that they can learn by heart."""
+    encoder_folder(home / "bert")
+    tagger_folder(home / "tagger")
+    save_folder("vit", home / "vit")
+    dark_and_light(home / "pictures")
+    films = labelled(12)
+    columns = [{"title": "the plot", "body": row["text"], "kind": row["label"]} for row in films]
+    several = [{"text": row["text"], "label": [row["label"], "film"][at % 2 :]} for at, row in enumerate(films)]
+    for name, written in (("films", films), ("columns", columns), ("several", several), ("numbers", scaled(12)),
+                          ("tags", spanned(12))):  # fmt: skip
+        write_rows(home / f"{name}.jsonl", written)
 
 
 @contextmanager
@@ -64,6 +92,10 @@ class Library:
                 shutil.copytree(self.base, self.folder / "home" / "tiny-llama")
                 for name, text in FILES.items():
                     (self.folder / "home" / name).write_text(text)
+        if not CLASSIFIERS.keys().isdisjoint(names):
+            with once(self.folder / "classifiers") as first:
+                if first:
+                    lay_classifiers(self.folder / "home")
         for name in names:
             self._train(name)
         home = self.folder / "home"
@@ -77,7 +109,7 @@ class Library:
             if not first:
                 return
             with contextlib.chdir(self.folder / "home"):
-                result = CliRunner().invoke(app, ["train", *COMMON, "--run", name, *RUNS[name]])
+                result = CliRunner().invoke(app, ["train", *COMMON, "--run", name, *(RUNS | CLASSIFIERS)[name]])
             if result.exit_code != 0:
                 shutil.rmtree(self.folder / "home" / "runs" / name, ignore_errors=True)
                 pytest.fail(f"the run {name!r} of the library cannot be trained: {result.output} {result.exception!r}")

@@ -147,18 +147,23 @@ def _save_timm(family: str, folder: Path, labels: tuple[str, ...], seed: int) ->
     return folder
 
 
-def lay_pictures(folder: Path) -> Path:
-    """A folder with a tiny ViT, eight dark and light images in `rows`, and the finished run `pictures` over both."""
+def dark_and_light(folder: Path) -> None:
+    """Eight images in folders of their classes."""
     from PIL import Image
 
+    for number in range(8):
+        path = folder / ("dark", "light")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (9 * number, 20, 200 * (number % 2))).save(path)
+
+
+def lay_pictures(folder: Path) -> Path:
+    """A folder with a tiny ViT, dark and light images in `rows`, and the finished run `pictures` over both."""
     from rankwise.commands.train import train
     from rankwise.config.experiment import Experiment
 
     save_folder("vit", folder / "vit")
-    for number in range(8):
-        path = folder / "rows" / ("dark", "light")[number % 2] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (40, 30), (9 * number, 20, 200 * (number % 2))).save(path)
+    dark_and_light(folder / "rows")
     with contextlib.chdir(folder):
         train(Experiment(model="vit", data="rows", run="pictures", training={"steps": 2, "batch_size": 4}))
     return folder

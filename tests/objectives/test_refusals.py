@@ -12,9 +12,11 @@ import rankwise
 from rankwise.commands.export import FORMATS
 from rankwise.config.adapters import FullConfig, HeadConfig, LoraConfig
 from rankwise.config.classification import PreferenceConfig
+from rankwise.config.images import ImageProcessing
 from rankwise.errors import RunError
 from rankwise.methods.artifact import Artifact
 from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.multiple_choice import MultipleChoice
 from rankwise.objectives.preference import Preference
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE
@@ -23,12 +25,17 @@ from rankwise.runs.row_facts import TargetFacts
 
 CLASSES, POOLED = (TextClassification(TargetFacts(classes=("a", "b"), pooling=one)) for one in ("own", "mean"))
 SEVERAL = TextClassification(TargetFacts(classes=("a", "b"), form="several"))
+PICTURES = ImageClassification(
+    TargetFacts(classes=("a", "b")),
+    ImageProcessing(size=8, resize=8, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1)),
+)
 WHOLE = "peft", "merged"
 PAIRS = Preference(PreferenceConfig())
 REFUSED = [
     (CLASSES, LoraConfig(), {
-        "generating": "F is a classifier", "measured at strengths": "F is a classifier",
-        "served": "F is a classifier, which generates no text. Use", "asked beside others": "F is asked alone, since",
+        "generating": "F is a classifier, which writes no text. Ask it with: rankwise predict r --text",
+        "measured at strengths": "F is a classifier",
+        "served": "F is a classifier, which is served without", "asked beside others": "F is asked alone, since",
         "scaled": "--strength 0.5: F is a classifier", "weighted": "a classifier's new head has no base",
         "judged by engines": "The rules of engines", "gguf": "F is a classifier, and GGUF", "gguf-lora": "F is",
         "ollama": "F is a classifier, and Ollama", "extracted": "F trained an adapter",
@@ -42,6 +49,7 @@ REFUSED = [
         **{name: f"--format {name} is for decoders alone, and F is" for name in FORMATS if name not in WHOLE},
     }),
     (SEVERAL, LoraConfig(), {"advised on": ""}),
+    (PICTURES, LoraConfig(), {"generating": "F classifies images and writes no text. Use: rankwise predict r --data"}),
     (PAIRS, LoraConfig(), {"measured at strengths": "F was trained on preference pairs"}),
     (MultipleChoice(TargetFacts(classes=("choice 0", "choice 1"))), LoraConfig(), {
         "measured at strengths": "F was trained on choices", "advised on": "advise compares answers",

@@ -55,14 +55,15 @@ class Table:
         ("a film", "one text, 'a film'"),
         (Table(), "a table"),
         (5, "of type int"),
-        ([5, "a film", None, ("a", "b", "c"), {"text": "a"}, " ", ("a", 1)], "item 0 of the texts to classify is 5"),
+        ([5, "a film", None, ("a", "b", "c"), {"text": "a"}, " ", ("a", 1)], "item 0 of the texts to classify: is 5"),
     ],
 )  # fmt: skip
 def test_what_is_no_list_of_texts_is_refused(run, texts, said):
     with pytest.raises(DataError) as caught:
         run.predict(texts)
     assert said in str(caught.value)
-    assert ("item " in said) == ("5 more rows" in str(caught.value)), "all wrong items at once"
+    places = [number for number in range(7) if f"item {number} of the texts" in str(caught.value)]
+    assert places == [0, 2, 3, 4, 5, 6] * ("item " in said), "all wrong items at once"
 
 
 def test_a_text_longer_than_a_row_may_be_is_refused_or_cut_as_the_run_s_rows_were(run):

@@ -11,7 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -109,3 +111,44 @@ def test_a_server_is_started_asked_and_stopped(in_home):
     assert first.startswith(b"data: ") and rest.endswith(b"data: [DONE]\n\n")
     assert process.returncode == 0 and remarks.rstrip().endswith("stopped.") and "secret" not in remarks
     assert "Traceback" not in remarks
+
+
+@pytest.fixture
+def with_classifiers(library, tmp_path, monkeypatch):
+    monkeypatch.chdir(library.lay_out(tmp_path / "home", "lora", "films", "numbers"))
+
+
+@pytest.mark.parametrize(("words", "why"), [
+    (("films", "lora"), 'run "films" at POST /v1/classify and run "lora" at POST /v1/chat/completions. Serve them'),
+    (("films", "--alias", "other"), "classifiers are served without --max-new-tokens, --load-from"),
+    (("films", "numbers", "--unconstrained"), "classifiers are served without --max-new-tokens, --load-from"),
+    (("films", "films"), 'several models would be served under the name films'),
+])  # fmt: skip
+def test_what_does_not_go_with_a_classifier_is_refused(with_classifiers, words, why):
+    assert why in refused(*words, "--port", free_port())
+
+
+@pytest.mark.slow
+def test_a_server_of_classifiers_answers_what_was_asked_before_it_is_stopped(with_classifiers):
+    words = [sys.executable, "-m", "rankwise", "serve", "films", "numbers", "--json", "--port", free_port()]
+    with subprocess.Popen(
+        [*words, "--together", "1", "--dtype", "float32"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as process, ThreadPoolExecutor(6) as clients:  # fmt: skip
+        ready = json.loads(process.stdout.readline())
+        assert [one["id"] for one in ready["models"]] == ["films", "numbers"]
+
+        def asked(number):
+            body = {"model": ("films", "numbers")[number % 2], "input": ["the film is kind"] * 100}
+            url, headers = f"{ready['url']}/classify", {"content-type": "application/json"}
+            with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers)) as answer:
+                return json.loads(answer.read())["data"]
+
+        going = [clients.submit(asked, number) for number in range(6)]
+        metrics = ready["url"].removesuffix("v1") + "metrics"
+        while b"requests_total 6" not in urllib.request.urlopen(metrics).read():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert [len(one.result()) for one in going] == [100] * 6
+        _, remarks = process.communicate(timeout=60)
+    assert process.returncode == 0 and remarks.rstrip().endswith("stopped.") and "Traceback" not in remarks

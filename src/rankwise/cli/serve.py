@@ -31,7 +31,10 @@ from rankwise.system.extras import need_extra
 
 Runs = Annotated[
     list[str] | None,
-    argument("Finished runs, or adapters by folder or file, all over one base model.", autocompletion=run_names),
+    argument(
+        "Finished runs, or adapters by folder or file: all over one base model, or all of them classifiers.",
+        autocompletion=run_names,
+    ),
 ]
 Base = Annotated[
     str | None,
@@ -41,7 +44,10 @@ Origins = Annotated[
     list[str] | None,
     option("A page that may ask from a browser, such as https://app.example."),
 ]
-BatchSize = Annotated[int, typer.Option("--together", min=1, max=256, help="Answers that are written at once.")]
+BatchSize = Annotated[
+    int,
+    typer.Option("--together", min=1, max=256, help="Answers that are written, or rows that are classified, at once."),
+]
 Waiting = Annotated[int, typer.Option(min=0, max=100_000, help="Requests that may wait; others get 429.")]
 PrefixMemory = Annotated[
     str,
@@ -93,9 +99,10 @@ def serve(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Answer requests in the form of OpenAI's API, with each run, and with its base, by name.
+    """Answer requests in the form of OpenAI's API, with each run, and with its base, by name; or classify.
 
-    All runs answer together in one batch, each with its own adapter. With --json the object on stdout has the address
+    All runs answer together in one batch, each with its own adapter. Classifiers of texts and images, and taggers of
+    words, are asked at POST /v1/classify. With --json the object on stdout has the address
     and the models, as soon as requests are answered.
     """
     with report_failures(as_json):

@@ -92,7 +92,7 @@ class Chat:
     @classmethod
     def begin(cls, tuned: TunedModel, config: GenerationConfig, *, base: bool, both: bool, system: str | None) -> Chat:
         check_models(base, both)
-        tuned.artifact.refuse("generating")
+        tuned.artifact.refuse("generating", '"…"')
         names = ("adapted", "base") if both else ("base",) if base else ("adapted",)
         return cls(tuned, config, {name: tuned.opening(system) for name in names})
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.commands.generate import config_in
-from rankwise.config.data import DataConfig, column_text
+from rankwise.config.data import DataConfig
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ConfigError, DataError, ResourceError, is_out_of_memory, joined_problems
 from rankwise.inference.decoding import Answer
@@ -28,10 +28,9 @@ from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.objectives.objective import Classifier, Objective
 from rankwise.objectives.predictions import Prediction
-from rankwise.rows.asking import PLACEHOLDER, question_of
+from rankwise.rows.asking import PLACEHOLDER, filled_in, question_of, settings_of
 from rankwise.rows.files.in_memory import path_of
 from rankwise.rows.files.output import Origin, check_name, file_of, line_of
-from rankwise.rows.forms.columns import from_columns
 from rankwise.rows.sources import OpenedSource, open_source, raw_records
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.tokenize import prompt_ids
@@ -41,8 +40,6 @@ from rankwise.system.files import check_place, write_atomic
 
 COLUMN = "prediction"
 ANSWER = "rankwise: the answer"
-READ = ("format", "columns", "prompt", "completion", "ignore_columns", "labels", "system")
-"""Settings of a run's data that say how a row is read."""
 PROBLEM = "error"
 MOST_SHOWN = 5
 """Classes of a text that are printed."""
@@ -163,20 +160,14 @@ def answer_items(tuned: TunedModel, items: Any, how: AnswerSettings) -> list[Pre
 
 def rows_of_items(artifact: Artifact, items: Any, prompt: str | None = None) -> list[PredictedRow]:
     """Items as rows. A text fills in the prompt of the run, which may name one column."""
-    how = {} if artifact.run is None else _settings_of(artifact.run)
+    how = settings_of(artifact.run)
     template, system = prompt or how.get("prompt"), how.get("system") or ""
     if template is None or not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
-        return [PredictedRow(one.where, {}, one) for one in artifact.objective.among(READERS)(items)]
-    names = list(dict.fromkeys((*column_text(template).columns, *column_text(system).columns)))
-    if len(names) != 1:
-        raise ConfigError(
-            [
-                f"a row of {artifact.described} has the columns {' and '.join(map(repr, names[:8]))}, which one text "
-                "does not fill. Give rows that have them, as a file or a table."
-            ]
-        )
+        return [
+            PredictedRow(one.where, {}, one) for one in artifact.objective.among(READERS)(artifact.objective, items)
+        ]
     return [
-        PredictedRow(where, {}, from_columns({names[0]: item}, template, PLACEHOLDER, system, where)[0].question)
+        PredictedRow(where, {}, filled_in(item, template, system, where))
         for where, item in ((f"text {number}", item) for number, item in enumerate(items, start=1))
     ]
 
@@ -230,25 +221,8 @@ def _check_out(out: Path, data: str | None, overwrite: bool) -> None:
 
 
 def _reading(run: RunSnapshot | None, data: str, prompt: str | None, system: str | None) -> DataConfig:
-    how: dict[str, Any] = {}
-    if prompt is not None:
-        how = {"prompt": prompt, "completion": f"{{{ANSWER}}}"}
-    elif run is not None:
-        how = _settings_of(run)
+    how = {"prompt": prompt, "completion": f"{{{ANSWER}}}"} if prompt is not None else settings_of(run)
     return DataConfig(**{**how, "path": data, **({} if system is None else {"system": system})})
-
-
-def _settings_of(run: RunSnapshot) -> dict[str, Any]:
-    """How the run's rows were read. ConfigError where it was trained on several sources with different settings."""
-    data = run.experiment.data
-    every = [{name: getattr(source, name) for name in READ} for source in data.all_sources]
-    if any(one != every[0] for one in every):
-        raise ConfigError(
-            [f'run "{run.folder.name}" was trained on sources with different settings, so it is unclear how to '
-             "read these rows. Give the question with --prompt."]
-        )  # fmt: skip
-    said = {name: value for name, value in every[0].items() if value}
-    return {"system": data.system, **said} if data.system is not None else said
 
 
 def _rows(reading: OpenedSource, form: str | None, most: int | None, *, has_prompt: bool) -> list[PredictedRow]:

@@ -1,4 +1,4 @@
-"""Serve runs and adapters over one base, in the form of OpenAI's API, until the server is stopped."""
+"""Serve runs and adapters over one base in the form of OpenAI's API, or classifiers, until the server is stopped."""
 
 from __future__ import annotations
 
@@ -6,73 +6,20 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from rankwise.config.models import ModelConfig, parse_size
 from rankwise.errors import ConfigError, RunError
 from rankwise.runs.records import Callback, StatusMessage
-from rankwise.serving.address import Address
+from rankwise.serving.address import Address, Offer
 from rankwise.system.extras import need_extra
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-    from rankwise.serving.changes import Changes
-    from rankwise.serving.engine import ServingEngine
-    from rankwise.serving.served import Serving
-    from rankwise.serving.tuning.routes import FineTuning
-
 DRAIN = 10
 """Seconds in which answers that are being written may end once the server is stopped."""
-
-
-@dataclass(frozen=True)
-class Offer:
-    """What is served: runs and adapters by name, or a base alone. `most` are the tokens of an answer that asks for no
-    number; requests may load adapters that lie below `load_from`."""
-
-    names: Sequence[str]
-    base: str | None = None
-    most: int = 1024
-    dtype: str = "auto"
-    force_base: bool = False
-    trust_code: str | None = None
-    load_from: Path | None = None
-    fine_tuning: bool = False
-    """Whether requests may upload files and train on them."""
-    aliases: Sequence[str] = ()
-    """Other names of the base."""
-    prefix_memory: str = "512MB"
-    """For keys and values of earlier prompts and answers; 0 for none."""
-    unconstrained: bool = False
-    """Whether answers are not held to the schemas of their runs."""
-
-    @property
-    def prefix_bytes(self) -> int:
-        """ValueError where it is no amount of memory."""
-        return 0 if self.prefix_memory.strip() == "0" else parse_size(self.prefix_memory)
-
-    @property
-    def problems(self) -> list[str]:
-        """All that is wrong with it."""
-        problems = list[str]()
-        if not self.names and self.base is None:
-            problems.append("name runs or adapters to serve, or a base alone with --model.")
-        if self.names and self.base is not None:
-            problems.append(
-                f"--model {self.base} serves a base alone, and runs or adapters bring their own. Leave one of them out."
-            )
-        if self.load_from is not None and not self.load_from.is_dir():
-            problems.append(f"--load-from {self.load_from} is not a folder.")
-        try:
-            _ = self.prefix_bytes
-        except ValueError as error:
-            problems.append(f"--prefix-memory {self.prefix_memory[:40]!r}: {error}; 0 keeps none.")
-        return problems
 
 
 def serve(
@@ -85,60 +32,16 @@ def serve(
     if offer.fine_tuning:
         need_extra("python_multipart", "rankwise serve --fine-tuning", "serve", ConfigError)
     address.check(*offer.problems)
-    number_format = ModelConfig(name="serve", dtype=offer.dtype).dtype  # pyright: ignore[reportArgumentType]  checked there
     with bound(address) as listening:
-        from rankwise.serving.engine import Limits, ServingEngine
-        from rankwise.serving.served import load_serving
+        from rankwise.serving.starting import started
 
-        serving = load_serving(
-            offer.names, callback, base=offer.base, aliases=offer.aliases, dtype=number_format,
-            unconstrained=offer.unconstrained, force_base=offer.force_base, trust_code=offer.trust_code,
-        )  # fmt: skip
-        serving.model.module.eval()
-        limits = Limits(batch_size, waiting, prefix_bytes=offer.prefix_bytes)
-        engine = ServingEngine(serving.model.module, serving.rows, limits)
-        engine.start()
-        try:
-            with _app(offer, address, serving, engine, callback) as app:
-                if ready is not None:
-                    ready({"url": f"{address.url}/v1", "models": [one.as_json() for one in serving.models.values()]})
-                callback(StatusMessage(f"serving {', '.join(serving.models)} at {address.url}/v1 (Ctrl-C stops)"))
-                answer(app, listening, drain=DRAIN, connections=1000)
-        finally:
-            engine.stop()
+        with started(offer, callback, batch_size, waiting) as api:
+            if ready is not None:
+                ready({"url": f"{address.url}/v1", "models": [one.as_json() for one in api.models.values()]})
+            callback(StatusMessage(f"serving {', '.join(api.models)} at {address.url}/v1 (Ctrl-C stops)"))
+            app = api.app(key=address.key, host=address.host, origins=address.origins)
+            answer(app, listening, drain=DRAIN, connections=1000)
         callback(StatusMessage("stopped."))
-
-
-@contextmanager
-def _app(
-    offer: Offer, address: Address, serving: Serving, engine: ServingEngine, callback: Callback
-) -> Iterator[Starlette]:
-    from rankwise.serving.app import Server
-    from rankwise.serving.changes import Changes
-
-    changes = Changes(serving, engine, folder=offer.load_from, force_base=offer.force_base, callback=callback)
-    with _tuning(serving, changes) if offer.fine_tuning else nullcontext() as tuning:
-        server = Server(serving, engine, offer.most, changes, tuning)
-        yield server.app(key=address.key, host=address.host, origins=address.origins)
-
-
-@contextmanager
-def _tuning(serving: Serving, changes: Changes) -> Iterator[FineTuning]:
-    """What lies in this folder's runs from earlier servers is taken up again."""
-    from rankwise.runs.queue import Queue
-    from rankwise.serving.tuning.files import Files
-    from rankwise.serving.tuning.jobs import Jobs
-    from rankwise.serving.tuning.routes import FineTuning, Offered
-
-    queue = Queue()
-    folder = queue.runs_folder / ".fine-tuning"
-    files = Files(folder / "files")
-    offered = Offered(serving, changes, Jobs(folder / "jobs", files, queue))
-    offered.start()
-    try:
-        yield FineTuning(offered, files)
-    finally:
-        offered.stop()
 
 
 def answer(app: Starlette, listening: socket.socket, *, drain: int, connections: int) -> None:

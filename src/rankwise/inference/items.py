@@ -1,8 +1,8 @@
 """The items that a Python program or `predict --text` gives a run, as rows without an answer: texts, pairs of texts,
 conversations, or images.
 
-texts_given(["a film", ("a film", "a plot")])   -> two Examples, the second one with a second text
-images_given(["cat.jpg", picture, pixels])      -> three Examples, each with the bytes of an image file
+texts_given(objective, ["a film", ("a film", "a plot")])    -> two Examples, the second one with a second text
+images_given(objective, ["cat.jpg", picture, pixels])       -> three Examples, each with the bytes of an image file
 
 DataError lists every item that cannot be read.
 """
@@ -22,17 +22,14 @@ from rankwise.objectives.text_classification import TextClassification
 from rankwise.rows.asking import PLACEHOLDER
 from rankwise.rows.files.in_memory import image_bytes
 from rankwise.rows.forms.formats import find_format, parse_row
-from rankwise.rows.forms.tagged_rows import untagged
 from rankwise.rows.text.example import Example, ImageContent, Message
 
-TEXT = "a text, or a tuple of a text and a second one"
 PROMPT = "a text, or a list of messages with role and content whose last one is the user's,"
-TAGGABLE = "a text or a list of words"
 ROW = "a mapping of the names of columns to values"
 IMAGE = "the path or the bytes of an image file, a picture of Pillow, or a uint8 array (H, W) or (H, W, 3)"
 
 
-def texts_given(texts: object) -> list[Example]:
+def texts_given(objective: TextClassification, texts: object) -> list[Example]:
     if isinstance(texts, str):
         raise DataError(f"the texts to classify are one text, {shown(texts)}. Give a list, even of one text.")
     if hasattr(texts, "columns"):
@@ -41,19 +38,17 @@ def texts_given(texts: object) -> list[Example]:
         )
     if not isinstance(texts, Iterable):
         raise DataError(f"the texts to classify are of type {type(texts).__name__}. Give a list of texts.")
-    return _rows(texts, "of the texts to classify", TEXT, _pair)
+    return _rows(texts, "of the texts to classify", "a text", objective.example_of)
 
 
-def untagged_given(texts: object) -> list[Example]:
+def untagged_given(objective: Tagging, texts: object) -> list[Example]:
     """The texts that a token classifier is given, each one text or a list of its words."""
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         raise DataError(f"the texts to tag are {shown(texts)}. Give a list of texts, or of lists of words.")
-    return _rows(
-        texts, "of the texts to tag", TAGGABLE, lambda item, where: untagged(item, where) if _taggable(item) else None
-    )
+    return _rows(texts, "of the texts to tag", "a text", objective.example_of)
 
 
-def images_given(images: object) -> list[Example]:
+def images_given(objective: Objective, images: object) -> list[Example]:
     if isinstance(images, str | bytes | Path) or hasattr(images, "columns") or not isinstance(images, Iterable):
         raise DataError(
             f"the images to classify are of type {type(images).__name__}. Give a list, even of one image; each is "
@@ -62,19 +57,19 @@ def images_given(images: object) -> list[Example]:
     return _rows(images, "of the images to classify", IMAGE, _image)
 
 
-def prompts_given(prompts: object) -> list[Example]:
+def prompts_given(objective: Objective, prompts: object) -> list[Example]:
     """The prompts of a language model, each one text, or the messages of a conversation."""
     if isinstance(prompts, str) or not isinstance(prompts, Iterable):
         raise DataError(f"the prompts are {shown(prompts)}. Give a list, even of one prompt.")
     return _rows(prompts, "of the prompts", PROMPT, _prompt)
 
 
-def rows_given(rows: object) -> list[Example]:
+def rows_given(objective: Objective, rows: object) -> list[Example]:
     """Rows as a file has them."""
     return _rows(rows if isinstance(rows, Iterable) else [rows], "of the rows to predict", ROW, _parsed)
 
 
-READERS: Mapping[type[Objective], Callable[[object], list[Example]]] = {
+READERS: Mapping[type[Objective], Callable[[Any, object], list[Example]]] = {
     TextClassification: texts_given, Tagging: untagged_given, ImageClassification: images_given, Classifier: rows_given,
     Objective: prompts_given,
 }  # fmt: skip
@@ -92,18 +87,10 @@ def _rows(items: Iterable[Any], of: str, expected: str, row_of: Callable[[Any, s
             else:
                 rows.append(row)
         except DataError as error:
-            problems.append(f"{where}: {error}")
+            problems.append(str(error) if str(error).startswith(where) else f"{where}: {error}")
     if problems:
         raise DataError(joined_problems(problems))
     return rows
-
-
-def _pair(item: Any, where: str) -> Example | None:
-    """None also where the first text is empty."""
-    parts = (item, "") if isinstance(item, str) else item
-    if not isinstance(parts, tuple | list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
-        return None
-    return Example((Message("user", parts[0], parts[1]),), where) if parts[0].strip() else None
 
 
 def _prompt(item: Any, where: str) -> Example | None:
@@ -115,12 +102,6 @@ def _prompt(item: Any, where: str) -> Example | None:
     return parse_row({"messages": [*item, {"role": "assistant", "content": PLACEHOLDER}]}, "messages", where)[
         0
     ].question
-
-
-def _taggable(item: Any) -> bool:
-    if isinstance(item, str):
-        return bool(item.strip())
-    return isinstance(item, list | tuple) and bool(item) and all(isinstance(one, str) and one.strip() for one in item)
 
 
 def _image(item: Any, where: str) -> Example | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Unpack
 
 from rankwise.base.beside import other_tokens, templates_in
@@ -89,7 +90,7 @@ class TunedModel:
         on_text: TextCallback | None = None,
     ) -> Answer:
         """One answer to a conversation, from the tuned model or the untouched base."""
-        self.artifact.refuse("generating")
+        self.artifact.refuse("generating", quote(messages[-1].text))
         for message in messages:
             try:
                 message.text.encode()

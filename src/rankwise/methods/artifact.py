@@ -138,7 +138,7 @@ class Artifact:
         cannot = {**self.objective.cannot, **self.config.cannot}
         if activity not in cannot:
             return None
-        return cannot[activity].format(model=self.described, folder=self.folder, value=value)
+        return cannot[activity].format(model=self.described, name=self.name, folder=self.folder, value=value)
 
     def held_to(self, constraint: Constrained) -> Constrained:
         """What answers are held to: what is asked for, or the constraint of the run's rows."""

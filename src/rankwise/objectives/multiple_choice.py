@@ -39,7 +39,7 @@ from torch.nn.utils.rnn import pad_sequence
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
-from rankwise.errors import DataError, RunError, joined_problems
+from rankwise.errors import DataError, joined_problems
 from rankwise.forward.reference import SupervisedLogits, random_documents
 from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
 from rankwise.objectives.objective import Classifier, Objective, values_of
@@ -224,12 +224,15 @@ class MultipleChoice(Classifier, CausalLM):
             )
         ]  # fmt: skip
 
-    def example_of(self, text: str, image: bytes | None = None) -> Example:
+    def example_of(self, item: Any, where: str) -> Example:
         """The question, and each choice on a line of its own behind it."""
-        question, *choices = [line.strip() for line in text.splitlines() if line.strip()] or [""]
-        if image is not None or len(choices) < 2:
-            raise RunError("This run chooses between answers: write the question, and each choice on a line behind it.")
-        return choice_example({"question": question, "choices": choices}, "the question")
+        lines = item.splitlines() if isinstance(item, str) else []
+        question, *choices = [line.strip() for line in lines if line.strip()] or [""]
+        if len(choices) < 2:
+            raise DataError(
+                "This run chooses between answers: write the question, and each choice on a line behind it."
+            )
+        return choice_example({"question": question, "choices": choices}, where)
 
     def parts(self, row: Tokens) -> list[np.ndarray]:
         """The question, and each choice."""

@@ -17,7 +17,7 @@ numbers    loss = sum over rows of (output - target)^2
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
@@ -104,6 +104,8 @@ class Objective(ABC):
     """What is done next with a run, as `rankwise` takes it."""
     shown_as = "text"
     """How the page asks it and shows what it answers."""
+    route = "/v1/chat/completions"
+    """Where a server is asked for what it answers."""
     names = "classes"
     """What it predicts, where it predicts names."""
     pipeline_tag: ClassVar[str]
@@ -321,6 +323,8 @@ class Classifier(Objective):
 
     predicted: TargetFacts
     row = "text"
+    largest_request = 2**20
+    """Bytes of a request to classify rows."""
     activity = "Classifying"
     use = "predict {run} --data FILE --out predictions.jsonl"
     shown_as = "classes"
@@ -357,9 +361,14 @@ class Classifier(Objective):
             ])  # fmt: skip
 
     @abstractmethod
-    def example_of(self, text: str, image: bytes | None = None) -> Example:
-        """A row that is only to be predicted; RunError where it holds something else than the model reads."""
+    def example_of(self, item: Any, where: str) -> Example:
+        """A row that is only to be predicted, of a value of JSON or the bytes of an image; DataError where it is not
+        what the model reads."""
         ...
+
+    def requested(self, item: Any, where: str, read: Callable[[dict[str, Any]], Example]) -> Example:
+        """The row of a request; an object has its columns, which `read` reads as in a file."""
+        return read(item) if isinstance(item, dict) else self.example_of(item, where)
 
     def parts(self, row: Tokens) -> list[np.ndarray]:
         """The ids of each of its texts."""
@@ -383,9 +392,14 @@ class Classifier(Objective):
         outcomes = dict(enumerate(self.encoded(model, examples, longest)))
         problems = {at: one.problem for at, one in outcomes.items() if one.problem is not None}
         fitting = {at: one for at, one in outcomes.items() if at not in problems}
-        outputs = self.outputs_for(model.module, [one.sequences[0] for one in fitting.values()], done)
-        pairs = zip(fitting.items(), outputs, strict=True)
-        return {at: self.prediction(one, part) for (at, one), part in pairs}, problems
+        return dict(zip(fitting, self.predictions_of(model, [*fitting.values()], done), strict=True)), problems
+
+    def predictions_of(
+        self, model: LoadedModel, encoded: Sequence[Outcome], done: Done | None = None
+    ) -> list[Prediction]:
+        """What the model says of encoded rows without problems."""
+        outputs = self.outputs_for(model.module, [one.sequences[0] for one in encoded], done)
+        return [self.prediction(one, part) for one, part in zip(encoded, outputs, strict=True)]
 
     def outputs_for(self, module: nn.Module, rows: Sequence[Tokens], done: Done | None = None) -> Any:
         """Probabilities (N, C) of the classes, or numbers (N, 1)."""
@@ -452,22 +466,18 @@ def classifier(objective: Objective | None) -> Classifier | None:
 GGUF = "{model} is a classifier, and GGUF files are written for language models alone. Use --format peft or merged."
 NUMBER_FORMAT = "dtype", "torch_dtype"
 """What a config.json calls it."""
-SILENT = (
-    "{model} is a classifier, which generates no text. Use rankwise predict for its classes or numbers, and rankwise "
-    "evaluate to measure it."
-)
 NOT_OF_CLASSIFIERS = {
     "trained from a loaded model": "a classifier gets its new head when its model is loaded; give the model's name, "
     "not a loaded model.",
     "advised on from a loaded model": "a classifier gets its head when its model is loaded; give the model's name.",
-    "generating": SILENT,
-    "measured at strengths": SILENT,
+    "generating": "{model} is a classifier, which writes no text. Ask it with: rankwise predict {name} --text {value}",
+    "measured at strengths": "{model} is a classifier, which generates no text. Use rankwise evaluate to measure it.",
     "compared with its base": "the base has no trained head, so this classifier is evaluated alone",
     **dict.fromkeys(
         ("--task", "--text", "--blocks", "--score"),
         "{value} is for language models, and {model} is a classifier. Give labelled rows with --data.",
     ),
-    "served": "{model} is a classifier, which generates no text. Use rankwise predict.",
+    "served": "{model} is a classifier, which is served without language models: rankwise serve {name}.",
     "asked beside others": ASKED_SEPARATELY,
     "scaled": "--strength {value}: {model} is a classifier, whose new head has no base to scale its change from. Leave "
     "out --strength.",
@@ -485,6 +495,7 @@ NOT_OF_CLASSIFIERS = {
 class WithHead(Classifier):
     """Predicts by a new head, which is trained whole beside an adapter."""
 
+    route = "/v1/classify"
     base_elsewhere = "With rankwise, add `--base-model path/to/base` if it is elsewhere now."
     advises: ClassVar[str] = ""
     """What `advise` measures, where it does not measure this."""

@@ -97,7 +97,10 @@ class ClassShares:
     def as_values(self) -> dict[str, Any]:
         if self._chosen is None:
             return {"value": self.value}
-        return {"label" if self.labels is None else "labels": self._chosen, "probabilities": self.probabilities}
+        if self.label is None:
+            return {"labels": self.labels, "probabilities": self.probabilities}
+        share = self.probabilities[self.label]
+        return {"label": self.label, "probability": share, "probabilities": self.probabilities}
 
     def as_shown(self) -> dict[str, Any]:
         shares = sorted(self.probabilities.items(), key=lambda item: -item[1])

@@ -25,13 +25,16 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.base.loaded import LoadedModel
+from rankwise.config.base import shown
 from rankwise.config.experiment import Experiment
+from rankwise.errors import DataError
 from rankwise.objectives import text_classification
 from rankwise.objectives.predictions import Done, Longest, Numbers
 from rankwise.objectives.text_classification import TextClassification, TextEncoder, random_ids
 from rankwise.rows.classes import read_tags
 from rankwise.rows.encoded.batches import IGNORED
-from rankwise.rows.forms.tagged_rows import TAGGED_FORMATS
+from rankwise.rows.forms import turns
+from rankwise.rows.forms.tagged_rows import TAGGED_FORMATS, untagged
 from rankwise.rows.text.example import BEGIN, INSIDE, OUTSIDE, Example, Range, label_in, spans_of
 from rankwise.rows.text.outcome import Outcome, read_each
 from rankwise.rows.text.targets import tagged_in
@@ -130,6 +133,16 @@ class Tagging(TextClassification):
 
     def columns(self, column: str) -> list[str]:
         return [tags_column(column)]
+
+    def example_of(self, item: Any, where: str) -> Example:
+        """A text, or its words."""
+        if isinstance(item, list | tuple) and item:
+            return untagged(
+                [turns.text_of(word, where, f"word {number}") for number, word in enumerate(item, 1)], where
+            )
+        if not isinstance(item, str):
+            raise DataError(f"{where}: is {shown(item)}; this model reads texts, or lists of words.")
+        return untagged(turns.text_of(item, where, "text"), where)
 
     def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
         outcomes, usable = read_each(examples, text_of)

@@ -7,17 +7,18 @@ Then the last answer is removed, whether it was a placeholder or not.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from rankwise.config.data import Rows, column_text
-from rankwise.errors import DataError
+from rankwise.config.data import DataConfig, Rows, column_text
+from rankwise.errors import ConfigError, DataError
 from rankwise.rows.files.hub import Part
-from rankwise.rows.forms.columns import Row, renamed
+from rankwise.rows.forms.columns import Row, from_columns, renamed
 from rankwise.rows.forms.formats import ANSWER_FIELDS, FORMS
 from rankwise.rows.forms.tagged_rows import TAGGED_FORMATS, list_in
 from rankwise.rows.sources import OpenedSource
 from rankwise.rows.text.example import OUTSIDE, Example
+from rankwise.runs.snapshot import RunSnapshot
 
 PLACEHOLDER = "?"
 ANSWERS: Mapping[str, tuple[str, ...]] = {
@@ -26,6 +27,51 @@ ANSWERS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Fields that may contain the answer, by row format. The first one is filled with the placeholder."""
 TURNS = {"messages": "messages", "sharegpt": "conversations"}
+
+
+READ = ("format", "columns", "prompt", "completion", "ignore_columns", "labels", "system")
+"""Settings of a run's data that say how a row is read."""
+
+
+def settings_of(run: RunSnapshot | None) -> dict[str, Any]:
+    """How the run's rows were read. ConfigError where it was trained on several sources with different settings."""
+    if run is None:
+        return {}
+    data = run.experiment.data
+    every = [{name: getattr(source, name) for name in READ} for source in data.all_sources]
+    if any(one != every[0] for one in every):
+        raise ConfigError(
+            [f'run "{run.folder.name}" was trained on sources with different settings, so it is unclear how to '
+             "read these rows. Give the question with --prompt."]
+        )  # fmt: skip
+    said = {name: value for name, value in every[0].items() if value}
+    return {"system": data.system, **said} if data.system is not None else said
+
+
+def filled_in(text: str, prompt: str, system: str, where: str) -> Example:
+    """The question of a row with this text alone. ConfigError where its prompt and system message name other columns
+    than one."""
+    names = list(dict.fromkeys((*column_text(prompt).columns, *column_text(system).columns)))
+    if len(names) != 1:
+        columns = " and ".join(map(repr, names[:8]))
+        raise ConfigError([f"a row has the columns {columns}, which one text does not fill. Give rows that have them."])
+    return from_columns({names[0]: text}, prompt, PLACEHOLDER, system, where)[0].question
+
+
+class RowReader:
+    """Reads rows in memory as the rows of a run were read. ConfigError where these were read in several ways."""
+
+    def __init__(self, run: RunSnapshot | None, form_of: Callable[[str | None], str | None]) -> None:
+        config = DataConfig(path="rows", **settings_of(run))
+        self._reading = OpenedSource(config, config.all_sources[0], [])
+        self._form = form_of(None if run is None else run.manifest.data.format)
+
+    def question(self, row: Any, where: str) -> Example:
+        """A text fills in the prompt of the run, where it has one."""
+        source, system = self._reading.source, self._reading.system or ""
+        if source.prompt is not None and isinstance(row, str):
+            return filled_in(row, source.prompt, system, where)
+        return question_of(self._reading, Part("rows", lambda seen: iter(()), str), where, row, self._form)
 
 
 def question_of(reading: OpenedSource, part: Part, where: str, row: Any, form: str | None) -> Example:

@@ -1,10 +1,13 @@
-"""Where a server listens, and who may ask there."""
+"""What is served where, and who may ask there."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from rankwise.config.models import Dtype, ModelConfig, parse_size
 from rankwise.errors import ConfigError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -39,3 +42,53 @@ class Address:
     @property
     def url(self) -> str:
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What is served: runs and adapters by name, or a base alone. `most` are the tokens of an answer that asks for no
+    number; requests may load adapters that lie below `load_from`."""
+
+    names: Sequence[str]
+    base: str | None = None
+    most: int = 1024
+    dtype: str = "auto"
+    force_base: bool = False
+    trust_code: str | None = None
+    load_from: Path | None = None
+    fine_tuning: bool = False
+    """Whether requests may upload files and train on them."""
+    aliases: Sequence[str] = ()
+    """Other names of the base."""
+    prefix_memory: str = "512MB"
+    """For keys and values of earlier prompts and answers; 0 for none."""
+    unconstrained: bool = False
+    """Whether answers are not held to the schemas of their runs."""
+
+    @property
+    def number_format(self) -> Dtype:
+        """ConfigError where it is none."""
+        return ModelConfig(name="serve", dtype=self.dtype).dtype  # pyright: ignore[reportArgumentType]  checked there
+
+    @property
+    def prefix_bytes(self) -> int:
+        """ValueError where it is no amount of memory."""
+        return 0 if self.prefix_memory.strip() == "0" else parse_size(self.prefix_memory)
+
+    @property
+    def problems(self) -> list[str]:
+        """All that is wrong with it."""
+        problems = list[str]()
+        if not self.names and self.base is None:
+            problems.append("name runs or adapters to serve, or a base alone with --model.")
+        if self.names and self.base is not None:
+            problems.append(
+                f"--model {self.base} serves a base alone, and runs or adapters bring their own. Leave one of them out."
+            )
+        if self.load_from is not None and not self.load_from.is_dir():
+            problems.append(f"--load-from {self.load_from} is not a folder.")
+        try:
+            _ = self.prefix_bytes
+        except ValueError as error:
+            problems.append(f"--prefix-memory {self.prefix_memory[:40]!r}: {error}; 0 keeps none.")
+        return problems

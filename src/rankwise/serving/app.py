@@ -1,8 +1,8 @@
-"""The routes of the server, and how a request waits for the engine's thread.
+"""The routes of every server, those of language models, and how a request waits for the engine's thread.
 
 GET  /health            whether answers are being written; needs no key
 GET  /metrics           counts for Prometheus
-GET  /v1/models         the base and each adapter
+GET  /v1/models         what is served: the base and each adapter
 POST /v1/chat/completions, /v1/completions
 POST /v1/load_lora_adapter, /v1/unload_lora_adapter     where it is allowed, as in vLLM
 /v1/files, /v1/fine_tuning/jobs                         where it is allowed (tuning/routes.py)
@@ -11,9 +11,10 @@ POST /v1/load_lora_adapter, /v1/unload_lora_adapter     where it is allowed, as 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar, Generic, TypeVar
 
 from pydantic import Field
 from starlette.applications import Starlette
@@ -30,16 +31,78 @@ from rankwise.errors import TYPED, ResourceError, typed
 from rankwise.inference.decoding import Piece
 from rankwise.serving.bodies import BadRequest, ChatBody, CompletionBody, Generation, Switch
 from rankwise.serving.changes import NAME, Changes
-from rankwise.serving.engine import STOPPED, Full, Pending, ServingEngine, Stopped
+from rankwise.serving.engine import STOPPED, EngineThread, Full, Pending, ServingEngine, Stopped
 from rankwise.serving.guards import Guard, problem, refusal
 from rankwise.serving.questions import Question, chat_question, completion_question, served_by
 from rankwise.serving.reading import read_json_body
 from rankwise.serving.replies import DONE, Reply, event
-from rankwise.serving.served import Serving
+from rankwise.serving.served import Listed, Served, Serving
 from rankwise.serving.tuning.routes import FineTuning
 
 Pieces = asyncio.Queue[tuple[int, Piece]]
+_Engine = TypeVar("_Engine", bound=EngineThread)
 Name = Annotated[str, Field(pattern=NAME)]
+
+
+class Named(Config, extra="ignore"):
+    """The model that a request is for, whatever else it asks."""
+
+    model: str = Field(min_length=1, max_length=256)
+
+
+class Api(ABC, Generic[_Engine]):
+    engine: _Engine
+    kind: ClassVar[str]
+    """What each of its models is, and where it is asked."""
+    elsewhere: ClassVar[tuple[str, ...]]
+    """Where models of another kind are asked."""
+
+    @property
+    @abstractmethod
+    def models(self) -> Mapping[str, Listed]:
+        """What is served, by name."""
+        ...
+
+    @abstractmethod
+    def routes(self) -> list[Route]: ...
+
+    def app(self, *, key: str | None, host: str, origins: tuple[str, ...] = ()) -> Starlette:
+        """A browser asks without the key whether a page may ask, so that comes before the Guard."""
+        routes = [
+            Route("/health", self.health), Route("/metrics", self.metrics),
+            Route("/v1/models", self.list_models), Route("/v1/models/{name:path}", self.one_model),
+            *self.routes(), *(Route(path, self.misdirected, methods=["POST"]) for path in self.elsewhere),
+        ]  # fmt: skip
+        allowed = {"allow_origins": origins, "allow_methods": ("GET", "POST", "DELETE"), "allow_headers": ("*",)}
+        pages = [Middleware(CORSMiddleware, **allowed, expose_headers=("Retry-After",))] if origins else []
+        return Starlette(
+            routes=routes,
+            middleware=[*pages, Middleware(Guard, key=key, host=host, origins=origins)],  # pyright: ignore[reportArgumentType]
+            exception_handlers=HANDLERS,  # pyright: ignore[reportArgumentType]
+        )
+
+    async def health(self, request: Request) -> Response:
+        alive = self.engine.is_alive
+        return JSONResponse({"status": "ok" if alive else "failed"}, 200 if alive else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        counts = vars(self.engine.counts)
+        lines = [
+            f"# TYPE rankwise_{name}_total counter\nrankwise_{name}_total {value}" for name, value in counts.items()
+        ]
+        for name, value in (("waiting", self.engine.waiting), ("running", self.engine.running)):
+            lines.append(f"# TYPE rankwise_answers_{name} gauge\nrankwise_answers_{name} {value}")
+        return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+
+    async def list_models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [one.as_json() for one in self.models.values()]})
+
+    async def one_model(self, request: Request) -> Response:
+        return JSONResponse(served_by(self.models, request.path_params["name"]).as_json())
+
+    async def misdirected(self, request: Request) -> Response:
+        served = served_by(self.models, (await read_json_body(request, Named)).model)
+        raise BadRequest(f'"{served.name}" is {self.kind}.', parameter="model")
 
 
 class LoadBody(Config):
@@ -74,7 +137,7 @@ def loading_routes(changes: Changes) -> list[Route]:
 
 
 @dataclass(frozen=True)
-class Server:
+class Server(Api[ServingEngine]):
     """`most` are the tokens of an answer that asks for no number."""
 
     serving: Serving
@@ -84,43 +147,19 @@ class Server:
     """Where adapters may be loaded and removed."""
     tuning: FineTuning | None = None
     """Where files may be uploaded and trained on."""
+    kind, elsewhere = "a language model: POST /v1/chat/completions", ("/v1/classify",)
 
-    def app(self, *, key: str | None, host: str, origins: tuple[str, ...] = ()) -> Starlette:
-        """A browser asks without the key whether a page may ask, so that comes before the Guard."""
-        routes = [
-            Route("/health", self.health), Route("/metrics", self.metrics),
-            Route("/v1/models", self.models), Route("/v1/models/{name:path}", self.one_model),
+    @property
+    def models(self) -> Mapping[str, Served]:
+        return self.serving.models
+
+    def routes(self) -> list[Route]:
+        return [
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/completions", self.completions, methods=["POST"]),
             *(loading_routes(self.changes) if self.changes is not None else ()),
             *(self.tuning.routes() if self.tuning is not None else ()),
-        ]  # fmt: skip
-        allowed = {"allow_origins": origins, "allow_methods": ("GET", "POST", "DELETE"), "allow_headers": ("*",)}
-        pages = [Middleware(CORSMiddleware, **allowed, expose_headers=("Retry-After",))] if origins else []
-        return Starlette(
-            routes=routes,
-            middleware=[*pages, Middleware(Guard, key=key, host=host, origins=origins)],  # pyright: ignore[reportArgumentType]
-            exception_handlers=HANDLERS,  # pyright: ignore[reportArgumentType]
-        )
-
-    async def health(self, request: Request) -> Response:
-        alive = self.engine.is_alive
-        return JSONResponse({"status": "ok" if alive else "failed"}, 200 if alive else 503)
-
-    async def metrics(self, request: Request) -> Response:
-        counts = vars(self.engine.counts)
-        lines = [
-            f"# TYPE rankwise_{name}_total counter\nrankwise_{name}_total {value}" for name, value in counts.items()
         ]
-        for name, value in (("waiting", self.engine.waiting), ("running", self.engine.running)):
-            lines.append(f"# TYPE rankwise_answers_{name} gauge\nrankwise_answers_{name} {value}")
-        return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
-
-    async def models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [one.as_json() for one in self.serving.models.values()]})
-
-    async def one_model(self, request: Request) -> Response:
-        return JSONResponse(served_by(self.serving, request.path_params["name"]).as_json())
 
     async def chat(self, request: Request) -> Response:
         body = await read_json_body(request, ChatBody)
@@ -140,7 +179,7 @@ class Server:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(pieces.put_nowait, (number, piece))
 
-        with self.engine.leased(lambda: served_by(self.serving, body.model)) as served:
+        with self.engine.leased(lambda: served_by(self.models, body.model)) as served:
             question = await run_in_threadpool(ask, self.serving, served, body, self.most)
             reply = Reply(question, self.serving.model.tokenizer, isinstance(body, ChatBody), listed)
             pending = question.pending(body, send)
@@ -157,7 +196,7 @@ class Server:
 
     async def _full_reply(self, request: Request, reply: Reply, pending: list[Pending], pieces: Pieces) -> Response:
         """Ends early where nobody waits for it any more."""
-        unfinished, left = len(pending), asyncio.ensure_future(_disconnected(request))
+        unfinished, left = len(pending), asyncio.ensure_future(disconnected(request))
         try:
             while unfinished:
                 following = asyncio.ensure_future(pieces.get())
@@ -199,7 +238,7 @@ class Server:
             self.engine.cancel(pending)
 
 
-async def _disconnected(request: Request) -> None:
+async def disconnected(request: Request) -> None:
     """Returns when the client has gone; the body has been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -84,7 +84,7 @@ class Changes:
     def unload(self, name: str) -> None:
         """BadRequest where no adapter has this name."""
         with self._changing:
-            served = served_by(self._serving, name)
+            served = served_by(self._serving.models, name)
             if served.adapter is None:
                 raise BadRequest(f'"{name}" is the base model, which cannot be unloaded.', parameter="lora_name")
             self._serving.models = {one: other for one, other in self._serving.models.items() if one != name}

@@ -1,4 +1,4 @@
-"""One thread that writes all answers, a token of each at a time.
+"""A thread that answers, and the one of language models, which writes all answers, a token of each at a time.
 
     waiting  ->  as many as fit join the batch, each prompt read alone  ->  a step for all  ->  those that ended leave
 
@@ -13,11 +13,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Self
 
 from torch import nn
 
@@ -82,33 +84,74 @@ class Pending(Draft):
 STOPPED = "the server was stopped before the answer had ended."
 
 
-class ServingEngine:
-    def __init__(self, module: nn.Module, rows: AdaptersByRow, limits: Limits) -> None:
+class EngineThread(ABC):
+    """A thread that answers what waits."""
+
+    def __init__(self, limits: Limits) -> None:
         self.limits, self.counts = limits, Counts()
-        self._module, self._rows = module, rows
-        self._prefixes = Prefixes(limits.prefix_bytes)
-        self._waiting: deque[Pending] = deque()
-        self._running: dict[str | None, tuple[GrowingBatch, list[Pending]]] = {}
         self._changed = threading.Condition()
         self._stopping = False
-        self._actions: deque[Callable[[], None]] = deque()
-        self._leases: Counter[str | None] = Counter()
-        self._retired: dict[str, Callable[[], None]] = {}
-        self._reading: Pending | None = None
-        """Whose prompt is being read."""
         self._seconds = 1.0
         """How long an answer took lately, on average."""
         self._thread = threading.Thread(target=self._run, name="rankwise-engine", daemon=True)
+
+    @property
+    @abstractmethod
+    def waiting(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def running(self) -> int: ...
+
+    @abstractmethod
+    def _run(self) -> None:
+        """In the thread, until it is to stop."""
+        ...
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """After the token that is being written; what waits or runs is not finished."""
+        """After the step that is being computed; what waits or runs is not finished."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
         self._thread.join()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def check_room(self) -> None:
+        """Full where not one more may wait, before anything is done for it."""
+        with self._changed:
+            self._check_room(1)
+
+    def _check_room(self, more: int) -> None:
+        if self.waiting + self.running + more > self.limits.waiting + self.limits.batch_size:
+            self.counts.refused += 1
+            raise Full(max(1, round(self._seconds * self.waiting / max(1, self.limits.batch_size))))
+
+
+class ServingEngine(EngineThread):
+    def __init__(self, module: nn.Module, rows: AdaptersByRow, limits: Limits) -> None:
+        super().__init__(limits)
+        self._module, self._rows = module, rows
+        self._prefixes = Prefixes(limits.prefix_bytes)
+        self._waiting: deque[Pending] = deque()
+        self._running: dict[str | None, tuple[GrowingBatch, list[Pending]]] = {}
+        self._actions: deque[Callable[[], None]] = deque()
+        self._leases: Counter[str | None] = Counter()
+        self._retired: dict[str, Callable[[], None]] = {}
+        self._reading: Pending | None = None
+        """Whose prompt is being read."""
 
     def submit(self, several: list[Pending]) -> None:
         """All of them or, where they are too many, Full."""
@@ -156,16 +199,6 @@ class ServingEngine:
             self._retired[adapter] = discard
             self._changed.notify()
 
-    def check_room(self) -> None:
-        """Full where not one more may wait, before anything is done for it."""
-        with self._changed:
-            self._check_room(1)
-
-    def _check_room(self, more: int) -> None:
-        if self.waiting + self.running + more > self.limits.waiting + self.limits.batch_size:
-            self.counts.refused += 1
-            raise Full(max(1, round(self._seconds * len(self._waiting) / max(1, self.limits.batch_size))))
-
     def cancel(self, several: Iterable[Pending]) -> None:
         """Nobody reads these any more."""
         with self._changed:
@@ -188,10 +221,6 @@ class ServingEngine:
         """Requests whose prompt is being read or whose answer is being written; only the engine's thread may ask."""
         reading = [] if self._reading is None else [self._reading]
         return [*reading, *(pending for _, every in self._running.values() for pending in every)]
-
-    @property
-    def is_alive(self) -> bool:
-        return self._thread.is_alive()
 
     def _run(self) -> None:
         """Nobody is left waiting, whatever happens to this thread."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from rankwise.config.data import Constraint
 from rankwise.constraints.matcher import Matcher
@@ -27,8 +27,9 @@ from rankwise.serving.bodies import CHOICES, BadRequest, ChatBody, CompletionBod
 from rankwise.serving.calls import form_of
 from rankwise.serving.constraining import calls_constraint, constraint_in, matchers_for
 from rankwise.serving.engine import Pending
-from rankwise.serving.served import Served, Serving
+from rankwise.serving.served import Listed, Served, Serving
 
+_Listed = TypeVar("_Listed", bound=Listed)
 Send = Callable[[int, Piece], None]
 """The number of the choice, and what is new of it."""
 OF_TURNS = ("role", "content", "name", "tool_calls", "tool_call_id", *NOT_SUPPORTED)
@@ -69,12 +70,11 @@ class Question:
         return every
 
 
-def served_by(serving: Serving, name: str) -> Served:
+def served_by(models: Mapping[str, _Listed], name: str) -> _Listed:
     """BadRequest (404) where nothing has this name."""
-    if (served := serving.models.get(name)) is None:
-        known = ", ".join(serving.models)
+    if (served := models.get(name)) is None:
         raise BadRequest(
-            f'no model "{name[:80]}" is served here.{did_you_mean(name, serving.models)} Known are: {known}.',
+            f'no model "{name[:80]}" is served here.{did_you_mean(name, models)} Known are: {", ".join(models)}.',
             status=404, parameter="model",
         )  # fmt: skip
     return served

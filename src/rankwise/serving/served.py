@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 from rankwise.adapters.by_row import AdaptersByRow
 from rankwise.adapters.set import AdapterSet
@@ -24,25 +24,33 @@ from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.runs.records import Callback
 from rankwise.system.files import sha256_of
 
+_Listed = TypeVar("_Listed", bound="Listed")
+
 
 @dataclass(frozen=True)
-class Served:
-    """`adapter` is its name in the set, None for the base; `sha256` is of the file of its weights."""
+class Listed:
+    """`sha256` is of the file of its weights."""
 
     name: str
-    adapter: str | None
-    template: ChatTemplate
-    system: str | None
     sha256: str | None
     created: int
     parent: str | None
-    """The name of the base, where this is an adapter."""
-    constraint: Constraint | None = None
-    """What its rows were held to."""
+    """The name of the base, where this is an adapter over one that is served too."""
 
     def as_json(self) -> dict[str, Any]:
         own = {"id": self.name, "object": "model", "created": self.created, "owned_by": "rankwise"}
         return own | {"parent": self.parent, "sha256": self.sha256}
+
+
+@dataclass(frozen=True)
+class Served(Listed):
+    """`adapter` is its name in the set, None for the base."""
+
+    adapter: str | None
+    template: ChatTemplate
+    system: str | None
+    constraint: Constraint | None = None
+    """What its rows were held to."""
 
 
 @dataclass
@@ -63,12 +71,12 @@ class Serving:
 
 
 def load_serving(
-    names: Sequence[str], callback: Callback, *, base: str | None = None, aliases: Sequence[str] = (),
+    names: Sequence[str | Artifact], callback: Callback, *, base: str | None = None, aliases: Sequence[str] = (),
     dtype: Dtype = "auto", unconstrained: bool = False, **opening: Unpack[Opening],
 ) -> Serving:  # fmt: skip
     """The runs and adapters of these names over their base, or the model `base` alone; a RankwiseError where one cannot
     be served."""
-    artifacts = [open_artifact(name, callback, **opening) for name in names]
+    artifacts = [one if isinstance(one, Artifact) else open_artifact(one, callback, **opening) for one in names]
     for artifact in artifacts:
         artifact.refuse("served")
     if artifacts:
@@ -82,8 +90,8 @@ def load_serving(
             f"{model.source.name} keeps more than keys and values of what it has read, so its answers cannot be "
             "written together. Use rankwise chat, or an export in another server."
         )
-    created = _created(Path(model.source.folder))
-    base_itself = Served(own_name(model.source.name), None, model.template, None, None, created, None)
+    created = created_at(Path(model.source.folder))
+    base_itself = Served(own_name(model.source.name), None, created, None, None, model.template, None)
     served = [] if None in together.names else [base_itself]
     parent = served[0].name if served else None
     if aliases and not served:
@@ -91,12 +99,10 @@ def load_serving(
     served += [replace(served[0], name=alias) for alias in aliases]
     for artifact, adapter in zip(artifacts, together.names, strict=True):
         served.append(served_as(own_name(artifact.name), artifact, adapter, model, parent, callback))
-    if twice := {one.name for one in served if [other.name for other in served].count(one.name) > 1}:
-        raise ConfigError([f"several models would be served under the name {some(sorted(twice))}. Rename a run."])
+    models = by_name(served)
     for one in served:  # which looks at each token of the vocabulary: later, answers would have to wait for it
         with suppress(ConfigError) if unconstrained or one.constraint is None else nullcontext():
             matcher_of(model.with_template(one.template), one.constraint or JSON_OBJECT)
-    models = {one.name: one for one in served}
     return Serving(model, models, adapters, AdaptersByRow(adapters), unconstrained)
 
 
@@ -106,9 +112,9 @@ def served_as(
     """`adapter` is its name in the set, and `parent` that of the base."""
     report = artifact.data_report
     system = None if report is None else report.system
-    sha256, created = _hash_of(artifact.result), _created(artifact.result)
+    sha256, created = hash_of(artifact.result), created_at(artifact.result)
     constraint = None if report is None else report.constraint
-    return Served(name, adapter, _template(artifact, model, callback), system, sha256, created, parent, constraint)
+    return Served(name, sha256, created, parent, adapter, _template(artifact, model, callback), system, constraint)
 
 
 def _template(artifact: Artifact, model: LoadedModel, callback: Callback) -> ChatTemplate:
@@ -119,15 +125,23 @@ def _template(artifact: Artifact, model: LoadedModel, callback: Callback) -> Cha
     return with_own_template(artifact.folder, model.tokenizer, model.source.folder, model.template, callback)
 
 
+def by_name(served: Sequence[_Listed]) -> dict[str, _Listed]:
+    """ConfigError where two have the same name."""
+    names = [one.name for one in served]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError([f"several models would be served under the name {some(sorted(twice))}. Rename a run."])
+    return dict(zip(names, served, strict=True))
+
+
 def own_name(name: str) -> str:
     """Without the folders before it."""
     return Path(name).name if Path(name).exists() else name
 
 
-def _hash_of(folder: Path) -> str | None:
+def hash_of(folder: Path) -> str | None:
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [folder]
     return sha256_of(files[0]) if len(files) == 1 else None
 
 
-def _created(folder: Path) -> int:
+def created_at(folder: Path) -> int:
     return int(folder.stat().st_mtime)

@@ -94,7 +94,7 @@ class SharedAnswers:
             model=side.run or self._base, messages=[*system, *side.messages], temperature=body.temperature,
             top_p=body.top_p, seed=body.seed, max_tokens=body.max_new_tokens,
         )  # fmt: skip
-        served = replace(served_by(self._serving, chat.model), constraint=trained.constraint)
+        served = replace(served_by(self._serving.models, chat.model), constraint=trained.constraint)
         question = chat_question(self._serving, served, chat, USUAL)
         (draft,) = question.pending(chat, lambda number, piece: None, loops=True)
         draft.row.adapter = keyed(question.served.adapter, side.strength)
@@ -175,7 +175,8 @@ def classified(
     objective: Classifier, tuned: TunedModel, body: AskBody, side: Side, on_text: TextCallback
 ) -> dict[str, Any]:  # fmt: skip
     """What a classifier says of a text, or of an image of this name: probabilities, a number, or tagged spans."""
-    example = objective.example_of(str(side.messages[-1].get("content", "")), _decoded(body.image))
+    text, image = str(side.messages[-1].get("content", "")), _decoded(body.image)
+    example = objective.example_of(*((text, "the text") if image is None else (image, text[:200])))
     predicted, problems = tuned.predict([example])
     if problems:
         raise RunError(problems[0])

@@ -9,7 +9,9 @@ there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from base64 import b64decode
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -23,10 +25,11 @@ from rankwise.base.loaded import LoadedModel
 from rankwise.base.preprocessing import processing_in, size_arguments
 from rankwise.base.sources import find
 from rankwise.base.timm_models import head_modules, is_timm, set_config
+from rankwise.config.base import shown
 from rankwise.config.experiment import Experiment
 from rankwise.config.images import ImageProcessing
 from rankwise.config.models import ModelConfig
-from rankwise.errors import ModelError, RunError, first_line, is_out_of_memory
+from rankwise.errors import DataError, ModelError, first_line, is_out_of_memory
 from rankwise.objectives.image_classification.encode import ImageEncoder, ImageWriting, PixelFile
 from rankwise.objectives.objective import WithHead, head_settings, outputs_in, values_of, weight_of
 from rankwise.objectives.predictions import Longest
@@ -63,6 +66,7 @@ The outputs are in the order of `targets.classes` in `data_report.json`. Or with
 ```
 rankwise predict path/to/this/folder --data images/ --out predictions.csv
 ```"""
+DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
 SAMPLES = 2
 """Images by which two copies of a model are compared."""
 IMAGE_TOLERANCES = {"float32": 0.02, "float16": 0.03, "bfloat16": 0.06}
@@ -78,6 +82,7 @@ class ImageClassification(WithHead):
     pipeline_tag, loading_code, row = NAME, LOADING, "image"
     tolerances = IMAGE_TOLERANCES
     shown_as = "images"
+    largest_request = 2**24
     advises = "language models and classifiers of texts, and this model reads images."
 
     @classmethod
@@ -139,6 +144,11 @@ class ImageClassification(WithHead):
             ) from None
 
     @property
+    def cannot(self) -> Mapping[str, str]:
+        asked = "{model} classifies images and writes no text. Use: rankwise predict {name} --data FOLDER --out FILE"
+        return {**super().cannot, "generating": asked}
+
+    @property
     def kind(self) -> ModelKind:
         return ModelKind(
             "AutoModelForImageClassification",
@@ -158,11 +168,20 @@ class ImageClassification(WithHead):
     def writing_alone(self, config: ModelConfig, callback: Callback, *, guessed: bool) -> ImageWriting:
         return ImageWriting(config.name, self.processing, self.targets)
 
-    def example_of(self, text: str, image: bytes | None = None) -> Example:
-        """`text` names the image."""
-        if image is None:
-            raise RunError("This classifier reads images, and the question has no image.")
-        return Example((), text[:200], image=ImageContent(image))
+    def example_of(self, item: Any, where: str) -> Example:
+        """An image, or a data URL of one."""
+        if isinstance(item, str) and (url := DATA_URL.match(item)) is not None:
+            try:
+                item = b64decode(item[url.end() :], validate=True)
+            except ValueError:
+                raise DataError(f"{where}: its data URL is not base64.") from None
+        if not isinstance(item, bytes):
+            raise DataError(f"{where}: is {shown(item)}; this classifier reads images, as data:image/png;base64,…")
+        return Example((), where, image=ImageContent(item))
+
+    def requested(self, item: Any, where: str, read: Callable[[dict[str, Any]], Example]) -> Example:
+        """A row of a file may name an image on the disk."""
+        return self.example_of(item, where)
 
     def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
         return ImageEncoder(self.processing, PixelFile(cache_folder() / "pixels")).encode(examples)

@@ -29,10 +29,11 @@ from rankwise.base.loaded import LoadedModel
 from rankwise.base.pooling import as_block, read_pooled
 from rankwise.base.sources import find
 from rankwise.base.timm_models import head_modules
+from rankwise.config.base import shown
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
-from rankwise.errors import ConfigError, RunError
+from rankwise.errors import ConfigError, DataError
 from rankwise.forward.reference import usable_positions
 from rankwise.objectives.objective import (
     WithHead,
@@ -47,9 +48,9 @@ from rankwise.planning.pooling import pooling_of
 from rankwise.rows.classes import read_targets
 from rankwise.rows.encoded.batches import IGNORED, Batch
 from rankwise.rows.encoded.sequences import evenly
-from rankwise.rows.forms.tagged_rows import untagged
+from rankwise.rows.forms.turns import text_of
 from rankwise.rows.text.chat_template import ChatTemplate
-from rankwise.rows.text.example import BREAK, Example
+from rankwise.rows.text.example import BREAK, Example, Message
 from rankwise.rows.text.outcome import Outcome, RowEncoder, read_each
 from rankwise.rows.text.targets import RowTargets, texts_of
 from rankwise.rows.text.tokenize import Tokens
@@ -249,10 +250,15 @@ class TextClassification(WithHead):
     def encoder(self, template: ChatTemplate, tokenizer: HubTokenizer, config: DataConfig, limit: int) -> RowEncoder:
         return self.encoder_class(tokenizer, config, limit, self.targets)
 
-    def example_of(self, text: str, image: bytes | None = None) -> Example:
-        if image is not None:
-            raise RunError("This classifier reads texts, and the question has an image.")
-        return untagged(text, "the text")
+    def example_of(self, item: Any, where: str) -> Example:
+        """A text, or two."""
+        if isinstance(item, list | tuple) and len(item) == 2:
+            first, second = item
+            pair = text_of(second, where, "second text", may_be_empty=True)
+            return Example((Message("user", text_of(first, where, "first text"), pair),), where)
+        if not isinstance(item, str):
+            raise DataError(f"{where}: is {shown(item)}; this classifier reads texts, one or a list of two.")
+        return Example((Message("user", text_of(item, where, "text")),), where)
 
     def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
         outcomes, usable = read_each(examples, texts_of)
@@ -263,7 +269,7 @@ class TextClassification(WithHead):
 
     def shown(self, model: LoadedModel, rows: Sequence[Tokens], count: int) -> list[Example]:
         texts = [model.tokenizer.readable([int(token) for token in row.ids]) for row in evenly(rows, count)]
-        return [self.example_of(text) for text in texts or self.engine_texts]
+        return [self.example_of(text, "a text") for text in texts or self.engine_texts]
 
     def question(self, outcome: Outcome) -> dict[str, Any]:
         return {"text": outcome.example.messages[0].content}
