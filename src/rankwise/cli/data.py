@@ -10,7 +10,7 @@ import typer
 
 from rankwise.cli.display import Display, print_json, print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import Json, Quiet, argument, starters
+from rankwise.cli.options import Json, Quiet, argument, option, starters
 from rankwise.cli.settings import NONE_GIVEN, ROWS, VALIDATION_ROWS, GivenSettings, InPanels, takes_settings
 from rankwise.cli.words import visible
 from rankwise.config.models import ModelConfig
@@ -145,6 +145,21 @@ def recipes(
         else:
             for recipe in known:
                 typer.echo(f"{recipe.name:<12} {recipe.title:<28} {recipe.base.architecture:<10} {recipe.rows.licence}")
+
+
+@data.command()
+def sample(
+    name: Annotated[str, argument("tickets, replies or orders; new-tickets, new-replies or new-orders; or pictures.")],
+    out: Annotated[Path, option("File to write (.csv, .xlsx, .jsonl, .tsv); a folder for pictures.")],
+    as_json: Json = False,
+) -> None:
+    """Write invented rows to try a training with: messages to a help desk, orders by e-mail, or pictures."""
+    with report_failures(as_json):
+        from rankwise.commands.data import sample as sample_command
+
+        count = sample_command(name, out)
+        what = "pictures" if out.is_dir() else "rows"
+        print_result(as_json, {"out": out, what: count}, f"{out}: {count} {what}")
 
 
 def _show(shown: Shown) -> None:

@@ -15,15 +15,17 @@ from rankwise.config.images import ImageProcessing, ImagesConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.objectives import OBJECTIVES, as_pairs
 from rankwise.config.recipe import recipe_named
-from rankwise.errors import ConfigError, DataError, joined_problems
+from rankwise.errors import ConfigError, DataError, did_you_mean, joined_problems
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import objective_by
 from rankwise.rows.classes import read_targets
+from rankwise.rows.files.output import check_name, file_of
 from rankwise.rows.forms.pair_rows import is_pair
 from rankwise.rows.images.decode import decode
 from rankwise.rows.images.pictures import check_sheet, contact_sheet
 from rankwise.rows.images.processor import pixels_of
 from rankwise.rows.preparing import RowEncoding, prepare
+from rankwise.rows.samples import PICTURES, SAMPLES, pictures
 from rankwise.rows.sources import OpenedSource, open_source, raw_records
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.outcome import Shown
@@ -261,3 +263,19 @@ def _image_shown(example: Example, processing: ImageProcessing | None) -> tuple[
         return ShownImage(example.where, label, left_out=str(error)), None
     picture = image.picture if processing is None else pixels_of(image.picture, processing)
     return ShownImage(example.where, label, image.width, image.height, image.notes), picture
+
+
+def sample(name: str, out: Path, callback: Callback = silent) -> int:
+    """Write sample rows as a file, or sample pictures as a folder, which must not be there yet; how many there are."""
+    known = (*SAMPLES, PICTURES)
+    if name not in known:
+        raise ConfigError([f'there are no samples "{name}".{did_you_mean(name, known)} Known: {", ".join(known)}.'])
+    if out.exists():
+        raise DataError(f"{out}: already exists. Give --out another name.")
+    if name == PICTURES:
+        return pictures(out)
+    check_name(out)
+    check_place(out)
+    rows = SAMPLES[name].rows
+    write_atomic(out, file_of(rows, out, callback=callback))
+    return len(rows)
