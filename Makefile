@@ -39,10 +39,11 @@ format: $(DEV_READY)
 docs: $(RUN_READY)  ## docs/configuration.md, from the docstrings of the settings
 	$(BIN)/python docs/make_configuration.py
 
-examples: $(DEV_READY)  ## the examples, as the tests run them
+examples: $(DEV_READY)  ## the examples as the tests run them, and the tutorials as they are written
 	$(BIN)/python examples/one_row.py
 	$(BIN)/python examples/flat_lora.py
 	$(BIN)/python examples/notebook.py
+	$(BIN)/python examples/tutorials.py
 
 bench: $(DEV_READY) .venv-engines-unsloth/.ready  ## long measurements, on the data sets at RANKWISE_DATA
 	$(BIN)/python bench/data_check.py bench/results/data-check-$$(date +%F)

@@ -280,6 +280,8 @@ PROPOSED = [
     ({"headline": "one two three", "is_sarcastic": "0"}, "{headline}", "{is_sarcastic}"),
     ({"Asked\nhere": "one two three", "it's\u200b": "four five six"}, "{Asked\nhere}", "{it's\u200b}"),
     ({"a": "one two three", "b {c}": "x y z", "d": "four five six"}, "{a}", "{d}"),
+    ({"email": "Please send two maps.", "fields": '{"count": 2, "item": "maps"}'}, "{email}", "{fields}"),
+    ({"fields": {"count": 2, "item": "maps"}, "email": "Please send two maps."}, "{email}", "{fields}"),
 ]
 
 

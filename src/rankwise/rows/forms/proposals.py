@@ -87,7 +87,8 @@ def guessed(row: dict[str, Any]) -> tuple[list[str], str] | None:
     texts = texts_among({name: row[name] for name in written})
     answer = next((named[one] for one in ANSWERS if one in named and named[one] in written), None)
     if answer is None:
-        answer = _unnamed_answer(written, texts)
+        objects = [name for name in written if _is_object(row[name])]
+        answer = objects[0] if len(objects) == 1 else _unnamed_answer(written, texts)
     rest = [name for name in written if name != answer]
     if answer is None or not rest:
         return None
@@ -95,6 +96,14 @@ def guessed(row: dict[str, Any]) -> tuple[list[str], str] | None:
     longest = max(rest, key=lambda name: len(str(row[name])))
     asking = [name for name in texts if name != answer and _words(row[name]) >= PROMPT_WORDS]
     return (asking or known[:1] or [longest]), answer
+
+
+def _is_object(value: Any) -> bool:
+    """A JSON object, which is written rather than asked."""
+    try:
+        return isinstance(json.loads(value) if isinstance(value, str) else value, dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _unnamed_answer(columns: Sequence[str], texts: Sequence[str]) -> str | None:

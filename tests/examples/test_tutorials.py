@@ -1,0 +1,49 @@
+"""Every command in the tutorials and the README exists with the flags that it is given."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from rankwise.cli.main import app
+
+HOME = Path(__file__).parents[2]
+_SPEC = importlib.util.spec_from_file_location("tutorials", HOME / "examples" / "tutorials.py")
+assert _SPEC is not None and _SPEC.loader is not None
+tutorials = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(tutorials)
+PAGES = sorted(tutorials.PAGES.glob("*.md"))
+
+
+def parsed(words: list[str]) -> None:
+    """Let the command read its words, and run nothing."""
+    command = typer.main.get_command(app)
+    context = command.make_context("rankwise", words[:1] if words[0] not in ("data", "models", "runs") else words[:2])
+    while hasattr(command, "commands"):
+        name, command, words = command.resolve_command(context, words)
+        context = command.make_context(name, list(words), parent=context)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_of_a_tutorial_are_read_as_they_are_written(page):
+    commands = tutorials.commands_of(page.read_text())
+    ours = [shlex.split(one, comments=True)[1:] for one in commands if one.startswith("rankwise")]
+    assert len(ours) >= 6
+    for words in ours:
+        parsed(words)
+    for code in (one.partition("\n")[2].removesuffix("END") for one in commands if one.startswith("python")):
+        compile(code, page.name, "exec")
+
+
+def test_the_readme_leads_to_every_tutorial():
+    readme = (HOME / "README.md").read_text()
+    assert len(PAGES) == 4 and all(f"docs/tutorials/{page.name}" in readme for page in PAGES)
+
+
+def test_a_flag_that_is_not_there_is_noticed():
+    with pytest.raises(Exception, match="No such option"):
+        parsed(["predict", "tickets", "--txt", "a"])
