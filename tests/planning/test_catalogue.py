@@ -39,9 +39,10 @@ PUBLISHED = {
     "bart-large": 406_291_456, "vit-base-patch16-224": 86_389_248, "dinov2-small": 22_056_576,
     "dinov2-base": 86_580_480, "dinov2-large": 304_368_640, "dinov2-giant": 1_136_480_768,
     "deberta-v3-xsmall": 70_682_112, "deberta-v3-small": 141_304_320, "deberta-v3-base": 183_831_552,
-    "deberta-v3-large": 434_012_160, "efficientnet-lite0": 3_371_008,
+    "deberta-v3-large": 434_012_160, "efficientnet-lite0": 3_371_008, "qwen-0.5b": 494_032_768 + 151_936 * 896,
 }  # fmt: skip
-"""As the weights on the hub add up, without the heads of tasks, and with a tied head once."""
+"""As the weights on the hub add up, without the heads of tasks, and with a tied head once; the starter qwen-0.5b is
+from a GGUF file, which stores its head apart."""
 BUILT = (
     "smollm2-135m", "gemma-3-1b", "stablelm-2-1.6b", "dolly-v2-3b", "gpt-j-6b", "opt-350m", "deberta-v2-xxlarge",
     "flan-t5-base", "bart-large", "dinov2-giant", "phi-3-mini",

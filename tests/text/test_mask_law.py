@@ -385,9 +385,10 @@ CALL = "{{ call.function.name + ' ' + call.function.arguments }}"
 NO_TOOLS = AS_TEXT.replace("{{ tool | tojson }}", "")
 NO_RESULT = AS_TEXT.replace("+ m.content", "+ ('' if m.role == 'tool' else m.content)")
 UNWRITTEN = {
+    "every call": (AS_TEXT.replace("tool_calls", "calls"), "writes no tool calls.* the starter qwen-0.5b"),
     "the call": (AS_TEXT.replace(CALL, ""), "does not write the call of 'weather'"),
     "its arguments": (AS_TEXT.replace(CALL, "{{ call.function.name }}"), "does not write the call of 'weather'"),
-    "the tools": (NO_TOOLS, "does not show the model its tools"),
+    "the tools": (NO_TOOLS, "does not show the model its tools.* the starter qwen-0.5b"),
     "the result": (NO_RESULT, "does not show the tool's result in turn 3"),
 }
 

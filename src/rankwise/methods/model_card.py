@@ -202,7 +202,7 @@ def _about_index(source: str) -> str:
     """How a starter's copy from the package index differs from the hub's model."""
     if not source.startswith(FROM_INDEX):
         return ""
-    quantised = any(one.package in source and one.member.endswith(".gguf") for one in STARTERS.values())
+    quantised = any(one.package in source and one.file.suffix == ".gguf" for one in STARTERS.values())
     how = ", which was quantised to 4 bits and converted back, so" if quantised else "; it may be that"
     return f" This adapter was trained on a copy from the package index{how} the hub's weights are slightly different."
 

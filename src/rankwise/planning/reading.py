@@ -29,7 +29,7 @@ from rankwise.system.foreign_json import read_json
 from rankwise.system.hub import could_be_hub_id, folder_here, hub_answers, why_silent
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-STARTERS = frozenset({"smollm2-135m", "minilm", "dinov2-small", "efficientnet-lite0"})
+STARTERS = frozenset({"smollm2-135m", "minilm", "dinov2-small", "efficientnet-lite0", "qwen-0.5b"})
 """Names that a training takes before it looks at the disk (base/starters.py); a test compares both."""
 LONGEST_NAME = 256
 FILE = "catalogue.json"

@@ -21,6 +21,7 @@ from rankwise.inference.decoding import Piece
 from rankwise.inference.sampling import Sampler, Sampling
 from rankwise.rows.asking import PLACEHOLDER
 from rankwise.rows.forms.turns import NOT_SUPPORTED, read_tools, read_turns
+from rankwise.rows.text.chat_template import WITH_TOOLS
 from rankwise.rows.text.example import Message
 from rankwise.rows.text.tokenize import prompt_ids
 from rankwise.serving.bodies import CHOICES, BadRequest, ChatBody, CompletionBody, Generation
@@ -89,7 +90,9 @@ def chat_question(serving: Serving, served: Served, body: ChatBody, most: int) -
         with _rendering:
             text = served.template.text(messages, tools, answer_next=True)
             if tools and text == served.template.text(messages, answer_next=True):
-                raise BadRequest(f'the chat template of "{served.name}" writes no tools.', parameter="tools")
+                raise BadRequest(
+                    f'the chat template of "{served.name}" writes no tools. {WITH_TOOLS}', parameter="tools"
+                )
             form = form_of(served.template) if tools else None
         ids = prompt_ids(text, serving.model.tokenizer)
     except RankwiseError as error:

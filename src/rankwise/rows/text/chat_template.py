@@ -38,6 +38,7 @@ Assistant:{% generation %}{{ ' ' + message.content + eos_token }}{% endgeneratio
 {%- endfor -%}
 {%- if add_generation_prompt -%}Assistant:{%- endif -%}
 """
+WITH_TOOLS = "Take a model whose chat template writes tools, such as the starter qwen-0.5b."
 
 
 Span = tuple[int, int]
@@ -186,6 +187,10 @@ class ChatTemplate:
     def end_texts(self) -> tuple[str, ...]:
         """The ends that are several tokens."""
         return tuple(end for end in self.ends if len(self.tokenizer.encode(end)) > 1)
+
+    @property
+    def writes_calls(self) -> bool:
+        return any("tool_calls" in source for source in self._sources.values())
 
     @property
     def rewrites(self) -> bool:

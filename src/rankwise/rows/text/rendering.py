@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Any
 
 from rankwise.errors import TemplateError
-from rankwise.rows.text.chat_template import ChatTemplate, RenderedText, ShownContent, Span, answers_of
+from rankwise.rows.text.chat_template import WITH_TOOLS, ChatTemplate, RenderedText, ShownContent, Span, answers_of
 from rankwise.rows.text.example import CLOSE, OPEN, Example, Message, parted
 from rankwise.rows.text.tokenize import Rendering, Segment
 
@@ -30,6 +30,8 @@ SEPARATELY = (
     " Use --set data.answers=apart, which makes a row of each answer, or split the conversation into rows with one "
     "answer each."
 )
+TOOLS = "the model its tools"
+"""What a template may leave out of a conversation."""
 
 
 class UnstableTemplate(TemplateError):
@@ -200,6 +202,8 @@ def _learned_length(rendered: str, message: Message, template: ChatTemplate) -> 
 
 
 def _check_calls(message: Message, rendered: str, template: ChatTemplate) -> None:
+    if not template.writes_calls:
+        raise TemplateError(f"the chat template writes no tool calls, so they cannot be trained on. {WITH_TOOLS}")
     for call in message.tool_calls:
         texts = [template.guarded(text) for text in (call.name, *_leaves(call.arguments))]
         missing = next((text for text in texts if not _stands(text, rendered)), None)
@@ -237,7 +241,10 @@ def shown_of(example: Example, template: ChatTemplate) -> ShownContent:
 def refuse_unshown(example: Example, template: ChatTemplate, text: str) -> None:
     shown = shown_of(example, template)
     if shown.missing:
-        raise TemplateError(f"the chat template does not show {shown.missing[0]}, so the model would not know it.")
+        instead = f" {WITH_TOOLS}" if shown.missing[0] == TOOLS else ""
+        raise TemplateError(
+            f"the chat template does not show {shown.missing[0]}, so the model would not know it.{instead}"
+        )
     if template.controls(text) > shown.controls:
         raise TemplateError(
             "the chat template turns text of the row into a control token: it removes something from the text, and the "
@@ -287,7 +294,7 @@ def _probe(example: Example) -> Example:
 
 def _look(probe: Example, template: ChatTemplate) -> ShownContent:
     whole, spans = template.marked(probe.messages, probe.tools)
-    missing = ["the model its tools"] if any(_name(tool) not in whole for tool in probe.tools) else []
+    missing = [TOOLS] if any(_name(tool) not in whole for tool in probe.tools) else []
     for number, message in enumerate(probe.messages, start=1):
         if message.role != "assistant" and not (message.content in whole and message.context in whole):
             missing.append(_called(message, number))
