@@ -177,8 +177,17 @@ _VARYING = re.compile(r"^.*?:\d+(?: \([a-z]+ \d+\))?: |(?<= is ).*(?=; )|\d+")
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The hint ' Did you mean "x"?' with the nearest known word, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    names = list(known)
+    near = [*abbreviated(word, names), *difflib.get_close_matches(word, names, n=1, cutoff=0.6)]
     return f' Did you mean "{near[0]}"?' if near else ""
+
+
+def abbreviated(word: str, known: Iterable[str]) -> list[str]:
+    """The known names of several words whose first letters are these: learning_rate for lr."""
+    words = {name: re.findall(r"[a-z0-9]+", name) for name in known}
+    return [
+        name for name, parts in words.items() if len(parts) > 1 and word.strip("-") == "".join(one[0] for one in parts)
+    ]
 
 
 def joined_problems(problems: list[str], limit: int = 20) -> str:

@@ -222,6 +222,8 @@ def test_an_error_of_ours_is_a_value_error_and_an_interruption_is_none():
     [
         ("rnak", ["rank", "alpha"], ' Did you mean "rank"?'),
         ("zzz", ["rank", "alpha"], ""),
+        ("lr", ["layers", "learning_rate"], ' Did you mean "learning_rate"?'),
+        ("--lr", ["--layers", "--learning-rate"], ' Did you mean "--learning-rate"?'),
         ("x", [], ""),
     ],
 )

@@ -48,6 +48,7 @@ def test_pulling_a_folder_says_where_it_lies_and_how_large_it_is(tiny_folder):
     pulled = rankwise("models", "pull", tiny_folder, "--json")
     assert json.loads(pulled.stdout) == {
         "name": str(tiny_folder), "kind": "local folder", "cached": True, "bytes": size, "about": str(tiny_folder),
+        "does": "",
     }  # fmt: skip
     assert str(tiny_folder) in rankwise("models", "pull", tiny_folder).stdout
 
@@ -115,8 +116,14 @@ def test_help_lists_every_command_once_in_its_part_with_a_whole_sentence(monkeyp
     )
 
 
+def test_a_short_form_of_a_flag_is_answered_with_the_flag():
+    told = rankwise("train", "--lr", "1e-4").output
+    assert "--learning-rate)" in told and "--layers" not in told
+    assert "--rank" in rankwise("train", "--rnak", "4").output
+
+
 TASKS, FORMATS = ["sst2", "stsb", "svamp"], ["gguf", "gguf-lora"]
-STARTED = ["dinov2-small", "efficientnet-lite0", "minilm", "smollm2-135m"]
+STARTED = ["dinov2-small", "efficientnet-lite0", "minilm", "qwen-0.5b", "smollm2-135m"]
 
 
 @pytest.mark.parametrize(("typed", "proposed"), [

@@ -16,12 +16,14 @@ import rankwise
 from kit.report_runs import made_run
 from rankwise.commands.report import report
 from rankwise.errors import RunError
-from rankwise.reporting.charts import MOST_POINTS, smoothed, thinned
+from rankwise.reporting.charts import MOST_POINTS, loss_chart, smoothed, thinned
 from rankwise.reporting.document import Document, facts, folded, matrix, paragraph, table
 from rankwise.reporting.figures import Sheet, decades, ticks
 from rankwise.reporting.markup import element, lines_of
+from rankwise.reporting.quantities import figure as number
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import evaluation_path, read_evaluation, write_evaluation
+from rankwise.runs.measured import Measurement
 from rankwise.runs.records import LossRecord
 from rankwise.runs.snapshot import RunSnapshot
 
@@ -99,6 +101,17 @@ def test_axes_have_round_numbers_and_equal_factors_are_equally_far_apart_on_loga
     assert decades(0.5, 300) == [1, 10, 100] and decades(0.5, 8) == pytest.approx([0.5, 1, 2, 5])
 
 
+def test_nothing_is_written_as_less_than_zero_that_is_zero():
+    assert (number(-0.0), number(-0.0, True), number(-0.25)) == ("0.000", "+0.000", "−0.250")
+    assert Measurement(value=0.0, low=-1e-9, high=0.5).shown(".3f") == "0.000 (0.000 to 0.500)"
+
+
+@pytest.mark.parametrize(("loss", "shown"), [(0.000999, "9.99e−04"), (12.5, "12.50"), (999_999.0, "999,999")])
+def test_the_last_loss_is_written_whole_beside_its_chart(loss, shown):
+    page = loss_chart([], [LossRecord(0, 2.0, 9, 3, "nats"), LossRecord(9, loss, 9, 3, "nats")], "nats")
+    assert page.count(f">validation {shown}<") == 2, "wide and narrow"
+
+
 def test_the_verdict_comes_first_and_says_how_sure_it_is():
     run = made_run()
     made = report("r")
@@ -108,7 +121,8 @@ def test_the_verdict_comes_first_and_says_how_sure_it_is():
     assert made.verdict == (
         "Better than the base on task: exact 0.600 against 0.200 "
         f"(+0.400, 95 % interval {one.low:+.3f} to {one.high:+.3f}, n = 40); on text that it was "
-        "not trained on, it moved from the base by 0.020 nats per token (KL, 0.017 to 0.024)."
+        "not trained on, 96 % of the most likely next tokens are still the base's (KL 0.020 nats per token, 0.017 to "
+        "0.024)."
     )
 
 
@@ -144,6 +158,13 @@ def test_a_task_counts_by_its_answers_before_its_loss():
     write_evaluation(evaluation_path(run, "task"), both)
     told = report("r").verdict
     assert told.startswith("Better than the base on task: exact") and "n = 40); worse: loss 0." in told
+    unclear = exact.model_copy(update={"verdict": "cannot tell"})
+    rouge = exact.model_copy(update={"verdict": "better", "a": 0.25, "b": 0.75})
+    three = evaluation.model_copy(update={"differences": {"loss": loss, "exact": unclear, "rouge_l": rouge}})
+    write_evaluation(evaluation_path(run, "task"), three)
+    told = report("r").verdict
+    assert told.startswith("Better than the base on task: rouge_l 0.750 against 0.250")
+    assert "; undecided: exact 0.600 against 0.200" in told and "; worse: loss 0.600" in told
     alone = evaluation.model_copy(update={"differences": {"loss": loss}})
     write_evaluation(evaluation_path(run, "task"), alone)
     assert report("r").verdict.startswith("Worse than the base on task: loss")

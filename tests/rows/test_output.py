@@ -100,3 +100,12 @@ def test_rows_that_came_from_no_table_go_into_any_file(suffix):
     out.write_bytes(file_of([{"text": "ä", "p": 0.5}, {"text": "b", "n": [1]}], out))
     rows = [row for _, row in records(out)]
     assert rows[0]["text"] == "ä" and str(rows[0]["p"]) == "0.5" and rows[1]["n"] in ("[1]", [1])
+
+
+def test_an_image_without_a_name_is_found_again_by_its_place():
+    rows = [
+        {"image": {"bytes": b"1", "path": None}, "prediction": "a"},
+        {"image": {"bytes": b"2", "path": "b.png"}, "prediction": "b"},
+    ]
+    origin = Origin(Path("in.npz"), Rows(path="in.npz"), None, ["in.npz:1", "in.npz:2"], ["prediction"])
+    assert file_of(rows, Path("out.csv"), origin) == b"image,prediction\nin.npz:1,a\nb.png,b\n"

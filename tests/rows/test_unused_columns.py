@@ -14,7 +14,7 @@ from rankwise.config.data import DataConfig
 from rankwise.errors import ConfigError
 from rankwise.rows.report import unused as unused_module
 from rankwise.rows.sources import open_source
-from rankwise.rows.unused_columns import problems, sentence, unused_columns
+from rankwise.rows.unused_columns import problems, sentences, unused_columns
 from rankwise.rows.writing import count_only
 from rankwise.runs.records import silent
 
@@ -234,7 +234,15 @@ def test_no_data_set_stops_wrongly_however_few_of_its_rows_there_are(name, share
 ])  # fmt: skip
 def test_a_value_that_looks_like_a_secret_is_not_printed(name, value):
     report = data_report(write("rows.jsonl", pairs(12, **{name: lambda n: value, "number": lambda n: n})))
-    told = {one.column: sentence(one) for one in report.unused_columns}
+    told = {one.column: line for one in report.unused_columns for line in sentences([one])}
     assert f"the column '{name}' is not used" in told[name] and "such as one that looks like a secret" in told[name]
     assert "such as 0" in told["number"]
     assert "hunter22" not in (text := report.model_dump_json()) and all(f"{one}" not in text for one in (value, "Q7x8"))
+
+
+def test_the_unused_columns_of_a_file_are_named_in_one_line(tmp_path):
+    rows = [{"prompt": f"q {n}", "completion": "a", "id": n, "kind": "b", "day": f"day {n}"} for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    told = rankwise("data", "check", tmp_path / "rows.jsonl").stdout
+    (line,) = [line for line in told.splitlines() if " not used" in line]
+    assert "the columns 'id', 'kind', 'day' are not used (no text of several words" in line

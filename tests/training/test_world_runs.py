@@ -110,6 +110,7 @@ def test_a_request_to_one_process_stops_all_before_the_same_step_with_a_checkpoi
     ended = train(folder, 2, rank=1, step=5, what="stop")
     assert [one.code for one in ended] == [143, 143]
     (sentence,) = sentences(ended)
+    assert "a training is ended by rankwise runs end r" in sentence
     assert "stopped. runs/r has the metrics so far" in sentence and "--resume to continue from step 5" in sentence
     assert manifest(folder)["status"] == "interrupted"
 

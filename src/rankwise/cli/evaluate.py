@@ -88,7 +88,6 @@ def evaluate(
 
 
 def _lines(evaluation: Evaluation) -> list[str]:
-    from rankwise.config.tasks import MEANINGS
     from rankwise.reporting.classes import class_blocks, set_blocks
     from rankwise.reporting.markup import lines_of
     from rankwise.reporting.quality import feature_facts, field_blocks, forgetting_facts, scored
@@ -104,7 +103,7 @@ def _lines(evaluation: Evaluation) -> list[str]:
     return [
         f"{about}, intervals of 95 %",
         *lines_of(scored([evaluation])),
-        *(f"{metric}: {MEANINGS[metric]}" for metric in tuned.metrics if metric in MEANINGS),
+        "--json says what each score is, in metric_meanings",
         *([labels_text(evaluation.labels)] if evaluation.labels else []),
         *(line for part in parts if part for line in ("", *lines_of(part))),
     ]

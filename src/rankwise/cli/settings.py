@@ -24,7 +24,7 @@ from rankwise.config.reading import Setting, parse_setting
 from rankwise.config.recipe import RECIPES
 from rankwise.config.settings import FLAGS, FlagOf, words_of
 from rankwise.config.tasks import BUILT_IN
-from rankwise.errors import ConfigError
+from rankwise.errors import ConfigError, abbreviated
 from rankwise.runs.listing import run_names
 
 FIRST, TRAINED, MORE = "What most people need", "Training", "Others"
@@ -79,7 +79,17 @@ def _option(name: str, help: str | None) -> Parameter:
 
 
 class InPanels(TyperCommand):
-    """A command whose --help shows its options in parts."""
+    """A command whose --help shows its options in parts. Of an unknown flag it says which one it may abbreviate."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if "possibilities" in vars(error):  # typer may bundle click under another name
+                wrong: Any = error
+                meant = abbreviated(wrong.option_name, (word for one in self.params for word in one.opts))
+                wrong.possibilities = meant or wrong.possibilities
+            raise
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         parts: dict[str, list[tuple[str, str]]] = {part: [] for part in PANELS}

@@ -30,7 +30,7 @@ from rankwise.rows.sources import OpenedSource, open_source, raw_records
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.outcome import Shown
 from rankwise.rows.text.targets import RowTargets
-from rankwise.rows.unused_columns import problems, sentence, unused_columns
+from rankwise.rows.unused_columns import problems, sentences, unused_columns
 from rankwise.rows.writing import TextWriting, count_only
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
@@ -136,7 +136,7 @@ def _read_texts(data: DataConfig, rows: int, first: int, callback: Callback) -> 
     readings: list[OpenedSource] = []
     examples = list(islice(_examples(data, readings), first - 1, first - 1 + rows))
     unused = unused_columns(readings)
-    for problem in [*(sentence(column) for column in unused if not column.stops), *problems(readings, unused)]:
+    for problem in [*sentences(unused), *problems(readings, unused)]:
         callback(WarningMessage(problem.rstrip(".")))
     if not examples:
         raise DataError(f"there is no row {first}.")

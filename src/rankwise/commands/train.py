@@ -534,7 +534,10 @@ def _explained(
         return LostProcessError(f"{error} Use {run.ways_on}.")
     if isinstance(error, KeyboardInterrupt):
         result = experiment.adapter.artifact
-        message = f"stopped. {run.folder} has the metrics so far, but no {result}. Use {run.ways_on}."
+        message = (
+            f"stopped. {run.folder} has the metrics so far, but no {result}. Use {run.ways_on}. To keep what it has "
+            f"learned so far, a training is ended by rankwise runs end {run.folder.name} in another terminal."
+        )
         return Interrupted(message, getattr(error, "exit_code", 130))
     if is_out_of_memory(error):
         return out_of_memory(forecast, experiment.training.auto_batch)

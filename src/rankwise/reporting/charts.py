@@ -12,7 +12,7 @@ from rankwise.reporting.quantities import figure
 from rankwise.runs.evaluations import StrengthCurve
 from rankwise.runs.records import LossRecord, RankRecord, ScoreRecord, StepRecord
 
-MOST_POINTS, LONGEST_NAME = 1200, 17
+MOST_POINTS, LONGEST_NAME = 1200, 19
 LOG_FROM = 20.0
 """Scales are logarithmic if the largest value is more than so many times the smallest."""
 ROLES = ("tuned", "base", "third", "fourth")

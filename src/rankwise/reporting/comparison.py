@@ -123,7 +123,7 @@ def _forgetting(candidates: Sequence[Candidate], comparisons: Sequence[Compariso
     for candidate, one in zip(others, comparisons, strict=True):
         by_run[candidate.name] = one.forgetting.b if one.forgetting else candidate.forgetting
         rows.append([candidate.name, *_moved(by_run[candidate.name]), *_judged(one.forgetting)])
-    heads = ("run", "KL from the base", "increase of the loss on the text", "same most likely token", "text",
+    heads = ("run", "KL from the base", "increase of the loss on the text", "next tokens unchanged", "text",
              "difference of KL", "verdict")  # fmt: skip
     return Section(
         "forgetting", "Forgetting",

@@ -181,10 +181,10 @@ def feature_facts(forgetting: FeatureForgetting) -> Markup:
 
 def forgetting_facts(forgetting: Forgetting) -> Markup:
     return facts([
+        ("next tokens unchanged", f"{share(forgetting.agreement, 1)} (the most likely one is still the base's)"),
         ("KL(base || tuned)", within(forgetting.kl, forgetting.low, forgetting.high, unit=" nats per token")),
         ("increase of the loss on the text",
          within(forgetting.delta_nll, forgetting.delta_nll_low, forgetting.delta_nll_high, True, " nats per token")),
-        ("same most likely token", share(forgetting.agreement, 1)),
         ("text", f"{forgetting.measured_on}; {plural(forgetting.positions, 'position')}"),
     ])  # fmt: skip
 

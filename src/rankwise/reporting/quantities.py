@@ -18,7 +18,7 @@ def figure(value: float, signed: bool = False) -> str:
         formatted = f"{value:+.2e}" if signed else f"{value:.2e}"
     else:
         places = 3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0
-        formatted = f"{value:+,.{places}f}" if signed else f"{value:,.{places}f}"
+        formatted = f"{value:+z,.{places}f}" if signed else f"{value:z,.{places}f}"
     return formatted.replace("-", MINUS)
 
 

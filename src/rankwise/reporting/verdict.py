@@ -2,7 +2,8 @@
 warnings about evaluations whose numbers are correct but easy to misread.
 
 A task counts by its first metric that is not a loss, or by its loss if it has no other, because a lower loss does not
-mean better answers. `cannot tell` does not mean `no difference`.
+mean better answers; where that metric cannot tell, by the next one that can, and the sentence names both. `cannot tell`
+does not mean `no difference`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TypeVar
 
 from rankwise.config.experiment import Experiment
 from rankwise.config.tasks import BUILT_IN, HELD_OUT
-from rankwise.reporting.quantities import figure, interval, plural, with_interval
+from rankwise.reporting.quantities import figure, interval, plural, share, with_interval
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.directory import BY_REQUEST
 from rankwise.runs.evaluations import Evaluation, Forgetting, ModelScores, StrengthCurve
@@ -37,6 +38,12 @@ def verdict_of(run: RunSnapshot) -> str:
     if run.evaluations:
         return f"{_scored(run.evaluations)}{f'; {moved}' if moved else ''}."
     return f"{_losses(run)}{f' In addition, {moved}.' if moved else ''}"
+
+
+def headline(differences: Mapping[str, Difference]) -> tuple[str, Difference]:
+    """The metric that a task counts by; where it cannot tell, the first other one that is not a loss and can."""
+    clear = [item for item in differences.items() if item[0] != LOSS and item[1].verdict != "cannot tell"]
+    return next(iter(clear), primary(differences))
 
 
 def primary(metrics: Mapping[str, _Value]) -> tuple[str, _Value]:
@@ -91,13 +98,13 @@ def _sentence(compared: dict[str, Evaluation], base: str) -> str:
     against = _against(compared, base)
     if len(compared) == 1:
         ((task, evaluation),) = compared.items()
-        metric, one = primary(evaluation.differences)
+        metric, one = headline(evaluation.differences)
         return (
             f"{OPENING[one.verdict]} {against} on {task}: {metric} {figure(one.b)} against {figure(one.a)} "
             f"({figure(one.difference, signed=True)}, 95 % interval {interval(one.low, one.high, signed=True)}, "
             f"n = {one.n:,}){_also(evaluation.differences, metric)}"
         )
-    counted_by = {task: primary(evaluation.differences)[1] for task, evaluation in compared.items()}
+    counted_by = {task: headline(evaluation.differences)[1] for task, evaluation in compared.items()}
     (first, many), *rest = counted(list(counted_by.values())).items()
     names = f" ({_names(counted_by, first)})" if rest else ""
     parts = [f"{OPENING[first]} {against} on {many} of {len(compared)} tasks{names}"]
@@ -108,9 +115,12 @@ def _sentence(compared: dict[str, Evaluation], base: str) -> str:
 
 
 def _also(differences: Mapping[str, Difference], first: str) -> str:
-    """The other metrics that moved."""
-    moved = [(metric, one) for metric, one in differences.items() if metric != first and one.verdict != "cannot tell"]
-    return "".join(f"; {one.verdict}: {metric} {figure(one.b)} against {figure(one.a)}" for metric, one in moved)
+    """The other metrics that moved, and the one that a task counts by in any case."""
+    others = [(metric, one) for metric, one in differences.items() if metric != first and (
+        one.verdict != "cannot tell" or metric == primary(differences)[0])]  # fmt: skip
+    return "".join(
+        f"; {FOLLOWING[one.verdict]}: {metric} {figure(one.b)} against {figure(one.a)}" for metric, one in others
+    )
 
 
 def _against(compared: dict[str, Evaluation], base: str) -> str:
@@ -135,9 +145,8 @@ def _moved(forgetting: Forgetting | None) -> str:
     if forgetting is None:
         return ""
     return (
-        f"on text that it was not trained on, it moved from the base by {figure(forgetting.kl)} nats per "
-        f"token (KL, "
-        f"{interval(forgetting.low, forgetting.high)})"
+        f"on text that it was not trained on, {share(forgetting.agreement, 1)} of the most likely next tokens are "
+        f"still the base's (KL {figure(forgetting.kl)} nats per token, {interval(forgetting.low, forgetting.high)})"
     )
 
 

@@ -31,7 +31,7 @@ from rankwise.rows.report.report import Tally, advice_on, fatal_problems, left_o
 from rankwise.rows.sources import OpenedSource, open_source
 from rankwise.rows.text.example import Example, ImageRecord
 from rankwise.rows.text.outcome import Outcome, RowEncoder
-from rankwise.rows.unused_columns import problems, sentence, unused_columns
+from rankwise.rows.unused_columns import problems, sentences, unused_columns
 from rankwise.runs.data_report import DataReport, OverlapFacts, PartFacts, TemplateFacts, ValidationFacts
 from rankwise.runs.records import Callback, ProgressUpdate
 from rankwise.runs.row_facts import ANSWERS, HoldOutFacts, Learned
@@ -311,7 +311,7 @@ def _data_report(
     remarks = (
         *literal_breaks(spec.all_sources, spec.system),
         *(left_out(tally, spec) if not fatal else ()),
-        *(sentence(column) for column in unused if not column.stops),
+        *sentences(unused),
         *(warning for reading in readings for warning in reading.warnings()),
         *warnings_of(tally, overlap, *((near, exact) if findings is None else (0, 0))),
         *(findings.warnings if findings is not None else ()),

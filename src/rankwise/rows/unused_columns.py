@@ -55,10 +55,23 @@ def _is_answer(name: str) -> bool:
     return name.casefold() in BESIDE_TEXT or name.casefold().startswith("answer_")
 
 
-def sentence(fact: UnusedColumn) -> str:
+def sentences(facts: Sequence[UnusedColumn]) -> list[str]:
+    """One for each file with unused columns that stop nothing."""
+    files: dict[str, list[UnusedColumn]] = {}
+    for fact in facts:
+        if not fact.stops:
+            files.setdefault(fact.file, []).append(fact)
+    return [_sentence(file, columns) for file, columns in files.items()]
+
+
+def _sentence(file: str, columns: Sequence[UnusedColumn]) -> str:
+    first, *others = columns
+    if others:
+        named, why = some((shown(one.column) for one in columns), 8), dict.fromkeys(one.why for one in columns)
+        return f"{file}: the columns {named} are not used ({'; '.join(why)})"
     return (
-        f"{fact.file}: the column {shown(fact.column)} is not used; {fact.filled:,} of {fact.rows:,} rows have a "
-        f"value, such as {fact.example} ({fact.why})"
+        f"{file}: the column {shown(first.column)} is not used; {first.filled:,} of {first.rows:,} rows have a "
+        f"value, such as {first.example} ({first.why})"
     )
 
 

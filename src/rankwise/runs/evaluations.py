@@ -414,7 +414,9 @@ def score_line(task: str, who: str, side: ModelScores, differences: Mapping[str,
 def verdict_text(difference: Difference) -> str:
     verdict = difference.verdict if difference.verdict != "cannot tell" else f"cannot tell with n = {difference.n:,}"
     why = f"; {difference.undecided}" if difference.undecided else ""
-    return f"{verdict}, difference {difference.difference:+.4g} ({difference.low:+.4g} to {difference.high:+.4g}){why}"
+    return (
+        f"{verdict}, difference {difference.difference:+z.4g} ({difference.low:+z.4g} to {difference.high:+z.4g}){why}"
+    )
 
 
 def labels_text(labels: Mapping[str, int]) -> str:

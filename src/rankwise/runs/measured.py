@@ -27,7 +27,7 @@ class Measurement(Config):
         return cls(value=value, low=min(low, value), high=max(high, value))
 
     def shown(self, form: str = ".4g") -> str:
-        return f"{self.value:{form}} ({self.low:{form}} to {self.high:{form}})"
+        return f"{self.value:z{form}} ({self.low:z{form}} to {self.high:z{form}})"
 
 
 class Difference(Config):

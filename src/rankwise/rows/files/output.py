@@ -116,8 +116,10 @@ def check_name(out: Path) -> None:
 
 
 def file_of(rows: Sequence[Row], out: Path, origin: Origin | None = None, callback: Callback = silent) -> bytes:
-    """The file's content. Of an image only the path is written, if it has one."""
-    rows = [{name: _path(value) if is_image(value) else value for name, value in row.items()} for row in rows]
+    """The file's content. Of an image only the path is written, or if it has none, where its row stands."""
+    places = [None] * len(rows) if origin is None else origin.places
+    rows = [{name: _path(value) or place if is_image(value) else value for name, value in row.items()}
+            for row, place in zip(rows, places, strict=True)]  # fmt: skip
     suffix, before = out.suffix.lower(), "" if origin is None else origin.path.suffix.lower()
     if suffix == ".xlsx":
         return _workbook(rows, out, origin if before in WORKBOOKS else None)
