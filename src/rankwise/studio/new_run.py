@@ -273,7 +273,7 @@ async def upload(request: Request) -> Response:
         raise HTTPException(400, "the upload was interrupted") from None
     except RankwiseError as error:
         return JSONResponse({"error": str(error)}, 400)
-    return JSONResponse({"path": str(path), "name": name[:200]})
+    return JSONResponse({"path": str(path), "name": path.name})
 
 
 async def start(request: Request) -> Response:

@@ -76,11 +76,7 @@ def moved(path: str, notice: str = "") -> Response:
 def drawing(markup: Markup) -> markupsafe.Markup:
     """A chart or a section of a report, as a template takes it, with the own names of files that were uploaded."""
     assert isinstance(markup, Markup), "anything else is text, and is escaped"
-    return markupsafe.Markup(with_escaped_names(markup))
-
-
-def with_escaped_names(markup: str) -> str:
-    return with_names(markup, lambda name: str(markupsafe.escape(shown(name))))
+    return markupsafe.Markup(with_names(markup))
 
 
 def segment(name: str) -> str:

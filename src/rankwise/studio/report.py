@@ -16,7 +16,8 @@ from rankwise.reporting.document import STYLE
 from rankwise.reporting.training import training_report
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.runs.upkeep import entry
-from rankwise.studio.pages import Screen, drawing, moved, page, with_escaped_names
+from rankwise.studio.pages import Screen, drawing, moved, page
+from rankwise.studio.uploads import with_names
 
 
 def report(request: Request) -> Response:
@@ -33,7 +34,7 @@ def download(request: Request) -> Response:
     run = entry(request.path_params["name"])
     headers = {"content-disposition": "attachment; filename=report.html"}
     policy = {"content-security-policy": "default-src 'none'; sandbox"}
-    content = with_escaped_names(training_report(RunSnapshot.of(run)).as_html().decode())
+    content = with_names(training_report(RunSnapshot.of(run)).as_html().decode())
     return Response(content, media_type="text/html; charset=utf-8", headers=headers | policy)
 
 

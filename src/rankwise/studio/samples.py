@@ -35,7 +35,7 @@ class Way:
 
     def path(self) -> Path:
         """Where the file lies once it was stored as an upload."""
-        return FOLDER / f"{hashlib.sha256(self.content()).hexdigest()[:32]}.csv"
+        return FOLDER / hashlib.sha256(self.content()).hexdigest()[:32] / self.file
 
 
 WAYS = {

@@ -1,8 +1,9 @@
-"""Files that a browser sends: stored under the hash of their content, in `runs/.uploads`.
+"""Files that a browser sends: `runs/.uploads/HASH/NAME`, by the hash of their content and by their own name.
 
-The name that a browser gives decides only the ending, which must be a known one; it is never a part of a path. A zip
-archive is read as a folder of images: each member is written under names of plain letters, links and paths that
-lead elsewhere are refused, and its sizes are counted while it is unpacked.
+The name is what people read in messages, so it stays in the path, with nothing but plain letters: of folders before it,
+and of all other signs, nothing is left, and the ending must be a known one. A zip archive is read as a folder of
+images: each member is written under such names, links and paths that lead elsewhere are refused, and its sizes are
+counted while it is unpacked.
 
 Whoever uses an upload has this hash in its settings: a run in its config.json and in the copies of it beside its
 checkpoints, from which a damaged one is restored; an entry of the queue in its own file. An upload that none of them
@@ -12,15 +13,15 @@ names can go, unless it is young, since somebody may be filling in the form.
 from __future__ import annotations
 
 import hashlib
-import json
 import lzma
+import os
 import re
 import shutil
 import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -34,17 +35,17 @@ from rankwise.rows.forms.image_rows import IMAGE_SUFFIXES
 from rankwise.runs.directory import SETTINGS
 from rankwise.runs.listing import RUNS, folder_bytes, run_names
 from rankwise.runs.queue import Queue
-from rankwise.system.files import make_folders, need_space, published, published_file, write_atomic
+from rankwise.system.files import make_folders, need_space, published, published_file
 
 FOLDER = RUNS / ".uploads"
 LARGEST = 4_000_000_000
 """Bytes of a file, and of all images of an archive once they are unpacked."""
 MOST_IMAGES = 200_000
 KNOWN = (*SUFFIXES, ".zip")
-ABOUT = ".about.json"
-"""The ending of what is noted beside each upload: the browser's name for it."""
 _PLAIN = re.compile(r"[^\W_][\w .()+-]{0,99}")
-_PATH = re.compile(rf"{re.escape(str(FOLDER))}[/\\][0-9a-f]{{32}}(\.[a-z]+)?")
+_OTHER = re.compile(r"[^\w.() +-]+")
+_STORED = re.compile(rf"(?:/[^\s\"'<>]*/)?{re.escape(str(FOLDER))}[/\\][0-9a-f]{{32}}[/\\]")
+_DIGEST = re.compile(r"[0-9a-f]{32}")
 CHUNK = 1 << 20
 YOUNG = 86_400.0
 """Seconds in which an upload stays in any case."""
@@ -56,6 +57,13 @@ def ending_of(name: str) -> str:
     if ending is None:
         raise DataError(f"{name[-60:]!r} is not a known kind of file of rows; known endings are {', '.join(KNOWN)}.")
     return ending
+
+
+def plain_name(name: str) -> str:
+    """A client's file name as the last part of a path; that of an archive without its ending."""
+    ending = ending_of(name)
+    stem = _OTHER.sub("_", re.split(r"[/\\]", name[: -len(ending)])[-1][:60]).strip(" .") or "rows"
+    return stem.replace(".", "_") if ending == ".zip" else f"{stem}{ending}"
 
 
 def check_size(size: int | None) -> None:
@@ -70,8 +78,8 @@ def check_size(size: int | None) -> None:
 
 
 async def stored(parts: AsyncIterator[bytes], name: str) -> Path:
-    """The file under its own name; the same content is stored once."""
-    ending, digest, size = ending_of(name), hashlib.sha256(), 0
+    """The file under its own name; the same content is stored once for each."""
+    plain, digest, size = plain_name(name), hashlib.sha256(), 0
     make_folders(FOLDER)
     with tempfile.NamedTemporaryFile(dir=FOLDER, prefix=".", suffix=".part") as file:
         async for part in parts:
@@ -83,36 +91,28 @@ async def stored(parts: AsyncIterator[bytes], name: str) -> Path:
         file.flush()
         if not size:
             raise DataError(f"the file {name[:100]!r} is empty.")
-        return await run_in_threadpool(_named, Path(file.name), digest.hexdigest()[:32], ending, name)
+        return await run_in_threadpool(_published, Path(file.name), FOLDER / digest.hexdigest()[:32] / plain)
 
 
-def _named(temporary: Path, digest: str, ending: str, name: str) -> Path:
-    path = FOLDER / (digest if ending == ".zip" else f"{digest}{ending}")
-    if not path.exists():
-        if ending == ".zip":
-            _unpack(temporary, path)
-        else:
-            with published_file(path, first_stays=True) as copy:
-                shutil.copyfile(temporary, copy)
-    write_atomic(FOLDER / f"{digest}{ABOUT}", json.dumps({"name": name[:200], "path": path.name}).encode())
+def _published(temporary: Path, path: Path) -> Path:
+    make_folders(path.parent)
+    if not path.exists() and not path.suffix:
+        _unpack(temporary, path)
+    elif not path.exists():
+        with published_file(path, first_stays=True) as copy:
+            shutil.copyfile(temporary, copy)
+    os.utime(path.parent)
     return path
 
 
 def name_of(path: str) -> str | None:
-    """What the browser called an uploaded file, for people; None for any other path."""
-    file = Path(path)
-    if file.parent != FOLDER:
-        return None
-    try:
-        stored_facts = json.loads((FOLDER / f"{file.name.partition('.')[0]}{ABOUT}").read_text(encoding="utf-8"))
-        return str(stored_facts["name"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+    """What an uploaded file is called, for people; None for any other path."""
+    return None if (name := with_names(path)) == path else name
 
 
-def with_names(text: str, escaped: Callable[[str], str] = str) -> str:
-    """With the browser's names in place of the paths of uploads, each `escaped` as the text needs it."""
-    return _PATH.sub(lambda match: escaped(name_of(match[0]) or match[0]), text)
+def with_names(text: str) -> str:
+    """With the names of uploads in place of their paths."""
+    return _STORED.sub("", text)
 
 
 def _unpack(archive: Path, folder: Path) -> None:
@@ -195,18 +195,19 @@ class UnusedUploads:
 
 def unused() -> UnusedUploads:
     """OSError where the settings of a run cannot be read, since it may use any of them."""
-    old = [file for file in FOLDER.glob(f"*{ABOUT}") if time.time() - file.stat().st_mtime > YOUNG]
+    ages = {one.name[:32]: time.time() - one.stat().st_mtime for one in _stored()}
+    old = [digest for digest, age in ages.items() if age > YOUNG]
     if not old:
         return UnusedUploads((), 0)
     named = _settings()
-    digests = sorted(digest for file in old if (digest := file.name.removesuffix(ABOUT)) not in named)
+    digests = sorted(digest for digest in old if digest not in named)
     return UnusedUploads(tuple(digests), sum(_bytes(part) for one in digests for part in _parts(one)))
 
 
 def remove_unused() -> UnusedUploads:
     gone = unused()
     for digest in gone.digests:
-        for part in sorted(_parts(digest), key=lambda item: item.name.endswith(ABOUT)):  # what is noted goes last
+        for part in _parts(digest):
             shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
     return gone
 
@@ -219,7 +220,11 @@ def _settings() -> str:
 
 
 def _parts(digest: str) -> list[Path]:
-    return [file for file in FOLDER.iterdir() if file.name.partition(".")[0] == digest]
+    return [file for file in _stored() if file.name.startswith(digest)]
+
+
+def _stored() -> list[Path]:
+    return [one for one in FOLDER.iterdir() if _DIGEST.match(one.name)] if FOLDER.is_dir() else []
 
 
 def _bytes(path: Path) -> int:
