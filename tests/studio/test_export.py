@@ -16,7 +16,7 @@ from rankwise.commands.export_choices import export_choices
 from rankwise.exporting.engine_rules import RULES, verdicts
 from rankwise.methods.artifact import open_artifact, stored_weights
 from rankwise.runs.records import silent
-from rankwise.studio import export
+from rankwise.studio import jobs
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +86,8 @@ def test_an_export_is_the_commands_and_its_files_come_with_their_hashes(client, 
     answer = client.post("/export/begin", data=given)
     assert answer.status_code == 303
     address = answer.headers["location"]
-    assert "--no-verify" in export.state_of(address.rpartition("/")[2]).job.words
-    assert "is being exported" in client.post("/export/begin", data=given | {"to": "other"}).text
+    assert "--no-verify" in jobs.state_of(address.rpartition("/")[2]).job.words
+    assert "is being written" in client.post("/export/begin", data=given | {"to": "other"}).text
     page = finished(client, address)
     assert 'class="chip good"' in page, page
     words = "adalora --to theirs --format portable --strength 0.5 --no-verify --quiet"
@@ -113,12 +113,12 @@ def test_of_exports_at_once_one_begins_and_one_that_fails_or_was_killed_says_why
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda n: client.post("/export/begin", data=given | {"to": f"at-once-{n}"}), range(4)))
     (answer,) = [one for one in answers if one.status_code == 303]
-    assert all("is being exported" in one.text for one in answers if one is not answer)
+    assert all("is being written" in one.text for one in answers if one is not answer)
     page = finished(client, answer.headers["location"])
     assert "chip bad" in page and "DoRA" in page
     number = answer.headers["location"].rpartition("/")[2]
-    assert not [word for word in export.state_of(number).job.words if "verify" in word]
-    (export.JOBS / number / "printed.json").write_text("")  # as a killed process leaves it
+    assert not [word for word in jobs.state_of(number).job.words if "verify" in word]
+    (jobs.JOBS / number / "printed.json").write_text("")  # as a killed process leaves it
     assert "stopped before it was finished" in client.get(f"/exports/{number}").text
     for other in ("abc", "0" * 16):
         assert client.get(f"/exports/{other}").status_code in (400, 404)

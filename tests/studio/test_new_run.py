@@ -120,7 +120,7 @@ from pathlib import Path
 from rankwise.config.experiment import Experiment
 from rankwise.runs.queue import Queue
 from rankwise.runs.queue import work
-from rankwise.studio.export import start, state_of
+from rankwise.studio.jobs import start, state_of
 from kit.studio_client import studio_client
 Queue.start_worker = lambda queue: True
 client, names, form, queue = studio_client(), *map(json.loads, sys.argv[1:3]), Queue()
@@ -136,7 +136,8 @@ Path("tiny-llama").rename("elsewhere")  # the run's base is a name of the hub no
 side = {"run": "short", "messages": [{"role": "user", "content": "hi"}]}
 with client:
     asked = client.post("/ask/answer", json={"runs": ["short"], "sides": [side]}).text
-job = start("short", Path("exports/x"), "merged", ["--no-verify"])
+words = ("export", "short", "--to", "exports/x", "--format", "merged", "--no-verify")
+job = start("short", Path("exports/x"), words)
 while state_of(job.id).running:
     time.sleep(0.1)
 print(json.dumps([queue.ended("m").problem, queue.ended("d").problem, asked, state_of(job.id).problem]))

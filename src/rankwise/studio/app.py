@@ -12,11 +12,13 @@ from starlette.staticfiles import StaticFiles
 
 from rankwise.errors import TYPED, ResourceError, typed
 from rankwise.serving.bodies import BadRequest
-from rankwise.studio import ask, export, new_run, report, run, runs
+from rankwise.studio import ask, evaluate, export, new_run, predict, report, run, runs
 from rankwise.studio.pages import FOLDER, Screen, page
 from rankwise.studio.security import LOGIN, Guesses, Key, Security
 
-SCREENS: tuple[Screen, ...] = (runs.SCREEN, new_run.SCREEN, ask.SCREEN, export.SCREEN, run.SCREEN, report.SCREEN)
+SCREENS: tuple[Screen, ...] = (
+    runs.SCREEN, new_run.SCREEN, ask.SCREEN, predict.SCREEN, evaluate.SCREEN, export.SCREEN, run.SCREEN, report.SCREEN,
+)  # fmt: skip
 """In the order of the navigation. A new one is a module with a `SCREEN`, and a word here."""
 
 

@@ -14,6 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from rankwise.config.base import JsonObject
+from rankwise.config.data import column_text
 from rankwise.errors import RankwiseError, RunError
 from rankwise.methods.artifact import artifact_of
 from rankwise.rows.forms.image_rows import IMAGE_SUFFIXES
@@ -51,6 +52,13 @@ class Askable:
     is_separate: bool
     scales: bool
     system: str
+    prompt: str = ""
+    """The text with column names in braces that its rows were read by, where there is one for all of them."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The columns of its prompt."""
+        return column_text(self.prompt).columns
 
     @property
     def label(self) -> str:
@@ -60,10 +68,12 @@ class Askable:
 
 def askable(snapshot: RunSnapshot) -> Askable:
     report, artifact = snapshot.recorded_data, artifact_of(snapshot, None)
+    prompts = {one.prompt or f"{{{one.columns.get('text', '')}}}" for one in snapshot.experiment.data.all_sources}
     return Askable(
         snapshot.folder.name, snapshot.manifest.base_model.name, artifact.objective.shown_as,
         is_separate=artifact.why_not("asked beside others") is not None, scales=artifact.why_not("scaled") is None,
         system=(report.system or "") if report is not None else "",
+        prompt=prompts.pop() if len(prompts) == 1 and "{}" not in prompts else "",
     )  # fmt: skip
 
 
@@ -93,7 +103,7 @@ def shown(request: Request) -> Response:
     chosen = [one for one in others if one.name in beside]
     return page(
         request, "ask.html", title="Ask", runs=runs, run=run, others=others, beside=beside, chosen=chosen,
-        endings=",".join(IMAGE_SUFFIXES), largest=LARGEST_IMAGE,
+        images=",".join(IMAGE_SUFFIXES), largest=LARGEST_IMAGE,
         training=next((one.name for one in listed if one.status == "running"), None), loaded=LOADED_MODELS.names,
     )  # fmt: skip
 

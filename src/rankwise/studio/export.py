@@ -1,40 +1,19 @@
-"""The Export screen: how each engine reads a run's adapter, the exports, and what verified them.
-
-An export loads a model and asks engines, which takes minutes and memory. So it is a process of its own, which outlives
-the page and frees everything at its end: `exports/.studio/ID/{job.json, printed.json, log.txt}`. What it prints is what
-the page shows, read from these files alone.
-"""
+"""The Export screen: how each engine reads a run's adapter, the exports, and what verified them."""
 
 from __future__ import annotations
 
-import itertools
 import re
-import secrets
-import sys
-import threading
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
-from rankwise.config.base import Config
 from rankwise.config.experiment import RUN_NAME
-from rankwise.errors import ConfigError, RankwiseError, RunError
-from rankwise.runs.listing import listed_runs
-from rankwise.runs.manifest import now
-from rankwise.runs.own_files import read_json
-from rankwise.runs.queue import last_object
+from rankwise.errors import ConfigError, RankwiseError
+from rankwise.studio.jobs import EXPORTS, StartedJob, JobState, finished_runs, free_place, job_routes, start, states
 from rankwise.studio.pages import Screen, SentForm, moved, page, read_form
-from rankwise.system.contents import hash_of
-from rankwise.system.files import json_bytes, make_folders, write_atomic
-from rankwise.system.hub import NO_NETWORK
-from rankwise.system.processes import began, start_detached
 
 ABOUT = {
     "peft": "The adapter in PEFT's format, with a rank for each layer: the smallest.",
@@ -49,125 +28,6 @@ OF_WHOLE = ("merged", "gguf", "ollama")
 LONGEST_BASE = 4096
 """Characters of a folder or a name of the hub."""
 VERIFY = {"auto": [], "yes": ["--verify"], "no": ["--no-verify"]}
-EXPORTS = Path("exports")
-JOBS = EXPORTS / ".studio"
-LOG_BYTES = 20_000
-
-
-class ExportJob(Config):
-    """`words` are the command line behind `rankwise`."""
-
-    id: str
-    run: str
-    to: str
-    format: str
-    words: tuple[str, ...]
-    started: str
-    process: int
-    began: float | None
-
-
-@dataclass(frozen=True)
-class File:
-    name: str
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class ExportState:
-    """`printed` is the object that `export --json` prints, None as long as the export runs."""
-
-    job: ExportJob
-    running: bool
-    printed: dict[str, Any] | None
-    log: str
-
-    @property
-    def problem(self) -> str | None:
-        if self.printed is not None:
-            return str(self.printed["error"]) if "error" in self.printed else None
-        return None if self.running else "The export was stopped before it was finished."
-
-    @property
-    def done(self) -> bool:
-        return self.printed is not None and self.problem is None
-
-    @property
-    def engines(self) -> list[tuple[str, dict[str, Any]]]:
-        """What engines said, those that ran first."""
-        found = (self.printed or {}).get("engines")
-        rows = list(found.items()) if isinstance(found, dict) else []
-        return sorted(rows, key=lambda row: (row[1].get("by") != "run", row[0]))
-
-
-_starting = threading.Lock()
-
-
-def start(run: str, to: Path, format: str, options: Sequence[str]) -> ExportJob:
-    """RunError while another export runs. Of two that are wanted at once, one begins."""
-    with _starting:
-        if (other := next((one for one in states() if one.running), None)) is not None:
-            raise RunError(
-                f"{other.job.to} is being exported. Wait for it, since each export needs the memory of a model."
-            )
-        words = ("export", run, "--to", str(to), "--format", format, *options, "--json")
-        number = secrets.token_hex(8)
-        folder = JOBS / number
-        make_folders(folder)
-        with (folder / "printed.json").open("wb") as printed, (folder / "log.txt").open("wb") as log:
-            command = [sys.executable, "-P", "-m", "rankwise", *words]
-            process = start_detached(command, out=printed, log=log, environment=NO_NETWORK)
-        job = ExportJob(
-            id=number, run=run, to=str(to), format=format, words=words, started=now(), process=process.pid,
-            began=began(process.pid),
-        )  # fmt: skip
-        write_atomic(folder / "job.json", json_bytes(job.model_dump(mode="json")))
-        return job
-
-
-def state_of(number: str) -> ExportState:
-    """RunError where there is no such export."""
-    folder = JOBS / number
-    if not re.fullmatch(r"[0-9a-f]{16}", number) or not (folder / "job.json").is_file():
-        raise RunError(f"there is no export {number[:40]!r}.")
-    job = read_json(folder / "job.json", ExportJob)
-    running = job.began is not None and began(job.process) == job.began
-    return ExportState(job, running, last_object(folder / "printed.json") if not running else None, _log(folder))
-
-
-def _log(folder: Path) -> str:
-    with suppress(OSError):
-        content = (folder / "log.txt").read_bytes()[-LOG_BYTES:].decode("utf-8", "replace")
-        return "\n".join(line.rpartition("\r")[2] for line in content.splitlines() if line.strip())
-    return ""
-
-
-def states() -> list[ExportState]:
-    """The newest first."""
-    found: list[ExportState] = []
-    for file in JOBS.glob("*/job.json"):
-        with suppress(RunError):
-            found.append(state_of(file.parent.name))
-    return sorted(found, key=lambda item: (item.job.started, item.job.id), reverse=True)
-
-
-def files_of(state: ExportState) -> list[File]:
-    """What a finished export wrote."""
-    to = Path(state.job.to)
-    paths = [to] if to.is_file() else sorted(one for one in to.rglob("*") if one.is_file() and not one.is_symlink())
-    return [
-        File(path.name if path == to else path.relative_to(to).as_posix(), path.stat().st_size, hash_of(path))
-        for path in paths if state.done
-    ]  # fmt: skip
-
-
-def path_of(state: ExportState, name: str) -> Path:
-    """A file of an export by its name in the list; RunError for any other."""
-    to = Path(state.job.to)
-    if name not in {one.name for one in files_of(state)}:
-        raise RunError(f"the export has no file {name[:100]!r}.")
-    return to if to.is_file() else to / name
 
 
 def shown(request: Request) -> Response:
@@ -176,7 +36,7 @@ def shown(request: Request) -> Response:
 
 
 def _page(request: Request, named: str, fields: dict[str, str], problem: str = "") -> Response:
-    finished = [one.name for one in listed_runs() if one.status == "finished"]
+    finished = finished_runs()
     run = named or (finished[0] if finished else "")
     choices: Any = None
     if run:
@@ -187,10 +47,10 @@ def _page(request: Request, named: str, fields: dict[str, str], problem: str = "
     defaults: dict[str, str] = {}
     if choices:
         usual = "peft" if choices.formats["peft"] is None else "merged"
-        defaults = {"to": _free(run, usual), "format": usual, "strength": "1", "verify": "auto"}
+        defaults = {"to": free_place(f"{run}-{usual}").name, "format": usual, "strength": "1", "verify": "auto"}
     return page(
         request, "export.html", 422 if problem and fields else 200, title="Export", runs=finished, run=run,
-        choices=choices, exports=[one for one in states() if one.job.run == run], fields=defaults | fields,
+        choices=choices, exports=states("export", run), fields=defaults | fields,
         problem=problem, about=ABOUT, folder=str(EXPORTS),
     )  # fmt: skip
 
@@ -199,12 +59,6 @@ def _choices(run: str) -> Any:
     from rankwise.commands.export_choices import export_choices
 
     return export_choices(run)
-
-
-def _free(run: str, format: str) -> str:
-    """A name that no export has."""
-    names = itertools.chain([f"{run}-{format}"], (f"{run}-{format}-{number}" for number in itertools.count(2)))
-    return next(one for one in names if not (EXPORTS / one).exists())
 
 
 async def begin(request: Request) -> Response:
@@ -218,7 +72,7 @@ async def begin(request: Request) -> Response:
     return moved(f"/exports/{job.id}")
 
 
-def _begun(sent: SentForm, run: str) -> ExportJob:
+def _begun(sent: SentForm, run: str) -> StartedJob:
     """ConfigError with all that is wrong, as far as the page can know it; the export itself says the rest."""
     to, format, strength = sent.text("to").strip(), sent.text("format"), sent.text("strength", "1").strip() or "1"
     dtype, wish, problems = sent.text("dtype"), sent.text("verify", "auto"), list[str]()
@@ -237,7 +91,7 @@ def _begun(sent: SentForm, run: str) -> ExportJob:
         problems.append(f"There is no number format {dtype[:20]!r}.")
     if "\0" in base or len(base) > LONGEST_BASE:
         problems.append(f"The base model {base[:60]!r} is not possible.")
-    if run not in {one.name for one in listed_runs() if one.status == "finished"}:
+    if run not in finished_runs():
         problems.append(f"There is no finished run {run[:80]!r}.")
     if problems:
         raise ConfigError(problems)
@@ -247,31 +101,21 @@ def _begun(sent: SentForm, run: str) -> ExportJob:
     options += ["--round-rank"] if sent.text("round_rank") and format == "portable" else []
     if base:
         options += [f"--base-model={base}"]
-    return start(run, EXPORTS / to, format, options)
+    place = EXPORTS / to
+    return start(run, place, ("export", run, "--to", str(place), "--format", format, *options), format)
 
 
-def job(request: Request) -> Response:
-    state = state_of(request.path_params["id"])
-    return page(
-        request, "export_job.html", title=f"Export {Path(state.job.to).name}", state=state, files=files_of(state)
-    )
-
-
-def state(request: Request) -> Response:
-    """The part of the page that changes."""
-    now = state_of(request.path_params["id"])
-    return page(request, "export_state.html", state=now, files=files_of(now))
-
-
-def download(request: Request) -> Response:
-    path = path_of(state_of(request.path_params["id"]), request.path_params["name"])
-    return FileResponse(path, media_type="application/octet-stream", filename=path.name)
+def details(state: JobState) -> dict[str, Any]:
+    """What engines said, those that ran first."""
+    answers = (state.printed or {}).get("engines")
+    rows = list(answers.items()) if isinstance(answers, dict) else []
+    return {"engines": sorted(rows, key=lambda row: (row[1].get("by") != "run", row[0]))}
 
 
 SCREEN = Screen(
     [
-        Route("/export", shown), Route("/export/begin", begin, methods=["POST"]), Route("/exports/{id}", job),
-        Route("/exports/{id}/state", state), Route("/exports/{id}/files/{name:path}", download),
+        Route("/export", shown), Route("/export/begin", begin, methods=["POST"]),
+        *job_routes("/exports", "/export", "export_result.html", details),
     ],
     label="Export", path="/export",
 )  # fmt: skip

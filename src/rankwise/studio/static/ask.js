@@ -1,4 +1,6 @@
 // Conversations with several models at once. Each side has its own history, which lives in this page alone.
+import "/static/doing.js";
+
 const sides = [...document.querySelectorAll(".side")].map((holder) => ({
   holder, run: holder.dataset.run, talk: holder.querySelector(".talk"), slider: holder.querySelector("input[type=range]"),
   messages: [], answer: null,
@@ -138,7 +140,7 @@ async function ask() {
     const answer = await fetch("/ask/answer", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(sent), signal: asked.signal });
     if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error || "The question failed.");
     await follow(answer.body, text);
-    if (prompt && sides.every((side) => side.done)) prompt.value = "";
+    if (prompt && sides.every((side) => side.done)) for (const one of [prompt, ...(template?.querySelectorAll("textarea") ?? [])]) one.value = "";
   } catch (error) {
     state.textContent = error.name === "AbortError" ? "Stopped." : error.message;
   }
@@ -163,8 +165,8 @@ async function follow(stream, text) {
 }
 
 form?.addEventListener("submit", (event) => { event.preventDefault(); ask(); });
-prompt?.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); ask(); }
+form?.addEventListener("keydown", (event) => {
+  if (event.target.tagName === "TEXTAREA" && event.target.id !== "system" && event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); ask(); }
 });
 stop?.addEventListener("click", () => asked?.abort());
 document.getElementById("fresh")?.addEventListener("click", () => {
@@ -172,4 +174,10 @@ document.getElementById("fresh")?.addEventListener("click", () => {
   for (const side of sides) { side.messages = []; side.talk.replaceChildren(); }
   prompt.focus();
 });
-document.getElementById("run")?.addEventListener("change", (event) => event.target.form.submit());
+
+// The run's prompt, filled in from a field for each of its columns; the message stays free to be changed.
+const template = document.getElementById("template");
+template?.addEventListener("input", () => {
+  const values = Object.fromEntries([...template.querySelectorAll("[data-column]")].map((one) => [one.dataset.column, one.value]));
+  prompt.value = template.dataset.template.replace(/\{\{|\}\}|\{([^{}]+)\}/g, (piece, name) => (name === undefined ? piece[0] : values[name] ?? ""));
+});

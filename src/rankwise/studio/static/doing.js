@@ -1,4 +1,4 @@
-// What New run, Ask and Export share: parts of a page that the server renders, and buttons that copy.
+// What screens share: parts of a page that the server renders, files that are uploaded, and buttons that copy.
 
 /** Post a form and show the part of a page that comes back; the server has escaped it. False where it was given up. */
 export async function load(path, form, holder, more = {}, signal = undefined) {
@@ -45,3 +45,33 @@ export function copyButtons(holder) {
     setTimeout(() => { button.textContent = before; }, 2000);
   });
 }
+
+/** Upload what is chosen or dropped; `done` gets its path on the machine. */
+export function takeFiles(done) {
+  const bar = document.getElementById("upload-bar"), state = document.getElementById("upload-state");
+  const chosen = document.getElementById("upload"), drop = document.getElementById("drop");
+
+  function upload(file) {
+    if (!file) return;
+    const request = new XMLHttpRequest();
+    bar.hidden = false;
+    state.textContent = `Uploading ${file.name}`;
+    request.upload.onprogress = (event) => { if (event.lengthComputable) bar.value = event.loaded / event.total; };
+    request.onloadend = () => {
+      bar.hidden = true;
+      let answer = {};
+      try { answer = JSON.parse(request.responseText); } catch { answer = {}; }
+      state.textContent = answer.path ? `${answer.name} is uploaded.` : answer.error || "The upload was interrupted.";
+      if (answer.path) done(answer.path);
+    };
+    request.open("POST", `/new/upload?name=${encodeURIComponent(file.name)}`);
+    request.send(file);
+  }
+
+  chosen.addEventListener("change", () => upload(chosen.files[0]));
+  for (const kind of ["dragenter", "dragover"]) drop.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("over"); });
+  for (const kind of ["dragleave", "drop"]) drop.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.remove("over"); });
+  drop.addEventListener("drop", (event) => upload(event.dataTransfer.files[0]));
+}
+
+document.querySelector("select#run")?.addEventListener("change", (event) => event.target.form.submit());

@@ -1,4 +1,6 @@
-// Choosing an engine chooses its format; a running export is looked at each second.
+// Choosing an engine chooses its format.
+import "/static/doing.js";
+
 const form = document.getElementById("export");
 
 function named(format) {
@@ -16,14 +18,3 @@ for (const button of document.querySelectorAll("[data-format]")) {
     radio.focus();
   });
 }
-document.getElementById("run")?.addEventListener("change", (event) => event.target.form.submit());
-
-const state = document.getElementById("state");
-async function look() {
-  try {
-    const answer = await fetch(`/exports/${state.dataset.id}/state`, { headers: { accept: "text/html" } });
-    if (answer.ok) state.innerHTML = await answer.text();
-  } catch { /* the studio is being started again */ }
-  if (state.querySelector(".chip.running")) setTimeout(look, 1000);
-}
-if (state?.dataset.running === "true") setTimeout(look, 1000);

@@ -1,5 +1,5 @@
 // The form of a new run: what it takes is asked anew while it is filled in. Without this script the form still starts.
-import { copyButtons, load, place } from "/static/doing.js";
+import { copyButtons, load, place, takeFiles } from "/static/doing.js";
 
 const form = document.getElementById("new-run");
 const forecast = document.getElementById("forecast");
@@ -90,28 +90,10 @@ function setting(text) {
   turned(0);
 }
 
-function upload(file) {
-  const bar = document.getElementById("upload-bar"), state = document.getElementById("upload-state");
-  const request = new XMLHttpRequest();
-  bar.hidden = false;
-  state.textContent = `Uploading ${file.name}`;
-  request.upload.onprogress = (event) => { if (event.lengthComputable) bar.value = event.loaded / event.total; };
-  request.onloadend = () => {
-    bar.hidden = true;
-    let answer = {};
-    try { answer = JSON.parse(request.responseText); } catch { answer = {}; }
-    state.textContent = answer.path ? `${answer.name} is uploaded.` : answer.error || "The upload was interrupted.";
-    if (answer.path) set("data.path", answer.path);
-  };
-  request.open("POST", `/new/upload?name=${encodeURIComponent(file.name)}`);
-  request.send(file);
-}
-
 // a path that is half typed may be a folder of everything, which takes long to read
 const whole = ["data.path", "data.validation.path"];
 form.addEventListener("input", ({ target }) => { if (target.name && !whole.includes(target.name)) turned(); });
 form.addEventListener("change", (event) => {
-  if (event.target.id === "upload") { if (event.target.files[0]) upload(event.target.files[0]); return; }
   if (event.target.id === "share") {
     if (event.target.value && rows) set("data.held_out", String(Math.round(rows * Number(event.target.value))) || "0");
     return;
@@ -139,11 +121,7 @@ async function into(button) {
   button.disabled = false;
 }
 
-const drop = document.getElementById("drop");
-for (const kind of ["dragenter", "dragover"]) drop.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("over"); });
-for (const kind of ["dragleave", "drop"]) drop.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.remove("over"); });
-drop.addEventListener("drop", (event) => { if (event.dataTransfer.files[0]) upload(event.dataTransfer.files[0]); });
-
+takeFiles((path) => set("data.path", path));
 copyButtons(document);
 showCard();
 document.getElementById("problems")?.focus();
