@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from rankwise.config.experiment import RUN_NAME
 from rankwise.errors import ConfigError, RankwiseError
-from rankwise.studio.jobs import EXPORTS, StartedJob, JobState, finished_runs, free_place, job_routes, start, states
+from rankwise.studio.jobs import EXPORTS, JobState, StartedJob, finished_runs, free_place, job_routes, start, states
 from rankwise.studio.pages import Screen, SentForm, moved, page, read_form
 
 ABOUT = {
