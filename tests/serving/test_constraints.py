@@ -7,6 +7,7 @@ import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Literal
 
@@ -186,7 +187,7 @@ PLAIN_CALLS = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<|assistant|>\\n' }}{%- endif -%}"""
 FORMS = {
-    "Hermes": (template_of(BY_NAME["qwen2"], "qwen"),
+    "Hermes": (template_of(replace(BY_NAME["qwen2"], words=()), "qwen"),
                '<tool_call>\n{"name": "weather", "arguments": {"city": "rome"}}\n</tool_call>', "\n"),
     "Mistral": (template_of(Family("tools", WITHOUT_IDS, "</s>", (), system=False), "gpt2"),
                 '[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "rome"}}]', None),
@@ -215,23 +216,29 @@ def test_an_answer_that_begins_a_call_goes_on_with_a_valid_one_in_the_templates_
     assert calls_constraint(ChatBody(**asking()), [{"function": one} for one in free], None, template.tokenizer) is None
 
 
-def test_marks_that_are_special_tokens_and_ids_are_written_as_the_template_does():
-    template = template_of(
-        Family(
-            "tools", WITH_IDS.replace("'abcdefghi') + call.function.name", "'abcdefghi')"), "</s>", INST, system=False
-        ),
-        "gpt2",
+MARKED = {
+    "special": (Family("tools", WITH_IDS.replace("'abcdefghi') + call.function.name", "'abcdefghi')"), "</s>", INST,
+                       system=False), "gpt2", "[TOOL_CALLS] [", "]", '}, "id": "abcd12345"}'),
+    "not special, as Qwen's": (BY_NAME["qwen2"], "qwen", "<tool_call>\n", "\n</tool_call>", "}}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_marks_that_are_tokens_of_their_own_and_ids_are_written_as_the_template_does(name):
+    family, kind, opening, closing, tail = MARKED[name]
+    template, text = (
+        template_of(family, kind),
+        f'{opening}{{"name": "weather_of_days", "arguments": {{"days": 2{tail}{closing}',
     )
     form = form_of(template)
-    assert form is not None
-    assert form.opening == "[TOOL_CALLS] [" and form.closing == "]"
+    assert form is not None and (form.opening, form.closing) == (opening, closing)
+    assert template.tokenizer.encode(opening)[0] in template.tokenizer.hub.added_tokens_decoder
     held = calls_constraint(ChatBody(**asking(tools=TOOLS, tool_choice="required")), TOOLS, form, template.tokenizer)
     assert held is not None
     tokenizer = template.tokenizer
     matcher = Matcher(
         Vocabulary(tokenizer.hub.backend_tokenizer.to_str(), len(tokenizer.hub), template.end_ids), grammar_of(held)
     )
-    text = '[TOOL_CALLS] [{"name": "weather_of_days", "arguments": {"days": 2}, "id": "abcd12345"}]'
     ahead, forced = [*tokenizer.encode(text), template.end_ids[0]], matcher.forced()
     while ahead:
         assert ahead[: len(forced)] == forced and matcher.problem is None

@@ -10,7 +10,7 @@ A text that is one token already is not added again.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -202,8 +202,19 @@ class HubTokenizer:
 
     @cached_property
     def special_whole(self) -> re.Pattern[str]:
-        longest_first = sorted(self.special.values(), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        return _any_of(self.special.values())
+
+    @cached_property
+    def unspelled(self) -> dict[str, int]:
+        """The ids of tokens that llguidance does not take for their text in a grammar: special tokens, and added ones
+        in angle brackets."""
+        added = {str(token): number for number, token in self.hub.added_tokens_decoder.items()}
+        return {token: number for token, number in added.items()
+                if number in self.special or (token.startswith("<") and token.endswith(">"))}  # fmt: skip
+
+    @cached_property
+    def unspelled_whole(self) -> re.Pattern[str]:
+        return _any_of(self.unspelled)
 
     def special_end(self, text: str) -> tuple[str, int] | None:
         """The special token that a text ends with, and its id."""
@@ -226,3 +237,8 @@ class HubTokenizer:
     def identity(self) -> str:
         """A hash of all tokens and rules of the tokenizer."""
         return sha256(self._backend.to_str().encode()).hexdigest()
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
