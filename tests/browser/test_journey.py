@@ -1,4 +1,5 @@
-"""A person goes from an empty folder to a trained adapter, answers side by side and a verified export, in a browser.
+"""A person goes from an empty folder to a trained adapter, answers side by side and a verified export, in a browser;
+and from tickets in a spreadsheet to a downloaded file of predictions, scores and an export.
 
 Once by mouse on a desktop, once by keyboard alone on a phone; each screen has no serious finding of axe on the way.
 """
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kit.browser_hands import ANSWERED, Keyboard, Mouse
+from kit.classifiers import encoder_folder, labelled
 from kit.hostile_texts import PAYLOADS
 from kit.library import rows
 from kit.vision_models import lay_pictures
@@ -102,6 +104,76 @@ def export(page, person) -> None:
     check_accessible(page)
 
 
+@pytest.mark.parametrize(("width", "scheme", "hand"), [("desktop", "dark", Mouse), ("phone", "light", Keyboard)])
+def test_from_tickets_to_a_file_of_predictions_scores_and_an_export(visitor, tmp_path, width, scheme, hand):
+    model, tickets, known, new = (tmp_path / name for name in ("bert", "tickets.csv", "known.csv", "new.csv"))
+    encoder_folder(model)
+    lines = [f"{number};{row['text']};{row['label']}" for number, row in enumerate(labelled(80))]
+    for file, part in ((tickets, lines[:60]), (known, lines[60:])):
+        file.write_text("\n".join(["ticket;message;mood", *part]))
+    new.write_text("ticket;message\n1;the film is kind\n2;the plot is cold\n")
+    page = visitor(width, scheme).open("/")
+    person = hand(page)
+    person.press(page.get_by_role("link", name="Use my rows to classify texts"))
+    page.wait_for_url("**/new?way=classify")
+    assert page.locator("#f-model-name").input_value() == "minilm"
+    person.write(page.locator("#f-model-name"), str(model))
+    person.rows(tickets)
+    page.locator(".verdict", has_text="Memory and time follow when").wait_for()
+    page.locator("#forecast", has_text="Choose the text and the answer or label first").wait_for()
+    assert page.get_by_role("button", name="Start", exact=True).bounding_box()["y"] < page.viewport_size["height"]
+    person.choose(page.get_by_label("Use message as"), "text")
+    person.choose(page.get_by_label("Use mood as"), "answer or label")
+    page.locator(".verdict.fits").wait_for()
+    assert page.get_by_text("A guess").count() == 0
+    check_accessible(page)
+    for name, text in {"training-steps": "30", "training-learning_rate": "0.01", "run": "moods"}.items():
+        person.write(page.locator(f"#f-{name}"), text)
+    person.press(page.get_by_role("button", name="Start", exact=True))
+    page.wait_for_url("**/runs/moods")
+    person.press(page.locator("#head").get_by_role("link", name="Predict"))
+    page.wait_for_url("**/predict?run=moods")
+    person.rows(new, "#data")
+    person.press(page.get_by_role("button", name="Predict", exact=True))
+    page.wait_for_url("**/predictions/*")
+    page.locator(".chip.good").wait_for()
+    check_accessible(page)
+    with page.expect_download() as downloaded:
+        person.press(page.get_by_role("link", name="Download new-moods.csv"))
+    head, *rows = downloaded.value.path().read_text().splitlines()
+    assert head.startswith("ticket;message;prediction;") and [row.split(";")[2] for row in rows] == ["good", "bad"]
+    evaluate(page, person, known)
+    person.press(page.get_by_role("navigation").get_by_role("link", name="Export"))
+    page.wait_for_url("**/export")
+    assert page.locator("[name=format][value=gguf]").count() == 0
+    person.press(page.get_by_role("button", name="Export", exact=True))
+    page.wait_for_url("**/exports/*")
+    page.locator(".chip.good").wait_for()
+    assert "Load it with PEFT" in page.locator("#state").inner_text()
+    check_accessible(page)
+
+
+def evaluate(page, person, known) -> None:
+    """On rows with answers; below the scores stand the answers, and one text is asked in between."""
+    person.press(page.get_by_role("navigation").get_by_role("link", name="Evaluate"))
+    page.wait_for_url("**/evaluate")
+    check_accessible(page)
+    person.rows(known, "#data")
+    person.press(page.get_by_role("button", name="Evaluate", exact=True))
+    page.wait_for_url("**/evaluations/*")
+    page.locator(".chip.good").wait_for()
+    assert page.locator("#answers ~ .scroll tbody tr").count() == 20 and "of 20 are not" in page.content()
+    check_accessible(page)
+    person.press(page.get_by_role("navigation").get_by_role("link", name="Predict"))
+    person.write(page.locator("#prompt"), "the plot is kind")
+    person.press(page.get_by_role("button", name="Ask", exact=True))
+    page.locator(".bars li").first.wait_for()
+    page.wait_for_function("() => document.getElementById('state').textContent === ''")
+    label, bar = (page.locator(f".bars {tag}").first.bounding_box() for tag in ("span", "progress"))
+    assert bar["x"] - label["x"] - label["width"] < 60
+    check_accessible(page)
+
+
 def check_accessible(page) -> None:
     """No finding of axe that is serious or critical, and nothing is cut off at the side."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
@@ -133,7 +205,8 @@ def test_a_form_that_is_wrong_says_so_beside_its_fields(visitor, tiny_folder):
 def test_each_screen_is_accessible_with_all_that_it_can_show(library, tmp_path, monkeypatch, request, width, scheme):
     monkeypatch.chdir(library.lay_out(tmp_path / "home", "lora", "adalora"))
     seen = request.getfixturevalue("visitor")(width, scheme)
-    for path in ("/new?from=adalora", "/ask?run=lora&with=adalora", "/export?run=adalora"):
+    paths = ("/new?from=adalora", "/ask?run=lora&with=adalora", "/export?run=adalora", "/evaluate?run=lora")
+    for path in paths:
         page = seen.open(path)
         page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
         page.wait_for_load_state("networkidle")

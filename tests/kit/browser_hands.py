@@ -19,7 +19,7 @@ class Mouse:
     def choose(self, target, label):
         target.select_option(label=label)
 
-    def rows(self, file):
+    def rows(self, file, field="#f-data-path"):
         self.page.get_by_label("Upload a file").set_input_files(str(file))
         self.page.get_by_text("is uploaded").wait_for()
 
@@ -66,8 +66,8 @@ class Keyboard:
         self.reach(target)
         self.page.keyboard.type(label)
 
-    def rows(self, file):
-        self.write(self.page.locator("#f-data-path"), str(file))
+    def rows(self, file, field="#f-data-path"):
+        self.write(self.page.locator(field), str(file))
         self.page.keyboard.press("Tab")
 
 
