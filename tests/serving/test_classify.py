@@ -220,16 +220,17 @@ def test_a_key_is_needed_where_there_is_one_and_counts_are_told(started):
 
 
 @pytest.fixture
-def held(monkeypatch):
-    """Batches wait for the event."""
-    going, real = threading.Event(), Classifier.predictions_of
+def batches(monkeypatch):
+    """The texts of each batch; batches wait until `going` is set."""
+    texts, going, real = list[list[str]](), threading.Event(), Classifier.predictions_of
 
     def wait(self, model, rows):
         going.wait(20)
+        texts.append([row.example.messages[0].content for row in rows])
         return real(self, model, rows)
 
     monkeypatch.setattr(Classifier, "predictions_of", wait)
-    yield going
+    yield SimpleNamespace(texts=texts, going=going)
     going.set()
 
 
@@ -240,18 +241,18 @@ def until(condition):
         time.sleep(0.005)
 
 
-def test_requests_without_room_are_told_when_to_come_again(started, held):
+def test_requests_without_room_are_told_when_to_come_again(started, batches):
     server = started(Limits(batch_size=1, waiting=1))
     with ThreadPoolExecutor(8) as clients:
         asked = [clients.submit(server.client.post, ROUTE, json=GOOD) for _ in range(8)]
         until(lambda: sum(one.done() for one in asked) == 6)
-        held.set()
+        batches.going.set()
     refused = [one.result() for one in asked if one.result().status_code == 429]
     assert len(refused) == 6 == server.engine.counts.refused and all(int(one.headers["retry-after"]) for one in refused)
     assert server.client.post(ROUTE, json=GOOD).status_code == 200
 
 
-def test_rows_that_nobody_waits_for_are_not_classified(started, held):
+def test_rows_that_nobody_waits_for_are_not_classified(started, batches):
     server, sent = started(Limits(batch_size=1)), []
     body = json.dumps(GOOD | {"input": ["a film"] * 50}).encode()
     left = iter([{"type": "http.request", "body": body, "more_body": False}])
@@ -269,19 +270,22 @@ def test_rows_that_nobody_waits_for_are_not_classified(started, held):
     headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
     scope = {"type": "http", "method": "POST", "path": ROUTE, "query_string": b"", "headers": headers, "root_path": ""}
     asyncio.run(server.app(scope, receive, send))
-    held.set()
+    batches.going.set()
     until(lambda: not server.engine.running + server.engine.waiting)
     assert (sent[0]["status"], server.engine.counts.cancelled) == (499, 1) and server.engine.counts.prompt_tokens < 10
     assert server.client.post(ROUTE, json=GOOD).status_code == 200
 
 
-def test_a_long_request_does_not_keep_a_short_one_waiting(started):
-    server = started(Limits(batch_size=4))
+def test_a_long_request_lets_a_short_one_go_first(started, batches):
+    server, long = started(Limits(batch_size=4)), GOOD | {"input": ["a film"] * 12}
     with ThreadPoolExecutor(2) as clients:
-        long = clients.submit(server.client.post, ROUTE, json=GOOD | {"input": ["a film"] * 512})
-        until(lambda: server.engine.counts.prompt_tokens)
-        assert server.client.post(ROUTE, json=GOOD).status_code == 200 and not long.done()
-        assert len(long.result().json()["data"]) == 512
+        answers = [clients.submit(server.client.post, ROUTE, json=long)]
+        until(lambda: server.engine.counts.requests == 1 and server.engine.waiting)
+        answers.append(clients.submit(server.client.post, ROUTE, json=GOOD))
+        until(lambda: server.engine.counts.requests == 2)
+        batches.going.set()
+        assert [len(one.result().json()["data"]) for one in answers] == [12, 1]
+    assert GOOD["input"] in batches.texts[2] and len(batches.texts) == 4, "behind the one that was begun and the next"
 
 
 def test_a_failure_is_told_to_those_whose_rows_it_was(started, monkeypatch):
@@ -293,20 +297,20 @@ def test_a_failure_is_told_to_those_whose_rows_it_was(started, monkeypatch):
         return real(self, model, rows)
 
     monkeypatch.setattr(Classifier, "predictions_of", once)
-    answer = server.client.post(ROUTE, json=GOOD)
+    answer = server.client.post(ROUTE, json=GOOD | {"input": ["a film"] * 40})
     assert answer.status_code == 507 and answer.json()["error"]["message"] == "out of memory."
     assert server.client.post(ROUTE, json=GOOD).status_code == 200
     assert (server.engine.counts.failed, server.engine.counts.cancelled) == (1, 0)
 
 
-def test_nobody_waits_for_a_server_that_has_stopped(started, held):
+def test_nobody_waits_for_a_server_that_has_stopped(started, batches):
     server = started(Limits(batch_size=1))
     with ThreadPoolExecutor(3) as clients:
         asked = [clients.submit(server.client.post, ROUTE, json=GOOD) for _ in range(3)]
         until(lambda: server.engine.running + server.engine.waiting == 3)
         stopping = threading.Thread(target=server.engine.stop)
         stopping.start()
-        held.set()
+        batches.going.set()
         stopping.join()
     assert sorted(one.result().status_code for one in asked) == [200, 503, 503]
     assert server.client.post(ROUTE, json=GOOD).status_code == 503

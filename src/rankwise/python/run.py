@@ -129,8 +129,8 @@ class Run:
     ) -> Any:  # fmt: skip
         """What the run says of each item. A table goes out as it came in: a pandas DataFrame with the columns that
         `rankwise predict` writes behind its own. A list gives a list: of a classifier {"label": …, "probability": …,
-        "probabilities": {label: …}}, or {"value": …} where it predicts numbers; {"spans": […], "tags": […]} of a token classifier; and
-        {"answer": …, "stopped": …} of a language model.
+        "probabilities": {label: …}}, or {"value": …} where it predicts numbers; {"spans": […], "tags": […]} of a token
+        classifier; and {"answer": …, "stopped": …} of a language model.
 
         Items are texts, pairs of texts, lists of words for a token classifier, conversations (lists of messages), or
         images: a path, the bytes of a file, a picture of Pillow or a uint8 array. A dict is a row with the columns of
