@@ -49,6 +49,7 @@ from rankwise.runs.evaluations import Evaluation, leaves
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.snapshot import RunSnapshot
+from rankwise.system.extras import installs
 
 Values = Mapping[str, Any]
 STARTED = "rankwise.started"
@@ -334,7 +335,7 @@ def check_installed(names: Sequence[TrackerName]) -> None:
     """ConfigError with the line that installs what is missing."""
     if missing := [name for name in names if find_spec(name) is None]:
         raise ConfigError([
-            f"logging to {name} needs {name}, which is not installed: pip install 'rankwise[{name}]'."
+            f"logging to {name} needs {name}, which is not installed: {installs(name)}."
             for name in missing
         ])  # fmt: skip
 

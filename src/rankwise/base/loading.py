@@ -36,6 +36,7 @@ from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.tokenizer import HubTokenizer, NewTokens
 from rankwise.runs.integrity import check_folder
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
+from rankwise.system.extras import installs
 from rankwise.system.foreign_json import read_json
 
 
@@ -150,7 +151,7 @@ def _read(
         if "nf4" in lying.formats and not is_unpacked_by_library():
             callback(WarningMessage(
                 "bitsandbytes is not installed, so torch unpacks nf4 weights, which takes several times as long; "
-                "pip install 'rankwise[quantized]'"
+                f"{installs('quantized')}"
             ))  # fmt: skip
         return type(lying.module).from_pretrained(None, config=lying.module.config, state_dict=lying.state, **options)
     return getattr(transformers, kind.auto_class).from_pretrained(

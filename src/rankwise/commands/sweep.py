@@ -29,6 +29,7 @@ from rankwise.runs.manifest import Results
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.runs.sweeps import SweepRecord, SweptTrial, shown
+from rankwise.system.extras import installs
 
 MOST_TRIALS = 1000
 NO_LOSSES = (
@@ -122,7 +123,7 @@ def _optuna() -> Any:
         import optuna
         import optuna.storages.journal
     except ImportError:
-        raise ConfigError(["a sweep needs Optuna, which is not installed: pip install 'rankwise[sweep]'."]) from None
+        raise ConfigError([f"a sweep needs Optuna, which is not installed: {installs('sweep')}."]) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

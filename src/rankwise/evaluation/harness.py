@@ -25,6 +25,7 @@ from rankwise.evaluation.metrics import means
 from rankwise.evaluation.task import WithoutAnswers
 from rankwise.runs.evaluations import ModelScores, Scores
 from rankwise.runs.records import Callback, StatusMessage
+from rankwise.system.extras import installs
 
 PREFIX = "lm-eval:"
 KNOWN = {"acc_norm": "accuracy", "acc": "accuracy_unnormalised", "exact_match": "exact"}
@@ -141,5 +142,5 @@ def _harness(task_name: str) -> tuple[Any, Any, Any]:
         from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
         from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise ConfigError([f"{PREFIX}{task_name} needs lm-eval: pip install 'rankwise[lm-eval]'."]) from None
+        raise ConfigError([f"{PREFIX}{task_name} needs lm-eval: {installs('lm-eval')}."]) from None
     return simple_evaluate, HFLM, TaskManager()

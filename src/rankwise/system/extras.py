@@ -9,10 +9,15 @@ from importlib.util import find_spec
 from rankwise.errors import RankwiseError
 
 
+def installs(extra: str) -> str:
+    """The command that installs an extra."""
+    return f"pip install 'rankwise[{extra}]', or in a clone of rankwise pip install -e '.[{extra}]'"
+
+
 def need_extra(module: str, what: str, extra: str, error: type[RankwiseError]) -> None:
     """Refuse to go on without an optional library, and say how to install it."""
     if find_spec(module) is None:
-        raise error(f"{what} needs {module}, which is not installed: pip install 'rankwise[{extra}]'.")
+        raise error(f"{what} needs {module}, which is not installed: {installs(extra)}.")
 
 
 @cache
