@@ -133,6 +133,8 @@ STARTED = ["dinov2-small", "efficientnet-lite0", "minilm", "qwen-0.5b", "smollm2
     ("train --method ", ["adalora", "full", "head", "lora", "vera"]), ("plan --quantize n", ["nf4", "none"]),
     ("evaluate tickets --task s", TASKS), ("export tickets --format gg", FORMATS), ("tra", ["train"]),
     ("train --recipe v", ["vicuna"]), ("train --data ", []),
+    ("train --log-to wandb,t", ["wandb,tensorboard", "wandb,trackio"]),
+    ("evaluate tickets --score exact,js", ["exact,json", "exact,json_exact", "exact,json_valid"]),
 ])  # fmt: skip
 def test_completion_knows_runs_starters_and_the_words_of_an_option(typed, proposed, tmp_path):
     for name in ("tickets", "titles", ".hidden"):

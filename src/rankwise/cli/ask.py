@@ -141,7 +141,8 @@ def predict(
     on_bad_row: Annotated[
         str,
         typer.Option(
-            help="stop: end with an error at a row that cannot be used; skip: write the problem into a column `error`."
+            help="stop: end with an error at a row that cannot be used; skip: write the problem into a column `error`.",
+            autocompletion=lambda: ["stop", "skip"],
         ),
     ] = "stop",
     overwrite: Annotated[bool, option("Replace an existing file.", "--overwrite")] = False,

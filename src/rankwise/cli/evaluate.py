@@ -6,7 +6,7 @@ compare` compares evaluated runs item by item, `rankwise report` writes a page o
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -21,9 +21,10 @@ from rankwise.cli.options import (
     argument,
     option,
     runs_and_starters,
+    separated,
     takes_groups,
 )
-from rankwise.config.tasks import BUILT_IN
+from rankwise.config.tasks import BUILT_IN, Score
 from rankwise.runs.listing import run_names
 from rankwise.system.memory import keep_memory
 
@@ -43,7 +44,7 @@ def evaluate(
     data: Annotated[str | None, option("File of rows: of the task, or read as the rows of the run.")] = None,
     score: Annotated[str | None, option(
         "Scores of the answers, separated by commas: exact, json, rouge_l and others (docs/evaluation.md).  "
-        "[default: the task's, or those that fit the answers]")] = None,
+        "[default: the task's, or those that fit the answers]", autocompletion=separated(*get_args(Score)))] = None,
     rows: Annotated[int | None, option(
         "Number of rows, drawn by the task's seed; for an lm-eval task, the first rows.  [default: all]",
         min=1)] = None,
@@ -63,7 +64,7 @@ def evaluate(
         "Number of answers to generate at once.  [default: 64; for an lm-eval task 16]", min=1)] = None,
     dtype: Annotated[str, typer.Option(
         help="Number format: float32, bfloat16, or auto. auto is float32 on a CPU, where answers then do not depend on "
-        "the batch size.")] = "auto",
+        "the batch size.", autocompletion=lambda: ["auto", "float32", "bfloat16"])] = "auto",
     out: Annotated[Path | None, option(
         "File for the result (.json), or for a table of every answer with its scores (.jsonl, .csv, .tsv, .xlsx).  "
         "[default: the result goes into the run's folder]")] = None,

@@ -42,6 +42,16 @@ def runs_and_starters() -> list[str]:
     return [*run_names(), *starters()]
 
 
+def separated(*words: str) -> Callable[[str], list[str]]:
+    """Completion of the last of several words between commas."""
+
+    def complete(typed: str) -> list[str]:
+        before, comma, _ = typed.rpartition(",")
+        return [f"{before}{comma}{word}" for word in words]
+
+    return complete
+
+
 OUTPUT, PROCESSES = "Output", "Several processes"
 """Parts of --help."""
 Json = Annotated[bool, option(

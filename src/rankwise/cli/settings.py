@@ -18,8 +18,9 @@ from typing import Annotated, Any
 
 from typer.core import TyperCommand
 
-from rankwise.cli.options import OUTPUT, PROCESSES, option, starters
+from rankwise.cli.options import OUTPUT, PROCESSES, option, separated, starters
 from rankwise.config.adapters import METHODS
+from rankwise.config.experiment import TRACKERS
 from rankwise.config.reading import Setting, parse_setting
 from rankwise.config.recipe import RECIPES
 from rankwise.config.settings import FLAGS, FlagOf, words_of
@@ -61,9 +62,9 @@ VALIDATION_ROWS = _flags_in("Validation", "data.held_out", "data.group", "data.v
 ADAPTER = _flags_in("Adapter", "adapter.")
 TRAINING = tuple(name for name in FLAGS if name not in ("shard", "log_to"))
 """All that a training takes, and a plan of it in the same words."""
-COMPLETED: Mapping[str, Callable[[], Sequence[str]]] = {
+COMPLETED: Mapping[str, Callable[..., Sequence[str]]] = {
     "model": starters, "run": run_names, "start_from": run_names, "method": lambda: [*METHODS],
-    "recipe": lambda: RECIPES, "accuracy_tasks": lambda: [*BUILT_IN],
+    "recipe": lambda: RECIPES, "accuracy_tasks": separated(*BUILT_IN), "log_to": separated(*TRACKERS),
 }  # fmt: skip
 """What completion in a shell proposes behind a flag, where its type does not say it."""
 
