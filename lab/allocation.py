@@ -166,7 +166,7 @@ def run(folder: Path, cell: Cell) -> dict[str, Any]:
         results = train(experiment, restart=True).manifest.results
     assert results is not None, "it finished"
     measured = evaluate(
-        experiment.run, data=str(files(folder, cell[0])[2]), base=False, with_forgetting=False, callback=silent
+        experiment.run, data=str(files(folder, cell[0])[2]), base=False, forgetting=False, callback=silent
     )
     return {
         "kind": "cell", "cell": list(cell), "choosing": results.validation_loss_after,

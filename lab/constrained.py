@@ -182,8 +182,8 @@ def extraction(seed: int) -> Json:
         "training": {"steps": 60, "batch_size": 8, "seed": seed}, "run": fresh(run),
     }))  # fmt: skip
     task = TaskConfig(task="facts", data="test.jsonl", score=("json", "json_exact", "json_valid"), max_new_tokens=128)
-    held = evaluate(run, task, with_forgetting=False)
-    free = evaluate(run, task, with_forgetting=False, constraint="none")
+    held = evaluate(run, task, forgetting=False)
+    free = evaluate(run, task, forgetting=False, constraint="none")
     assert held.base is not None and free.base is not None
     found: Json = {}
     for name, scores in (("base free", free.base), ("base held", held.base), ("run free", free.tuned),

@@ -85,7 +85,7 @@ def run(folder: Path, cell: Cell) -> dict[str, Any]:
     began = time.perf_counter()
     results = train(experiment, restart=True).manifest.results
     assert results is not None
-    measured = evaluate(name, data=str(paths["measured"]), with_forgetting=False, callback=silent)
+    measured = evaluate(name, data=str(paths["measured"]), forgetting=False, callback=silent)
     return {
         "kind": "cell", "cell": list(cell), "dtype": DTYPE, "choosing": results.validation_accuracy_after,
         "accuracy": measured.tuned.metrics["accuracy"].model_dump(), "rows": measured.n,

@@ -40,7 +40,7 @@ def run(folder: Path, cell: Cell) -> dict[str, Any]:
     train(experiment_of(folder, (task, way, 0), name), restart=True)
     differences = {}
     for benchmark, (file, rows) in SETS.items():
-        result = evaluate(name, benchmark, data=str(data(file)), rows=rows, with_forgetting=False, callback=silent)
+        result = evaluate(name, benchmark, data=str(data(file)), rows=rows, forgetting=False, callback=silent)
         differences[benchmark] = {name: one.model_dump() for name, one in result.differences.items()}
     return {"kind": "cell", "cell": list(cell), "differences": differences, "seconds": time.perf_counter() - began}
 

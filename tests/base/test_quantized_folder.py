@@ -234,7 +234,7 @@ def test_every_adapter_trains_resumes_its_numbers_and_answers(home, quantize, me
     results = trained.manifest.results
     assert results.validation_loss_after < results.validation_loss_before
     assert trained.manifest.base_model.quantization == quantize
-    again = rankwise.evaluate("small", with_forgetting=False)
+    again = rankwise.evaluate("small", forgetting=False)
     assert again.tuned.metrics["loss"].value == pytest.approx(results.validation_loss_after, rel=1e-3)
 
 

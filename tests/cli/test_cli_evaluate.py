@@ -266,13 +266,13 @@ def test_scores_are_named_for_a_file_and_for_the_rows_that_were_held_out(home):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-def test_a_table_of_every_answer_has_its_prompt_reference_and_own_scores(home, suffix):
+def test_a_table_of_every_answer_has_the_columns_of_the_row_its_reference_and_own_scores(home, suffix):
     words = ("evaluate", "all", "--data", "others.jsonl", "--score", "exact,rouge_l", "--no-forgetting")
     told = found(*words, "--out", f"every.{suffix}")
     text = (home / f"every.{suffix}").read_text()
     rows = list(csv.DictReader(text.splitlines())) if suffix == "csv" else list(map(json.loads, text.splitlines()))
-    assert list(rows[0]) == ["where", "prompt", "reference", "prediction", "base_prediction", "exact", "rouge_l"]
-    assert [row["where"] for row in rows] == [f"others.jsonl:{number}" for number in range(1, 13)]
+    assert list(rows[0]) == [*OTHERS[0], "reference", "prediction", "base_prediction", "exact", "rouge_l"]
+    assert [row["prompt"] for row in rows] == [row["prompt"] for row in OTHERS]
     for name in ("exact", "rouge_l"):
         assert sum(float(row[name]) for row in rows) / 12 == pytest.approx(told["metrics"][name]["value"])
     assert all((row["prediction"] == row["reference"]) == bool(float(row["exact"])) for row in rows)

@@ -108,7 +108,7 @@ READERS = {
 CALLS = {
     "generate": lambda force: package.generate("short", "hi", SHORT, force_result=force),
     "load_tuned": lambda force: package.load_tuned("runs/short", force_result=force),
-    "evaluate": lambda force: package.evaluate("short", with_forgetting=False, force_result=force),
+    "evaluate": lambda force: package.evaluate("short", forgetting=False, force_result=force),
     "inspect": lambda force: package.inspect("short", force_result=force),
     "strength": lambda force: package.strength("short", text="text.txt", blocks=2, force_result=force),
     "export": lambda force: package.export("short", "out", force_result=force),

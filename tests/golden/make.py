@@ -72,7 +72,7 @@ def make(name: str, settings: dict[str, Any]) -> None:
             shutil.copytree(run, killed)
 
     rankwise.train(run=name, callback=copy_once, **COMMON, **settings)
-    rankwise.evaluate(name, with_forgetting=False)
+    rankwise.evaluate(name, forgetting=False)
     for folder in (run, killed):
         (folder / ".lock").unlink(missing_ok=True)
 

@@ -9,12 +9,13 @@ import pytest
 import rankwise
 from kit.classifiers import encoder_folder, labelled
 from rankwise.errors import RankwiseError
+from rankwise.evaluation.validation_rows import refuse_without_answers
 
 ROWS = [{"prompt": f"What is {n} plus {n}?", "completion": f"It is {2 * n}."} for n in range(12)]
 OTHERS = [{"prompt": f"What is {n} plus {n}?", "completion": f"It is {2 * n}."} for n in range(20, 24)]
 TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
 FAST = {"max_new_tokens": 3}
-QUICK = {"with_forgetting": False}
+QUICK = {"forgetting": False}
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,11 @@ WORKS = {
     "rankwise.evaluate(name, data=df)": lambda text, classes, frames: rankwise.evaluate(
         "text", data=frames["text"], **QUICK
     ),
+    "rankwise.evaluate(run, df)": lambda text, classes, frames: rankwise.evaluate(text, frames["text"], **QUICK),
+    "rankwise.predict(name, texts)": lambda text, classes, frames: rankwise.predict("classes", ["a film"]).records,
+    "a classifier and a function": lambda text, classes, frames: classes.evaluate(
+        frames["classes"], score=answer_length
+    ),
     "evaluate a classifier": lambda text, classes, frames: classes.evaluate(),
     "a classifier on a table": lambda text, classes, frames: classes.evaluate(frames["classes"]),
     "answers of a classifier": lambda text, classes, frames: classes.evaluate(frames["classes"]).answers,
@@ -101,9 +107,11 @@ WORKS = {
 SAYS = {
     "a classifier generates": (lambda text, classes, frames: classes.generate("Hello"), "classifier"),
     "a classifier generates two": (lambda text, classes, frames: classes.generate(["a", "b"]), "classifier"),
-    "a classifier and a score": (lambda text, classes, frames: classes.evaluate(score="exact"), "--score"),
     "an unknown score": (lambda text, classes, frames: text.evaluate(OTHERS, score="exakt"), 'Did you mean "exact"'),
     "a score that is a number": (lambda text, classes, frames: text.evaluate(OTHERS, score=[5]), "a function"),
+    "a classifier and a score": (lambda text, classes, frames: classes.evaluate(score="rouge_l"), "always has"),
+    "an argument that is not there": (lambda text, classes, frames: text.evaluate(forgeting=1), '"forgetting"'),
+    "a table without answers": (lambda text, classes, frames: classes.evaluate(frames["classes"][["text"]]), "label"),
     "rows of training": (lambda text, classes, frames: text.evaluate(ROWS), "belongs to the data of the run"),
     "other columns": (lambda text, classes, frames: text.predict([{"frage": "a"}]), "frage"),
     "a missing file": (lambda text, classes, frames: text.evaluate("missing.csv"), "missing.csv"),
@@ -131,3 +139,18 @@ def test_any_other_call_says_what_to_do(text, classes, frames, call):
     with pytest.raises(RankwiseError) as caught:
         tried(text, classes, frames)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "shared",
+    [
+        {"columns": {"text": "body", "label": "queue"}},
+        {"prompt": "{body}", "completion": "{queue}"},
+        {"columns": {"prompt": "body", "completion": "queue"}},
+    ],
+)
+def test_rows_without_answers_are_for_predict(shared):
+    refuse_without_answers(shared, {"body": "a", "queue": "b"}, "new.csv")
+    refuse_without_answers(shared, {"other": "a"}, "new.csv")  # which is told elsewhere
+    with pytest.raises(RankwiseError, match="has no column 'queue'.*rankwise predict"):
+        refuse_without_answers(shared, {"body": "a", "id": 1}, "new.csv")

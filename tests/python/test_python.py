@@ -181,7 +181,7 @@ def test_a_run_is_evaluated_on_a_table_with_scores_that_are_named_or_functions(t
     def is_long(answer, reference):
         return len(answer) >= len(reference)
 
-    evaluation = trained.evaluate(table, score=["exact", is_long], with_forgetting=False)
+    evaluation = trained.evaluate(table, score=["exact", is_long], forgetting=False)
     assert list(evaluation.tuned.metrics) == ["exact", "is_long"]
     rows = evaluation.answers
     assert [row["is_long"] for row in rows] == [len(row["prediction"]) >= len(row["reference"]) for row in rows]
@@ -189,16 +189,16 @@ def test_a_run_is_evaluated_on_a_table_with_scores_that_are_named_or_functions(t
     assert list(frame.index) == ["exact", "is_long"] and {"value", "low", "high", "base_value", "p"} <= {*frame.columns}
     assert repr(evaluation).startswith("<evaluation on 2 items of ") and "is_long" in repr(evaluation)
     assert (
-        rankwise.evaluate(trained, data=table, score="exact", with_forgetting=False).tuned
+        rankwise.evaluate(trained, data=table, score="exact", forgetting=False).tuned
         == (
-            rankwise.evaluate("first", data=table, score="exact", with_forgetting=False).tuned.model_copy(
+            rankwise.evaluate("first", data=table, score="exact", forgetting=False).tuned.model_copy(
                 update={"seconds": evaluation.tuned.seconds}
             )
         )
         or True
     )
     with pytest.raises(RankwiseError, match="returned None for the answer"):
-        trained.evaluate(table, score=lambda answer, reference: None, with_forgetting=False)
+        trained.evaluate(table, score=lambda answer, reference: None, forgetting=False)
     with pytest.raises(ConfigError, match='"exact" has the name of a score'):
         exact = lambda answer, reference: 1  # noqa: E731
         exact.__name__ = "exact"
@@ -214,7 +214,7 @@ def test_functions_of_the_package_take_a_run_for_its_name(trained, home):
 
 def test_a_finished_run_is_trained_again_only_if_asked(trained, home, tiny_folder):
     settings = {"model": tiny_folder, "data": ROWS, "run": "again", "steps": 1, "progress": False}
-    rankwise.train(**settings).evaluate([{"prompt": "a", "completion": "b"}], with_forgetting=False)
+    rankwise.train(**settings).evaluate([{"prompt": "a", "completion": "b"}], forgetting=False)
     with pytest.raises(RunError, match="--restart"):
         rankwise.train(**settings)
     again = rankwise.train(**settings | {"steps": 2}, restart=True)

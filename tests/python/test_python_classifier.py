@@ -71,3 +71,11 @@ def test_a_text_longer_than_a_row_may_be_is_refused_or_cut_as_the_run_s_rows_wer
         run.predict(["a film", "a " * 30])
     cut = rankwise.train(data=labelled(12), run="cut", max_length=26, too_long="truncate", **SETTINGS)
     assert cut.predict(["a " * 30]) == cut.predict(["a " * 24])
+
+
+def test_a_run_whose_best_is_the_head_that_it_began_with_leaves_nothing_and_begins_again(home):
+    settings = SETTINGS | {"method": "lora", "steps": 8, "batch_size": 4, "learning_rate": 1e-9, "held_out": 12}
+    for _ in range(2):
+        again = rankwise.train(data=labelled(60), run="again", keep="best", restart=True, **settings)
+        assert again.results["kept_step"] == 0
+        assert not (again.folder / "best").exists() and (again.folder / "adapter").is_dir()

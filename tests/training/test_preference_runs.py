@@ -156,7 +156,7 @@ def test_full_fine_tuning_learns_pairs_too_and_starts_undecided(home, tiny_folde
     assert results.preference.margin_before == pytest.approx(0, abs=1e-6)
     assert results.validation_loss_before == pytest.approx(np.log(2), abs=1e-6)
     assert results.preference.margin_after > 0.01 and results.preference.kl_from_base is None
-    found = evaluate("full", with_forgetting=False)
+    found = evaluate("full", forgetting=False)
     assert found.tuned.metrics["margin"].value == pytest.approx(results.preference.margin_after, rel=1e-3)
     assert found.tuned.metrics["kl_from_base"].value > 0
 
@@ -164,7 +164,7 @@ def test_full_fine_tuning_learns_pairs_too_and_starts_undecided(home, tiny_folde
 def test_an_evaluation_repeats_what_the_last_validation_measured(home, tiny_folder):
     results = train(settings(tiny_folder, "a")).manifest.results
     assert results is not None and results.preference is not None
-    found = evaluate("a", with_forgetting=False)
+    found = evaluate("a", forgetting=False)
     metrics = found.tuned.metrics
     assert metrics["margin"].value == pytest.approx(results.preference.margin_after, rel=1e-4)
     assert metrics["preference_accuracy"].value == results.preference.accuracy_after.value
@@ -172,7 +172,7 @@ def test_an_evaluation_repeats_what_the_last_validation_measured(home, tiny_fold
     assert metrics["kl_from_base"].value == pytest.approx(results.preference.kl_from_base, rel=1e-3)
     assert found.base is not None and found.base.metrics["preference_accuracy"].value == 0.5
     assert found.base.metrics["kl_from_base"].value == 0
-    alone = evaluate("a", base=False, with_forgetting=False)
+    alone = evaluate("a", base=False, forgetting=False)
     assert set(alone.tuned.metrics) == {"likelihood_accuracy"}
     page = Path("runs/a/report.html").read_text()
     assert "preference accuracy" in page and "kl_from_base" in page
@@ -182,9 +182,9 @@ def test_other_pairs_can_be_measured_and_training_pairs_not(home, tiny_folder):
     train(settings(tiny_folder, "a"))
     row = {"prompt": "What is 90 plus 1?", "chosen": "It is 91.", "rejected": "90 or 1, no?"}
     Path("others.jsonl").write_text(json.dumps(row) + "\n")
-    assert evaluate("a", data="others.jsonl", with_forgetting=False).n == 1
+    assert evaluate("a", data="others.jsonl", forgetting=False).n == 1
     with pytest.raises(Exception, match="belongs to the data of the run"):
-        evaluate("a", data="pairs.jsonl", with_forgetting=False)
+        evaluate("a", data="pairs.jsonl", forgetting=False)
 
 
 def test_the_best_of_several_validations_by_accuracy_is_chosen(home, tiny_folder):

@@ -82,7 +82,7 @@ def evaluate(
         with Display(quiet) as display:
             evaluation = evaluate_command(
                 target, task, data=data, score=score, rows=rows, against=against, base=base,
-                with_forgetting=forgetting, text=text, blocks=blocks, batch_size=batch_size, dtype=dtype,
+                forgetting=forgetting, text=text, blocks=blocks, batch_size=batch_size, dtype=dtype,
                 out=out, callback=display, images=other_images, constraint=constraining.constraint, **vars(opening),
             )  # fmt: skip
         print_result(as_json, evaluation.summary(), *_lines(evaluation), *_cautions(target, evaluation))

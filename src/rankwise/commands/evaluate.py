@@ -28,8 +28,10 @@ from rankwise.config.tasks import (
     task_of_rows,
 )
 from rankwise.errors import ConfigError, RankwiseError, RunError, did_you_mean, first_line, some
+from rankwise.evaluation.answer_table import answer_table
 from rankwise.evaluation.feature_forgetting import OtherImages, compare_features, other_images
-from rankwise.evaluation.forgetting import forgetting, text_elsewhere
+from rankwise.evaluation.forgetting import forgetting as forgetting_of
+from rankwise.evaluation.forgetting import text_elsewhere
 from rankwise.evaluation.harness import ASKED_TOGETHER, PREFIX, HarnessTask
 from rankwise.evaluation.intervals import Looks, difference
 from rankwise.evaluation.metrics import METRICS, ScoreFunction, metric_named
@@ -54,12 +56,12 @@ from rankwise.evaluation.validation_rows import (
     rows_to_measure,
 )
 from rankwise.inference.generate import BATCH_SIZE
-from rankwise.methods.artifact import Opening, is_adapter
+from rankwise.methods.artifact import Opening, is_adapter, opening_in
 from rankwise.objectives.causal_lm import CausalLM
 from rankwise.objectives.objective import Classifier, Objective
 from rankwise.objectives.preference import Preference
 from rankwise.rows.files.in_memory import path_of
-from rankwise.rows.files.output import SUFFIXES, check_name, file_of
+from rankwise.rows.files.output import SUFFIXES, check_name
 from rankwise.runs.directory import find_run
 from rankwise.runs.evaluations import (
     Evaluation,
@@ -77,12 +79,12 @@ from rankwise.runs.manifest import now
 from rankwise.runs.measured import Difference, FeatureForgetting
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.runs.snapshot import forgetting_in
-from rankwise.system.files import check_place, write_atomic
+from rankwise.system.files import check_place
 
 
 def evaluate(
     target: str | os.PathLike[str], task: str | TaskConfig | None = None, *, data: Any = None, score: Any = None,
-    rows: int | None = None, against: str | None = None, base: bool = True, with_forgetting: bool = True,
+    rows: int | None = None, against: str | None = None, base: bool = True, forgetting: bool = True,
     text: str | None = None,
     blocks: int | None = None, batch_size: int | None = None, dtype: str = "auto", out: str | Path | None = None,
     callback: Callback = silent, images: str | None = None, constraint: Constrained = "own", **opening: Unpack[Opening],
@@ -96,11 +98,13 @@ def evaluate(
     many blocks as a narrow interval takes (evaluation/intervals.py), or on a fixed number of `blocks`; for a model of
     images on labelled `images` (evaluation/feature_forgetting.py). Both models answer by the `constraint`.
     """
-    target, data = os.fspath(target), None if data is None else path_of(data)
+    if task is not None and not isinstance(task, str | TaskConfig):
+        task, data = None, task  # rows in the place of a task
+    target, data, opening = os.fspath(target), None if data is None else path_of(data), opening_in(opening, evaluate)
     scores, table, out = ScoresAsked.of(score), *_places(out)
     compared = base if find_run(target) is not None or is_adapter(target) else bool(against)
     for flag, given in (("--text", text), ("--blocks", blocks), ("--other-images", images)):
-        if given is not None and not (with_forgetting and compared):
+        if given is not None and not (forgetting and compared):
             raise ConfigError(
                 [f"{flag} needs two models to compare. Leave it out, or evaluate a run with its base, or a model "
                  "--against another, with --forgetting."]
@@ -108,21 +112,23 @@ def evaluate(
     if batch_size is not None and batch_size < 1:
         raise ConfigError([f"--batch-size is {batch_size}; it must be at least 1."])
     subject = open_subject(target, against, base=base, dtype=dtype, callback=callback, **opening)
-    subject.refuse_options(task, text, blocks, score)
-    if compared and with_forgetting and (why := subject.objective.cannot.get(FORGETTING)) is not None:
+    subject.refuse_options(task, text, blocks, scores.names or None)
+    if compared and forgetting and (why := subject.objective.cannot.get(FORGETTING)) is not None:
         callback(StatusMessage(why))
     subject = replace(subject, constraint=constraint)
-    others = _other_images(subject, images, with_forgetting=with_forgetting, callback=callback)
+    others = _other_images(subject, images, with_forgetting=forgetting, callback=callback)
     asked = asked_of(subject, task, EvaluatedRows(data, rows, scores), batch_size, callback)
     if constraint != "own" and not (isinstance(asked, OwnTask) and asked.writes_answers):
         raise ConfigError([f"no answer is written for {asked.name}, so there is none to be held to anything; leave out "
                            "--schema, --choices, --regex, --grammar and --unconstrained."])  # fmt: skip
     _result_file(subject, asked, out)
-    read = _text(subject, text, blocks, callback) if with_forgetting else None
+    read = _text(subject, text, blocks, callback) if forgetting else None
     looks = None if blocks is not None else Looks()
     found = evaluated(subject, asked, read, looks, out=out, callback=callback, images=others)
+    answers = answer_table(asked.items(), data or (task if isinstance(task, str) and names_rows(task) else None))
+    found.about(answers.items)
     if table is not None:
-        write_atomic(table, file_of(found.answers, table, callback=callback))
+        answers.write(table, found, callback)
         callback(StatusMessage(f"every answer is written to {table}"))
     return found
 
@@ -206,7 +212,7 @@ def evaluated(
         forgetting=measured.text, feature_forgetting=measured.features, samples=task.samples(tuned, base),
         labels=dict(task.labels) or None,
         settings=task.settings | identity, **stamped(),
-    ).about(task.items())  # fmt: skip
+    )  # fmt: skip
     if file is not None:
         write_evaluation(file, found)
         callback(StatusMessage(f"written to {file}"))
@@ -290,7 +296,7 @@ def _forgetting(subject: Subject, text: Text, looks: Looks | None, callback: Cal
     if subject.sides is None:
         return None
     held = {"base": subject.origin, "dtype": subject.model.facts.dtype, "created": now()}
-    return forgetting(subject.sides, text, callback, looks).model_copy(update=held)
+    return forgetting_of(subject.sides, text, callback, looks).model_copy(update=held)
 
 
 def asked_of(
@@ -374,7 +380,7 @@ def _predictions(
     if task is not None:
         return _answers(objective, subject, task, rows, batch_size, callback)
     name, found = rows.of(subject, callback)
-    return RowTask(name, found.about, objective, found.documents, found.left_out)
+    return RowTask(name, found.about, objective, found.documents, found.left_out, rows.scores.functions)
 
 
 def _items(

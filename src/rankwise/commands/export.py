@@ -42,7 +42,7 @@ from rankwise.exporting.verification import (
     served,
     with_rules,
 )
-from rankwise.methods.artifact import Opening, open_artifact
+from rankwise.methods.artifact import Opening, open_artifact, opening_in
 from rankwise.runs.records import Callback, WarningMessage, silent
 from rankwise.system.files import folders_above
 
@@ -106,7 +106,7 @@ def export(
 
     What was written is opened by the engines at hand and compared with the trained model (exporting/verification.py).
     With the address of a server, `to` must be there already, and only the server is compared."""
-    folder = Path(to)
+    folder, opening = Path(to), opening_in(opening, export)
     idle = verifying.wish == "no" and format in ADAPTER_FORMATS
     _check(format, dtype, strength, force_idle=opening.get("force_base", False) and idle, round_rank=round_rank)
     refuse_unverifiable(verifying, folder)

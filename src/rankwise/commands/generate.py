@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ConfigError, DataError
 from rankwise.inference.decoding import Answer, TextCallback
 from rankwise.inference.tuned_model import TunedModel, load_tuned
-from rankwise.methods.artifact import Opening
+from rankwise.methods.artifact import Opening, opening_in
 from rankwise.objectives.sequence_to_sequence import text_objective
 from rankwise.rows.text.example import Message
 from rankwise.runs.records import Callback, silent
@@ -54,7 +54,7 @@ def generate(
     run was trained with; `context` is what the question is about, as Alpaca's rows have an input and Dolly's a context.
     `more` are settings of generation, instead of a `config`, and how the run is opened (`open_artifact`).
     """
-    config, opening = config_in(more, config)
+    config, opening = config_in(more, config, generate)
     if not prompt.strip():
         raise DataError("the prompt is empty.")
     check_models(base, both)
@@ -65,13 +65,15 @@ def generate(
     return Generated(prompt, adapted, of_base)
 
 
-def config_in(more: Mapping[str, Any], config: GenerationConfig | None) -> tuple[GenerationConfig, Opening]:
+def config_in(
+    more: Mapping[str, Any], config: GenerationConfig | None, function: Callable[..., Any]
+) -> tuple[GenerationConfig, Opening]:
     """The settings of generation among keyword arguments, and the others, which say how a run is opened."""
     settings = {name: value for name, value in more.items() if name in GenerationConfig.model_fields}
     if config is not None and settings:
         raise ConfigError([f"{', '.join(settings)}: give settings of generation as keywords or as a config, not both."])
-    opening: Any = {name: value for name, value in more.items() if name not in settings}
-    return config or GenerationConfig(**settings), opening
+    others = {name: value for name, value in more.items() if name not in settings}
+    return config or GenerationConfig(**settings), opening_in(others, function)
 
 
 def check_models(base: bool, both: bool) -> None:

@@ -121,8 +121,10 @@ def predict(
     """Answer the rows of `data`, a path or rows in memory, or the `texts` instead; `most` are the first rows that are
     answered. `prompt` is a text with {columns} in it, instead of how the run's rows were read. `more` are settings of
     generation, instead of a `config`, and how the run is opened (`open_artifact`). Without `out` nothing is written."""
-    config, opening = config_in(more, config)
+    config, opening = config_in(more, config, predict)
     began, out = time.perf_counter(), None if out is None else Path(out)
+    if isinstance(data, list | tuple) and data and all(isinstance(one, str) for one in data):
+        data, texts = None, data
     if (data is None) == (not texts):
         raise ConfigError(["give rows with --data, or a text with --text; one of the two."])
     data = None if data is None else path_of(data)

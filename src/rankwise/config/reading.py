@@ -84,6 +84,10 @@ def parse_setting(text: str) -> Setting:
     return Setting(key.strip(), plain(load_yaml(value, f"--set {key}"), {}, ""), f"--set {key}")
 
 
+OF_ROWS = (".csv", ".tsv", ".jsonl", ".ndjson", ".xlsx", ".parquet", ".arrow")
+"""Endings of files that are no settings."""
+
+
 def read_experiment(
     file: Path | None, settings: Iterable[Setting] = (), base_named_by: BaseNamedBy | None = None
 ) -> Experiment:
@@ -100,6 +104,10 @@ def read_planned(
 def _read_under(
     file: Path | None, settings: Iterable[Setting], kind: type[_Kind], base_named_by: BaseNamedBy | None = None
 ) -> _Kind:
+    if file is not None and file.suffix.lower() in OF_ROWS:
+        raise ConfigError(
+            [f"{file}: is a file of rows. Give it with --data; a file without a flag has settings (YAML)."]
+        )
     tree = _read_file(file) if file else _Tree()
     for setting in settings:
         tree.put(setting)

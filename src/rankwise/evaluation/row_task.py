@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -15,6 +15,7 @@ import numpy as np
 from rankwise.base.loaded import LoadedModel
 from rankwise.evaluation.class_metrics import FORMS, RowView, Scored, score_rows
 from rankwise.evaluation.intervals import scores
+from rankwise.evaluation.metrics import ScoreFunction, rows_of_function
 from rankwise.evaluation.task import WithoutAnswers
 from rankwise.objectives.objective import Classifier
 from rankwise.rows.images.pictures import thumbnail_of
@@ -36,6 +37,8 @@ class RowTask(WithoutAnswers):
     objective: Classifier
     rows: Sequence[Tokens]
     left_out: int = 0
+    functions: Mapping[str, ScoreFunction] = field(default_factory=dict)
+    """Score what is predicted by what is true, both as texts."""
     _items: list[dict[str, Any]] = field(default_factory=list, init=False)
     """Place, text and target of each row, once a model was scored."""
 
@@ -50,7 +53,8 @@ class RowTask(WithoutAnswers):
     @property
     def settings(self) -> dict[str, Any]:
         classes = list(self.objective.targets.classes)
-        return {"objective": self.objective.name, "classes": classes, **self.form.settings}
+        functions = {"functions": list(self.functions)} if self.functions else {}
+        return {"objective": self.objective.name, "classes": classes, **self.form.settings, **functions}
 
     def score(self, model: LoadedModel, who: str, callback: Callback) -> ModelScores:
         began = time.perf_counter()
@@ -68,6 +72,8 @@ class RowTask(WithoutAnswers):
         self._items = [{"where": view.name, "prompt": view.text, "reference": one}
                        for view, one in zip(views, wanted, strict=True)]  # fmt: skip
         answers, details = scored.answers(spell), scored.details(partial(self._view, model), spell)
+        for name, function in self.functions.items():
+            measured[name] = scores(name, rows_of_function(name, function, answers, [[one] for one in wanted]))
         return ModelScores(scores=measured, answers=answers, seconds=time.perf_counter() - began, **details)
 
     def facts(self) -> tuple[int, str]:

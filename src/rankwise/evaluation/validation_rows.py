@@ -17,6 +17,7 @@ from rankwise.config.objectives import OBJECTIVES
 from rankwise.errors import DataError, some
 from rankwise.evaluation.requests import bytes_of
 from rankwise.methods.artifact import Artifact
+from rankwise.rows.asking import ANSWERS
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.forms.formats import form_of
 from rankwise.rows.preparation import Prepared
@@ -108,6 +109,7 @@ def columns_of_run(run: RunSnapshot, data: DataConfig, callback: Callback) -> di
     if not isinstance(row, dict):
         return shared
     named = {name for key in ("prompt", "completion") for name in column_text(shared.get(key) or "").columns}
+    refuse_without_answers(shared, row, source.path)
     if not named:
         return shared if set(shared.get("columns", {}).values()) <= row.keys() else shared | {"columns": {}}
     if named & row.keys() or (form := form_of(row)) is None:
@@ -117,6 +119,21 @@ def columns_of_run(run: RunSnapshot, data: DataConfig, callback: Callback) -> di
         f"are read as rows in {form} format"
     ))  # fmt: skip
     return {}
+
+
+def refuse_without_answers(shared: Mapping[str, Any], row: Mapping[str, Any], path: str) -> None:
+    """DataError where a row has the columns of the run's prompt, and not those of its answers."""
+    columns, fields = shared.get("columns", {}), {field for several in ANSWERS.values() for field in several}
+    wanted = {
+        *column_text(shared.get("completion") or "").columns,
+        *(columns[name] for name in columns.keys() & fields),
+    }
+    prompt = {*column_text(shared.get("prompt") or "").columns, *columns.values()} - wanted
+    if prompt and prompt <= row.keys() and not wanted <= row.keys():
+        raise DataError(
+            f"{path}: has no column {some(map(repr, sorted(wanted - row.keys())))}, where the run's rows have their "
+            "answers. Give rows with answers, or use rankwise predict for rows without."
+        )
 
 
 def databases_in(config: DataConfig, row_encoding: RowEncoding) -> dict[bytes, Database]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from torch import Tensor
 
@@ -31,7 +31,7 @@ from rankwise.base.starters import STARTERS
 from rankwise.config.adapters import Adapting, LoraConfig
 from rankwise.config.data import Constrained
 from rankwise.config.models import ModelConfig
-from rankwise.errors import ModelError, RunError
+from rankwise.errors import ConfigError, ModelError, RunError, did_you_mean
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import objective_for
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE
@@ -203,6 +203,19 @@ class Opening(TypedDict, total=False):
     force_result: bool
     base_model: str | None
     trust_code: str | None
+
+
+def opening_in(arguments: Mapping[str, Any], function: Callable[..., Any]) -> Opening:
+    """The other keyword arguments of a function, which say how a run is opened; ConfigError where one does not."""
+    names = (*(function.__kwdefaults__ or ()), *Opening.__annotations__)
+    problems = [
+        f"{name}={value!r}: {function.__name__} has no such argument.{did_you_mean(name, names)}"
+        for name, value in arguments.items() if name not in Opening.__annotations__
+    ]  # fmt: skip
+    if problems:
+        raise ConfigError(problems)
+    opening: Any = arguments
+    return opening
 
 
 def open_artifact(

@@ -326,7 +326,7 @@ class Classifier(Objective):
     largest_request = 2**20
     """Bytes of a request to classify rows."""
     activity = "Classifying"
-    use = "predict {run} --data FILE --out predictions.jsonl"
+    use = "predict {run} --data FILE --out predictions.csv"
     shown_as = "classes"
     far_above = 10.0  # a head may overshoot for long
     falling = 0.95
@@ -474,9 +474,10 @@ NOT_OF_CLASSIFIERS = {
     "measured at strengths": "{model} is a classifier, which generates no text. Use rankwise evaluate to measure it.",
     "compared with its base": "the base has no trained head, so this classifier is evaluated alone",
     **dict.fromkeys(
-        ("--task", "--text", "--blocks", "--score"),
+        ("--task", "--text", "--blocks"),
         "{value} is for language models, and {model} is a classifier. Give labelled rows with --data.",
     ),
+    "--score": "{model} is a classifier, which always has the same scores: accuracy, F1 and others. Leave --score out.",
     "served": "{model} is a classifier, which is served without language models: rankwise serve {name}.",
     "asked beside others": ASKED_SEPARATELY,
     "scaled": "--strength {value}: {model} is a classifier, whose new head has no base to scale its change from. Leave "

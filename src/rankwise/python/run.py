@@ -197,8 +197,10 @@ def _generation(schema: Any, settings: dict[str, Any]) -> GenerationConfig:
 
 def _are_rows(items: Any) -> bool:
     """A path, a `datasets.Dataset`, or dicts."""
+    from rankwise.rows.files.files import SUFFIXES
+
     if isinstance(items, str):
-        return os.path.exists(items)  # noqa: PTH110  Path.exists raises where a text is too long for a name
+        return items.lower().endswith(SUFFIXES) and os.path.exists(items)  # noqa: PTH110  Path raises at long texts
     if isinstance(items, os.PathLike) or hasattr(items, "features"):
         return True
     return isinstance(items, list | tuple) and bool(items) and all(isinstance(item, Mapping) for item in items)

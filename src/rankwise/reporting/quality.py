@@ -51,7 +51,11 @@ def quality_section(run: RunSnapshot) -> Section | None:
 
 def scored(evaluations: Iterable[Evaluation]) -> list[Markup]:
     """The scores of base and tuned model, and why a difference decides nothing."""
+    evaluations = list(evaluations)
     rows = [row for one in evaluations for row in _rows(one)]
+    if all(one.base is None for one in evaluations):
+        alone = [[*row[:3], row[4]] for row in rows]
+        return [table(("task", "metric", "n", "value"), alone, words=(0, 1), label="scores", lead=2)]
     notes = [note for one in evaluations for note in undecided(one.task, one.differences)]
     return [table(HEADS, rows, words=(0, 1, 8), label="before and after", lead=2, judged=True), *notes]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr
 
@@ -172,7 +172,7 @@ class Evaluation(Config):
     sha256: str | None = None
     """SHA-256 of everything else in the file (runs/own_files.py). Older files have none."""
     _items: list[JsonObject] | None = PrivateAttr(None)
-    """Place, prompt and reference of each item; they are not stored."""
+    """Of each item the columns of its row, or its place and prompt, and its reference; they are not stored."""
 
     def __repr__(self) -> str:
         base = "" if self.base is None else f"; {score_line('', str(self.against), self.base, self.differences)[2:]}"
@@ -181,15 +181,15 @@ class Evaluation(Config):
 
     __str__ = __repr__
 
-    def about(self, items: list[JsonObject]) -> Self:
-        """With place, prompt and reference of each item."""
+    def about(self, items: list[JsonObject]) -> None:
+        """Add what stands before the answer to each item."""
         self._items = items
-        return self
 
     @property
     def answers(self) -> list[JsonObject]:
-        """Every item with its prompt, its reference, the prediction, the base's, and the item's own scores, where that
-        is a mean over items. RunError where the evaluation was read from a file, which does not hold prompts."""
+        """Every item with its columns or its prompt, its reference, the prediction, the base's, and the item's own
+        scores, where that is a mean over items. RunError where the evaluation was read from a file, which does not hold
+        prompts."""
         if self._items is None:
             raise RunError("an evaluation that was read from a file has no prompts. Evaluate again to see each answer.")
         tuned = {"prediction": self.tuned.answers} if self.tuned.answers is not None else {}
@@ -197,7 +197,9 @@ class Evaluation(Config):
         own = {name: [row[0] / row[1] for row in one.sums] for name, one in self.tuned.scores.items()
                if all(len(row) == 2 and row[1] > 0 for row in one.sums) and name not in OF_CLASSES}  # fmt: skip
         columns = tuned | base | own
-        return [row | {name: values[at] for name, values in columns.items()} for at, row in enumerate(self._items)]
+        taken = {name for row in self._items for name in row}
+        named = {f"rankwise_{name}" if name in taken else name: values for name, values in columns.items()}
+        return [row | {name: values[at] for name, values in named.items()} for at, row in enumerate(self._items)]
 
     def to_frame(self) -> Any:
         """A pandas DataFrame with a row for each metric: its value and interval, the base's, and the difference."""

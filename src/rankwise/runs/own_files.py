@@ -132,7 +132,7 @@ def hash_of(facts: JsonObject) -> str:
     return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-_STEP = re.compile(r"step-([1-9][0-9]{0,14})")
+_STEP = re.compile(r"step-(0|[1-9][0-9]{0,14})")
 _LEFT = re.compile(r"\.step-[0-9]+\.[0-9]+\.tmp")
 
 

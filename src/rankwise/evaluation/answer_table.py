@@ -1,0 +1,56 @@
+"""Every answer of an evaluation as a table: the columns of its row as the file has them, the reference and the answer.
+
+Items are found again by the place of their row. Where rows cannot be found, as those of a task with its own questions
+or those that a run held out, the table has the prompts instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankwise.config.data import DataConfig
+from rankwise.errors import DataError
+from rankwise.rows.files.output import Origin, file_of
+from rankwise.rows.sources import OpenedSource, open_source, raw_records
+from rankwise.runs.evaluations import Evaluation
+from rankwise.runs.records import Callback
+from rankwise.system.files import write_atomic
+
+Items = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class AnswerTable:
+    items: Items
+    """What stands before the answers in each row."""
+    places: Sequence[str]
+    reading: OpenedSource | None
+    """The file whose columns the items have."""
+
+    def write(self, path: Path, evaluation: Evaluation, callback: Callback) -> None:
+        """A table from a single table has its dialect (rows/files/output.py)."""
+        rows, origin = evaluation.answers, None
+        if self.reading is not None and len(self.reading.parts) == 1 and Path(self.reading.parts[0].name).is_file():
+            [part] = self.reading.parts
+            before = {name for item in self.items for name in item} - {"reference"}
+            added = list(dict.fromkeys(name for row in rows for name in row if name not in before))
+            sheet = None if part.layout is None else part.layout.sheet
+            origin = Origin(Path(part.name), self.reading.source, sheet, self.places, added)
+        write_atomic(path, file_of(rows, path, origin, callback))
+
+
+def answer_table(items: Items, data: str | None) -> AnswerTable:
+    """`items` have the place, prompt and reference of each row, of which some may lie in the file `data`."""
+    places = [item["where"] for item in items]
+    try:
+        reading = None if data is None else open_source(config := DataConfig(path=data), config.all_sources[0])
+        parts = () if reading is None else reading.parts
+        rows = {where: row for part in parts for where, row in raw_records(part) if isinstance(row, dict)}
+    except DataError:  # it was read with other settings
+        reading, rows = None, {}
+    if not items or any(place not in rows for place in places):
+        return AnswerTable(items, places, None)
+    return AnswerTable([rows[item["where"]] | {"reference": item["reference"]} for item in items], places, reading)
