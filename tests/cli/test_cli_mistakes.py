@@ -210,7 +210,6 @@ MISTAKES = [
     Mistake("pull nothing", ("models", "pull", "nobody/nothing"), "ModelError", ("nobody/nothing", "OFFLINE")),
     # runs
     Mistake("finished run again", training(run="good"), "RunError", ('"good"', "finished")),
-    Mistake("finished run restarted", training("--restart", run="good"), "RunError", ('"good"', "finished")),
     Mistake("unfinished run", training(run="good"), "RunError", ('"good"', "interrupted", "--restart"), interrupted),
     Mistake("foreign folder", training(run="mine"), "RunError", ("runs/mine", "thesis.txt"), foreign_folder),
     Mistake("no such run", asking(run="god"), "RunError", ('"god"', 'Did you mean "good"')),

@@ -152,5 +152,5 @@ def test_any_other_call_says_what_to_do(text, classes, frames, call):
 def test_rows_without_answers_are_for_predict(shared):
     refuse_without_answers(shared, {"body": "a", "queue": "b"}, "new.csv")
     refuse_without_answers(shared, {"other": "a"}, "new.csv")  # which is told elsewhere
-    with pytest.raises(RankwiseError, match="has no column 'queue'.*rankwise predict"):
+    with pytest.raises(RankwiseError, match=r"has no column 'queue'.*rankwise predict"):
         refuse_without_answers(shared, {"body": "a", "id": 1}, "new.csv")

@@ -17,9 +17,8 @@ from rankwise.config.objectives import OBJECTIVES
 from rankwise.errors import DataError, some
 from rankwise.evaluation.requests import bytes_of
 from rankwise.methods.artifact import Artifact
-from rankwise.rows.asking import ANSWERS
 from rankwise.rows.encoded.sequences import evenly
-from rankwise.rows.forms.formats import form_of
+from rankwise.rows.forms.formats import ANSWER_FIELDS, form_of
 from rankwise.rows.preparation import Prepared
 from rankwise.rows.preparing import RowEncoding, prepare, refuse_fatal
 from rankwise.rows.sources import open_source, raw_records
@@ -123,7 +122,7 @@ def columns_of_run(run: RunSnapshot, data: DataConfig, callback: Callback) -> di
 
 def refuse_without_answers(shared: Mapping[str, Any], row: Mapping[str, Any], path: str) -> None:
     """DataError where a row has the columns of the run's prompt, and not those of its answers."""
-    columns, fields = shared.get("columns", {}), {field for several in ANSWERS.values() for field in several}
+    columns, fields = shared.get("columns", {}), {*ANSWER_FIELDS, "output", "response", "label"}
     wanted = {
         *column_text(shared.get("completion") or "").columns,
         *(columns[name] for name in columns.keys() & fields),

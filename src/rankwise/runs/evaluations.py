@@ -172,7 +172,7 @@ class Evaluation(Config):
     sha256: str | None = None
     """SHA-256 of everything else in the file (runs/own_files.py). Older files have none."""
     _items: list[JsonObject] | None = PrivateAttr(None)
-    """Of each item the columns of its row, or its place and prompt, and its reference; they are not stored."""
+    """What stands before each answer: the columns of its row, or its place and prompt. It is not stored."""
 
     def __repr__(self) -> str:
         base = "" if self.base is None else f"; {score_line('', str(self.against), self.base, self.differences)[2:]}"
