@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 import time
 from pathlib import Path
@@ -73,14 +72,16 @@ def test_rows_that_cannot_be_used_end_it(client):
 
 @pytest.mark.slow
 def test_an_evaluation_shows_intervals_and_wrong_answers_first(client):
-    rows = [{"prompt": f"What is land {n}?", "completion": f"It is town {n}." if n % 2 else "<b>"} for n in range(4)]
-    path = uploaded(client, "lands.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    rows = [f"What is land {n}?;{f'It is town {n}.' if n % 2 else '<b>'};x" for n in range(4)]
+    path = uploaded(client, "lands.csv", "\r\n".join(["prompt;completion;note", *rows, ""]).encode())
     page, address = finished(client, "evaluate", run="lora", data=path, score=["exact", "chrf"])
     printed = jobs.state_of(address.rpartition("/")[2]).printed
     assert [*printed["metrics"]] == ["exact", "chrf"] and printed["task"] == "lands" and printed["base"]
     with Path("exports/lands-lora-answers.csv").open(newline="") as file:
-        right = {row["where"].rpartition("/")[2]: float(row["exact"]) for row in csv.DictReader(file)}
-    marks = re.findall(r'hidden">(right|wrong)</span></span> (\S+)</td>', page)
+        table = enumerate(csv.DictReader(file, delimiter=";"), start=2)
+        right = {f"row {line}": float(row["exact"].replace(",", ".")) for line, row in table}
+    marks = re.findall(r'hidden">(right|wrong)</span></span> (row \d+)</td>', page)
+    assert '<td data-label="Question">What is land 1? · x</td>' in page
     assert {where: float(mark == "right") for mark, where in marks} == right and len(marks) == 4
     assert [mark for mark, _ in marks] == sorted((mark for mark, _ in marks), reverse=True) and 0 in right.values()
     assert f"{sum(1 - one for one in right.values()):.0f} of 4 are not wholly right" in page

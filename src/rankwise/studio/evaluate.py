@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from rankwise.config.tasks import MEANINGS
-from rankwise.errors import ConfigError, RankwiseError
+from rankwise.errors import ConfigError, DataError, RankwiseError
+from rankwise.rows.files.files import records
 from rankwise.studio.jobs import JobState, free_place, job_routes, start
 from rankwise.studio.pages import Screen, SentForm, moved, read_form
 from rankwise.studio.predict import rows_page, run_and_rows
@@ -22,6 +22,7 @@ from rankwise.studio.uploads import name_of, with_names
 SCORES = ("exact", "json", "json_exact", "json_valid", "number", "rouge_1", "rouge_l", "bleu", "chrf", "tool_call")
 """Scores of answers that are written, which need nothing else to be set."""
 MOST_ANSWERS = 200
+COLUMNS = ("where", "reference", "prediction", "base_prediction")
 
 
 def shown(request: Request) -> Response:
@@ -55,24 +56,35 @@ def details(state: JobState) -> dict[str, Any]:
     """The answers, those with the lowest first score first, and how many of them are not wholly right."""
     metrics: Mapping[str, Any] = (state.printed or {}).get("metrics") or {}
     try:
-        with Path(state.job.to).open(encoding="utf-8", newline="") as file:
-            rows = [*csv.DictReader(file)]
-    except (OSError, ValueError, csv.Error):
+        rows = [(where, row) for where, row in records(Path(state.job.to)) if isinstance(row, dict)]
+    except DataError:
         rows = []
     rising = (name for name in metrics if "lower is better" not in MEANINGS.get(name, ""))
-    by = next((name for name in rising if rows and _is_number(rows[0].get(name))), None)
+    by = next((name for name in rising if rows and _number(rows[0][1].get(name)) is not None), None)
+    answers = [_shown(where, row, metrics, by) for where, row in rows]
     if by is not None:
-        rows.sort(key=lambda row: float(row[by]))
-    wrong = sum(float(row[by]) < 1 for row in rows) if by is not None else 0
-    answers = [row | {"where": with_names(row.get("where") or "")} for row in rows[:MOST_ANSWERS]]
-    return {"answers": answers, "by": by, "wrong": wrong, "count": len(rows), "meanings": MEANINGS}
+        answers.sort(key=lambda one: one["score"])
+    wrong = sum(one["score"] < 1 for one in answers) if by is not None else 0
+    return {"answers": answers[:MOST_ANSWERS], "by": by, "wrong": wrong, "count": len(rows), "meanings": MEANINGS}
 
 
-def _is_number(text: str | None) -> bool:
+def _shown(where: str, row: Mapping[str, Any], metrics: Mapping[str, Any], by: str | None) -> dict[str, Any]:
+    """The row's own columns as the question, but for its reference; `where` is its place in the file of answers."""
+    reference = row.get("reference", "")
+    asked = [str(value) for name, value in row.items() if name not in (*metrics, *COLUMNS) and value != reference]
+    return {
+        "where": with_names(row["where"]) if "where" in row else f"row {where.rpartition(':')[2]}",
+        "question": " · ".join(asked), "reference": reference, "prediction": row.get("prediction", "–"),
+        "score": 0.0 if by is None else _number(row[by]) or 0.0,
+    }  # fmt: skip
+
+
+def _number(text: Any) -> float | None:
+    """Tables of spreadsheets may have a decimal comma."""
     try:
-        return text is not None and float(text) is not None
+        return None if text is None else float(str(text).replace(",", "."))
     except ValueError:
-        return False
+        return None
 
 
 SCREEN = Screen(
