@@ -66,7 +66,7 @@ def test_only_formats_that_fit_are_offered(client, home):
     assert rankwise("train", *map(str, words)).exit_code == 0
     page = client.get("/export?run=classes").text
     assert re.findall(r'name="format" value="(\S+)"', page) == ["peft", "portable", "merged"]
-    assert "mlx-lm runs models that write text" in page
+    assert "mlx-lm runs models that write text. Use “Format” peft or merged." in page and "--" not in page
 
 
 @pytest.mark.parametrize(("given", "why"), [

@@ -67,7 +67,7 @@ def test_rows_that_cannot_be_used_end_it(client):
     path = uploaded(client, "bad.jsonl", b'{"topic": "a", "text": "the film"}\n{"topic": "b"}\n')
     page, _ = finished(client, "predict", run="classes", data=path)
     assert "chip bad" in page and "bad.jsonl:2" in page and ".uploads" not in page
-    assert "--on-bad-row" not in page.partition("<details")[0]
+    assert "“A row that cannot be used” skip answers the other rows" in page.partition("<details")[0]
 
 
 @pytest.mark.slow

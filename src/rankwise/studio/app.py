@@ -15,6 +15,7 @@ from rankwise.serving.bodies import BadRequest
 from rankwise.studio import ask, evaluate, export, new_run, predict, report, run, runs
 from rankwise.studio.pages import FOLDER, Screen, page
 from rankwise.studio.security import LOGIN, Guesses, Key, Security
+from rankwise.studio.settings_form import with_labels
 
 SCREENS: tuple[Screen, ...] = (
     runs.SCREEN, new_run.SCREEN, ask.SCREEN, predict.SCREEN, evaluate.SCREEN, export.SCREEN, run.SCREEN, report.SCREEN,
@@ -55,7 +56,7 @@ async def _mistaken(request: Request, error: Exception) -> Response:
     known = typed(error)
     if known is None:
         raise error
-    return problem(request, 507 if isinstance(known, ResourceError) else 400, str(known))
+    return problem(request, 507 if isinstance(known, ResourceError) else 400, with_labels(str(known)))
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -12,8 +13,19 @@ from starlette.routing import Route
 
 from rankwise.config.experiment import RUN_NAME
 from rankwise.errors import ConfigError, RankwiseError
-from rankwise.studio.jobs import EXPORTS, JobState, StartedJob, finished_runs, free_place, job_routes, start, states
+from rankwise.studio.jobs import (
+    EXPORTS,
+    FORM_LABELS,
+    JobState,
+    StartedJob,
+    finished_runs,
+    free_place,
+    job_routes,
+    start,
+    states,
+)
 from rankwise.studio.pages import Screen, SentForm, moved, page, read_form
+from rankwise.studio.settings_form import with_labels
 
 ABOUT = {
     "peft": "The adapter in PEFT's format, with a rank for each layer: the smallest.",
@@ -58,7 +70,9 @@ def _page(request: Request, named: str, fields: dict[str, str], problem: str = "
 def _choices(run: str) -> Any:
     from rankwise.commands.export_choices import export_choices
 
-    return export_choices(run)
+    choices = export_choices(run)
+    reasons = {format: why and with_labels(why, FORM_LABELS) for format, why in choices.formats.items()}
+    return replace(choices, formats=reasons)
 
 
 async def begin(request: Request) -> Response:

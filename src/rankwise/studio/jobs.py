@@ -39,6 +39,12 @@ from rankwise.system.processes import began, start_detached
 EXPORTS = Path("exports")
 JOBS = EXPORTS / ".studio"
 LOG_BYTES = 20_000
+FORM_LABELS = {
+    "--data": "Rows on this machine", "--on-bad-row": "A row that cannot be used", "--score": "Scores", "--to": "Name",
+    "--format": "Format", "--strength": "Strength", "--dtype": "Number format of a whole model",
+    "--base-model": "Name of the base", "--round-rank": "Round the rank for vLLM",
+}  # fmt: skip
+"""The labels of fields for the flags of jobs."""
 
 
 class StartedJob(Config):
@@ -77,7 +83,8 @@ class JobState:
     @property
     def problem(self) -> str | None:
         if self.printed is not None:
-            return with_labels(with_names(str(self.printed["error"]))) if "error" in self.printed else None
+            error = self.printed.get("error")
+            return None if error is None else with_labels(with_names(str(error)), FORM_LABELS)
         return None if self.running else "It was stopped before it was finished."
 
     @property

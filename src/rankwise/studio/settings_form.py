@@ -177,9 +177,9 @@ LABELS = {one.flag: one.mark.text for one in KNOBS.values() if one.flag} | {"--t
 """The label of the field that a flag has; the columns of `--text` and `--label` are chosen as text and answer."""
 
 
-def with_labels(text: str) -> str:
+def with_labels(text: str, labels: Mapping[str, str] = LABELS) -> str:
     """A message of a command with the labels of fields in place of flags."""
-    return _FLAG.sub(lambda match: f"“{LABELS[match[1]]}”" if match[1] in LABELS else
+    return _FLAG.sub(lambda match: f"“{labels[match[1]]}”" if match[1] in labels else
                      match[0] if match[1] else "“Any other setting” ", text)  # fmt: skip
 
 
