@@ -3,10 +3,10 @@
     RANKWISE_DATA=… python bench/studio_journey.py [--model smollm2-135m] [--rows 120] [--steps 40]
                                                    [--pictures docs/studio] [--json] [--out TITLE]
 
-A person with a mouse on a desktop trains LoRA on facts, asks the base and the run side by side, and exports the adapter
-verified by the engines that are installed; then one with a keyboard alone, on a phone in the dark, trains AdaLoRA. The
-page's console, its requests to other addresses, and axe's serious findings on each screen are counted. With --pictures
-the screens on the way are stored as the pictures of the documents.
+A person with a mouse on a desktop trains LoRA on facts, asks the base and the run side by side, evaluates the run on
+other facts, and exports the adapter verified by the engines that are installed; then one with a keyboard alone, on a
+phone in the dark, trains AdaLoRA. The page's console, its requests to other addresses, and axe's serious findings on
+each screen are counted. With --pictures the screens on the way are stored as the pictures of the documents.
 
 Needs Playwright, axe and a Chromium (make browser).
 """
@@ -35,6 +35,8 @@ from kit.browser_visits import CHROMIUM, FLAGS, WIDTHS, Server, Visitor
 QUESTION = "What was the final score of Super Bowl LIX?"
 LONGEST = 200
 """Characters of an answer that is learned."""
+KNOWN = 12
+"""Rows that the run is evaluated on."""
 PATIENCE = 1_200_000
 """Milliseconds for a training, and for what else takes long."""
 
@@ -115,6 +117,19 @@ class Journey:
         base, tuned = (one.inner_text() for one in page.locator(".said.assistant").all())
         return {"base": base, self.run: tuned}
 
+    def evaluate(self, known: Path) -> None:
+        """On rows that were not trained on."""
+        page, person = self.seen.page, self.person
+        person.press(page.get_by_role("navigation").get_by_role("link", name="Evaluate"))
+        page.wait_for_url("**/evaluate**")
+        self.screen("evaluate form")
+        person.rows(known, "#data")
+        with self.timed("evaluation"):
+            person.press(page.get_by_role("button", name="Evaluate", exact=True))
+            page.wait_for_url("**/evaluations/*")
+            page.locator(".chip.good").wait_for(timeout=PATIENCE)
+        self.screen("evaluate")
+
     def export(self) -> list[str]:
         """What the engines said of it."""
         page, person = self.seen.page, self.person
@@ -130,9 +145,11 @@ class Journey:
         self.screen("verified")
         return [" ".join(one.inner_text().split()) for one in page.locator("tr", has_text="it was run").all()]
 
-    def whole(self, rows: Path) -> dict[str, Any]:
+    def whole(self, rows: Path, known: Path) -> dict[str, Any]:
+        self.screen("start")
         self.train(rows)
         answers = self.ask()
+        self.evaluate(known)
         engines = self.export()
         folder = Path("exports") / f"{self.run}-portable"
         assert (folder / "adapter_model.safetensors").is_file()
@@ -148,17 +165,18 @@ class Journey:
 
 
 DESKTOP = {
-    "form": "new-run", "rows": "rows", "run": "run-desktop", "ask": "ask", "export": "export", "verified": "verified",
+    "start": "start", "form": "new-run", "rows": "rows", "run": "run-desktop", "ask": "ask", "evaluate": "evaluate",
+    "export": "export", "verified": "verified",
 }  # fmt: skip
 PHONE = {"form": "new-run-phone", "run": "run-phone-dark", "runs": "runs-phone"}
 
 
-def facts(folder: Path, count: int) -> Path:
-    """Short questions and answers, as many as asked for."""
-    source = Path(os.environ["RANKWISE_DATA"]) / "superbowl_facts" / "train.jsonl"
+def facts(folder: Path, count: int, part: str) -> Path:
+    """Short questions and answers of a part of the data set, as many as asked for."""
+    source = Path(os.environ["RANKWISE_DATA"]) / "superbowl_facts" / f"{part}.jsonl"
     rows = [json.loads(line) for line in source.read_text().splitlines()]
     short = [row for row in rows if len(row["completion"]) < LONGEST][:count]
-    file = folder / "facts.jsonl"
+    file = folder / f"facts-{part}.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in short))
     return file
 
@@ -170,7 +188,7 @@ def journeys(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     os.environ["RANKWISE_CACHE"] = str(cache_folder())
     os.environ["HOME"] = str(folder)  # the pictures are of nobody's own folder
-    rows = facts(folder, chosen.rows)
+    rows, known = facts(folder, chosen.rows, "train"), facts(folder, KNOWN, "valid")
     (folder / "work").mkdir()
     os.chdir(folder / "work")
     found, server = dict[str, Any](), Server().start()
@@ -183,7 +201,7 @@ def journeys(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
             context = browser.new_context(viewport=WIDTHS[width], color_scheme=scheme)
             seen = Visitor(context.new_page(), server.url)
             page = seen.open("/")
-            found[who] = Journey(seen, hand(page), f"facts-{card}", card, chosen, pictures).whole(rows)
+            found[who] = Journey(seen, hand(page), f"facts-{card}", card, chosen, pictures).whole(rows, known)
         seen = Visitor(browser.new_page(viewport=WIDTHS["desktop"]), server.url)
         Journey(seen, Mouse(seen.open("/")), "", "", chosen, {"both": "runs-desktop"}).screen("both")
         browser.close()

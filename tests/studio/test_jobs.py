@@ -86,6 +86,8 @@ def test_an_evaluation_shows_intervals_and_wrong_answers_first(client):
     assert [mark for mark, _ in marks] == sorted((mark for mark, _ in marks), reverse=True) and 0 in right.values()
     assert f"{sum(1 - one for one in right.values()):.0f} of 4 are not wholly right" in page
     assert "&lt;b&gt;" in page and "<b>" not in page and page.count(" to ") >= 4
+    Path("exports/lands-lora-answers.csv").write_text("where,exact\na,b\n")  # as somebody left it
+    assert client.get(f"{address}/state").status_code == 200
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def _begun(sent: SentForm) -> str:
     (run, data), scores = run_and_rows(sent, needed=False), sent.every("score")
     if unknown := [one for one in scores if one not in SCORES]:
         raise ConfigError([f"There is no score {unknown[0][:40]!r}."])
-    to = free_place(f"{Path(name_of(data) or data).stem or 'validation'}-{run}-answers", ".csv")
+    to = free_place(f"{Path(name_of(data) or data).stem[:60] or 'validation'}-{run}-answers", ".csv")
     given = [f"--data={data}"] * bool(data) + [f"--score={','.join(scores)}"] * bool(scores)
     return start(run, to, ("evaluate", run, *given, f"--out={to}", "--no-forgetting")).id
 
@@ -75,7 +75,7 @@ def _shown(where: str, row: Mapping[str, Any], metrics: Mapping[str, Any], by: s
     return {
         "where": with_names(row["where"]) if "where" in row else f"row {where.rpartition(':')[2]}",
         "question": " · ".join(asked), "reference": reference, "prediction": row.get("prediction", "–"),
-        "score": 0.0 if by is None else _number(row[by]) or 0.0,
+        "score": 0.0 if by is None else _number(row.get(by)) or 0.0,
     }  # fmt: skip
 
 

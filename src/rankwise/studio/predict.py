@@ -60,7 +60,7 @@ async def begin(request: Request) -> Response:
 def _begun(sent: SentForm) -> str:
     run, data = run_and_rows(sent, needed=True)
     name = Path(uploads.name_of(data) or data)
-    to = free_place(f"{name.stem}-{run}", ending if (ending := name.suffix.lower()) in SUFFIXES else ".csv")
+    to = free_place(f"{name.stem[:60]}-{run}", ending if (ending := name.suffix.lower()) in SUFFIXES else ".csv")
     skips = ["--on-bad-row=skip"] if sent.text("skip") else []
     return start(run, to, ("predict", run, f"--data={data}", f"--out={to}", *skips)).id
 
