@@ -63,7 +63,7 @@ def details(state: JobState) -> dict[str, Any]:
     by = next((name for name in rising if rows and _number(rows[0][1].get(name)) is not None), None)
     answers = [_shown(where, row, metrics, by) for where, row in rows]
     if by is not None:
-        answers.sort(key=lambda one: one["score"])
+        answers.sort(key=lambda answer: answer["score"])
     wrong = sum(one["score"] < 1 for one in answers) if by is not None else 0
     return {"answers": answers[:MOST_ANSWERS], "by": by, "wrong": wrong, "count": len(rows), "meanings": MEANINGS}
 
