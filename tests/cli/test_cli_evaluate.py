@@ -294,3 +294,14 @@ def test_scores_that_do_not_fit_are_refused_in_a_sentence(home, words, said):
     result = rankwise("evaluate", "measured", *words, "--no-forgetting")
     told = " ".join(result.stderr.split())
     assert result.exit_code == 2 and all(one in told for one in said), told
+
+
+def test_rows_of_training_are_noticed_in_another_file_too(home):
+    text = "\n".join(
+        ["id;prompt;completion", *(f"7{n};{row['prompt']} ;{row['completion']}" for n, row in enumerate(ROWS[:5]))]
+    )
+    (home / "again.csv").write_text(text + "\n80;What is land 99?;It is town 0.\n", encoding="cp1252")
+    result = done("evaluate", "all", "--data", "again.csv", "--score", "exact", "--no-forgetting", "--no-base")
+    assert "5 of the 6 rows are in the files that the run was trained on" in " ".join(result.output.split())
+    result = done("evaluate", "all", "--data", "others.jsonl", "--score", "exact", "--no-forgetting", "--no-base")
+    assert "trained on" not in result.output

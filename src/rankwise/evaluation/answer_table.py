@@ -1,4 +1,5 @@
 """Every answer of an evaluation as a table: the columns of its row as the file has them, the reference and the answer.
+And how many of the rows the run was trained on, whatever file they lie in.
 
 Items are found again by the place of their row. Where rows cannot be found, as those of a task with its own questions
 or those that a run held out, the table has the prompts instead.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,12 @@ from rankwise.rows.files.output import Origin, file_of
 from rankwise.rows.sources import OpenedSource, open_source, raw_records
 from rankwise.runs.evaluations import Evaluation
 from rankwise.runs.records import Callback
+from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import write_atomic
 
 Items = list[dict[str, Any]]
+MOST = 100_000
+"""Rows of a training file that are looked at."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,22 @@ class AnswerTable:
             sheet = None if part.layout is None else part.layout.sheet
             origin = Origin(Path(part.name), self.reading.source, sheet, self.places, added)
         write_atomic(path, file_of(rows, path, origin, callback))
+
+
+def learned_rows(run: RunSnapshot, items: Items) -> int:
+    """How many items have all the texts of a row in the files that the run was trained on, where those still lie."""
+    config = run.data_here
+    try:
+        parts = [part for source in config.all_sources for part in open_source(config, source).parts]
+        learned = {_texts(row) for part in parts for _, row in islice(raw_records(part), MOST) if isinstance(row, dict)}
+    except DataError:
+        return 0
+    return sum(bool(texts := _texts({**item, "reference": None})) and texts in learned for item in items)
+
+
+def _texts(row: dict[str, Any]) -> frozenset[str]:
+    """The texts of several words in a row, without what programs that save tables change around them."""
+    return frozenset(" ".join(value.split()) for value in row.values() if isinstance(value, str) and " " in value)
 
 
 def answer_table(items: Items, data: str | None) -> AnswerTable:
