@@ -31,13 +31,13 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 DOORS = {"cli", "python", "studio", "__main__.py"}
 FOLDERS = {name: path.relative_to(SOURCE).parts[0] for name, path in FILES.items()}
 
-NODES, COUNT, FUNCTION = 629_704, 468, 60
-"""The first five minutes were allowed 14,400 more nodes than 613,450, and took 16,254."""
+NODES, COUNT, FUNCTION = 629_852, 468, 60
+"""The first five minutes were allowed 14,400 more nodes than 613,450, and took 16,402."""
 CLOSURES = {
     "training.trainer": 34, "methods.inject": 27, "commands.plan": 86, "commands.train": 266, "rows.preparing": 52,
 }  # fmt: skip
 """Modules that a module brings, itself among them."""
-LATE, REFLECTED, NO_PYTHON = 14, 187, 3_081
+LATE, REFLECTED, NO_PYTHON = 14, 187, 3_083
 """Imports of our own inside functions below the doors; calls of getattr and hasattr; lines that are no Python."""
 KINDS, METHODS = 2, 0
 """Places outside objectives/ that ask which objective there is, and outside methods/ which method."""

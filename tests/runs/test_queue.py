@@ -18,11 +18,12 @@ import pytest
 from typer.testing import CliRunner
 
 from rankwise.cli.main import app
+from rankwise.config.adapters import AdaLoraConfig
 from rankwise.config.experiment import Experiment
 from rankwise.errors import ConfigError, RunError
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.listing import listed
-from rankwise.runs.queue import Queue, work
+from rankwise.runs.queue import Queue, settings_in, work
 from rankwise.system.locks import Lock
 
 RECORDER = """
@@ -285,3 +286,13 @@ def test_a_training_goes_on_when_its_starter_is_killed_and_can_be_stopped(librar
         assert listed("long").status == "interrupted" and list(Path("runs/long/checkpoints").glob("step-*"))
         assert queue.ended("long").problem and queue.ended("next").problem is None
         assert listed("next").status == "finished"
+
+
+def test_settings_that_nobody_set_stay_unset_so_that_a_classifier_keeps_its_defaults(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Queue, "start_worker", lambda self: None)
+    given = Experiment(model={"name": "m"}, data={"path": "rows.jsonl"}, run="r", adapter=AdaLoraConfig(budget=4))
+    Queue().add("r", given)
+    [waiting] = Queue().waiting()
+    assert waiting.config == given and "keep" not in waiting.config.validation.model_fields_set
+    assert "epochs" not in settings_in(waiting.config).get("training", {})

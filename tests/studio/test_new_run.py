@@ -342,3 +342,8 @@ def test_a_setting_that_has_itself_as_a_part_is_a_problem(client, home, line):
     for path in ("/new/forecast", "/new/columns"):
         answer = client.post(path, data=FORM | {"other": line})
         assert answer.status_code == 200 and "has itself as a part" in answer.text
+
+
+def test_the_ways_in_are_on_new_run_until_something_is_chosen(client):
+    assert client.get("/new").text.count('action="/new/sample"') == len(WAYS)
+    assert 'action="/new/sample"' not in client.get("/new?way=classify").text

@@ -177,7 +177,7 @@ def test_a_run_that_waits_has_a_page_and_is_removed(client, three, monkeypatch):
     Queue().add("later", Experiment(model="m", run="later", data={"path": "rows.jsonl"}))
     assert "Remove later from the queue" in client.get("/").text
     text = client.get("/runs/later").text
-    assert "waits until the trainings before it have ended" in text
+    assert "begins by itself as soon as no other one trains" in text
     assert client.post("/queue/remove", data={"run": "later"}).status_code == 303
     assert Queue().waiting() == []
     assert client.get("/runs/later").status_code == 400

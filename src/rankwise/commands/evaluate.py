@@ -358,7 +358,7 @@ def _answers(
         )
     if items.labels:
         callback(StatusMessage(f"{spec.task}: {labels_text(dict(items.labels))}"))
-    return OwnTask(spec, items, batch_size or BATCH_SIZE, rows.scores.functions)
+    return OwnTask(spec, items, batch_size or BATCH_SIZE, rows.scores.functions, may_cut=not rows.scores.names)
 
 
 def _pairs(

@@ -123,6 +123,8 @@ class OwnTask:
     requests: Requests
     batch_size: int
     functions: Mapping[str, ScoreFunction] = field(default_factory=dict)
+    may_cut: bool = True
+    """Whether an answer may end once it can no longer be exact, where nothing else is scored."""
 
     def __post_init__(self) -> None:
         refuse_unfit(self.config, self.requests.requests)
@@ -156,7 +158,7 @@ class OwnTask:
     def identity(self) -> str | None:
         if self.functions:  # nobody knows what they depend on
             return None
-        known = sha256(json.dumps([self.settings, self.batch_size, self.requests.sha256]).encode())
+        known = sha256(json.dumps([self.settings, self.batch_size, self.may_cut, self.requests.sha256]).encode())
         for request in self.requests.requests:
             for ids in (request.prompt_ids, *(part for one in request.documents for part in (one.ids, one.loss_mask))):
                 known.update(np.asarray([len(ids), *ids], "<i8").tobytes())
@@ -167,7 +169,7 @@ class OwnTask:
     def score(self, model: LoadedModel, who: str, callback: Callback) -> ModelScores:
         return score_task(
             self.config, self.requests.requests, model, callback, batch_size=self.batch_size, who=who,
-            functions=self.functions,
+            functions=self.functions, may_cut=self.may_cut,
         )  # fmt: skip
 
     def facts(self) -> tuple[int, str]:
@@ -201,6 +203,7 @@ CUT = " \u2026"
 def score_task(
     task: TaskConfig, requests: Sequence[Request], model: LoadedModel, callback: Callback, *, batch_size: int, who: str,
     dealing: Dealing = undealt, functions: Mapping[str, ScoreFunction] = MappingProxyType({}),
+    may_cut: bool = True,
 ) -> ModelScores:  # fmt: skip
     """Compute all metrics of a task, and the user's `functions` of answers. `batch_size` answers are generated at once;
     `who` names the model in progress messages. What the model computes may be dealt over processes."""
@@ -210,7 +213,7 @@ def score_task(
         found |= _by_likelihood(task, requests, model, callback, f"Scoring {task.task}, {who}", dealing)
     written = None
     if task.used_columns or functions:
-        what, exact = f"Answering {task.task}, {who}", task.used_columns == ("exact",) and not functions
+        what, exact = f"Answering {task.task}, {who}", may_cut and task.used_columns == ("exact",) and not functions
 
         def answered(part: Sequence[Request]) -> list[str]:
             return answers(

@@ -43,6 +43,12 @@ BETWEEN = 0.2
 """Seconds between two looks at a training that another worker started."""
 
 
+def settings_in(experiment: Experiment) -> dict[str, Any]:
+    """What was set: others have defaults that depend on the rows, as those of a classifier do."""
+    settings = experiment.model_dump(mode="json", exclude_unset=True)
+    return settings | {"adapter": settings.get("adapter", {}) | {"method": experiment.adapter.method}}
+
+
 class Waiting(Config):
     """A run that waits; `order` is when it was added, in nanoseconds."""
 
@@ -117,7 +123,7 @@ class Queue:
     ) -> Waiting:
         """Add a run, and start a worker if there is none. RunError where the name is taken, or nothing can be resumed.
         With `restart` an unfinished run begins again from its first step."""
-        experiment = Experiment(**experiment.model_dump() | {"run": run})  # a name is also a file's
+        experiment = Experiment(**settings_in(experiment) | {"run": run})  # a name is also a file's
         if self.trains(run):
             raise RunError(f'run "{run}" is being trained. Use another --run name.')
         directory = RunDirectory(self.runs_folder / run)
@@ -133,7 +139,8 @@ class Queue:
         for folder in ("waiting", "started", "logs"):
             make_folders(self.folder / folder)
         try:
-            write_new(self.entry(run), json_bytes(waiting.model_dump(mode="json")))
+            entry = waiting.model_dump(mode="json") | {"config": settings_in(experiment)}
+            write_new(self.entry(run), json_bytes(entry))
         except FileExistsError:
             raise RunError(f'run "{run}" is already in the queue. Use another --run name.') from None
         self.start_worker()
@@ -295,7 +302,7 @@ def _next(queue: Queue, command: Command) -> set[Path]:
     if not (waiting := queue.waiting()):
         return stuck
     first = waiting[0]
-    write_json(queue.settings(first.run), first.config.model_dump(mode="json"))
+    write_json(queue.settings(first.run), settings_in(first.config))
     lock = Lock.with_folder(queue.training_lock)
     try:
         process = _start(queue, first, command, lock)

@@ -145,6 +145,7 @@ def _page(
         groups.setdefault(knob.mark.group, []).append(knob)
     return page(
         request, "new_run.html", 422 if problems else 200, title="New run", fields=fields, problems=problems,
+        ways={} if fields.keys() > {"run"} else WAYS,
         beside=beside, groups=groups, cards=CARDS, card=form.card, shown=_forecast(form, hub), text=_as_text(form),
         source=source, models=[one for one in known_models() if one.kind in ("starter", "hub")], hub=hub,
         labels=FIELD_LABELS, endings=",".join(uploads.KNOWN), upload=uploads.name_of(fields.get("data.path", "")),

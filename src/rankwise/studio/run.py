@@ -111,10 +111,11 @@ def log(request: Request) -> Response:
 
 def _log(run: RunDirectory) -> str | None:
     """None for a training that was started elsewhere, whose output stands there."""
-    file = Queue().log(run.folder.name)
+    queue, name = Queue(), run.folder.name
+    file = queue.log(name)
     try:
         if not file.is_file():
-            return None
+            return "" if queue.settings(name).is_file() or queue.entry(name).is_file() else None
         with file.open("rb") as opened:
             opened.seek(max(0, file.stat().st_size - LOG_BYTES))
             return opened.read().decode(errors="replace")
