@@ -223,7 +223,7 @@ def test_a_merged_model_is_the_trained_one_with_no_adapter(home, half, tiny_fold
     told = json.loads(result.stdout)
     assert told.keys() == {
         "run", "to", "format", "strength", "bytes", "dtype", "logits_difference", "logits_change", "rounding", "files",
-        "max_log_probability_difference", "max_logit_difference", "template_parity", "engines", "verified_with",
+        "max_log_probability_difference", "max_logit_difference", "template_parity", "engines", "verified_with", "use",
         "not_verified",
     }  # fmt: skip
     assert told["dtype"] == (dtype or ("bfloat16" if run == "half" else "float32"))

@@ -155,8 +155,9 @@ class Validation(Hook):
             if best.step != trainer.state.step:
                 self.world.barrier()  # the first process has written it
                 load_snapshot(trainer.state, self.run.snapshot(best.step))
-                told = f"the adapter after step {best.step}" if best.step else "the head that training began with"
-                trainer.emit(StatusMessage(f"the result is {told}, not {trainer.state.step}: {self.result_why}"))
+                told = f"the adapter after step {best.step}, not that after step {trainer.state.step}"
+                told = told if best.step else "the head that training began with, which no step improved"
+                trainer.emit(StatusMessage(f"the result is {told}: {self.result_why}"))
 
     def after_training(self, trainer: Trainer) -> None:
         self._sample(trainer, self.result_step)
