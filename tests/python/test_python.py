@@ -197,6 +197,9 @@ def test_a_run_is_evaluated_on_a_table_with_scores_that_are_named_or_functions(t
         )
         or True
     )
+    assert list(trained.evaluate(table, score=is_long, forgetting=False).tuned.metrics) == ["loss", "is_long"]
+    with pytest.raises(RankwiseError, match=r"the score score failed for the answer .*ZeroDivisionError"):
+        trained.evaluate(table, score=lambda answer, reference: 1 / 0, forgetting=False)
     with pytest.raises(RankwiseError, match="returned None for the answer"):
         trained.evaluate(table, score=lambda answer, reference: None, forgetting=False)
     with pytest.raises(ConfigError, match='"exact" has the name of a score'):

@@ -342,7 +342,8 @@ def _answers(
 ) -> Task:  # fmt: skip
     """Rows and tasks that are answered."""
     spec, items = _items(subject, task, rows, callback)
-    spec, items = with_fitting_scores(spec, items, subject.model, rows.scores.names, callback)
+    if rows.scores.names or not rows.scores.functions:
+        spec, items = with_fitting_scores(spec, items, subject.model, rows.scores.names, callback)
     if rows.scores.functions and not spec.used_columns:
         spec, items = with_answers(spec, items, subject.model)
     held = subject.constraint if subject.constraint != "own" else spec.constraint

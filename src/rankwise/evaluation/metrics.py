@@ -337,7 +337,13 @@ def rows_of_function(
     """What a function of the user's says of each answer and its references; the best of several counts."""
 
     def row(answer: str, reference: str) -> Row:
-        value = function(answer, reference)
+        try:
+            value = function(answer, reference)
+        except Exception as error:
+            raise EvaluationError(
+                f"the score {name} failed for the answer {answer[:60]!r}: {type(error).__name__}: {error}. A model may "
+                "write anything; return 0 for such an answer."
+            ) from error
         if not isinstance(value, (bool, int, float, np.number)) or not math.isfinite(value):
             raise EvaluationError(
                 f"the score {name} returned {value!r} for the answer {answer[:40]!r}; return a number, or whether the "
