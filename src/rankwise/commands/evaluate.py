@@ -8,6 +8,7 @@ what was forgotten is measured last. The result goes into the run's folder, wher
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -149,7 +150,8 @@ class ScoresAsked:
     def of(cls, scores: Any) -> ScoresAsked:
         listed: list[Any] = [scores] if isinstance(scores, str) or callable(scores) else list(scores or ())
         names = [name.strip() for one in listed if isinstance(one, str) for name in one.split(",")]
-        functions = {_name_of(one): one for one in listed if not isinstance(one, str)}
+        given = [(_name_of(one), one) for one in listed if not isinstance(one, str)]
+        functions = dict(given)
         known = get_args(Score)
         problems = [
             f'there is no score "{name}".{did_you_mean(name, known)} Scores are {some(known, 40)}.'
@@ -162,6 +164,10 @@ class ScoresAsked:
         problems += [
             f'the function "{name}" has the name of a score of rankwise; give it another name.'
             for name in functions if name in METRICS
+        ]  # fmt: skip
+        problems += [
+            f'several functions are called "{name}"; give each a name of its own (a lambda is called "score").'
+            for name, count in Counter(name for name, _ in given).items() if count > 1
         ]  # fmt: skip
         if problems:
             raise ConfigError(problems)

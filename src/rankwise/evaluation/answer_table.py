@@ -15,6 +15,7 @@ from typing import Any
 
 from rankwise.config.data import DataConfig
 from rankwise.errors import DataError
+from rankwise.rows.files.hub import HUB
 from rankwise.rows.files.output import Origin, file_of
 from rankwise.rows.sources import OpenedSource, open_source, raw_records
 from rankwise.runs.evaluations import Evaluation
@@ -48,10 +49,12 @@ class AnswerTable:
 
 
 def learned_rows(run: RunSnapshot, items: Items) -> int:
-    """How many items have all the texts of a row in the files that the run was trained on, where those still lie."""
+    """How many items have all the texts of a row in the files that the run was trained on, where those still lie. Images
+    are not looked at, and nothing is asked of the hub."""
     config = run.data_here
     try:
-        parts = [part for source in config.all_sources for part in open_source(config, source).parts]
+        here = [source for source in config.all_sources if not source.path.startswith(HUB)]
+        parts = [part for source in here for part in open_source(config, source).parts if not part.of_images]
         learned = {_texts(row) for part in parts for _, row in islice(raw_records(part), MOST) if isinstance(row, dict)}
     except DataError:
         return 0
