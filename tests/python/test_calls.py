@@ -113,7 +113,7 @@ SAYS = {
     "an argument that is not there": (lambda text, classes, frames: text.evaluate(forgeting=1), '"forgetting"'),
     "a table without answers": (lambda text, classes, frames: classes.evaluate(frames["classes"][["text"]]), "label"),
     "two lambdas": (
-        lambda text, classes, frames: text.evaluate(OTHERS, score=[lambda a, b: 1, lambda a, b: 0]), "several functions",
+        lambda text, classes, frames: text.evaluate(OTHERS, score=[lambda a, b: 1, lambda a, b: 0]), "several functions"
     ),
     "rows of training": (lambda text, classes, frames: text.evaluate(ROWS), "belongs to the data of the run"),
     "other columns": (lambda text, classes, frames: text.predict([{"frage": "a"}]), "frage"),

@@ -29,7 +29,7 @@ from rankwise.config.tasks import (
     task_of_rows,
 )
 from rankwise.errors import ConfigError, RankwiseError, RunError, did_you_mean, first_line, some
-from rankwise.evaluation.answer_table import answer_table, learned_rows
+from rankwise.evaluation.answer_table import AnswerTable, learned_rows
 from rankwise.evaluation.feature_forgetting import OtherImages, compare_features, other_images
 from rankwise.evaluation.forgetting import forgetting as forgetting_of
 from rankwise.evaluation.forgetting import text_elsewhere
@@ -126,13 +126,15 @@ def evaluate(
     read = _text(subject, text, blocks, callback) if forgetting else None
     looks = None if blocks is not None else Looks()
     found = evaluated(subject, asked, read, looks, out=out, callback=callback, images=others)
-    answers = answer_table(asked.items(), data or (task if isinstance(task, str) and names_rows(task) else None))
-    found.about(answers.items)
-    if subject.run is not None and data is not None and (learned := learned_rows(subject.run, answers.items)):
-        callback(WarningMessage(
-            f"{learned:,} of the {found.n:,} rows are in the files that the run was trained on, so these scores are "
-            "not those of new rows"
-        ))  # fmt: skip
+    answers = AnswerTable(asked, data or (task if isinstance(task, str) and names_rows(task) else None))
+    found.about(lambda: answers.items)
+    if subject.run is not None and data is not None:
+        learned, count = learned_rows(subject.run, data)
+        if learned:
+            callback(WarningMessage(
+                f"{learned:,} of the {count:,} rows are in the files that the run was trained on, so these scores are "
+                "not those of new rows"
+            ))  # fmt: skip
     if table is not None:
         answers.write(table, found, callback)
         callback(StatusMessage(f"every answer is written to {table}"))

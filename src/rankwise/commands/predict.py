@@ -94,6 +94,11 @@ class Predicted:
         """The columns of each row together with its answer."""
         return [row.as_columns(self.column) for row in self.rows]
 
+    def origin(self, reading: OpenedSource | None) -> Origin | None:
+        """The file that the rows were read from, if that is one."""
+        places, columns = [row.where for row in self.rows], {name for row in self.rows for name in row.columns}
+        return reading and Origin.of(reading.parts, reading.source, places, self.records, columns)
+
     @property
     def lines(self) -> str:
         """Each row with its answer as a line of JSON."""
@@ -148,7 +153,7 @@ def predict(
     complete(objective, rows, tuned, how)
     predicted = Predicted(out, column, rows, time.perf_counter() - began)
     if out is not None:
-        write_atomic(out, file_of(predicted.records, out, _origin(reading, predicted), callback))
+        write_atomic(out, file_of(predicted.records, out, predicted.origin(reading), callback))
     return predicted
 
 
@@ -172,19 +177,6 @@ def rows_of_items(artifact: Artifact, items: Any, prompt: str | None = None) -> 
         PredictedRow(where, {}, filled_in(item, template, system, where))
         for where, item in ((f"text {number}", item) for number, item in enumerate(items, start=1))
     ]
-
-
-def _origin(reading: OpenedSource | None, predicted: Predicted) -> Origin | None:
-    """Where the rows came from, if that is one file."""
-    if reading is None or len(reading.parts) != 1 or not Path(reading.parts[0].name).is_file():
-        return None
-    [part] = reading.parts
-    before = {name for row in predicted.rows for name in row.columns}
-    added = dict.fromkeys(name for row in predicted.records for name in row if name not in before)
-    return Origin(
-        Path(part.name), reading.source, part.layout and part.layout.sheet, [row.where for row in predicted.rows],
-        list(added),
-    )  # fmt: skip
 
 
 @singledispatch

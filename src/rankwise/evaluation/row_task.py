@@ -39,8 +39,8 @@ class RowTask(WithoutAnswers):
     left_out: int = 0
     functions: Mapping[str, ScoreFunction] = field(default_factory=dict)
     """Score what is predicted by what is true, both as texts."""
-    _items: list[dict[str, Any]] = field(default_factory=list, init=False)
-    """Place, text and target of each row, once a model was scored."""
+    _scored: tuple[LoadedModel, list[str]] | None = field(default=None, init=False)
+    """The model that was scored, and what is true of each row."""
 
     @property
     def data(self) -> str:
@@ -68,9 +68,7 @@ class RowTask(WithoutAnswers):
         measured = {metric: scores(metric, sums) for metric, sums in (scored.rows | scored.losses).items()}
         spell = partial(self._spelled, model)
         wanted = scored.answers(spell, true=True)
-        views = (self._view(model, number, with_thumbnail=False, most=None) for number in range(len(self.rows)))
-        self._items = [{"where": view.name, "prompt": view.text, "reference": one}
-                       for view, one in zip(views, wanted, strict=True)]  # fmt: skip
+        self._scored = model, wanted
         answers, details = scored.answers(spell), scored.details(partial(self._view, model), spell)
         for name, function in self.functions.items():
             measured[name] = scores(name, rows_of_function(name, function, answers, [[one] for one in wanted]))
@@ -84,7 +82,11 @@ class RowTask(WithoutAnswers):
         return len(self.rows), digest.hexdigest()
 
     def items(self) -> list[dict[str, Any]]:
-        return self._items
+        assert self._scored is not None, "a model was scored"
+        model, wanted = self._scored
+        views = (self._view(model, number, with_thumbnail=False, most=None) for number in range(len(self.rows)))
+        return [{"where": view.name, "prompt": view.text, "reference": one}
+                for view, one in zip(views, wanted, strict=True)]  # fmt: skip
 
     def _view(self, model: LoadedModel, number: int, with_thumbnail: bool, most: int | None = LONGEST_TEXT) -> RowView:
         """Show an image's row by its pixels, and any other row by the beginning of its text; each part of it stands on

@@ -8,7 +8,7 @@ for the messages of an evaluation, are at the end.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -171,7 +171,7 @@ class Evaluation(Config):
     """Everything beside model and items that the numbers depend on."""
     sha256: str | None = None
     """SHA-256 of everything else in the file (runs/own_files.py). Older files have none."""
-    _items: list[JsonObject] | None = PrivateAttr(None)
+    _items: Callable[[], list[JsonObject]] | None = PrivateAttr(None)
     """What stands before each answer: the columns of its row, or its place and prompt. It is not stored."""
 
     def __repr__(self) -> str:
@@ -181,8 +181,8 @@ class Evaluation(Config):
 
     __str__ = __repr__
 
-    def about(self, items: list[JsonObject]) -> None:
-        """Add what stands before the answer to each item."""
+    def about(self, items: Callable[[], list[JsonObject]]) -> None:
+        """Add what gives that which stands before the answer of each item."""
         self._items = items
 
     @property
@@ -197,9 +197,10 @@ class Evaluation(Config):
         own = {name: [row[0] / row[1] for row in one.sums] for name, one in self.tuned.scores.items()
                if all(len(row) == 2 and row[1] > 0 for row in one.sums) and name not in OF_CLASSES}  # fmt: skip
         columns = tuned | base | own
-        taken = {name for row in self._items for name in row}
+        items = self._items()
+        taken = {name for row in items for name in row}
         named = {f"rankwise_{name}" if name in taken else name: values for name, values in columns.items()}
-        return [row | {name: values[at] for name, values in named.items()} for at, row in enumerate(self._items)]
+        return [row | {name: values[at] for name, values in named.items()} for at, row in enumerate(items)]
 
     def to_frame(self) -> Any:
         """A pandas DataFrame with a row for each metric: its value and interval, the base's, and the difference."""

@@ -22,6 +22,7 @@ from typing import Any
 from rankwise.config.data import Rows
 from rankwise.errors import DataError
 from rankwise.rows.files.columnar import need
+from rankwise.rows.files.hub import Part
 from rankwise.rows.files.tables import HEAD, detect_table
 from rankwise.rows.files.workbooks import WORKBOOKS
 from rankwise.rows.forms.image_rows import is_image
@@ -49,6 +50,16 @@ class Origin:
     sheet: str | None
     places: Sequence[str]
     added: Sequence[str]
+
+    @classmethod
+    def of(
+        cls, parts: Sequence[Part], source: Rows, places: Sequence[str], rows: Sequence[Row], columns: set[str]
+    ) -> Origin | None:
+        """The file of these rows, if it is one; all their columns but those that it has are new."""
+        if len(parts) != 1 or not Path(parts[0].name).is_file():
+            return None
+        added = dict.fromkeys(name for row in rows for name in row if name not in columns)
+        return cls(Path(parts[0].name), source, parts[0].layout and parts[0].layout.sheet, places, list(added))
 
 
 @dataclass(frozen=True)
