@@ -104,7 +104,7 @@ def _lines(evaluation: Evaluation) -> list[str]:
     return [
         f"{about}, intervals of 95 %",
         *lines_of(scored([evaluation])),
-        "--json says what each score is, in metric_meanings",
+        "What each score means: docs/evaluation.md, and metric_meanings in the output of --json.",
         *([labels_text(evaluation.labels)] if evaluation.labels else []),
         *(line for part in parts if part for line in ("", *lines_of(part))),
     ]

@@ -86,9 +86,9 @@ from rankwise.system.files import check_place
 def evaluate(
     target: str | os.PathLike[str], task: str | TaskConfig | None = None, *, data: Any = None, score: Any = None,
     rows: int | None = None, against: str | None = None, base: bool = True, forgetting: bool = True,
-    text: str | None = None,
-    blocks: int | None = None, batch_size: int | None = None, dtype: str = "auto", out: str | Path | None = None,
-    callback: Callback = silent, images: str | None = None, constraint: Constrained = "own", **opening: Unpack[Opening],
+    text: str | None = None, blocks: int | None = None, batch_size: int | None = None, dtype: str = "auto",
+    out: str | Path | None = None, callback: Callback = silent, images: str | None = None,
+    constraint: Constrained = "own", **opening: Unpack[Opening],
 ) -> Evaluation:  # fmt: skip
     """Evaluate a run (by name or folder), an adapter (by its folder) or a model. Without a task it is the loss on what
     the run held out, or on the rows of `data`, a path or rows in memory, which are read as the run's own were. `score`

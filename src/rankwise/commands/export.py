@@ -95,8 +95,7 @@ class Exported:
 
 def export(
     run_name: str | os.PathLike[str], to: Path | str, format: str = "peft", *, strength: float = 1.0,
-    dtype: str | None = None,
-    round_rank: bool = False, verifying: Verifying = BY_DEFAULT, callback: Callback = silent,
+    dtype: str | None = None, round_rank: bool = False, verifying: Verifying = BY_DEFAULT, callback: Callback = silent,
     **opening: Unpack[Opening],
 ) -> Exported:  # fmt: skip
     """Write what a run trained, or an adapter's folder holds, as the folder `to`, which must not be there yet, with its

@@ -99,9 +99,8 @@ def _prompt(item: Any, where: str) -> Example | None:
     conversation = isinstance(item, list | tuple) and item and all(isinstance(one, Mapping) for one in item)
     if not conversation or item[-1].get("role") != "user":
         return None
-    return parse_row({"messages": [*item, {"role": "assistant", "content": PLACEHOLDER}]}, "messages", where)[
-        0
-    ].question
+    turns = [*item, {"role": "assistant", "content": PLACEHOLDER}]
+    return parse_row({"messages": turns}, "messages", where)[0].question
 
 
 def _image(item: Any, where: str) -> Example | None:
