@@ -305,3 +305,13 @@ def test_rows_of_training_are_noticed_in_another_file_too(home):
     assert "5 of the 6 rows are in the files that the run was trained on" in " ".join(result.output.split())
     result = done("evaluate", "all", "--data", "others.jsonl", "--score", "exact", "--no-forgetting", "--no-base")
     assert "trained on" not in result.output
+
+
+def test_answers_that_are_asked_for_are_whole_and_columns_of_the_same_name_stay(home):
+    rows = [row | {"prediction": "mine", "exact": "mine"} for row in OTHERS]
+    (home / "named.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done("evaluate", "all", "--data", "named.jsonl", "--score", "exact", "--no-forgetting", "--out", "named-out.jsonl")
+    table = list(map(json.loads, (home / "named-out.jsonl").read_text().splitlines()))
+    assert all(row["prediction"] == row["exact"] == "mine" and row["rankwise_exact"] in (0, 1) for row in table)
+    answers = [row[name] for row in table for name in ("rankwise_prediction", "base_prediction")]
+    assert not any(answer.endswith(" …") for answer in answers)
