@@ -12,7 +12,10 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OF_TESTS = ("data", "excel", "vision", "quantized", "sweep", "serve", "studio", "tensorboard", "dev")
+OF_TESTS = (
+    "data", "excel", "vision", "scores", "plot", "sklearn", "onnx", "sign", "quantized", "sweep", "serve", "studio",
+    "tensorboard", "dev",
+)  # fmt: skip
 REQUIREMENTS = [
     Requirement(text)
     for text in (

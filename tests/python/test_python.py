@@ -12,6 +12,7 @@ import rankwise
 from kit import command
 from rankwise.errors import ConfigError, DataError, RankwiseError, RunError
 from rankwise.python.train import experiment_of
+from rankwise.system import extras
 
 ROWS = [{"prompt": f"What is {n} plus {n}?", "completion": f"It is {2 * n}."} for n in range(12)]
 
@@ -65,6 +66,25 @@ def test_the_plot_draws_what_the_metrics_hold_and_a_notebook_shows_it(trained):
     assert list(training.get_ydata()) == [row["loss"] for row in trained.metrics if row["kind"] == "step"]
     assert list(validation.get_ydata()) == [row["loss"] for row in trained.metrics if row["kind"] == "validation"]
     assert "<svg" in figure._repr_svg_()
+
+
+@pytest.mark.parametrize(
+    ("extra", "asked"),
+    [
+        ("plot", lambda run, base: run.plot()),
+        ("scores", lambda run, base: run.evaluate(score="chrf", rows=2)),
+        ("scores", lambda run, base: run.evaluate(score="exact,rouge_l", rows=2)),
+        ("scores", lambda run, base: rankwise.train(
+            model=base, data=ROWS, run="third", held_out=2, validation={"scores": ["bleu"], "answers": 2})),
+    ],
+)  # fmt: skip
+def test_a_library_that_is_not_installed_is_named_with_its_extra(trained, tiny_folder, monkeypatch, extra, asked):
+    missing = ("matplotlib", "sacrebleu", "rouge_score")
+    found = extras.find_spec
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name in missing else found(name))
+    with pytest.raises(RankwiseError, match=rf"is not installed: pip install 'rankwise\[{extra}\]'"):
+        asked(trained, tiny_folder)
+    assert not Path("runs/third").exists()
 
 
 def test_a_loaded_run_answers_as_the_trained_one_and_its_base_as_the_base(trained):

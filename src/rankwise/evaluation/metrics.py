@@ -42,6 +42,7 @@ from rankwise.config.tasks import TaskConfig
 from rankwise.errors import EvaluationError
 from rankwise.evaluation import scoring
 from rankwise.evaluation.scoring import NUMBER, Row, json_fields, number
+from rankwise.system.extras import need_extra
 
 Sums = NDArray[np.float64]
 Formula = Callable[[Sums], Sums]
@@ -262,6 +263,7 @@ def _corpus(name: str) -> Metric:
 
     @cache
     def scorer() -> Any:
+        need_library(name.lower())  # also where stored scores are compared
         from sacrebleu import metrics
 
         return getattr(metrics, name)()
@@ -324,6 +326,18 @@ METRICS: dict[str, Metric] = {
 }
 """All metrics. Rows of `loss` are [nats, tokens], those of metrics of pairs [value, 1]; for `regex`, each task has its
 own pattern, and for `sql`, each item its database; `spearman` is the correlation of ranks among all items."""
+
+
+LIBRARIES = {
+    "rouge_1": "rouge_score", "rouge_2": "rouge_score", "rouge_l": "rouge_score", "bleu": "sacrebleu",
+    "chrf": "sacrebleu",
+}  # fmt: skip
+"""What computes a metric that is not our own."""
+
+
+def need_library(metric: str) -> None:
+    if metric in LIBRARIES:
+        need_extra(LIBRARIES[metric], f"the score {metric}", "scores", EvaluationError)
 
 
 def metric_named(name: str) -> Metric:

@@ -40,6 +40,7 @@ from rankwise.evaluation.metrics import (
     MORE,
     ScoreFunction,
     means,
+    need_library,
     rating_rows,
     rows_of,
     rows_of_function,
@@ -353,6 +354,8 @@ def _rows(metric: str, answers: Sequence[str], requests: Sequence[Request], task
 
 def refuse_unfit(task: TaskConfig, requests: Sequence[Request]) -> None:
     """Refuse references that the metrics cannot score, before a model is run."""
+    for metric in task.score:
+        need_library(metric)
     shared = [score for score in task.score if score in ("f1", "matthews")]
     if shared and not same_choices(requests):
         other = next(request for request in requests if request.choices != requests[0].choices)

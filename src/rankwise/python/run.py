@@ -25,6 +25,7 @@ from rankwise.runs.manifest import Manifest
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import Callback, silent
 from rankwise.runs.snapshot import RunSnapshot
+from rankwise.system.extras import need_extra
 
 if TYPE_CHECKING:
     from rankwise.base.loaded import LoadedModel
@@ -174,6 +175,7 @@ class Run:
 
     def plot(self) -> LossPlot:
         """The training loss of each step, and the validation loss where it was measured, in nats."""
+        need_extra("matplotlib", "a figure", "plot", RunError)
         from rankwise.python.plot import loss_plot
 
         return loss_plot(self.metrics, self.name)

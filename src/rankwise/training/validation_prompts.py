@@ -17,7 +17,7 @@ from rankwise.config.data import Constrained
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.validation import ValidationConfig
 from rankwise.errors import ConfigError
-from rankwise.evaluation.metrics import METRICS, rows_of, unfit
+from rankwise.evaluation.metrics import METRICS, need_library, rows_of, unfit
 from rankwise.inference.decoding import read_answer
 from rankwise.inference.generate import answers_in_turn, asking_ids
 from rankwise.objectives.objective import Objective
@@ -179,6 +179,7 @@ def _refuse_unscorable(config: ValidationConfig, prompts: Sequence[Prompt]) -> N
             [f"validation should score answers by {config.metrics[0]}, but no validation row has a prompt to answer."]
         )
     for metric in config.metrics:
+        need_library(metric)
         for one in prompts:
             assert one.target is not None, "it is of a row"
             if why := unfit(metric, one.target):
