@@ -7,7 +7,7 @@ BIN := .venv/bin
 RUN_READY := .venv/.ready
 DEV_READY := .venv/.ready-dev
 
-.PHONY: install demo test test-fast test-lowest check format docs examples bench engines browser wheel soak soak-short gpu lock \
+.PHONY: install demo test test-fast test-lowest check format docs examples bench engines browser release soak soak-short gpu lock \
 	sbom audit clean
 
 install: $(RUN_READY)  ## rankwise alone, in .venv
@@ -91,13 +91,14 @@ browser: $(DEV_READY)  ## the studio in the system's Chromium, driven by Playwri
 	$(BIN)/python -m pip install --quiet --editable '.[browser]'
 	$(PYTEST) tests/browser
 
-wheel: $(DEV_READY)
-	$(BIN)/pip wheel --no-deps --wheel-dir dist .
+release: $(RUN_READY) $(SUPPLY)/.ready  ## dist/: the wheel, checked and used alone in empty environments; with the lowest versions, torch takes 7 GB on Linux
+	$(BIN)/python bench/release.py --out bench/results/release-$$(date +%F)
 
 SUPPLY := .venv-supply/bin
 $(SUPPLY)/.ready: | .venv/bin/python
 	$(PYTHON) -m venv .venv-supply
-	$(SUPPLY)/python -m pip install --quiet 'uv>=0.9' 'cyclonedx-bom>=7' 'pip-audit>=2.10'
+	$(SUPPLY)/python -m pip install --quiet 'uv>=0.9' 'cyclonedx-bom>=7' 'pip-audit>=2.10' \
+		'twine>=7' 'check-wheel-contents>=0.6' 'pipx>=1.18'
 	@touch $@
 
 # requirements/tested.txt: what `make test` passed with. A range for torch, whose builds for one kind of processor have
