@@ -24,6 +24,7 @@ from rankwise.cli.plan import advise, plan
 from rankwise.cli.runs import runs
 from rankwise.cli.serve import serve, studio
 from rankwise.cli.settings import InPanels, write_parts
+from rankwise.cli.sign import rebuild, sign, verify
 from rankwise.cli.train import demo, queue, sweep, train
 from rankwise.cli.watch import watch
 from rankwise.cli.words import remember
@@ -35,7 +36,7 @@ COMMANDS = {
     "Train": (train, plan, advise, sweep, queue, demo),
     "Look": (watch, runs, inspect, evaluate, compare, report, strength),
     "Answer": (generate, chat, predict, serve, studio),
-    "Ship": (export, merge, extract),
+    "Ship": (export, merge, extract, sign, verify, rebuild),
     "This machine": (doctor, models, cache),
 }
 """Every command, in the parts in which --help lists them."""

@@ -435,7 +435,7 @@ def _completed(
     rate = past.manifest.back_offs[-1].learning_rate if past.manifest.back_offs else training.rate
     for warning in training.class_warnings(validation, results, rate):
         callback(WarningMessage(warning))
-    results = training.save(results)
+    results = training.save(results, past.manifest)
     callback.changed = lambda texts: None
     for line in run.write_lost():
         callback(WarningMessage(line))

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, field_validator, model_validator
 
 from rankwise.config.adapters import METHODS, Adapting, LoraConfig
-from rankwise.config.base import NAME, Config, Flag, Label, Separated
+from rankwise.config.base import NAME, Config, Flag, JsonObject, Label, Separated
 from rankwise.config.classification import ClassificationConfig, PreferenceConfig
-from rankwise.config.data import DataConfig
+from rankwise.config.data import INFER, DataConfig
 from rankwise.config.images import ImagesConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.objectives import OBJECTIVES, ObjectiveName, ObjectiveSettings
@@ -152,6 +152,17 @@ class Experiment(Config):
     def auto_rate(self) -> float:
         """What the learning rate `auto` is at width 576."""
         return self.objective_settings.rate(self.adapter)
+
+
+def places_in(settings: JsonObject) -> list[tuple[JsonObject, str]]:
+    """Where the settings of an experiment, as JSON, name something that is no setting: a model, an adapter, a task, a
+    file, a folder. Each mapping that does, and its key."""
+    data, anchor = settings["data"], settings["training"]["anchor"] or {}
+    replay = (settings["training"]["replay"] or {}).get("data") or {}
+    places = [(one, "path") for one in (data, *data["sources"], data["validation"] or {}, replay)]
+    places += [(settings["model"], "name"), (settings["adapter"], "start_from"), (anchor, "text"), (anchor, "tasks")]
+    places += [(data, "answer_schema"), (data, "answer_grammar")]
+    return [(part, key) for part, key in places if part.get(key) and part[key] != INFER]
 
 
 def _over(under: dict[str, Any], values: Any) -> Any:

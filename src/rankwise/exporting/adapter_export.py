@@ -197,6 +197,6 @@ def _card_of(artifact: Artifact, adapter: AdapterWeights, change: str) -> str | 
         CardFacts(
             artifact.run.experiment, artifact.trained_on or manifest.base_model,
             UNKNOWN if base is None else base.licence, data_report,
-            manifest.results, manifest.learning_rate, ranks, change, artifact.lineage,
+            manifest.results, manifest.learning_rate, ranks, change, artifact.lineage, manifest.forecast,
         )
     )  # fmt: skip

@@ -24,12 +24,13 @@ from rankwise.base.saving import save, stored_as
 from rankwise.errors import AdapterError, RunError
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.kernels.quantized.tensor import unpack_weights
-from rankwise.methods.artifact import BASE_FACTS, Artifact
+from rankwise.methods.artifact import BASE_FACTS, Artifact, recorded_training
 from rankwise.methods.registry import method_of
 from rankwise.objectives.objective import Objective
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.evaluations import STRENGTH
 from rankwise.runs.lineage import LINEAGE, Lineage
+from rankwise.runs.manifest import TRAINING
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.system.files import need_space, published, write_json
 
@@ -125,6 +126,8 @@ def extra_files(artifact: Artifact, strength: float) -> dict[str, Any]:
     """Return the JSON files to store beside the tensors, by file name."""
     data_report = {} if artifact.data_report is None else {DATA_REPORT: artifact.data_report.model_dump(mode="json")}
     facts = {} if artifact.trained_on is None else {BASE_FACTS: artifact.trained_on.model_dump(mode="json")}
+    if (training := recorded_training(artifact.result)) is not None:
+        data_report |= {TRAINING: training.model_dump(mode="json")}
     if artifact.lineage:
         data_report |= {LINEAGE: Lineage(rounds=artifact.lineage).model_dump(mode="json")}
     files = data_report | facts

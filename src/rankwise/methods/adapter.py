@@ -184,6 +184,7 @@ class AdapterMethod(Method, ABC, Generic[Settings]):
         def fill(temporary: Path) -> None:
             save_reader(model, temporary)
             write_atomic(temporary / CARD, record.card(facts, ranks).encode())
+            record.write_training(temporary)
 
         write_peft(
             trainable.adapters, folder, base_model=model.source.name_for_peft, name=trainable.name,

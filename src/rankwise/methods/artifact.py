@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypedDict, Unpack
 
 from torch import Tensor
@@ -30,6 +30,7 @@ from rankwise.base.sources import Source
 from rankwise.base.starters import STARTERS
 from rankwise.config.adapters import Adapting, LoraConfig
 from rankwise.config.data import Constrained
+from rankwise.config.experiment import Experiment, places_in
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, ModelError, RunError, did_you_mean
 from rankwise.objectives.objective import Objective
@@ -40,7 +41,7 @@ from rankwise.runs.data_report import DATA_REPORT, DataReport
 from rankwise.runs.directory import find_run
 from rankwise.runs.integrity import check_folder, check_result
 from rankwise.runs.lineage import LINEAGE, Lineage, Round
-from rankwise.runs.manifest import AnchorFacts, BaseModelFacts
+from rankwise.runs.manifest import TRAINING, AnchorFacts, BaseModelFacts, Manifest, TrainingFacts
 from rankwise.runs.own_files import read_json
 from rankwise.runs.records import Callback, WarningMessage, silent
 from rankwise.runs.row_facts import TargetFacts
@@ -299,6 +300,23 @@ def recorded_base(folder: Path) -> BaseFacts | None:
     """As it lies beside an adapter that rankwise wrote."""
     file = folder / BASE_FACTS
     return read_json(file, BaseFacts) if file.is_file() else None
+
+
+def training_facts(experiment: Experiment, manifest: Manifest) -> TrainingFacts:
+    """What lies beside a result. Of a path there is the last part alone, since the others may name a person."""
+    settings = experiment.model_dump(mode="json")
+    for part, key in places_in(settings):
+        if isinstance(part[key], str) and os.path.exists(os.path.expanduser(part[key])):  # noqa: PTH110, PTH111
+            part[key] = PurePath(part[key]).name
+    base = manifest.base_model.model_copy(update={"name": settings["model"]["name"]})
+    facts = {name: getattr(manifest, name) for name in ("learning_rate", "backend", "versions", "machine")}
+    return TrainingFacts(settings=settings, base_model=base, **facts)
+
+
+def recorded_training(folder: Path) -> TrainingFacts | None:
+    """As it lies beside a result that rankwise wrote."""
+    file = folder / TRAINING
+    return read_json(file, TrainingFacts) if file.is_file() else None
 
 
 def recorded_lineage(folder: Path) -> tuple[Round, ...]:

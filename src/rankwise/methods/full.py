@@ -138,6 +138,7 @@ class FullMethod:
         with published(folder) as temporary:
             save(model, temporary, torch.float32)
             write_json(temporary / DATA_REPORT, record.data_report)
+            record.write_training(temporary)
 
     def tuned(self, model: LoadedModel, folder: Path) -> LoadedModel:
         """A model whose own weights have learned is no longer the one that was loaded, but the one that was written."""

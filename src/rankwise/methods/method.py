@@ -23,7 +23,9 @@ from rankwise.methods.starting import Start
 from rankwise.methods.trainable import Trainable
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.lineage import Round
+from rankwise.runs.manifest import TRAINING, TrainingFacts
 from rankwise.runs.records import Callback, RankRecord, silent
+from rankwise.system.files import sha256_of, write_json
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,14 @@ class SavedRecord:
     """The text of the model card, from what is known of the base and the ranks of the adapted layers."""
     callback: Callback = silent
     lineage: tuple[Round, ...] = ()
+    training: TrainingFacts | None = None
+
+    def write_training(self, folder: Path) -> None:
+        """Beside the weights, which are written before."""
+        if self.training is not None:
+            hashes = {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))}
+            facts = self.training.model_copy(update={"weights": hashes})
+            write_json(folder / TRAINING, facts.model_dump(mode="json"))
 
 
 @dataclass(frozen=True)

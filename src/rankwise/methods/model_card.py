@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import PurePath
 from typing import Any
 
@@ -21,12 +22,34 @@ from rankwise.config.yaml import dump_yaml
 from rankwise.errors import some
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import objective_for
-from rankwise.runs.data_report import DataReport
+from rankwise.rows.files.hub import HUB
+from rankwise.runs.data_report import DataReport, PartFacts
 from rankwise.runs.lineage import Round, described
-from rankwise.runs.manifest import BaseModelFacts, Results
+from rankwise.runs.manifest import BaseModelFacts, Forecasted, Results
 from rankwise.system.extras import installed_version
 
-UNKNOWN = "unknown"
+UNKNOWN, NOT_KNOWN = "unknown", "not known"
+OF_TEMPLATE = (
+    "In the sections of the template that the European Commission published in July 2025 for Article 53(1)(d) of the "
+    "AI Act. It is about the rows of this training; what the base model was trained on, its provider says. *Not known* "
+    "is what the training did not record: whoever publishes the model fills it in."
+)
+SIZES = {
+    "tokens": ((1e9, "less than 1 billion"), (1e13, "1 billion to 10 trillion"), (inf, "more than 10 trillion")),
+    "images": ((1e6, "less than 1 million"), (1e9, "1 million to 1 billion"), (inf, "more than 1 billion")),
+}
+"""The template's ranges: below which number each ends."""
+TEMPLATE = {
+    "1. General information": (
+        "provider", "versioned model name", "model dependencies", "date of placement on the Union market", "modality",
+        "training data size", "types of content", "latest date of data acquisition", "linguistic characteristics"),
+    "2. List of data sources": (
+        "publicly available datasets", "private datasets obtained from third parties",
+        "data crawled and scraped from online sources", "user data", "synthetic data", "other sources"),
+    "3. Data processing aspects": (
+        "respect of reservations of rights (text and data mining)", "removal of illegal content", "other information"),
+}  # fmt: skip
+"""The template's sections and fields."""
 _OBEYED = re.compile(r"([!-,:-@\[-`{-~]|(?<=www)\.)", re.IGNORECASE)
 
 
@@ -44,6 +67,7 @@ class CardFacts:
     """How this folder differs from the run's own adapter."""
     lineage: tuple[Round, ...] = ()
     """The rounds before this one."""
+    forecast: Forecasted | None = None
 
     @property
     def objective(self) -> Objective:
@@ -64,6 +88,7 @@ class CardFacts:
 
 def card(facts: CardFacts) -> str:
     """The whole file."""
+    known = _content(facts)
     parts = [
         f"# {escaped(facts.experiment.run)}",
         f"A {facts.method} adapter for {escaped(facts.base_name)}, trained with rankwise "
@@ -71,6 +96,9 @@ def card(facts: CardFacts) -> str:
         "## How it was trained", _table(_trained(facts)),
         "## How to load it", facts.objective.loading, _about_base(facts),
         "## Limits", _limits(facts),
+        "## Summary of the training content", OF_TEMPLATE,
+        *(f"### {title}\n\n{_table([(one, known.get(one, NOT_KNOWN)) for one in fields])}"
+          for title, fields in TEMPLATE.items()),
     ]  # fmt: skip
     return f"---\n{dump_yaml(_front_matter(facts))}---\n\n" + "\n\n".join(parts) + "\n"
 
@@ -107,6 +135,7 @@ def _trained(facts: CardFacts) -> list[tuple[str, str]]:
     measured = data_report.validation_rows if data_report.validation is None else 0
     files = sorted({PurePath(file.name).name for file in data_report.files})
     learned, unit = data_report.learned, data_report.learned.loss_unit
+    each = None if facts.forecast is None else facts.forecast.operations
     rows_used = (
         f"{data_report.used - measured:,} for training, {data_report.validation_rows:,} for validation, "
         f"{data_report.skipped:,} left out"
@@ -123,6 +152,7 @@ def _trained(facts: CardFacts) -> list[tuple[str, str]]:
         ("data", f"{escaped(', '.join(files[:3]))}{f' and {len(files) - 3} more files' if len(files) > 3 else ''}"),
         ("rows", rows_used),
         ("steps", f"{results.steps:,} at learning rate {facts.learning_rate:.2g}"),
+        ("floating-point operations", f"about {each * results.steps:.2g}, by the model's shape" if each else NOT_KNOWN),
         ("training loss", f"{results.loss:.4f} {unit}, averaged over the last tenth of the steps"),
     ]  # fmt: skip
     if learned.names:
@@ -165,8 +195,38 @@ def _rounds(lineage: Sequence[Round]) -> list[tuple[str, str]]:
     return [("rounds before this one", escaped(described(lineage, short=True)))] if lineage else []
 
 
+def _content(facts: CardFacts) -> dict[str, str]:
+    """What is known of the fields of `TEMPLATE`."""
+    report, images = facts.data_report, facts.data_report.images
+    modality, unit, amount = (
+        ("text", "tokens", report.tokens) if images is None else ("image", images.unit, images.images)
+    )
+    of_hub, files = ([one for one in report.files if one.name.startswith(HUB) == is_hub] for is_hub in (True, False))
+    sizes = (f"{name} {unit}" for end, name in SIZES[unit] if amount is not None and amount < end)
+    return {
+        "versioned model name": escaped(facts.experiment.run),
+        "model dependencies": f"{escaped(facts.base_name)} ({escaped(facts.base.fingerprint)})",
+        "modality": modality, "types of content": f"rows in the format {escaped(report.format)}",
+        "training data size": NOT_KNOWN if amount is None else f"{next(sizes)} ({amount:,} in {report.used:,} rows)",
+        "publicly available datasets": _sources(of_hub) or f"none by name; of the files below {NOT_KNOWN}",
+        "synthetic data": NOT_KNOWN if report.replay is None else escaped(report.replay.describe()),
+        "other sources": _sources(files) or "none",
+        "removal of illegal content": "rankwise looks for none and removes none; before, not known",
+        "other information": f"{report.skipped:,} of {report.rows:,} rows left out, {report.duplicates:,} repeat an "
+        f"earlier one exactly and {report.near_duplicates:,} nearly, {report.truncated or 0:,} shortened",
+    }  # fmt: skip
+
+
+def _sources(files: Sequence[PartFacts]) -> str:
+    """By the last part of their names, which may be paths of this machine."""
+    return some(
+        (f"{escaped(one.name if one.name.startswith(HUB) else PurePath(one.name).name)} ({one.rows:,} rows, licence "
+         f"{_licence(one.licence)}, SHA-256 {one.sha256[:16]})" for one in files), 8,
+    )  # fmt: skip
+
+
 def _licence(name: str) -> str:
-    return "not known" if name == UNKNOWN else escaped(name)
+    return NOT_KNOWN if name == UNKNOWN else escaped(name)
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

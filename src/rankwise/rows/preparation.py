@@ -8,6 +8,7 @@ everything is reported that can be counted without tokens.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +40,8 @@ from rankwise.runs.row_facts import ANSWERS, HoldOutFacts, Learned
 if TYPE_CHECKING:
     from rankwise.constraints.constraint import AnswerForms
 
+MOST_ROW_HASHES = 500_000
+"""Rows of more are not hashed one by one: the report would be too large to be read."""
 _Usable = tuple[int, ImageRecord | None]
 """The number of a row's sequences, and what is known of its image."""
 
@@ -295,7 +298,8 @@ def _data_report(
     tally, apart, sources = every.tally, every.validation_tally, every.trained
     spec, learned = work.config, work.facts.learned
     readings = [source.reading for source in (*sources, *every.validation)]
-    files = tuple(part_facts(reading, part) for reading in readings for part in reading.parts)
+    hashed = sum(reading.rows for reading in readings) <= MOST_ROW_HASHES
+    files = tuple(part_facts(reading, part, hashed=hashed) for reading in readings for part in reading.parts)
     encodes, labels = work.encoder is not None, Labels.joined(source.labels for source in sources)
     unused = unused_columns(readings)
     images = [image for source in sources for image in source.images]
@@ -337,8 +341,7 @@ def _data_report(
         duplicates=exact, near_duplicates=near, overlap=overlap,
         licence=strictest(file.licence for file in files),
         **(every.answers.facts if every.answers is not None else {}),
-        recipe=spec.recipe,
-        images=findings.facts if findings is not None else None,
+        recipe=spec.recipe, images=findings.facts if findings is not None else None,
         image_processing=work.facts.processing,
         tags=tags,
         unused_columns=unused,
@@ -407,10 +410,11 @@ def validation_of(validation: Tally, encodes: bool) -> ValidationFacts:
     )
 
 
-def part_facts(reading: OpenedSource, part: Part) -> PartFacts:
+def part_facts(reading: OpenedSource, part: Part, *, hashed: bool) -> PartFacts:
     given = reading.source.licence or part.licence
     found = find_licence(part.folder) if given is None and part.folder is not None else UNKNOWN
     licence = normalised(given) if given is not None else found
     return PartFacts(
-        name=part.name, sha256=part.identity(), format=part.format, rows=part.rows, licence=licence, layout=part.layout
-    )
+        name=part.name, sha256=part.identity(), format=part.format, rows=part.rows, licence=licence, layout=part.layout,
+        row_hashes=b64encode(part.raw.hashes).decode() if hashed else "",
+    )  # fmt: skip

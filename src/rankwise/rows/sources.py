@@ -29,6 +29,7 @@ from rankwise.rows.files.image_folder import (
     chosen_files,
     legible,
     list_folder,
+    sha256_or_nothing,
     split_word,
     unnamed_images,
     visible,
@@ -139,8 +140,10 @@ class OpenedSource:
         if self.source.ignore_columns:
             turns = (one for value in row.values() if isinstance(value, list) for one in value if is_turn(one))
             unused.names.update(dict.fromkeys(key for turn in turns for key in turn))
-        if part.of_images and examples[0].image is not None and isinstance(examples[0].image.source, Path):
-            self.named_images.setdefault(part.name, set()).add(examples[0].image.source)
+        if (image := examples[0].image) is not None and isinstance(image.source, Path):
+            part.raw.add_image(sha256_or_nothing(image.source).encode())
+            if part.of_images:
+                self.named_images.setdefault(part.name, set()).add(image.source)
 
     def examples(self, part: Part, where: str, row: Any) -> list[Example]:
         """The examples of one raw row. The first row of a file decides its format."""

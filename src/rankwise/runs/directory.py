@@ -34,6 +34,8 @@ OF_RESULTS = ("evaluations", "strength.json")
 """What was measured of a result (runs/evaluations.py)."""
 CARD = "README.md"
 """The model card, in the folder of a result."""
+SIGNATURE = "model.sig"
+"""The signature of a folder, in it, as `rankwise sign` writes it."""
 REFERENCE = "reference.json"
 END_REQUEST = ".end"  # that the training ends with a result (runs/directory.py)
 BEGINNING = {SETTINGS, DATA_REPORT, REFERENCE}

@@ -4,7 +4,8 @@ The manifest of a finished run has the hash of every file of `adapter/` or `mode
 the chat template and system message, of the settings and of the metrics log. Every command that reads a result calls
 `check_result` first. Files that programs load (weights, settings, tokenizer, template) must be present and unchanged,
 and none may have been added. A changed model card or metrics log is only reported. This detects accidents and careless
-edits. It is not a signature: whoever can write to the folder can also change the manifest.
+edits. It is not a signature: whoever can write to the folder can also change the manifest. `rankwise sign` makes one,
+and `rankwise verify` compares by the same code.
 
 Evaluations, the data of reports, checkpoints and snapshots have hashes of their own, which `verify` compares too. The
 manifest has no hash of its own outside of checkpoints, and neither have the settings of a run that is not finished;
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Literal
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RankwiseError, ResultError, RunError, first_line, some
 from rankwise.runs.data_report import DATA_REPORT, DataReport
-from rankwise.runs.directory import RESULTS, SETTINGS, RunDirectory
+from rankwise.runs.directory import RESULTS, SETTINGS, SIGNATURE, RunDirectory
 from rankwise.runs.evaluations import FOLDER
 from rankwise.runs.own_files import DamagedStep, StepFolders, check_file, hash_of, read_json, with_hash
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage
@@ -110,20 +111,25 @@ def compare_result(run: RunSnapshot) -> Integrity:
     recorded = run.manifest.result_sha256
     if recorded is None:
         return Integrity("not recorded")
-    there = _files(run.folder, run.result)
     if not run.result.is_dir():
         return Integrity("changed", len(recorded), missing=(run.result.name,))
-    changed = [name for name in there if name in recorded and _differs(run.folder / name, recorded, name)]
+    signature = (run.result / SIGNATURE).relative_to(run.folder).as_posix()
+    there = [name for name in _files(run.folder, run.result) if name in recorded or name not in (METRICS, signature)]
+    changed, missing, added = compare(run.folder, recorded, there)
     known = run.manifest.settings_sha256
     changed += [SETTINGS] * (known is not None and known != settings_hash(run.folder))
-    missing = sorted(recorded.keys() - set(there))
-    added = [name for name in there if name not in recorded and name != METRICS]
     strict = [tuple(filter(_is_loaded, names)) for names in (changed, missing, added)]
     other = tuple(name for names in (changed, missing, added) for name in names if not _is_loaded(name))
     status = "changed" if any(strict) else "verified"
     return Integrity(
         status, len(recorded) + (known is not None), changed=strict[0], missing=strict[1], added=strict[2], other=other
     )
+
+
+def compare(folder: Path, recorded: Mapping[str, str], there: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """The names of the files of a folder that changed, are missing, and were added since their hashes were recorded."""
+    changed = [name for name in there if name in recorded and _differs(folder / name, recorded, name)]
+    return changed, sorted(recorded.keys() - set(there)), [name for name in there if name not in recorded]
 
 
 def _differs(path: Path, recorded: Mapping[str, str], name: str) -> bool:
@@ -139,10 +145,18 @@ def _is_loaded(name: str) -> bool:
     return not path.name.startswith(".") and (path.suffix.lower() in LOADED or path.name in LOADED_NAMES)
 
 
+def files_in(folder: Path) -> list[str]:
+    """The names of all that lies in a folder and is no folder itself, whatever its kind; a link to a folder is none."""
+    inside = [
+        os.path.join(parent, name)  # noqa: PTH118
+        for parent, folders, names in os.walk(folder)
+        for name in (*names, *(one for one in folders if os.path.islink(os.path.join(parent, one))))  # noqa: PTH114, PTH118
+    ]
+    return sorted(Path(path).relative_to(folder).as_posix() for path in inside)
+
+
 def _files(folder: Path, result: Path) -> list[str]:
-    """Whatever lies in the result and is no folder, whatever its kind."""
-    inside = [os.path.join(parent, name) for parent, _, names in os.walk(result) for name in names]  # noqa: PTH118
-    found = [Path(path).relative_to(folder).as_posix() for path in inside]
+    found = [f"{result.relative_to(folder).as_posix()}/{name}" for name in files_in(result)]
     return sorted(found + [name for name in (DATA_REPORT, METRICS) if (folder / name).is_file()])
 
 

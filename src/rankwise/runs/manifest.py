@@ -99,6 +99,26 @@ class BaseModelFacts(Config):
         return f"{trained}; {base_now} has different {what} ({fingerprint})."
 
 
+TRAINING = "training.json"
+"""Beside a result: its `TrainingFacts`."""
+
+
+class TrainingFacts(Config):
+    """What a result was trained by, for those who have only its folder. The hashes of its files and rows of data, and
+    the chat template, are in the data report beside it."""
+
+    format: Literal[1] = 1
+    settings: JsonObject
+    """The settings of the run. Of a path that one of them names, there is the last part."""
+    base_model: BaseModelFacts
+    learning_rate: float
+    backend: BackendName
+    versions: dict[str, str]
+    machine: JsonObject
+    weights: dict[str, str] = Field(default_factory=dict)
+    """The SHA-256 of each file of weights as training wrote it; an export may hold them in another form."""
+
+
 class DataFacts(Config):
     """A summary of the training data; data_report.json has details. A sequence is one training example, usually a
     row."""
@@ -251,6 +271,8 @@ class Forecasted(Config):
     adapter_bytes: int | None
     steps: int | None
     tokens_per_step: float
+    operations: float | None = None
+    """Floating-point operations of a step; None in runs of earlier versions."""
     seconds: float | None
     seconds_low: float | None
     seconds_high: float | None

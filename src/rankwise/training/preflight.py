@@ -97,6 +97,7 @@ class Foresight:
             peak_bytes=made.peak, memory={part.name: round(part.bytes) for part in made.memory.parts},
             device=self.plan.device.name, trainable_parameters=made.parameters.trainable,
             adapter_bytes=made.parameters.file_bytes, steps=self.plan.steps, tokens_per_step=self.plan.step.tokens,
+            operations=self.plan.step.operations,
             seconds=None if told is None else told.total.likely, seconds_low=None if told is None else told.total.low,
             seconds_high=None if told is None else told.total.high,
         )  # fmt: skip

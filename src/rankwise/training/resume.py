@@ -29,7 +29,7 @@ from rankwise.training.world import World
 
 SAID_OF_ROWS: Mapping[str, Any] = {
     **dict.fromkeys(("warnings", "advice", "hold_out", "labels", "distinct_labels", "unused_columns", "licence"), True),
-    "files": {"__all__": {"layout", "licence"}},
+    "files": {"__all__": {"layout", "licence", "row_hashes"}},
 }
 """Fields of a data report that a resumed run does not compare: they follow from the rows and the settings, or
 earlier versions lack them or read them differently."""
@@ -156,18 +156,24 @@ def training_machine() -> dict[str, Any]:
 
 def changed_since(manifest: Manifest) -> str | None:
     """A sentence where the last process had other versions or another machine: sums may round otherwise."""
-    *earlier, last = ((one.versions, {"processes": 1} | one.machine) for one in (manifest, *manifest.resumed))
-    differing = [
-        f"{key} was {old.get(key)} and is now {new.get(key)}"
-        for old, new in zip(earlier[-1], last, strict=True)
-        for key in new
-        if old.get(key) != new.get(key) and (key != "threads" or key in old)  # which earlier versions did not record
-    ]
+    *earlier, last = ((one.versions, one.machine) for one in (manifest, *manifest.resumed))
+    differing = differences(earlier[-1], last)
     return (
         f"the result may differ by rounding from that of an uninterrupted run: {some(differing, 4)}"
         if differing
         else None
     )
+
+
+def differences(*both: tuple[dict[str, str], dict[str, Any]]) -> list[str]:
+    """What is another between versions and machine of then and of now, in a phrase each."""
+    then, now = ((versions, {"processes": 1} | machine) for versions, machine in both)
+    return [
+        f"{key} was {old.get(key)} and is now {new.get(key)}"
+        for old, new in zip(then, now, strict=True)
+        for key in new
+        if old.get(key) != new.get(key) and (key != "threads" or key in old)  # which earlier versions did not record
+    ]
 
 
 def _check_same(run: RunDirectory, what: str, *, begun: Any, now: Any, but: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from rankwise.base.split import is_split
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.evaluation.text import Text
-from rankwise.methods.artifact import BaseFacts
+from rankwise.methods.artifact import BaseFacts, training_facts
 from rankwise.methods.method import Method, SavedRecord
 from rankwise.methods.model_card import CardFacts, card
 from rankwise.methods.trainable import Trainable
@@ -28,7 +28,7 @@ from rankwise.rows.preparation import Prepared
 from rankwise.runs.data_report import about, lines_of
 from rankwise.runs.directory import REFERENCE, RunDirectory
 from rankwise.runs.lineage import Round
-from rankwise.runs.manifest import DataFacts, Results, Tuning, peak_rss
+from rankwise.runs.manifest import DataFacts, Manifest, Results, Tuning, peak_rss
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import LossRecord, ScoreRecord, StepRecord, WarningCollector
 from rankwise.runs.resumable import Resumable
@@ -248,17 +248,18 @@ class TrainingRun:
         if any(map(is_split, self.trainable.parameters())):
             save_whole(self.model.module, None)
 
-    def save(self, results: Results) -> Results:
-        """Write what was learned."""
+    def save(self, results: Results, manifest: Manifest) -> Results:
+        """Write what was learned; `manifest` is that of the run so far."""
         data_report, folder = self.prepared.data_report, self.result
         self.run.check_lock()
 
         def card_of(base: BaseFacts, ranks: Sequence[int]) -> str:
             facts = CardFacts(self.experiment, base, base.licence, data_report, results, self.rate, ranks)
-            return card(replace(facts, lineage=self.lineage))
+            return card(replace(facts, lineage=self.lineage, forecast=manifest.forecast))
 
         revision = self.experiment.model.revision
-        record = SavedRecord(data_report.model_dump(mode="json"), revision, card_of, self.callback, self.lineage)
+        facts = training_facts(self.experiment, manifest)
+        record = SavedRecord(data_report.model_dump(mode="json"), revision, card_of, self.callback, self.lineage, facts)
         self.method.save(self.trainable, self.model, folder, record)
         written = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         return results.model_copy(update={"adapter_bytes": written})

@@ -10,9 +10,11 @@ texts have no sign of any, so each search begins with a sign that it cannot do w
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal
@@ -83,6 +85,8 @@ MISSING = frozenset({
     "#REF!", "#VALUE!", "#DIV/0!", "#NAME?",
 })  # fmt: skip
 """What programs write into cells without a value."""
+ROW_HASH = 8
+"""Bytes of a row's hash."""
 FEW = 10
 """With fewer rows than this, nothing is reported that depends on a share of all rows."""
 LONGER = 100
@@ -386,8 +390,14 @@ class RawCounts:
     kinds: Counter[str] = field(default_factory=Counter)
     """Rows with each kind of label."""
     first: dict[str, str] = field(default_factory=dict)
+    hashes: bytearray = field(default_factory=bytearray)
+    """A hash of each row, by which `rankwise verify` and `rankwise rebuild` name one that changed."""
 
     def add(self, row: Any, where: str, label: str) -> None:
+        content = ""
+        with suppress(TypeError, RecursionError):  # no row, or one that JSON cannot hold: all such are alike
+            content = json.dumps(row, sort_keys=True, default=_content_of)
+        self.hashes += blake2b(content.encode(), digest_size=ROW_HASH).digest()
         if not isinstance(row, dict):
             return
         name, value = next(iter(row.items()), ("", None))
@@ -398,6 +408,11 @@ class RawCounts:
             self.kinds[kind] += 1
             self.first.setdefault(kind, where)
 
+    def add_image(self, content: bytes) -> None:
+        """The image that the last row names is a part of it."""
+        both = bytes(self.hashes[-ROW_HASH:]) + content
+        self.hashes[-ROW_HASH:] = blake2b(both, digest_size=ROW_HASH).digest()
+
     def warnings(self, rows: int) -> Iterator[str]:
         if self.headers:
             yield (
@@ -407,6 +422,11 @@ class RawCounts:
         if len(self.kinds) > 1 and ("text" in self.kinds or "number with decimals" not in self.kinds):
             listed = some(f"{kind} ({count:,} rows, first {self.first[kind]})" for kind, count in self.kinds.items())
             yield f'labels are written in several ways, and 1, 1.0 and "1" are one label: {listed}'
+
+
+def _content_of(value: Any) -> str:
+    """Bytes and pixels by their hash; what else JSON does not know by its text."""
+    return blake2b(bytes(value)).hexdigest() if isinstance(value, bytes | np.ndarray) else repr(value)
 
 
 def _kind(label: Any) -> str | None:

@@ -1,0 +1,80 @@
+"""`rankwise sign` and `rankwise verify`: a signature over a folder; `rankwise rebuild`: the same training again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rankwise.cli.display import Display, print_result
+from rankwise.cli.failures import report_failures
+from rankwise.cli.options import BaseModel, Json, Quiet, argument, option
+from rankwise.errors import some
+from rankwise.runs.listing import run_names
+
+if TYPE_CHECKING:
+    from rankwise.commands.provenance.rebuilding import Rebuilt
+
+Folder = Annotated[str, argument(
+    "A finished run, or the folder of an exported adapter or model.", autocompletion=run_names)]  # fmt: skip
+Rows = Annotated[list[str] | None, option(
+    "The rows that it was trained on. Of several sources, give each in its order, and validation rows last.",
+    "--data")]  # fmt: skip
+Key = Annotated[Path, option("The file of your private key, on an elliptic curve and in PEM.", "--key")]
+PublicKey = Annotated[Path | None, option(
+    "The file of the signer's public key, in PEM. Without it, it is not known who signed.", "--key")]  # fmt: skip
+NewRun = Annotated[str | None, option("Name of the new run.  [default: the folder's name and -rebuilt]", "--run")]
+
+
+def sign(folder: Folder, key: Key, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Sign a folder with a key: weights, settings, tokenizer and template, and the hashes of its base and rows."""
+    with report_failures(as_json), Display(quiet) as display:
+        from rankwise.commands.provenance.signing import sign as sign_command
+
+        signed = sign_command(folder, key, display)
+        print_result(as_json, signed, f"{signed.signature}: a signature of {signed.files} files")
+
+
+def verify(
+    folder: Folder, key: PublicKey = None, data: Rows = None, base_model: BaseModel = None, as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Compare a folder, its base and its rows with the folder's signature, and say what changed."""
+    with report_failures(as_json), Display(quiet) as display:
+        from rankwise.commands.provenance.signing import verify as verify_command
+
+        found = verify_command(folder, key, data or (), base_model, display)
+        status = f"verified by {key}" if found.status == "verified" else found.status
+        lines = [f"{found.folder}: {status}, {found.files} files compared"]
+        lines += [f"  {name} was {how}" for how in ("changed", "added") for name in getattr(found, how)]
+        lines += [f"  {name} is missing" for name in found.missing] + [f"  {one}" for one in found.elsewhere]
+        lines += [f"  not compared: {some(found.not_compared)}"] * bool(found.not_compared)
+        print_result(as_json, found, *lines)
+        if found.status == "changed":
+            raise typer.Exit(2)
+
+
+def rebuild(
+    folder: Folder, data: Rows = None, base_model: BaseModel = None, run: NewRun = None, as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Train again by the settings of a result and the rows, and compare the weights."""
+    with report_failures(as_json), Display(quiet) as display:
+        from rankwise.commands.provenance.rebuilding import rebuild as rebuild_command
+
+        rebuilt = rebuild_command(folder, data or (), base_model, run, display)
+        print_result(as_json, rebuilt, *_outcome(rebuilt))
+        if rebuilt.status == "different":
+            raise typer.Exit(1)
+
+
+def _outcome(rebuilt: Rebuilt) -> list[str]:
+    if rebuilt.status == "same bytes":
+        return [f"runs/{rebuilt.run}: the same weights as in {rebuilt.folder}, byte for byte"]
+    far = f"  {rebuilt.folder} holds its weights in another form than training wrote them, so no distance is measured"
+    if rebuilt.distance is not None:
+        largest, share = rebuilt.distance
+        far = f"  the largest difference is {largest:.3g}, and all together {share:.3g} of the weights (norms)"
+    first = f"runs/{rebuilt.run}: not the same bytes in {some(rebuilt.differing)}"
+    return [first, far, *(f"  {one}" for one in rebuilt.machine or ["versions, processor and threads are the same"])]
