@@ -104,7 +104,7 @@ def test_a_finished_run_is_these_files_and_no_leftovers(run):
         ".lock", "config.json", "data_report.json", "manifest.json", "metrics.jsonl", "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors", "adapter/data_report.json", "adapter/base_model.json",
         "adapter/tokenizer.json", "adapter/tokenizer_config.json", "adapter/chat_template.jinja", "adapter/README.md",
-        "report.html", "report.json",
+        "adapter/training.json", "report.html", "report.json",
     }  # fmt: skip
 
 

@@ -65,7 +65,7 @@ def check(
         from rankwise.reporting.markup import lines_of
         from rankwise.reporting.provenance import data_blocks
 
-        print_result(as_json, data_report.shown, *lines_of(data_blocks(data_report)))
+        print_result(as_json, data_report.model_dump(mode="json"), *lines_of(data_blocks(data_report)))
         if data_report.fatal:
             raise typer.Exit(RankwiseError.exit_code)
 

@@ -53,7 +53,7 @@ def data_section(run: RunSnapshot) -> Section:
         *((f"SHA-256 of {one.name}", one.sha256) for one in data_report.files),
     ])  # fmt: skip
     return Section(
-        "data", "Data", {"manifest": summary, "data_report": data_report.shown},
+        "data", "Data", {"manifest": summary, "data_report": data_report},
         [*data_blocks(data_report), decided],
         about="How the training data was read: what was used and what was left out.",
     )  # fmt: skip

@@ -298,7 +298,7 @@ def _data_report(
     tally, apart, sources = every.tally, every.validation_tally, every.trained
     spec, learned = work.config, work.facts.learned
     readings = [source.reading for source in (*sources, *every.validation)]
-    hashed = sum(reading.rows for reading in readings) <= MOST_ROW_HASHES
+    hashed = tally.rows + apart.rows <= MOST_ROW_HASHES
     files = tuple(part_facts(reading, part, hashed=hashed) for reading in readings for part in reading.parts)
     encodes, labels = work.encoder is not None, Labels.joined(source.labels for source in sources)
     unused = unused_columns(readings)

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from rankwise.config.base import Config, JsonObject
+from rankwise.config.base import Config
 from rankwise.config.data import Constraint
 from rankwise.config.images import ImageProcessing
 from rankwise.errors import one_line, some
@@ -43,7 +43,7 @@ class PartFacts(Config):
     licence: str
     layout: LayoutFacts | None = None
     """Only for CSV, TSV, workbooks and arrays."""
-    row_hashes: str = Field(default="", repr=False)
+    row_hashes: str = ""
     """Eight bytes of a hash of each row, in base64. Empty for very many rows, and in reports of earlier versions."""
 
 
@@ -224,11 +224,6 @@ class DataReport(Config):
         if one is not None and not many and None in (one.low, one.high):
             raise ValueError("the targets have neither classes nor a lowest and a highest number")
         return self
-
-    @property
-    def shown(self) -> JsonObject:
-        """All of it but the hashes of rows."""
-        return self.model_dump(mode="json", exclude={"files": {"__all__": {"row_hashes"}}})
 
     @property
     def learned(self) -> Learned:
