@@ -114,6 +114,8 @@ NO_MEMORY = re.compile(
 no stack, and the loader of a library that gets no addresses."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_FILES_LEFT = {errno.EMFILE, errno.ENFILE}
+DEVICE = r"(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|\Z)"
+"""The beginning of a name that Windows has for a device, so that no file can have it there."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import re
+import subprocess
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -21,6 +24,7 @@ from rankwise.config.images import ImageProcessing
 from rankwise.config.recipe import RECIPES, Recipe, recipe_named
 from rankwise.config.tasks import TaskConfig
 
+ROOT = Path(__file__).parents[2]
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "peft", "yaml"}
 UNSAFE_NAMES = {"eval", "exec", "compile", "__import__"}
 UNSAFE_CALLS = {"torch.load", "yaml.load", "yaml.unsafe_load", "os.system", "os.popen", "numpy.load", "np.load",
@@ -56,6 +60,13 @@ def offences(tree):
         elif isinstance(node, ast.Assert) and isinstance(node.test, ast.Constant) and not node.test.value:
             found.append((node, "assert False"))
     return [f"{node.lineno}: {what}" for node, what in found]
+
+
+def test_text_is_read_and_written_with_an_encoding():
+    # Windows' own is not UTF-8; the rule of ruff is a preview, and with all previews others would change
+    words = [sys.executable, "-m", "ruff", "check", "--isolated", "--preview", "--select", "PLW1514", "--quiet"]
+    done = subprocess.run([*words, "src", "docs", "examples"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 READS_A_PICKLE = "base/pickled_weights.py"

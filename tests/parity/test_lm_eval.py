@@ -66,7 +66,7 @@ def rows(tmp_path):
 @pytest.fixture
 def asked_by_lm_eval(tiny_folder, tmp_path, monkeypatch):
     """lm-eval itself, on a task file that is written here: what it keeps of each item, by task."""
-    pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'rankwise[lm-eval]'")
+    pytest.importorskip("lm_eval", reason='needs lm-eval: pip install "rankwise[lm-eval]"')
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -132,7 +132,7 @@ def test_an_item_is_what_the_model_was_given(other):
 
 def test_a_task_that_lm_eval_does_not_have_is_not_looked_for_among_files(tiny_folder, tmp_path, monkeypatch):
     """lm-eval takes a name that it does not know for a path."""
-    pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'rankwise[lm-eval]'")
+    pytest.importorskip("lm_eval", reason='needs lm-eval: pip install "rankwise[lm-eval]"')
     monkeypatch.chdir(tmp_path)
     (tmp_path / "arc_eazy").write_text(TASK.format(rows="rows.jsonl"))
     with pytest.raises(ConfigError, match=r'no task "arc_eazy".*Did you mean'):

@@ -82,7 +82,7 @@ def test_a_library_that_is_not_installed_is_named_with_its_extra(trained, tiny_f
     missing = ("matplotlib", "sacrebleu", "rouge_score")
     found = extras.find_spec
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name in missing else found(name))
-    with pytest.raises(RankwiseError, match=rf"is not installed: pip install 'rankwise\[{extra}\]'"):
+    with pytest.raises(RankwiseError, match=rf'is not installed: pip install "rankwise\[{extra}\]"'):
         asked(trained, tiny_folder)
     assert not Path("runs/third").exists()
 

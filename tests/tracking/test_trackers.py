@@ -248,7 +248,7 @@ def test_a_missing_library_is_refused_before_anything_is_read(tmp_path, monkeypa
     with contextlib.chdir(tmp_path), pytest.raises(ConfigError) as refused:
         train(asked)
     told = str(refused.value)
-    assert "pip install 'rankwise[mlflow]', or in a clone of rankwise pip install -e '.[mlflow]'" in told
+    assert 'pip install "rankwise[mlflow]", or in a clone of rankwise pip install -e ".[mlflow]"' in told
     assert "rankwise[wandb]" in told
     assert list(tmp_path.iterdir()) == []
 

@@ -63,7 +63,7 @@ def processor_features() -> dict[str, bool | int | str]:
 
 def _older_torch_features() -> dict[str, bool | int | str]:
     """The flags that Linux lists; elsewhere none is known."""
-    listed = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    listed = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
     flags = next((line for line in listed.splitlines() if line.startswith(("flags", "Features"))), "").split()
     names = {"avx512f": "avx512_f"}
     known = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "bf16")

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 import select
 import sys
+import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ class Typing:
             self._ahead.clear()
             return lines
         lines = []
-        while self.terminal and select.select([sys.stdin], [], [], PASTED)[0]:
+        while self.terminal and _more_is_typed():
             line = self._line("")
             if line is None:
                 break
@@ -131,6 +132,16 @@ class Typing:
             except UnicodeDecodeError as error:
                 raise not_utf8(error) from None
         return self._ahead.popleft()
+
+
+def _more_is_typed() -> bool:
+    """Whether a terminal that does not mark pastes has further characters."""
+    if sys.platform != "win32":
+        return bool(select.select([sys.stdin], [], [], PASTED)[0])
+    import msvcrt
+
+    time.sleep(PASTED)  # a console is no file that could be waited for
+    return msvcrt.kbhit()
 
 
 def _marks_pastes() -> bool:

@@ -78,7 +78,7 @@ def _interrupted(error: BaseException, as_json: bool) -> NoReturn:
 
 def _silence() -> None:
     """Discard all further output, so that Python does not fail when it flushes stdout at exit."""
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
 
 
 def _end(as_json: bool, number: int, frame: FrameType | None) -> None:

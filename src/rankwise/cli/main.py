@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
@@ -57,11 +59,19 @@ class Grouped(TyperGroup):
 
 
 class Commands(Grouped):
-    """With --json, a usage error is one object on stdout too."""
+    """With --json, a usage error is one object on stdout too. Whatever a terminal has no character for is printed as an
+    escape."""
 
     def main(
         self, args: Sequence[str] | None = None, *arguments: Any, standalone_mode: bool = True, **extra: Any
     ) -> Any:
+        for stream in (sys.stdin, sys.stdout, sys.stderr):
+            if not isinstance(stream, TextIOWrapper) or stream.encoding.lower() in ("utf-8", "utf8"):
+                continue
+            if sys.platform == "win32" and not stream.isatty() and "PYTHONIOENCODING" not in os.environ:
+                stream.reconfigure(encoding="utf-8")  # of a file or a pipe, which has the language's characters there
+            elif stream is not sys.stdin:
+                stream.reconfigure(errors="backslashreplace")
         words = list(sys.argv[1:] if args is None else args)
         remember(self, words)
         if not standalone_mode or "--json" not in words:

@@ -27,7 +27,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from rankwise.errors import ConfigError, did_you_mean
+from rankwise.errors import DEVICE, ConfigError, did_you_mean
 
 
 def _no_boolean(value: object) -> object:
@@ -83,7 +83,12 @@ class _ReportsAsSpecError(type(BaseModel)):  # pyright: ignore[reportUntypedBase
 
 class Config(BaseModel, metaclass=_ReportsAsSpecError):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), defer_build=True
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        defer_build=True,
+        regex_engine="python-re",
     )
 
     def changed(self, *names: str) -> list[str]:
@@ -163,7 +168,7 @@ def _sentence(item: ErrorDetails, model_class: type[BaseModel], tagged: Location
     if item["type"] == "literal_error":
         message = re.sub(r"\b(True|False)\b", lambda word: word[0].lower(), message)
     if item.get("ctx", {}).get("pattern") == NAME:
-        message = 'a name has at most 64 letters (A-Z), digits, ".", "_" and "-", and begins with a letter or a digit'
+        message = f"a name has {OF_NAMES}"
     problem = f"{message[:1].lower()}{message[1:]}."
     if not key:
         begins_with_setting = set("._") & set(problem.split()[0].rstrip("."))
@@ -171,8 +176,12 @@ def _sentence(item: ErrorDetails, model_class: type[BaseModel], tagged: Location
     return f'setting "{key}" is {shown(item["input"])}: {problem}'
 
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-"""The pattern of the names of runs and tasks."""
+NAME = rf"^(?!{DEVICE})[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}(?<!\.)\Z"
+"""The pattern of the names of runs and tasks, which are files on every system."""
+OF_NAMES = (
+    'at most 64 letters (A-Z), digits, ".", "_" and "-"; the first is a letter or a digit, the last is not "."; and it '
+    'is none that Windows has for a device, such as "con", "nul" or "aux.txt"'
+)
 INSTEAD = {"rank": "budget", "alpha": "scale", "budget": "rank", "scale": "alpha"}
 """What one method has for a setting of another's."""
 

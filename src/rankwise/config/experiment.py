@@ -29,7 +29,7 @@ class TrackingConfig(Config):
 
     log_to: Annotated[tuple[TrackerName, ...], Separated, Flag("--log-to")] = ()
     """Trackers that receive the run's records, separated by commas: tensorboard, wandb, mlflow, trackio. Each is an
-    extra of the package (`pip install 'rankwise[tensorboard]'`) and writes to this machine unless its own settings name
+    extra of the package (`pip install "rankwise[tensorboard]"`) and writes to this machine unless its own settings name
     a server."""
     project: Annotated[str, Field(pattern=NAME)] = "rankwise"
     """Name of the project of W&B and trackio, and of the experiment of MLflow, in which the run appears."""

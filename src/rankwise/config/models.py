@@ -65,9 +65,9 @@ class ModelConfig(Config):
     the mean of the tokens that it was written with before. Their rows in the embedding and in the output head are
     trained and stored with the adapter; all other rows stay as they are. A text that is one token already is not added,
     and the run says so."""
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)\Z")
     """Device to run on: `auto`, `cpu`, `mps`, `cuda`, or `cuda:N` for one of several GPUs."""
-    trust_code: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
+    trust_code: str | None = Field(None, pattern=r"^[0-9a-f]{40}\Z")
     """Commit (40 hex digits) of the model's own Python code that may run. Read the code of this commit first. By
     default no such code runs. A branch is refused, since its content can change."""
 

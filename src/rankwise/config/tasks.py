@@ -12,6 +12,7 @@ Tasks on public data sets have names (BUILT_IN). Their files are read from RANKW
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -20,7 +21,7 @@ from pydantic import Field, field_validator, model_validator
 from rankwise.config.base import NAME, Number, PositiveInt, Seed
 from rankwise.config.data import OF_TABLES, Constrained, Reading
 from rankwise.config.reading import read_settings
-from rankwise.errors import ConfigError, did_you_mean, some
+from rankwise.errors import DEVICE, ConfigError, did_you_mean, some
 
 Score = Literal[
     "loss", "accuracy", "f1", "matthews", "pearson", "exact", "number", "json", "json_exact", "json_valid", "tool_call",
@@ -263,7 +264,7 @@ def refuse_taken(task: TaskConfig, where: str) -> TaskConfig:
 
 def _taken(name: str) -> bool:
     """Whether a name is reserved. Some file systems do not distinguish capitals, so they make no difference."""
-    return name.lower() in (HELD_OUT, *BUILT_IN) or name.lower().startswith(OF_LM_EVAL)
+    return name.lower() in (HELD_OUT, *BUILT_IN) or re.match(f"{OF_LM_EVAL}|{DEVICE}", name.lower()) is not None
 
 
 def _home_of(name: str, file: str) -> str:

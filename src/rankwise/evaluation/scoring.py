@@ -249,8 +249,9 @@ def _started() -> subprocess.Popen[bytes]:
     command = [sys.executable, "-S", "-E", "-P", sql_child.__file__]
     try:
         return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
-        )
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+            creationflags=0x200 * (sys.platform == "win32"),
+        )  # fmt: skip
     except OSError as error:
         raise ResourceError(
             f"queries run in a process of their own, which cannot be started ({error.strerror}). Leave out the score "

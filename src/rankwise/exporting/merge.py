@@ -107,6 +107,7 @@ def export_merged(order: Order, texts: Mapping[str, str] | None = None) -> Merge
         del tuned  # frees memory for the reloaded model
         again = objective.load(spec.model_copy(update={"name": str(temporary), "quantize": "none"}), silent)
         difference, same = _difference(_logits(again, objective), live), _hashes(again) == weights
+        del again  # it has the files mapped, and Windows renames none that is
         if not (same and difference <= ALLOWED[export_dtype]):
             raise AdapterError(
                 f"{folder} would differ from the trained model: logits differ by {difference:.2%} of the largest, and "

@@ -46,7 +46,7 @@ from rankwise.methods.registry import method_of
 from rankwise.objectives.objective import Objective, WithHead
 from rankwise.runs.directory import CARD
 from rankwise.runs.records import Callback, StatusMessage, silent
-from rankwise.system.files import write_atomic
+from rankwise.system.files import move, write_atomic
 
 Wish = Literal["auto", "yes", "no"]
 LARGEST = 2_000_000_000
@@ -342,10 +342,10 @@ def _hidden(folder: Path) -> Iterator[Path]:
     hidden = temporary / folder.name if folder.is_file() else temporary
     if hidden != temporary:
         temporary.mkdir()
-    folder.rename(hidden)
+    move(folder, hidden)
     try:
         yield hidden
-        hidden.rename(folder)
+        move(hidden, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -329,16 +329,16 @@ def this_processor() -> Device:
 
 
 def processor() -> Processor:
-    text = CPUINFO.read_text() if CPUINFO.exists() else ""
+    text = CPUINFO.read_text(encoding="utf-8") if CPUINFO.exists() else ""
     clock = None
     with suppress(OSError, ValueError):
-        clock = float(HIGHEST_CLOCK.read_text()) * 1e3
+        clock = float(HIGHEST_CLOCK.read_text(encoding="utf-8")) * 1e3
     return read_processor(text, processor_name(), usable_cores(), clock)
 
 
 def processor_vendor() -> str:
     """As the processor calls its maker, such as `GenuineIntel`; empty where the system does not tell it."""
-    return _vendor(CPUINFO.read_text() if CPUINFO.exists() else "") or platform.processor()
+    return _vendor(CPUINFO.read_text(encoding="utf-8") if CPUINFO.exists() else "") or platform.processor()
 
 
 def _vendor(cpuinfo: str) -> str:

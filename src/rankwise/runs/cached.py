@@ -22,7 +22,7 @@ import psutil
 
 from rankwise.runs.listing import folder_bytes
 from rankwise.system.cache import cache_folder, marked_folder, source_of
-from rankwise.system.files import told_when_full
+from rankwise.system.files import move, told_when_full
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _used_files(root: Path) -> dict[str, str]:
         with suppress(psutil.Error, OSError):
             files = [file.path for file in process.open_files()]
             maps = Path("/proc", str(process.pid), "maps")
-            lines = maps.read_text(errors="replace").splitlines() if maps.is_file() else ()
+            lines = maps.read_text(encoding="utf-8", errors="replace").splitlines() if maps.is_file() else ()
             files += [line[line.index("/") :].removesuffix(" (deleted)") for line in lines if "/" in line]
             found |= {file: f"process {process.pid} has it open" for file in files if file.startswith(below)}
     return found
@@ -165,5 +165,5 @@ def remove(entry: Cached) -> None:
         for marker in entry.path.parent.glob("*.folder") if entry.kind == "models" else ():
             if marked_folder(marker) == entry.path:
                 marker.unlink()
-        entry.path.rename(leaving)
+        move(entry.path, leaving)
         shutil.rmtree(leaving) if leaving.is_dir() else leaving.unlink()

@@ -137,18 +137,18 @@ class RunDirectory:
             run._check_free(restart=restart, resume=resume)
             yield run
         finally:
-            with suppress(OSError):  # a folder of something else; Windows removes no open file
+            with suppress(OSError):  # a folder of something else
                 if not run._names() & {MANIFEST, *BEGINNING}:  # still locked, so nobody else can have begun here
                     lock.remove()
                     run.folder.rmdir()
             lock.release()
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[Lock]:
         """Keep every other writer out of a run that is there, whatever state it is in."""
         lock = self._lock()
         try:
-            yield
+            yield lock
         finally:
             lock.release()
 

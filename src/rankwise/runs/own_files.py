@@ -33,7 +33,7 @@ from rankwise.config.base import Config, JsonObject
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.errors import ConfigError, RunError, did_you_mean, some
-from rankwise.system.files import sha256_of, told_when_full, write_json
+from rankwise.system.files import move, sha256_of, told_when_full, write_json
 
 SETTINGS, MANIFEST = "config.json", "manifest.json"
 LARGEST_JSON = 10_000_000
@@ -184,7 +184,7 @@ class StepFolders:
             if step not in but:
                 leaving = self.folder / f".step-{step}.{os.getpid()}.tmp"
                 with told_when_full(self.path(step)):
-                    self.path(step).rename(leaving)
+                    move(self.path(step), leaving)
                 shutil.rmtree(leaving)
         with suppress(OSError):  # something is left
             self.folder.rmdir()

@@ -6,7 +6,8 @@ waits. It is started by whoever adds a run. So a training outlives the page or t
 process can read from the files alone what waits, what is trained and how it ended.
 
 A training inherits a lock (`training.lock`) from its worker. Where the worker is killed, the training goes on, and the
-next worker waits for that lock before it starts another: there is never more than one. After a worker has released its
+next worker waits for that lock before it starts another: there is never more than one. (On Windows the worker holds
+the lock, so a training that has lost its worker does not count.) After a worker has released its
 own lock, it looks once more for a run that was added in its last moment.
 """
 
@@ -34,7 +35,7 @@ from rankwise.runs.own_files import read_json
 from rankwise.system.files import json_bytes, make_folders, write_atomic, write_json, write_new
 from rankwise.system.hub import NO_NETWORK
 from rankwise.system.locks import Lock, owner_if_locked
-from rankwise.system.processes import began, start_detached
+from rankwise.system.processes import POSIX, began, start_detached
 
 MOST = 1000
 """Runs that may wait."""
@@ -210,7 +211,7 @@ class Queue:
         if number is None:
             raise RunError(f'run "{run}" is not being trained.')
         with suppress(ProcessLookupError):
-            os.kill(number, signal.SIGINT if sys.platform != "win32" else signal.CTRL_C_EVENT)
+            os.kill(number, signal.SIGINT if POSIX else signal.SIGTERM)  # Windows sends none to another console
 
     def ended(self, run: str) -> Ended | None:
         """How the last training of this name ended; None where the queue trained none, or it goes on."""
@@ -306,6 +307,8 @@ def _next(queue: Queue, command: Command) -> set[Path]:
     lock = Lock.with_folder(queue.training_lock)
     try:
         process = _start(queue, first, command, lock)
+        if process is not None and not POSIX:  # nothing is inherited
+            process.wait()
     finally:
         lock.release()
     if process is not None:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rankwise.config.base import OF_NAMES
 from rankwise.config.experiment import RUN_NAME
 from rankwise.errors import RunBusyError, RunError, did_you_mean, some
 from rankwise.runs.directory import RunDirectory, writer_of
@@ -23,7 +24,7 @@ from rankwise.runs.listing import RUNS, run_names
 from rankwise.runs.own_files import with_hash
 from rankwise.runs.queue import Queue
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.system.files import told_when_full, write_json
+from rankwise.system.files import move, told_when_full, write_json
 
 OF_A_RUN = ("manifest.json", "config.json", "data_report.json")
 
@@ -85,10 +86,11 @@ def _refuse_queued(runs: Sequence[RunDirectory]) -> None:
 
 def delete(run: RunDirectory) -> None:
     """Delete a run that `check_deletable` has accepted."""
-    with run.locked():
+    with run.locked() as lock:
         leaving = run.folder.with_name(f".{run.folder.name}.{os.getpid()}.tmp")
         with told_when_full(run.folder):
-            run.folder.rename(leaving)
+            lock.loosen()
+            move(run.folder, leaving)
     with told_when_full(leaving):
         shutil.rmtree(leaving)
 
@@ -111,10 +113,7 @@ def check_renamable(run: RunDirectory, new: str) -> None:
     if run.folder.is_symlink():
         raise RunError(f"{run.folder} is a link to {os.readlink(run.folder)}, and links are not followed.")  # noqa: PTH115
     if not re.fullmatch(RUN_NAME, new):
-        raise RunError(
-            f'"{new[:80]}" cannot be the name of a run: at most 64 letters (A-Z), digits, ".", "_" and "-" are '
-            "allowed, and the first is a letter or a digit."
-        )
+        raise RunError(f'"{new[:80]}" cannot be the name of a run, which has {OF_NAMES}.')
     if os.path.lexists(RUNS / new):
         raise RunError(f"{RUNS / new} already exists. Choose another name.")
     if based := dependents(run):
@@ -133,9 +132,10 @@ def check_renamable(run: RunDirectory, new: str) -> None:
 def rename(run: RunDirectory, new: str) -> RunDirectory:
     """Rename a run that `check_renamable` has accepted: first the folder, then the name in each of its files."""
     renamed, old = RunDirectory.named(new), run.folder.name
-    with run.locked():
+    with run.locked() as lock:
         with told_when_full(renamed.folder):
-            run.folder.rename(renamed.folder)
+            lock.loosen()
+            move(run.folder, renamed.folder)
         _replace(renamed.folder / "config.json", "run", new)
         for file in sorted(evaluation_folder(renamed).glob("*.json")):
             _replace(file, "model", new, old)

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from rankwise.config.base import OF_NAMES
 from rankwise.config.experiment import RUN_NAME
 from rankwise.errors import ConfigError, RankwiseError
 from rankwise.studio.jobs import (
@@ -92,7 +93,7 @@ def _begun(sent: SentForm, run: str) -> StartedJob:
     dtype, wish, problems = sent.text("dtype"), sent.text("verify", "auto"), list[str]()
     base = sent.text("base_model").strip()
     if not re.fullmatch(RUN_NAME, to):
-        problems.append(f"The name {to[:60]!r} is not possible. Use up to 64 letters, digits, dots, _ and -.")
+        problems.append(f"The name {to[:60]!r} is not possible. A name has {OF_NAMES}.")
     elif (EXPORTS / to).exists():
         problems.append(f"{EXPORTS / to} exists already, and is not overwritten. Choose another name.")
     if format not in ABOUT:

@@ -28,7 +28,7 @@ from typing import IO
 
 from starlette.concurrency import run_in_threadpool
 
-from rankwise.errors import DataError
+from rankwise.errors import DEVICE, DataError
 from rankwise.rows.files.files import SUFFIXES
 from rankwise.rows.files.image_folder import METADATA
 from rankwise.rows.forms.image_rows import IMAGE_SUFFIXES
@@ -42,9 +42,9 @@ LARGEST = 4_000_000_000
 """Bytes of a file, and of all images of an archive once they are unpacked."""
 MOST_IMAGES = 200_000
 KNOWN = (*SUFFIXES, ".zip")
-_PLAIN = re.compile(r"[^\W_][\w .()+-]{0,99}")
+_PLAIN = re.compile(rf"(?!{DEVICE})[^\W_][\w .()+-]{{0,99}}")
 _OTHER = re.compile(r"[^\w.() +-]+")
-_STORED = re.compile(rf"(?:/[^\s\"'<>]*/)?{re.escape(str(FOLDER))}[/\\][0-9a-f]{{32}}[/\\]")
+_STORED = re.compile(rf"(?:(?:[A-Za-z]:)?[/\\][^\s\"'<>]*[/\\])?{re.escape(str(FOLDER))}[/\\][0-9a-f]{{32}}[/\\]")
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 CHUNK = 1 << 20
 YOUNG = 86_400.0
@@ -63,6 +63,7 @@ def plain_name(name: str) -> str:
     """A client's file name as the last part of a path; that of an archive without its ending."""
     ending = ending_of(name)
     stem = _OTHER.sub("_", re.split(r"[/\\]", name[: -len(ending)])[-1][:60]).strip(" .") or "rows"
+    stem = f"_{stem}" if re.match(DEVICE, stem) else stem
     return stem.replace(".", "_") if ending == ".zip" else f"{stem}{ending}"
 
 
@@ -81,17 +82,17 @@ async def stored(parts: AsyncIterator[bytes], name: str) -> Path:
     """The file under its own name; the same content is stored once for each."""
     plain, digest, size = plain_name(name), hashlib.sha256(), 0
     make_folders(FOLDER)
-    with tempfile.NamedTemporaryFile(dir=FOLDER, prefix=".", suffix=".part") as file:
-        async for part in parts:
-            size += len(part)
-            if size > LARGEST:
-                check_size(size)
-            digest.update(part)
-            file.write(part)
-        file.flush()
+    with tempfile.TemporaryDirectory(dir=FOLDER, prefix=".") as folder:
+        with (whole := Path(folder, "upload")).open("wb") as file:
+            async for part in parts:
+                size += len(part)
+                if size > LARGEST:
+                    check_size(size)
+                digest.update(part)
+                file.write(part)
         if not size:
             raise DataError(f"the file {name[:100]!r} is empty.")
-        return await run_in_threadpool(_published, Path(file.name), FOLDER / digest.hexdigest()[:32] / plain)
+        return await run_in_threadpool(_published, whole, FOLDER / digest.hexdigest()[:32] / plain)
 
 
 def _published(temporary: Path, path: Path) -> Path:

@@ -10,8 +10,8 @@ from rankwise.errors import RankwiseError
 
 
 def installs(extra: str) -> str:
-    """The command that installs an extra."""
-    return f"pip install 'rankwise[{extra}]', or in a clone of rankwise pip install -e '.[{extra}]'"
+    """The command that installs an extra, in quotes that every shell knows."""
+    return f'pip install "rankwise[{extra}]", or in a clone of rankwise pip install -e ".[{extra}]"'
 
 
 def need_extra(module: str, what: str, extra: str, error: type[RankwiseError]) -> None:

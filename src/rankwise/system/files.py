@@ -7,6 +7,7 @@ error on a full disk says where, how much was needed and how much is free.
 from __future__ import annotations
 
 import errno
+import gc
 import glob
 import hashlib
 import json
@@ -14,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -24,10 +26,12 @@ from typing import Any, BinaryIO, cast
 
 import psutil
 
-from rankwise.errors import FULL, ResourceError, RunError
+from rankwise.errors import DEVICE, FULL, ResourceError, RunError
 
 ABANDONED = 86_400
 """Age in seconds from which a leftover temporary folder is removed."""
+ATTEMPTS, BETWEEN = 20, 0.05
+"""How often Windows is asked to rename, and the seconds between."""
 NOT_WRITABLE = {
     errno.EACCES,
     errno.EPERM,
@@ -37,6 +41,7 @@ NOT_WRITABLE = {
     errno.EISDIR,
     errno.ENAMETOOLONG,
     errno.ENOENT,
+    errno.EINVAL,
 }
 
 
@@ -55,7 +60,7 @@ def write_atomic(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         with told_when_full(path):
-            temporary.replace(path)
+            move(temporary, path, over=True)
             _flush(path.parent)
     finally:
         with suppress(OSError):
@@ -107,7 +112,16 @@ def published(folder: Path, *, first_stays: bool = False) -> Iterator[Path]:
                 file.chmod(readable)  # safetensors writes through a private file, which others could not read
             _flush(file)
         _flush(temporary)
-        _take_name(temporary, folder, first_stays)
+        if sys.platform == "win32" and not first_stays:
+            with suppress(OSError):  # an empty folder gives way on other systems
+                folder.rmdir()
+        try:
+            move(temporary, folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            if not first_stays:
+                raise RunError(f"{folder} already exists and is not overwritten.") from None
         _flush(folder.parent)
 
 
@@ -122,7 +136,7 @@ def published_file(path: Path, *, first_stays: bool = False) -> Iterator[Path]:
             if first_stays:
                 return
             raise RunError(f"{path} already exists and is not overwritten.")
-        (temporary / path.name).rename(path)
+        move(temporary / path.name, path)
         _flush(path.parent)
 
 
@@ -177,19 +191,23 @@ def _clear(folder: Path) -> None:
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _take_name(temporary: Path, folder: Path, first_stays: bool) -> None:
-    try:
-        temporary.rename(folder)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        if not first_stays:
-            raise RunError(f"{folder} already exists and is not overwritten.") from None
+def move(path: Path, to: Path, *, over: bool = False) -> None:
+    """Rename a file or folder. Windows refuses while anybody has it open or mapped, such as a reader, a search for
+    viruses, or this process in objects that it no longer uses; so there it is tried again."""
+    for left in reversed(range(ATTEMPTS if sys.platform == "win32" else 1)):
+        try:
+            path.replace(to) if over else path.rename(to)
+            return
+        except PermissionError:
+            if not left:
+                raise
+            gc.collect()
+            time.sleep(BETWEEN)
 
 
 def _flush(path: Path) -> None:
-    with suppress(PermissionError):  # some systems refuse to open a folder
-        descriptor = os.open(path, os.O_RDONLY)
+    with suppress(PermissionError):  # Windows opens no folder, and flushes only a file that may be written
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
         try:
             os.fsync(descriptor)
         finally:
@@ -198,7 +216,10 @@ def _flush(path: Path) -> None:
 
 @contextmanager
 def told_when_full(path: Path) -> Iterator[None]:
-    """Turn write errors of the system into errors that name the path and the free space."""
+    """Turn write errors of the system into errors that name the path and the free space. RunError for a name that no
+    file has on Windows, where what is written here may be copied."""
+    if re.match(DEVICE, path.name) or path.name.endswith((".", " ")):
+        raise RunError(f"{path} is not written, because Windows can have no file {path.name!r}. Choose another name.")
     try:
         yield
     except OSError as error:

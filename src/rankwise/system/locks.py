@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -65,10 +66,19 @@ class Lock:
     def remove(self) -> None:
         """Remove the file, if it still is the locked one."""
         if self.is_there:
+            self.loosen()
             self.path.unlink()
 
+    def loosen(self) -> None:
+        """Release the lock on Windows, where neither an open file nor a folder around it can be removed or renamed. So
+        where another process has taken the lock by then, the folder stays as it is."""
+        if sys.platform == "win32":
+            self.release()
+
     def release(self) -> None:
-        os.close(self._descriptor)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def owner_if_locked(file: Path) -> str | None:

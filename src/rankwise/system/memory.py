@@ -79,11 +79,11 @@ def _left() -> list[int]:
     found = []
     for folder, (limit, used) in _groups():
         try:
-            largest = (folder / limit).read_text().strip()
+            largest = (folder / limit).read_text(encoding="utf-8").strip()
             if largest != "max":
-                lines = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                lines = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
                 cached = int(lines.get("total_inactive_file", lines.get("inactive_file", 0)))  # can be dropped
-                found.append(int(largest) - int((folder / used).read_text()) + cached)
+                found.append(int(largest) - int((folder / used).read_text(encoding="utf-8")) + cached)
         except (OSError, ValueError):
             continue
     return found
@@ -92,7 +92,7 @@ def _left() -> list[int]:
 def _groups() -> list[tuple[Path, tuple[str, str]]]:
     """The control group of this process and its parents, for both versions of control groups."""
     try:
-        lines = [line.split(":", 2) for line in OURS.read_text().splitlines()]
+        lines = [line.split(":", 2) for line in OURS.read_text(encoding="utf-8").splitlines()]
     except OSError:
         return []
     found = []

@@ -10,8 +10,9 @@ from typing import IO
 
 import psutil
 
-FLAGS = 0 if os.name == "posix" else 0x208
-"""On Windows: a process group of its own, without a console."""
+POSIX = os.name == "posix"
+FLAGS = 0 if POSIX else 0x8000200
+"""On Windows: a process group of its own, and a console of its own without a window."""
 _started: list[subprocess.Popen[bytes]] = []
 """The processes that this one started. Ended ones are waited for when the next starts, so that no zombie stays."""
 
@@ -28,10 +29,9 @@ def start_detached(
     """In a session of its own, so that neither Ctrl-C nor a closed terminal ends it. It inherits these open files,
     except on Windows. `environment` is added to that of this process."""
     _started[:] = [one for one in _started if one.poll() is None]
-    posix = os.name == "posix"
     process = subprocess.Popen(
-        command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=log, start_new_session=posix,
-        creationflags=FLAGS, pass_fds=inherits if posix else (), env=os.environ | (environment or {}),
+        command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=log, start_new_session=True,
+        creationflags=FLAGS, pass_fds=inherits if POSIX else (), env=os.environ | (environment or {}),
     )  # fmt: skip
     _started.append(process)
     return process

@@ -7,6 +7,7 @@ even if the file was converted before.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
@@ -110,16 +111,31 @@ def refused(file: Path) -> Iterator[None]:
         raise ModelError(f"{file} cannot be used: {first_line(error)}") from None
 
 
+@contextmanager
+def in_own_folder(file: Path) -> Iterator[dict[str, Any]]:
+    """What `from_pretrained` is given to read this file and no other: it lies in a folder of its own there, as a link,
+    under a second name, or as a copy, whichever the system allows first."""
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        there = Path(folder, file.name)
+        try:
+            there.symlink_to(file.absolute())
+        except OSError:  # Windows lets few users make links
+            try:
+                there.hardlink_to(file)
+            except OSError:  # on another disk
+                shutil.copyfile(file, there)
+        yield {"pretrained_model_name_or_path": folder, "gguf_file": file.name, "local_files_only": True,
+               "trust_remote_code": False}  # fmt: skip
+
+
 def _convert(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # in a folder of its own, so that no other file is read; stderr is redirected to hide the converter's progress bar
-    with refused(file), TemporaryDirectory() as alone, redirect_stderr(StringIO()):
-        Path(alone, file.name).symlink_to(file.absolute())
-        only = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
-        tokenizer = AutoTokenizer.from_pretrained(alone, **only)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(alone, dtype=torch.float32, output_loading_info=True, **only)
+    # stderr is redirected to hide the converter's progress bar
+    with refused(file), in_own_folder(file) as only, redirect_stderr(StringIO()):
+        tokenizer = AutoTokenizer.from_pretrained(**only)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(dtype=torch.float32, output_loading_info=True, **only)
     model, report = loaded
     _check_all_was_read(file, report)
     # the weights are not quantised any more; with these settings transformers would refuse to save and load them

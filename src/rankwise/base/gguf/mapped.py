@@ -12,14 +12,13 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rankwise.base.gguf.architectures import ARCHITECTURES, Architecture, GgufNames
-from rankwise.base.gguf.conversion import checked, name_of_content, refused
+from rankwise.base.gguf.conversion import checked, in_own_folder, name_of_content, refused
 from rankwise.config.base import shown
 from rankwise.kernels.quantized.gguf import FORMATS
 from rankwise.kernels.quantized.tensor import QuantizedTensor
@@ -99,11 +98,9 @@ def _write_settings(file: Path, header: GgufHeader, folder: Path) -> None:
     of a head of Qwen 3 and the positions of GPT-2; those are the file's."""
     import transformers
 
-    with TemporaryDirectory() as alone:  # so that no other file is read
-        Path(alone, file.name).symlink_to(file.absolute())
-        only = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
-        tokenizer = transformers.AutoTokenizer.from_pretrained(alone, **only)
-        config = transformers.AutoConfig.from_pretrained(alone, **only)
+    with in_own_folder(file) as only:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**only)
+        config = transformers.AutoConfig.from_pretrained(**only)
     for name, value in config_of_gguf(header, file).items():
         if name not in ("model_type", "pad_token_id"):
             setattr(config, name, value)

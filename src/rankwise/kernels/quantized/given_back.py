@@ -46,7 +46,7 @@ def mapped_ranges() -> MappedRanges:
     """The address ranges of private mappings of files on a disk, as safetensors and torch map weights."""
     begins: list[int] = []
     ends: list[int] = []
-    for line in MAPS.read_text().splitlines() if MAPS.exists() else ():
+    for line in MAPS.read_text(encoding="utf-8").splitlines() if MAPS.exists() else ():
         addresses, access, _, _, inode, *_ = line.split(maxsplit=5)
         if inode == "0" or access[3] != "p" or access[2] == "x":
             continue

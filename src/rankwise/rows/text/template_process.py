@@ -200,7 +200,7 @@ class TemplateProcess:
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for this process
+                start_new_session=True, creationflags=0x200 * (sys.platform == "win32"),  # Ctrl-C is for this process
             )  # fmt: skip
         except OSError as error:
             raise ResourceError(
