@@ -115,7 +115,7 @@ def main() -> None:
 def write(file: Path, results: list[dict], ours: Reference) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     facts = {"rows": len(ours.questions), "change": ours.change, "results": results}
-    file.write_text(json.dumps(facts, indent=1) + "\n")
+    file.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     head = "| engine | format | weights | answers equal | mean difference | largest difference | verdict |"
     lines = [head, "|---|---|---|---|---|---|---|"]
     for one in results:

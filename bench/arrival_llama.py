@@ -130,8 +130,8 @@ def reference(run: str, file: Path) -> dict[str, Any]:
         file.write_text(json.dumps({
             "questions": asked, "right": right, "log_probabilities": ours,
             "answers": [tuned.model.tokenizer.readable(one["answer_ids"]).strip() for one in asked],
-        }))  # fmt: skip
-    return json.loads(file.read_text())
+        }), encoding="utf-8")  # fmt: skip
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def measured(run: str, base: Path, engine: str, ours: dict[str, Any], threads: int) -> dict[str, Any]:

@@ -59,12 +59,12 @@ def in_a_child(base: str, folder: str) -> dict[str, Any]:
             devnull = os.open(os.devnull, os.O_WRONLY)
             os.dup2(devnull, 1)
             os.dup2(devnull, 2)
-            Path(file.name).write_text(json.dumps(tried(base, folder)))
+            Path(file.name).write_text(json.dumps(tried(base, folder)), encoding="utf-8")
             os._exit(0)
         began = time.monotonic()
         while time.monotonic() - began < LIMIT:
             if os.waitpid(child, os.WNOHANG)[0]:
-                text = Path(file.name).read_text()
+                text = Path(file.name).read_text(encoding="utf-8")
                 return json.loads(text) if text else {"outcome": "crashed"}
             time.sleep(0.02)
         os.kill(child, signal.SIGKILL)

@@ -47,7 +47,7 @@ def main(file: Path, tokens: int) -> None:
     print(f"loaded in {time.perf_counter() - clock:.1f} s; {own:.0f} MB of the process's own memory")
     adapters = inject(model, LoraConfig(targets=TARGETS, rank=16, alpha=32.0))
     optimizer = torch.optim.AdamW(list(adapters.named_parameters().values()), lr=RATE)
-    ids = text(Path(__file__).read_text(), return_tensors="pt").input_ids[:, :tokens]
+    ids = text(Path(__file__).read_text(encoding="utf-8"), return_tensors="pt").input_ids[:, :tokens]
     for step in range(STEPS):
         clock = time.perf_counter()
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss

@@ -154,7 +154,7 @@ def main() -> None:
         os.chdir(home)
         os.environ["RANKWISE_CACHE"] = f"{home}/cache"
         rows = [{"prompt": f"What is land {n}?", "completion": f"It is town {n}."} for n in range(8)]
-        Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         made = interrupts(model) if given.what == "interrupts" else on_files(model, given.what)
         os.chdir("/")
     passed = sum(row["passed"] for row in made)

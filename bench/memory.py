@@ -18,4 +18,4 @@ def resident() -> int:
 
 def forget_peak() -> None:
     if sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")

@@ -73,8 +73,8 @@ def cell(name: str, measure: Any) -> dict[str, Any]:
     """A stored result, measured if it is not there yet."""
     file = Path(f"{name}.json")
     if not file.exists():
-        file.write_text(json.dumps(measure(), indent=1))
-    return json.loads(file.read_text())
+        file.write_text(json.dumps(measure(), indent=1), encoding="utf-8")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def kills(words: Sequence[str], processes: int, count: int, seed: int) -> dict[str, Any]:
@@ -110,7 +110,9 @@ def killed(words: Sequence[str], processes: int, number: int, seed: int, whole: 
     sentences = [line for line in said.splitlines() if line.startswith("rankwise: ")]
     again = "--resume" if any(Path("runs", run, "checkpoints").glob("step-*")) else "--restart"
     manifest = Path("runs", run, "manifest.json")
-    finished = manifest.exists() and json.loads(manifest.read_text())["status"] == "finished"  # killed at the very end
+    finished = (
+        manifest.exists() and json.loads(manifest.read_text(encoding="utf-8"))["status"] == "finished"
+    )  # killed at the very end
     if not finished:
         subprocess.run(command(words, run, processes, again), check=True, timeout=LONGEST)
     return {
@@ -169,9 +171,11 @@ def timed(words: Sequence[str], size: int, number: int) -> dict[str, Any]:
     run = f"time-{number}-{size}"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(command(words, run, size, "--restart"), check=True, timeout=LONGEST, env=environment)
-    rows = [json.loads(line) for line in Path("runs", run, "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in Path("runs", run, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     seconds = [row["seconds"] for row in rows if row["kind"] == "step"]
-    numbers = json.loads(Path("runs", run, "manifest.json").read_text())["results"]["trainable_parameters"]
+    numbers = json.loads(Path("runs", run, "manifest.json").read_text(encoding="utf-8"))["results"][
+        "trainable_parameters"
+    ]
     return {
         "seconds_of_a_step": median(seconds), "numbers": numbers,
         "exchange_seconds": 0.0 if size == 1 else exchanged([numbers], size)[0][0],
@@ -200,7 +204,7 @@ for numbers in map(int, sys.argv[1:]):
 
 def exchanged(numbers: Sequence[int], size: int) -> list[tuple[float, float]]:
     """The median and the least seconds of the gathers of a step and one sum, for each amount of numbers."""
-    Path("exchange.py").write_text(EXCHANGE)
+    Path("exchange.py").write_text(EXCHANGE, encoding="utf-8")
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
     words += ["--local-addr", "localhost", "exchange.py", *map(str, numbers)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}

@@ -93,7 +93,7 @@ def base_of(folder: Path) -> Path:
 
 
 def _lines(journal: Path) -> list[str]:
-    return journal.read_text().splitlines() if journal.exists() else []
+    return journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []
 
 
 def _summary(part: str, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def digest_of(values: Any) -> str:
 
 def private_bytes() -> int:
     """Memory that is no page of a file, and so is this process's alone."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
 
 

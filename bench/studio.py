@@ -219,7 +219,7 @@ def killed(steps: int, studio: Studio, browser: Any) -> dict[str, Any]:
     seen = points(page)
     page.reload()
     until(lambda: points(page) == steps)
-    log = Path("runs/killed/metrics.jsonl").read_text().splitlines()
+    log = Path("runs/killed/metrics.jsonl").read_text(encoding="utf-8").splitlines()
     logged = sum('"kind": "step"' in line for line in log)
     return {
         "drawn_before": drawn, "trained_without_a_server": trained_meanwhile, "met_again_as_running": again,

@@ -79,7 +79,7 @@ def write_rows(file: Path, steps: int) -> None:
     draw = random.Random(0)
     texts = ("".join(draw.choices(string.ascii_lowercase, k=HALF - 1)) for _ in range(2 * ROWS * steps))
     rows = ({"prompt": one, "completion": other} for one, other in zip(texts, texts, strict=True))
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def command_of(folder: Path, quantize: str, steps: int, limit: str | None) -> list[str]:
@@ -137,7 +137,7 @@ def forget_files() -> None:
     group that reads them again."""
     with suppress(OSError):
         os.sync()
-        Path("/proc/sys/vm/drop_caches").write_text("3")
+        Path("/proc/sys/vm/drop_caches").write_text("3", encoding="utf-8")
 
 
 def show(rows: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ def write_model(folder: Path) -> None:
 
 def write_rows(file: Path) -> None:
     rows = [{"prompt": f"What is {n} plus {n + 3}?", "completion": f"It is {2 * n + 3}."} for n in range(40)]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def hash_of(folder: Path) -> str:

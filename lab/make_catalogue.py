@@ -54,7 +54,7 @@ def main() -> None:
     rows = [(row["name"], row["hub"], row["config"], row.get("image")) for row in json.loads(FILE.read_text())]
     if sys.argv[1:2] == ["--add"]:
         name, config, *hub = sys.argv[2:]
-        rows.append((name, hub, json.loads(Path(config).read_text()), None))
+        rows.append((name, hub, json.loads(Path(config).read_text(encoding="utf-8")), None))
     lines = [line(*row) for row in rows]
     FILE.write_text("[\n" + ",\n".join(lines) + "\n]\n")
     print(f"{len(lines)} models, {FILE.stat().st_size:,} bytes")
