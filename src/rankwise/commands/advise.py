@@ -5,6 +5,7 @@ The base is loaded once. Adapters are attached to it and removed, and nothing is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rankwise.base.loaded import LoadedModel
@@ -29,18 +30,19 @@ SHARE_HELD_OUT, MOST_HELD_OUT = 5, 200
 
 def advise(
     experiment: Experiment, *, examples: int = EXAMPLES, out: Path | None = None, callback: Callback = silent,
-    model: LoadedModel | None = None, force_memory: bool = False,
+    model: LoadedModel | None = None, force_memory: bool = False, advising: Callable[..., Advising] | None = None,
 ) -> Advice:  # fmt: skip
     """The experiment is the full run that advice is wanted on; nothing of it is written. A `model` that is loaded
-    already saves loading it again. With `out`, the advice lies there as JSON and as text."""
+    already saves loading it again. With `out`, the advice lies there as JSON and as text. `advising` makes the
+    measurement, instead of the objective's own."""
     _refuse(experiment, examples)
     if out is not None and out.exists():
         raise RunError(f"{out} already exists and is not overwritten.")
     callback = WarningCollector(callback)
     experiment = decided(experiment, callback)
     with limited_memory(experiment.model.memory_bytes):
-        advising, forecast = _made_ready(experiment, examples, callback, model, force_memory=force_memory)
-        advice = advising.measure(forecast).model_copy(update={"warnings": callback.texts})
+        made, forecast = _made_ready(experiment, examples, callback, model, advising, force_memory=force_memory)
+        advice = made.measure(forecast).model_copy(update={"warnings": callback.texts})
     if out is not None:
         with published(out) as folder:
             write_json(folder / "advice.json", advice.model_dump(mode="json"))
@@ -50,8 +52,9 @@ def advise(
 
 
 def _made_ready(
-    experiment: Experiment, examples: int, callback: Callback, model: LoadedModel | None, *, force_memory: bool
-) -> tuple[Advising, float | None]:
+    experiment: Experiment, examples: int, callback: Callback, model: LoadedModel | None,
+    kind: Callable[..., Advising] | None, *, force_memory: bool,
+) -> tuple[Advising, float | None]:  # fmt: skip
     """Everything before the first measurement, and the seconds that all of them are forecast to take."""
     objective = objective_of(experiment, callback)
     if refusal := objective.cannot.get("advised on"):
@@ -68,7 +71,7 @@ def _made_ready(
         loaded = loaded.with_template(used.template)
     prepared = _prepared(experiment.data, writing, callback)
     config = training.resolved(len(prepared.trained), loaded.width, experiment.auto_rate)
-    advising = objective.among(ADVISING)(experiment, config, loaded, objective, prepared, callback, examples)
+    advising = (kind or objective.among(ADVISING))(experiment, config, loaded, objective, prepared, callback, examples)
     return advising, _foretell(advising.design, foreseen, callback)
 
 

@@ -53,6 +53,7 @@ class Advice(Config):
     """Whose learning curve it is."""
     passes: ClassVar[str] = ", in as many passes"
     score_name: ClassVar[str] = "exact"
+    advised: ClassVar[str] = "begin with the head alone (--method head)"
     verdict: Advised
     reason: Reason
     classifies: bool = False
@@ -112,11 +113,12 @@ class LabelAdvice(Advice):
     untested, learner = "", "the loss of the fitted head"
     passes = ""
     score_name = "accuracy"
+    fitted: ClassVar[str] = "head fitted to the frozen model"
     classifies: bool = True
 
     @property
     def names(self) -> tuple[str, str, str, str]:
-        fitted, short = "head fitted to the frozen model", f"adapter, {self.cost.short_steps} steps"
+        fitted, short = self.fitted, f"adapter, {self.cost.short_steps} steps"
         half = f"{fitted}, {self.part_rows:,} rows"
         return "frequencies of the labels", f"{fitted}, {self.examples:,} rows", short, half
 
@@ -160,7 +162,7 @@ REASONS: dict[Reason, str] = {
     "examples": "the loss of the {untrained} is {untrained_gain} than that of the {base}, and a full run is expected "
     "to gain {expected} beyond that: {gain}.",
     "probe": "the labels can be learned: the loss of the {untrained} is {untrained_gain} than that of the {base}. "
-    "{gain}, so begin with the head alone (--method head), and see whether a long run of an adapter does better.",
+    "{gain}, so {advised}, and see whether a long run of an adapter does better.",
     "solved": "the task is solved already: the base answers {share} of the rows exactly.",
     "unrelated": "the answers do not depend on the questions: {gain}, but it is no higher when the questions of other "
     "rows stand before the answers. What was learned is which answers occur and how they are written.",
@@ -180,7 +182,7 @@ def _verdict(advice: Advice) -> str:
     sentence = REASONS[advice.reason].format(
         gain=gain, base=base, untrained=untrained, untrained_gain=_lower_of(advice.untrained_gain),
         expected=f"less than the {advice.margin:.2g} that count", rows=f"{advice.rows_to_decide or 0:,}",
-        share=_share(advice.base),
+        share=_share(advice.base), advised=advice.advised,
     )  # fmt: skip
     return sentence.replace(". the", ". The")
 

@@ -167,14 +167,18 @@ def baselines(scorer: object, prepared: Prepared) -> dict[str, float] | None:
     return found
 
 
-def words_predict(texts: Sequence[str], labels: Sequence[int], other_texts: Sequence[str]) -> list[int]:
-    """The class of each of the other texts, by logistic regression on TF-IDF: of words and pairs of words, and of 2 to
-    4 letters inside words."""
+def word_features() -> list[Any]:
+    """TF-IDF of words and pairs of words, and of 2 to 4 letters inside words."""
     from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return [TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
+            TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)]  # fmt: skip
+
+
+def words_predict(texts: Sequence[str], labels: Sequence[int], other_texts: Sequence[str]) -> list[int]:
+    """The class of each of the other texts, by logistic regression on the features of words."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline, make_union
 
-    words: Any = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    letters: Any = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
-    model: Any = make_pipeline(make_union(words, letters), LogisticRegression(C=10.0, max_iter=1000))
+    model: Any = make_pipeline(make_union(*word_features()), LogisticRegression(C=10.0, max_iter=1000))
     return model.fit(texts, labels).predict(other_texts).tolist()

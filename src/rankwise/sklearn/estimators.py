@@ -1,0 +1,215 @@
+"""The estimators: what scikit-learn calls, over a probe or a tuned model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import (
+    BaseEstimator,
+    ClassifierMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    RegressorMixin,
+    TransformerMixin,
+    clone,
+)
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import (
+    check_array,
+    check_consistent_length,
+    check_is_fitted,
+    column_or_1d,
+    validate_data,
+)
+
+from rankwise import __version__
+from rankwise.config.base import shown
+from rankwise.errors import ConfigError, DataError, ModelError
+from rankwise.runs.advice import Advice
+from rankwise.sklearn.probe import CLASSES, COLUMNS, NUMBERS, LinearKind, LinearProbe
+from rankwise.sklearn.tuned import LOG, Tuned, advise
+from rankwise.sklearn.vectors import ImageReader, Reader, cached_reader, listed
+from rankwise.system.files import published, write_json
+from rankwise.system.foreign_json import read_json
+
+METHODS: dict[str, type[LinearProbe | Tuned]] = {"probe": LinearProbe, "lora": Tuned}
+FILE, FORMAT = "estimator.json", 1
+LEARNED = ("classes_", "n_features_in_", "feature_names_in_")
+
+
+class _Reading(BaseEstimator):
+    """Reads a column of items."""
+
+    reads: ClassVar[type[Reader]] = Reader
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string, tags.input_tags.two_d_array, tags.input_tags.one_d_array = True, False, True
+        return tags
+
+    def _items(self, X: Any, *, reset: bool) -> list[Any]:
+        """The items of X. It counts as one feature; a table's column keeps its name."""
+        items = listed(X)
+        column: Any = X if hasattr(X, "columns") else np.empty((len(items), 1), dtype=object)
+        validate_data(self, column, skip_check_array=True, reset=reset)
+        return self.reads.items(items)
+
+
+class _Estimator(_Reading):
+    kind: ClassVar[LinearKind] = CLASSES
+    dtype: ClassVar[Any] = None
+    """The number format of labels; None where it is any."""
+
+    def __init__(
+        self, base: str = "minilm", *, method: str = "probe", features: str = "auto", max_length: int = 256,
+        random_state: int = 0, folder: str | None = None, settings: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.base, self.method, self.features, self.max_length = base, method, features, max_length
+        self.random_state, self.folder, self.settings = random_state, folder, settings
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Learn from items and their labels. `advice_` says how well, and what may do better."""
+        allowed = {"method": [*METHODS], "features": ["auto", *COLUMNS]}
+        wrong = [f"{name} is {shown(value)}; it may be {' or '.join(allowed[name])}." for name in allowed
+                 if (value := getattr(self, name)) not in allowed[name]]  # fmt: skip
+        if wrong:
+            raise ConfigError(wrong)
+        self.fitted_ = METHODS[self.method].fit(self, *self._rows(X, y))
+        self.advice_ = self.fitted_.advice
+        LOG.info(self.advice_)
+        return self
+
+    def advise(self, X: Any, y: Any) -> Advice:
+        """Measure on rows that are held out whether an adapter would do better than the probe (docs/advise.md)."""
+        asking: Any = clone(self)
+        advice = advise(asking, *asking._rows(X, y))
+        self.advice_ = advice.text
+        LOG.info(self.advice_)
+        return advice
+
+    def _rows(self, X: Any, y: Any) -> tuple[list[Any], Any]:
+        items = self._items(X, reset=True)
+        if y is None:
+            raise DataError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
+        kind: Any = self.dtype
+        y = column_or_1d(check_array(y, ensure_2d=False, dtype=kind, input_name="y"), warn=True)
+        check_consistent_length(items, y)
+        return items, self._targets(y)
+
+    def _targets(self, y: Any) -> Any:
+        """What the linear models learn: numbers of classes, or numbers."""
+        check_classification_targets(y)
+        self.classes_, targets = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise DataError(f"y has one class, {shown(self.classes_[0].item())}, and at least 2 classes are needed.")
+        return targets
+
+    @property
+    def names(self) -> list[str] | None:
+        """What rows to train on call the classes; None where numbers are predicted."""
+        return [str(one) for one in self.classes_] if hasattr(self, "classes_") else None
+
+    def _outputs(self, X: Any) -> Any:
+        check_is_fitted(self)
+        return self.fitted_.outputs(self._items(X, reset=False), self.names)
+
+    def save(self, folder: str | Path) -> None:
+        """Write what was learned to a new folder, as JSON and safetensors."""
+        check_is_fitted(self)
+        learned = {name: vars(self)[name] for name in LEARNED if name in vars(self)}
+        with published(Path(folder)) as temporary:
+            write_json(temporary / FILE, {
+                "format": FORMAT, "rankwise": __version__, "estimator": type(self).__name__,
+                "parameters": self.get_params(),
+                "learned": {name: [getattr(one, "dtype", np.dtype(int)).str, np.asarray(one).tolist()]
+                            for name, one in learned.items()},
+                "fitted": self.fitted_.write(temporary),
+            })  # fmt: skip
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """What `save` wrote. Nothing in the folder is executed."""
+        record = read_json(Path(folder) / FILE)
+        if (record.get("estimator"), record.get("format")) != (cls.__name__, FORMAT):
+            raise ModelError(f"{folder} holds {shown(record.get('estimator'))}, and {cls.__name__} cannot load it.")
+        estimator = cls(**record["parameters"])
+        for name in record["learned"].keys() & set(LEARNED):
+            kind, values = record["learned"][name]
+            found = np.array(values, dtype=kind)
+            setattr(estimator, name, found if found.ndim else found.item())
+        estimator.fitted_ = METHODS[estimator.method].opened(Path(folder), record["fitted"], estimator)
+        estimator.advice_ = estimator.fitted_.advice
+        return estimator
+
+
+class _Classifier(ClassifierMixin, _Estimator):
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """The probability of each of `classes_` for each item."""
+        return self._outputs(X)
+
+    def predict(self, X: Any) -> Any:
+        best = self._outputs(X).argmax(1)
+        return self.classes_[best]
+
+    @available_if(lambda self: METHODS[self.method] is LinearProbe)
+    def decision_function(self, X: Any) -> Any:
+        check_is_fitted(self)
+        probe: Any = self.fitted_
+        return probe.by("decision_function", self._items(X, reset=False))
+
+
+class TextClassifier(_Classifier):
+    """Predicts a class of each text. `method="probe"` fits logistic regression on the vectors of the frozen `base` and
+    on words, in seconds; `method="lora"` trains an adapter, whose run stays in `folder` where one is given, with
+    `settings` as `rankwise.train` takes them. Texts of more than `max_length` tokens are cut."""
+
+
+class TextRegressor(RegressorMixin, _Estimator):
+    """Predicts a number for each text: as `TextClassifier`, with ridge regression for a probe."""
+
+    kind, dtype = NUMBERS, np.float64
+
+    def _targets(self, y: Any) -> Any:
+        return y
+
+    def predict(self, X: Any) -> Any:
+        return self._outputs(X)
+
+
+class ImageClassifier(_Classifier):
+    """Predicts a class of each image: a path, the bytes of a file, a picture of Pillow, or a uint8 array. As
+    `TextClassifier`, without words."""
+
+    reads, features, max_length = ImageReader, "vectors", 0
+
+    def __init__(
+        self, base: str = "dinov2-small", *, method: str = "probe", random_state: int = 0, folder: str | None = None,
+        settings: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.base, self.method, self.random_state = base, method, random_state
+        self.folder, self.settings = folder, settings
+
+
+class TextEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Reading):
+    """The vector of each text, of length 1: that of a base model, or of a finished `run` over its own base. Texts of
+    more than `max_length` tokens are cut."""
+
+    def __init__(self, base: str = "minilm", *, run: str | None = None, max_length: int = 256) -> None:
+        self.base, self.run, self.max_length = base, run, max_length
+
+    @property
+    def _reader(self) -> Reader:
+        run = None if self.run is None else str(self.run)
+        return cached_reader(self.reads, str(self.base) if run is None else None, run, self.max_length)
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Load the model; nothing is learned."""
+        self._n_features_out = self._reader.vectors(self._items(X, reset=True)[:1]).shape[1]
+        return self
+
+    def transform(self, X: Any) -> NDArray[np.float32]:
+        check_is_fitted(self)
+        return self._reader.vectors(self._items(X, reset=False))
