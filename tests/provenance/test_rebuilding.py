@@ -139,6 +139,21 @@ def test_what_somebody_elses_folder_names_is_not_read(home, kind):
     assert not (home / "runs" / "out-rebuilt").exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "part", "value"),
+    [("training.json", "weights", {"../secret.safetensors": "0"}), ("data_report.json", "row_hashes", "A"),
+     ("training.json", "machine", {"threads": "many"}), ("training.json", "settings", [])],
+)  # fmt: skip
+def test_records_of_somebody_elses_folder_are_read_strictly(home, file, part, value):
+    done("export", "lora", "--to", "out")
+    content = json.loads(Path("out", file).read_text())
+    (content["files"][0] if part == "row_hashes" else content)[part] = value
+    Path("out", file).write_text(json.dumps(content))
+    Path("other.jsonl").write_text(Path("apart.jsonl").read_text())
+    refused = rankwise("rebuild", "out", "--data", "other.jsonl", "--base-model", "tiny-llama")
+    assert refused.exit_code == 2 and "Traceback" not in refused.output
+
+
 def test_paths_trackers_names_and_code_of_somebody_elses_folder_have_no_effect(home):
     done("export", "lora", "--to", "out")
     parts = {"data__path": "/etc/passwd", "model__name": "/etc", "model__trust_code": "0" * 40, "run": "lora",

@@ -155,6 +155,11 @@ def test_a_run_is_signed_where_its_result_lies_and_stays_whole(home):
     assert printed("verify", "lora", "--key", "key.pub", "--data", "rows.jsonl")["not_compared"] == []
     assert printed("runs", "verify", "lora")["whole"]
     assert rankwise("inspect", "lora").stderr == ""
+    flip(home / "runs" / "lora" / "adapter" / "README.md")
+    flip(home / "runs" / "lora" / "adapter" / "tokenizer.json")
+    found = json.loads(rankwise("verify", "lora", "--key", "key.pub", "--json").stdout)
+    assert found["changed"] == ["README.md", "tokenizer.json"]
+    assert "was changed after training" in rankwise("sign", "lora", "--key", "key").stderr
 
 
 def test_a_key_that_is_no_secret_or_no_key_is_refused(home, monkeypatch):

@@ -45,7 +45,7 @@ TEMPLATE = {
         "training data size", "types of content", "latest date of data acquisition", "linguistic characteristics"),
     "2. List of data sources": (
         "publicly available datasets", "private datasets obtained from third parties",
-        "data crawled and scraped from online sources", "user data", "synthetic data", "other sources"),
+        "data crawled and scraped from online sources", "user data", "synthetic data", "other sources of data"),
     "3. Data processing aspects": (
         "respect of reservations of rights (text and data mining)", "removal of illegal content", "other information"),
 }  # fmt: skip
@@ -197,7 +197,7 @@ def _rounds(lineage: Sequence[Round]) -> list[tuple[str, str]]:
 
 def _content(facts: CardFacts) -> dict[str, str]:
     """What is known of the fields of `TEMPLATE`."""
-    report, images = facts.data_report, facts.data_report.images
+    report, images, replay = facts.data_report, facts.data_report.images, facts.data_report.replay
     modality, unit, amount = (
         ("text", "tokens", report.tokens) if images is None else ("image", images.unit, images.images)
     )
@@ -209,8 +209,8 @@ def _content(facts: CardFacts) -> dict[str, str]:
         "modality": modality, "types of content": f"rows in the format {escaped(report.format)}",
         "training data size": NOT_KNOWN if amount is None else f"{next(sizes)} ({amount:,} in {report.used:,} rows)",
         "publicly available datasets": _sources(of_hub) or f"none by name; of the files below {NOT_KNOWN}",
-        "synthetic data": NOT_KNOWN if report.replay is None else escaped(report.replay.describe()),
-        "other sources": _sources(files) or "none",
+        "synthetic data": NOT_KNOWN if replay is None or replay.origins else escaped(replay.describe()),
+        "other sources of data": _sources(files) or "none",
         "removal of illegal content": "rankwise looks for none and removes none; before, not known",
         "other information": f"{report.skipped:,} of {report.rows:,} rows left out, {report.duplicates:,} repeat an "
         f"earlier one exactly and {report.near_duplicates:,} nearly, {report.truncated or 0:,} shortened",

@@ -3,9 +3,9 @@ report as lines of text, for the terminal and for the page."""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from rankwise.config.base import Config
 from rankwise.config.data import Constraint
@@ -29,6 +29,7 @@ from rankwise.runs.row_facts import (
 )
 
 DATA_REPORT = "data_report.json"
+BASE64 = r"^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 MOST_LISTED = 100
 """Largest number of left-out rows that are listed."""
 
@@ -43,7 +44,7 @@ class PartFacts(Config):
     licence: str
     layout: LayoutFacts | None = None
     """Only for CSV, TSV, workbooks and arrays."""
-    row_hashes: str = ""
+    row_hashes: Annotated[str, Field(pattern=BASE64)] = ""
     """Eight bytes of a hash of each row, in base64. Empty for very many rows, and in reports of earlier versions."""
 
 

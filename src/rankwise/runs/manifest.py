@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import psutil
 from pydantic import Field
@@ -115,8 +115,13 @@ class TrainingFacts(Config):
     backend: BackendName
     versions: dict[str, str]
     machine: JsonObject
-    weights: dict[str, str] = Field(default_factory=dict)
+    weights: dict[Annotated[str, Field(pattern=r"^[\w-]+\.safetensors$")], str] = Field(default_factory=dict)
     """The SHA-256 of each file of weights as training wrote it; an export may hold them in another form."""
+
+    @property
+    def threads(self) -> int | None:
+        """Those of torch."""
+        return number if isinstance(number := self.machine.get("threads"), int) else None
 
 
 class DataFacts(Config):

@@ -21,6 +21,7 @@ from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
 from rankwise.errors import ResultError
 from rankwise.methods.artifact import recorded_training
+from rankwise.runs.integrity import COPY, check_result
 from rankwise.runs.records import Callback, silent
 from rankwise.system.files import sha256_of
 from rankwise.system.processor import usable_cores
@@ -45,7 +46,9 @@ def rebuild(
     name: str, data: Sequence[str], base_model: str | None = None, run: str | None = None, callback: Callback = silent
 ) -> Rebuilt:
     """ResultError where the base or a row is not what it was."""
-    recorded = Recorded.of(name, callback)
+    recorded = Recorded.of(name)
+    if recorded.run is not None:
+        check_result(recorded.run, callback, way_out=COPY)
     folder, facts, settings = recorded.folder, recorded.facts, recorded.settings(data)
     training = settings["training"]
     rate = facts.learning_rate if training["learning_rate"] == "tune" else training["learning_rate"]
@@ -56,8 +59,8 @@ def rebuild(
     rows = [line for line in recorded.row_changes(experiment.data) if not line.endswith(SAME_ROWS)]
     if changes := [*recorded.base_change(find(experiment.base, callback)), *rows]:
         raise ResultError("\n".join([f"{folder} was trained on something else, so nothing was trained:", *changes]))
-    if 1 <= (threads := facts.machine.get("threads", 0)) <= usable_cores():
-        torch.set_num_threads(threads)
+    if facts.threads is not None and 1 <= facts.threads <= usable_cores():
+        torch.set_num_threads(facts.threads)
     trained = train(experiment, callback=callback)
     now = recorded_training(trained.result)
     assert now is not None, "it was just written"

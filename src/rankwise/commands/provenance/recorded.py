@@ -27,10 +27,8 @@ from rankwise.rows.report.meaning import ROW_HASH
 from rankwise.rows.sources import open_source, raw_records
 from rankwise.runs.data_report import DATA_REPORT, DataReport, PartFacts
 from rankwise.runs.directory import find_run
-from rankwise.runs.integrity import check_result
 from rankwise.runs.manifest import TRAINING, TrainingFacts
 from rankwise.runs.own_files import read_json
-from rankwise.runs.records import Callback
 from rankwise.runs.snapshot import RunSnapshot
 
 MOST_NAMED = 8
@@ -38,15 +36,14 @@ MOST_NAMED = 8
 SAME_ROWS = "has the same rows, written otherwise"
 
 
-def result_of(name: str, callback: Callback) -> tuple[Path, RunSnapshot | None]:
-    """The folder of a run's result, which must be what training wrote, or the folder of this name."""
-    if find_run(name) is None:
-        if not isdir(name):  # noqa: PTH112  is_dir raises where a name is too long
-            raise RunError(f"{name} is neither a run nor a folder.")
-        return Path(name), None
-    run = RunSnapshot.finished(name)
-    check_result(run, callback)
-    return run.result, run
+def result_of(name: str) -> tuple[Path, RunSnapshot | None]:
+    """The folder of a run's result, and the run, or the folder of this name."""
+    if find_run(name) is not None:
+        run = RunSnapshot.finished(name)
+        return run.result, run
+    if not isdir(name):  # noqa: PTH112  is_dir raises where a name is too long
+        raise RunError(f"{name} is neither a run nor a folder.")
+    return Path(name), None
 
 
 @dataclass(frozen=True)
@@ -58,12 +55,12 @@ class Recorded:
     """The run of this folder that it is the result of."""
 
     @classmethod
-    def of(cls, name: str, callback: Callback) -> Recorded:
-        folder, run = result_of(name, callback)
+    def of(cls, name: str) -> Recorded:
+        folder, run = result_of(name)
         if (facts := recorded_training(folder)) is None:
             raise RunError(f"{folder} has no {TRAINING}, which says how it was trained. Earlier versions wrote none.")
-        own = run is not None and run.folder == Path("runs") / Path(name).name
-        return cls(folder, facts, read_json(folder / DATA_REPORT, DataReport), run if own else None)
+        own = run if run is not None and run.folder == Path("runs") / Path(name).name else None
+        return cls(folder, facts, read_json(folder / DATA_REPORT, DataReport), own)
 
     def settings(self, data: Sequence[str]) -> JsonObject:
         """The settings of the training over the given rows, of which validation rows that are apart come last. No
@@ -103,9 +100,7 @@ class Recorded:
 
     def row_changes(self, config: DataConfig) -> list[str]:
         """A phrase for each row that is another in these files."""
-        readings = [
-            open_source(config, one) for one in (*config.all_sources, config.measured_source) if one is not None
-        ]
+        readings = [open_source(config, one) for one in filter(None, (*config.all_sources, config.measured_source))]
         parts, then = [part for reading in readings for part in reading.parts], self.data_report.files
         if len(parts) != len(then):
             return [f"{self.folder} was trained on {len(then)} files of rows, and {len(parts)} are given"]

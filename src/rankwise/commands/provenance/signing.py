@@ -27,7 +27,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, ResultError, RunError, some
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.directory import SIGNATURE
-from rankwise.runs.integrity import compare, files_in
+from rankwise.runs.integrity import COPY, check_result, compare, files_in
 from rankwise.runs.manifest import TRAINING
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.system.extras import need_extra
@@ -66,12 +66,12 @@ def sign(name: str, key: Path, callback: Callback = silent) -> Signed:
     _need("rankwise sign")
     from model_signing import hashing, signing
 
-    folder, _ = result_of(name, callback)
+    folder, run = result_of(name)
+    if run is not None:
+        check_result(run, callback, way_out=COPY)
     password = _password(key, folder, callback)
     if not any(one.endswith(WEIGHTS) for one in files_in(folder)):
-        raise ConfigError(
-            [f"{folder} has no weights ({', '.join(WEIGHTS)}). Name the folder of a model or an adapter."]
-        )
+        raise RunError(f"{folder} has no weights ({', '.join(WEIGHTS)}). Name the folder of a model or an adapter.")
     signer: Any = signing.Config().set_hashing_config(hashing.Config().set_ignored_paths(paths=[SIGNATURE]))
     try:
         signer.use_elliptic_key_signer(private_key=key, password=password)
@@ -116,7 +116,7 @@ def verify(
 ) -> Verified:  # fmt: skip
     """Compare a folder with its signature, and the base and the rows with what is signed of them. ResultError where
     there is no signature, or one by another key, or of something else."""
-    folder, _ = result_of(name, callback)
+    folder, _ = result_of(name)
     content, recorded, left_out = _signed(folder)
     if key is not None:
         _check_signer(folder, content, key)
@@ -131,7 +131,7 @@ def verify(
         )
     elsewhere, not_compared = list[str](), list[str]()
     if {TRAINING, DATA_REPORT} <= recorded.keys() - differing:
-        elsewhere, not_compared = _elsewhere(Recorded.of(name, callback), data, base_model, callback)
+        elsewhere, not_compared = _elsewhere(Recorded.of(name), data, base_model, callback)
     status = "unchanged, signer unknown" if key is None else "verified"
     if changed or missing or added or elsewhere:
         status = "changed"
@@ -165,9 +165,7 @@ def _signed(folder: Path) -> tuple[bytes, dict[str, str], list[str]]:
         how, hashes = predicate["serialization"], {str(one["name"]): one["digest"] for one in predicate["resources"]}
         if (how["method"], how["hash_type"]) == ("files", "sha256"):
             return content, hashes, list(map(str, how.get("ignore_paths", ())))
-    raise ResultError(
-        f"{file} is damaged, or is no signature of OpenSSF model signing over the SHA-256 of whole files."
-    )
+    raise ResultError(f"{file} is damaged, or is no signature of OpenSSF model signing by SHA-256 of whole files.")
 
 
 class _ProvedError(Exception):
