@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from rankwise import __version__
 from rankwise.cli.ask import chat, generate, predict
+from rankwise.cli.classify import classify
 from rankwise.cli.data import data
 from rankwise.cli.display import print_json
 from rankwise.cli.evaluate import compare, evaluate, report, strength
@@ -35,7 +36,7 @@ from rankwise.system.launched import launched
 
 COMMANDS = {
     "Data": (data,),
-    "Train": (train, plan, advise, sweep, queue, demo),
+    "Train": (train, classify, plan, advise, sweep, queue, demo),
     "Look": (watch, runs, inspect, evaluate, compare, report, strength),
     "Answer": (generate, chat, predict, serve, studio),
     "Ship": (export, merge, extract, sign, verify, rebuild),

@@ -1,0 +1,59 @@
+"""`rankwise classify`: a classifier out of a table in one go."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rankwise.cli.display import Display, print_result
+from rankwise.cli.failures import report_failures
+from rankwise.cli.options import Json, Quiet, argument, option, starters
+from rankwise.system.memory import keep_memory
+
+if TYPE_CHECKING:
+    from rankwise.commands.classify import Classified
+
+
+def classify(
+    data: Annotated[str, argument("A file of rows: CSV, Excel, JSON or Parquet.")],
+    text: Annotated[str, option("The column of texts.")],
+    label: Annotated[str, option("The column of their labels.")],
+    model: Annotated[str, typer.Option(help="Starter name, hub id or folder.", autocompletion=starters)] = "minilm",
+    run: Annotated[str | None, option("Beginning of the names of the runs.  [default: the name of the file]")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the rows that are held out, and of the training.")] = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a classifier out of a table: check the rows, fit a probe, train LoRA if it pays, and keep the better one."""
+    with report_failures(as_json):
+        from rankwise.commands.classify import classify as classify_command
+
+        keep_memory()
+        with Display(quiet) as display:
+            classified = classify_command(data, text, label, model=model, run=run, seed=seed, callback=display)
+        print_result(as_json, classified.summary(), *_lines(classified))
+
+
+def _lines(classified: Classified) -> list[str]:
+    from rankwise.reporting.document import facts
+    from rankwise.reporting.markup import lines_of
+
+    rows, kept, runs = classified.rows, classified.kept, classified.runs
+    scores = {name: f"accuracy {score.shown('.1%')}" for name, score in classified.scores.items()}
+    gain, words = classified.gain, classified.words
+    behind = words is not None and words > classified.scores[kept].value
+    why = "no adapter was trained, since a short one had no lower loss than a fitted head" if gain is None else (
+        f"the adapter's accuracy less the probe's is {100 * gain.difference:+.1f} points ({100 * gain.low:+.1f} to "
+        f"{100 * gain.high:+.1f})"
+    )  # fmt: skip
+    return lines_of(facts([
+        ("rows", f"{rows.used:,}, of which {rows.validation_rows:,} were held out for the scores"),
+        *(("look at", warning) for warning in rows.warnings),
+        *scores.items(),
+        *([] if words is None else [("words alone", f"accuracy {words:.1%} (logistic regression on TF-IDF)")]),
+        *([("look at", "words alone are right more often; TextClassifier of rankwise.sklearn reads both")] * behind),
+        ("kept", f"{kept}: {why}"),
+        ("report", str(runs[kept].run.page)),
+        ("next", f"rankwise {runs[kept].use.format(run=runs[kept].run.folder.name)}"),
+    ]))  # fmt: skip
