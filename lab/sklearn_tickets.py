@@ -9,8 +9,9 @@
     words, vectors   twenty lines of scikit-learn (lab/classifiers.py)
     average          the probabilities of the last two, averaged with the weight that cross-validation chooses
 
-1,000 rows are learned from and 1,000 others are asked, but WebNLG's categories have only 872. Intervals of 95 % are over the
-test rows of all seeds, and those of a difference are of pairs of rows. Finished cells lie in FOLDER/sklearn_tickets.jsonl.
+1,000 rows are learned from and 1,000 others are asked, but WebNLG's categories have only 872. Intervals of 95 % are
+over the test rows of all seeds, and those of a difference are of pairs of rows. Finished cells lie in
+FOLDER/sklearn_tickets.jsonl.
 """
 
 from __future__ import annotations
@@ -147,12 +148,17 @@ def table(folder: Path, done: dict[Any, dict[str, Any]]) -> Iterator[str]:
     yield f"| rows | {' | '.join(WAYS)} | auto less words | auto less vectors | auto: processor s, s |"
     yield "|---" * (len(WAYS) + 4) + "|"
     for name in SETS:
-        if not all((name, way, seed) in done for way, seed in product(WAYS, SEEDS)):
+        of = {way: [done[name, way, seed] for seed in SEEDS if (name, way, seed) in done] for way in WAYS}
+        if any(len(of[way]) < len(SEEDS) for way in ("auto", "words", "vectors")):
             continue
-        of = {way: [done[name, way, seed] for seed in SEEDS] for way in WAYS}
         hits = {way: [[hit, 1.0] for cell in of[way] for hit in cell["hits"]] for way in WAYS}
         each = {way: ", ".join(f"{one['accuracy']:.3f}" for one in of[way]) for way in WAYS}
-        shown = [f"{with_interval(accuracy, hits[way]).shown('.3f')}: {each[way]}" for way in WAYS]
+        shown = [
+            f"{with_interval(accuracy, hits[way]).shown('.3f')}: {each[way]}"
+            if len(of[way]) == len(SEEDS)
+            else each[way]
+            for way in WAYS
+        ]
         less = [difference(accuracy, hits[other], hits["auto"]) for other in ("words", "vectors")]
         gains = [f"{one.difference:+.3f} ({one.low:+.3f} to {one.high:+.3f})" for one in less]
         took = [max(cell[unit] for cell in of["auto"]) for unit in ("processor_seconds", "seconds")]

@@ -12,11 +12,11 @@ import pytest
 
 from kit.classifiers import encoder_folder, labelled, write_rows
 from kit.command import rankwise
-from rankwise.commands.export_choices import export_choices
 from rankwise.exporting.engine_rules import RULES, verdicts
 from rankwise.methods.artifact import open_artifact, stored_weights
 from rankwise.runs.records import silent
 from rankwise.studio import jobs
+from rankwise.studio.export_choices import export_choices
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def _lines(classified: Classified) -> list[str]:
     from rankwise.reporting.document import facts
     from rankwise.reporting.markup import lines_of
 
-    rows, kept, runs = classified.rows, classified.kept, classified.runs
+    rows, kept, runs = classified.rows, classified.better, classified.runs
     scores = {name: f"accuracy {score.shown('.1%')}" for name, score in classified.scores.items()}
     gain, words = classified.gain, classified.words
     behind = words is not None and words > classified.scores[kept].value

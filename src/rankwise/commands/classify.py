@@ -44,14 +44,14 @@ class Classified:
     """Accuracy of the adapter less that of the probe."""
 
     @property
-    def kept(self) -> str:
+    def better(self) -> str:
         return max(self.scores, key=lambda name: self.scores[name].value)
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise classify --json` prints."""
-        kept = self.runs[self.kept]
+        kept = self.runs[self.better]
         return {
-            "run": str(kept.run.folder), "kept": self.kept, "report": str(kept.run.page), "accuracy": self.scores,
+            "run": str(kept.run.folder), "kept": self.better, "report": str(kept.run.page), "accuracy": self.scores,
             "words": self.words, "gain": self.gain, "advice": self.advice.text, "warnings": self.rows.warnings,
             "rows": self.rows.used, "held_out": self.rows.validation_rows, "labels": self.rows.labels,
         }  # fmt: skip

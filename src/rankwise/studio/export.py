@@ -69,7 +69,7 @@ def _page(request: Request, named: str, fields: dict[str, str], problem: str = "
 
 
 def _choices(run: str) -> Any:
-    from rankwise.commands.export_choices import export_choices
+    from rankwise.studio.export_choices import export_choices
 
     choices = export_choices(run)
     reasons = {format: why and with_labels(why, FORM_LABELS) for format, why in choices.formats.items()}
