@@ -38,9 +38,9 @@ class RankwiseError(ValueError):
 class ConfigError(RankwiseError):
     """All problems of the settings at once."""
 
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
+    def __init__(self, problems: list[str] | str) -> None:
+        self.problems = [problems] if isinstance(problems, str) else problems
+        super().__init__("\n".join(self.problems))
 
 
 class DataError(RankwiseError):

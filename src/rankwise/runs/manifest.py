@@ -120,7 +120,7 @@ class TrainingFacts(Config):
 
     @property
     def threads(self) -> int | None:
-        """Those of torch."""
+        """The number of threads of torch."""
         return number if isinstance(number := self.machine.get("threads"), int) else None
 
 
