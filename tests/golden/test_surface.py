@@ -46,6 +46,9 @@ report lora
 strength lora --text text.txt --blocks 2 --quiet
 predict lora --data rows.jsonl --out answers.jsonl --max-new-tokens 2 --quiet
 predict classifier --data labelled.jsonl --out labels.jsonl --quiet
+predict lora --text Hello --max-new-tokens 2 --quiet
+predict classifier --text Hello --quiet
+data sample tickets --out tickets.csv
 generate lora --prompt Hello --max-new-tokens 2 --both
 chat lora --max-new-tokens 2
 merge lora new --weights 0.5,0.5 --to merged --plan
@@ -104,7 +107,7 @@ def type_named(kind: Any) -> str:
 
 def keys(value: Any, path: str) -> Iterator[str]:
     """Each path with the type of what stands there; names of layers, files and devices are `*`."""
-    if isinstance(value, dict):
+    if isinstance(value, dict) and value:
         for key, inner in value.items():
             is_ours = re.fullmatch("[a-z][a-z0-9_]*", key) and not path.endswith(".devices")
             yield from keys(inner, f"{path}.{key if is_ours else '*'}")
@@ -112,7 +115,7 @@ def keys(value: Any, path: str) -> Iterator[str]:
         for inner in value:
             yield from keys(inner, f"{path}[]")
     else:
-        named = {list: "list", str: "text", bool: "true or false", NoneType: "null"}
+        named = {dict: "mapping", list: "list", str: "text", bool: "true or false", NoneType: "null"}
         yield f"{path}  {named.get(type(value), 'number')}"
 
 
