@@ -36,8 +36,9 @@ format: $(DEV_READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(RUN_READY)  ## docs/configuration.md, from the docstrings of the settings
+docs: $(RUN_READY)  ## docs/configuration.md, docs/automation.md and llms.txt, from the settings and the commands
 	$(BIN)/python docs/make_configuration.py
+	$(BIN)/python docs/make_automation.py
 
 examples: $(DEV_READY)  ## the examples as the tests run them, and the tutorials as they are written
 	$(BIN)/python examples/one_row.py

@@ -76,7 +76,7 @@ def commands() -> Iterator[tuple[str, str, Any]]:
     group: Any = typer.main.get_command(app)
     for part, members in COMMANDS.items():
         for member in members:
-            name = member.info.name if isinstance(member, typer.Typer) else member.__name__
+            name = (member.info.name or "") if isinstance(member, typer.Typer) else member.__name__
             yield from ((part, *one) for one in _with_inner(name.replace("_", "-"), group.commands[name]))
 
 
