@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
@@ -22,6 +23,7 @@ from kit.classifiers import WORDS, encoder_folder, labelled
 from kit.vision_models import dark_and_light, save_folder
 from rankwise.errors import RankwiseError
 from rankwise.sklearn import ImageClassifier, TextClassifier, TextEmbedder, TextRegressor
+from rankwise.sklearn.vectors import cached_reader
 
 ROWS = labelled(36)
 TEXTS, LABELS = [row["text"] for row in ROWS], [row["label"] for row in ROWS]
@@ -112,6 +114,33 @@ def test_a_text_has_the_same_answer_to_the_bit_whatever_stands_beside_it(fitted,
     assert np.array_equal(ask(TEXTS[5:7]), whole[5:7])
 
 
+def test_long_texts_are_cut_though_several_threads_read_at_once():
+    before = torch.get_num_threads(), sys.getswitchinterval()
+    texts = [f"the film {'plot ' * (at % 3 + 60)}{WORDS[at % 12]}" for at in range(400)] + ["a film"] * 2
+    torch.set_num_threads(4)
+    sys.setswitchinterval(1e-6)
+    try:
+        vectors = TextEmbedder("bert", max_length=8).fit_transform(texts)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before[0])
+        sys.setswitchinterval(before[1])
+    assert np.array_equal(np.unique(vectors[:400], axis=0), vectors[:1]) and (vectors[-1] != vectors[0]).any()
+
+
+def test_a_run_has_vectors_of_its_own_and_its_newest_when_it_is_trained_again(tmp_path, monkeypatch):
+    base = encoder_folder(tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    made = []
+    for rate in (0.0001, 0.1):
+        settings = FEW | {"model": str(base), "learning_rate": rate, "restart": True, "progress": False}
+        rankwise.train(data=ROWS, run="films", **settings)
+        made.append(deepcopy(TextEmbedder(run="films").fit(TEXTS)).transform(TEXTS))
+    frozen = TextEmbedder("base").fit_transform(TEXTS)
+    assert np.allclose(made[0], frozen, atol=0.01) and not np.allclose(made[1], frozen, atol=0.01)
+    np.testing.assert_allclose(np.linalg.norm(frozen, axis=1), 1, atol=1e-6)
+
+
 @pytest.mark.parametrize("labels", [["good", "bad"], [7, -3], [True, False], [2.0, 1.0], np.array([1, 0], np.int8)])
 def test_labels_come_back_as_they_were_given_and_out_of_a_file_too(labels, tmp_path):
     y = np.array(labels)[[LABELS[at] == "bad" for at in range(len(TEXTS))] * np.array(1)]
@@ -181,7 +210,9 @@ def test_a_base_with_other_weights_is_refused(tmp_path):
     TextClassifier(str(base), features="vectors").fit(TEXTS, LABELS).save(tmp_path / "saved")
     loaded = TextClassifier.load(tmp_path / "saved")
     encoder_folder(tmp_path / "other", seed=1)
-    loaded.fitted_.base = str(tmp_path / "other")
+    base.rename(tmp_path / "first")
+    (tmp_path / "other").rename(base)
+    cached_reader.cache_clear()
     with pytest.raises(RankwiseError, match="other weights"):
         loaded.predict(TEXTS)
 
@@ -221,6 +252,10 @@ def test_images_are_classified_by_the_vectors_of_a_model_of_images(tmp_path):
     labels = [file.parent.name for file in files]
     fitted = ImageClassifier(str(tmp_path / "vit")).fit(files, labels)
     assert fitted.score([file.read_bytes() for file in files], labels) > 0.9
+    reader = fitted.fitted_.reader
+    alone = [reader.vectors([file.read_bytes()]) for file in files]
+    reader._known.clear()
+    assert np.array_equal(reader.vectors([file.read_bytes() for file in files]), np.concatenate(alone))
     fitted.save(tmp_path / "saved")
     loaded = ImageClassifier.load(tmp_path / "saved")
     assert np.array_equal(loaded.predict_proba(files), fitted.predict_proba(files))
@@ -233,6 +268,6 @@ def test_without_scikit_learn_one_sentence_names_the_extra(monkeypatch):
     monkeypatch.delitem(sys.modules, "rankwise.sklearn")
     monkeypatch.setattr("rankwise.system.extras.find_spec", lambda name: None)
     with pytest.raises(
-        RankwiseError, match=r"needs sklearn, which is not installed: pip install 'rankwise\[sklearn\]'"
+        RankwiseError, match=r'needs sklearn, which is not installed: pip install "rankwise\[sklearn\]"'
     ):
         import rankwise.sklearn  # noqa: F401

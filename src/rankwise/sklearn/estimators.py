@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -31,7 +32,7 @@ from rankwise.errors import ConfigError, DataError, ModelError
 from rankwise.runs.advice import Advice
 from rankwise.sklearn.probe import CLASSES, COLUMNS, NUMBERS, LinearKind, LinearProbe
 from rankwise.sklearn.tuned import LOG, Tuned, advise
-from rankwise.sklearn.vectors import ImageReader, Reader, cached_reader, listed
+from rankwise.sklearn.vectors import ImageReader, Reader, absolute, cached_reader, listed, open_reader
 from rankwise.system.files import published, write_json
 from rankwise.system.foreign_json import read_json
 
@@ -200,13 +201,19 @@ class TextEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Reading):
     def __init__(self, base: str = "minilm", *, run: str | None = None, max_length: int = 256) -> None:
         self.base, self.run, self.max_length = base, run, max_length
 
-    @property
+    @cached_property
     def _reader(self) -> Reader:
-        run = None if self.run is None else str(self.run)
-        return cached_reader(self.reads, str(self.base) if run is None else None, run, self.max_length)
+        if self.run is not None:  # which may be trained again under its name
+            return open_reader(self.reads, None, str(self.run), self.max_length)
+        return cached_reader(self.reads, absolute(self.base), None, self.max_length)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: Any = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "_reader"}
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Load the model; nothing is learned."""
+        vars(self).pop("_reader", None)
         self._n_features_out = self._reader.vectors(self._items(X, reset=True)[:1]).shape[1]
         return self
 

@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits
 
 from rankwise.errors import ModelError, some
 from rankwise.rows.encoded.sequences import evenly
-from rankwise.sklearn.vectors import Reader, cached_reader
+from rankwise.sklearn.vectors import Reader, absolute, cached_reader
 from rankwise.training.advising import LEAST_PROBABILITY, margin_of
 from rankwise.training.validation_classes import word_features
 
@@ -103,7 +103,7 @@ class LinearProbe:
 
     @classmethod
     def over(cls, estimator: Any, **more: Any) -> Self:
-        return cls(estimator.reads, str(estimator.base), estimator.max_length, estimator.kind.predicts, **more)
+        return cls(estimator.reads, absolute(estimator.base), estimator.max_length, estimator.kind.predicts, **more)
 
     @classmethod
     def fit(cls, estimator: Any, items: Sequence[Any], targets: Any) -> Self:

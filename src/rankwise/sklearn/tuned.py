@@ -20,7 +20,7 @@ from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.advice import Advice, LabelAdvice
 from rankwise.runs.records import StatusMessage, WarningMessage
 from rankwise.sklearn.probe import LinearProbe
-from rankwise.sklearn.vectors import Reader, open_reader
+from rankwise.sklearn.vectors import Reader, absolute, open_reader
 from rankwise.system.files import write_atomic
 from rankwise.training.advising import AdviceSide, LabelAdvising, Untrained
 
@@ -41,10 +41,6 @@ def workplace(folder: str | None) -> Iterator[None]:
         Path(place).mkdir(parents=True, exist_ok=True)
         with chdir(place):
             yield
-
-
-def absolute(base: str) -> str:
-    return str(Path(base).absolute()) if Path(base).exists() else str(base)
 
 
 def settings_of(estimator: Any, items: Sequence[Any], targets: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,7 @@ class Reader:
 
     def __init__(self, model: LoadedModel, objective: Any, max_length: int) -> None:
         self.model, self.objective, self._known = model, objective, dict[bytes, NDArray[np.float32]]()
+        self._lock = Lock()
         self.max_length = min(max_length, model.context_length or max_length)
         pooling, _ = pooling_of(model.source.folder, ClassificationConfig())
         self.nature = nature_of(model.source.config)
@@ -91,7 +93,8 @@ class Reader:
         return list(map(str, values))
 
     def row(self, item: Any) -> Tokens:
-        return encode_texts(self.model.tokenizer, [(item, "")], self.max_length)[0]
+        with self._lock:  # a tokenizer that cuts is changed for as long as it does
+            return encode_texts(self.model.tokenizer, [(item, "")], self.max_length)[0]
 
     def read(self, item: Any) -> torch.Tensor:
         module: Any = self.model.module
@@ -122,7 +125,9 @@ class Reader:
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
             found = self.read(item).float().cpu()
-            return self._known.setdefault(key, (F.layer_norm(found, found.shape) / found.numel() ** 0.5).numpy())
+            return self._known.setdefault(
+                key, (F.layer_norm(found, found.shape, eps=1e-12) / found.numel() ** 0.5).numpy()
+            )
         return self._known[key]
 
     def _output(self, item: Any) -> Any:
@@ -150,7 +155,13 @@ class ImageReader(Reader):
 
     def read(self, item: Any) -> torch.Tensor:
         pixels = np.asarray(self.row(item).image)[None]
-        return torch.from_numpy(features_of(self.model.module, self.objective)(pixels))[0]
+        with self._lock:  # it listens to the model
+            return torch.from_numpy(features_of(self.model.module, self.objective)(pixels))[0]
+
+
+def absolute(base: str) -> str:
+    """A folder by its whole path, so that it is the same one in another working folder."""
+    return str(Path(base).absolute()) if Path(base).exists() else str(base)
 
 
 def open_reader(kind: type[Reader], base: str | None, run: str | None, max_length: int) -> Reader:
