@@ -43,7 +43,7 @@ docs: $(RUN_READY)  ## docs/configuration.md, docs/automation.md and llms.txt, f
 examples: $(DEV_READY)  ## the examples as the tests run them, and the tutorials as they are written
 	$(BIN)/python examples/one_row.py
 	$(BIN)/python examples/flat_lora.py
-	$(BIN)/python examples/notebook.py
+	$(BIN)/python examples/first.py
 	$(BIN)/python examples/tutorials.py
 
 bench: $(DEV_READY) .venv-engines-unsloth/.ready  ## long measurements, on the data sets at RANKWISE_DATA

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import re
 import runpy
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import rankwise
 from kit.trainers import train
 from rankwise.base.loading import load
 from rankwise.config.adapters import LoraConfig
@@ -32,8 +37,8 @@ from rankwise.training.trainer import rate_factor
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def flat_lora() -> ModuleType:
-    found = importlib.util.spec_from_file_location("flat_lora", EXAMPLES / "flat_lora.py")
+def example(name: str) -> ModuleType:
+    found = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert found is not None and found.loader is not None
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
@@ -46,7 +51,7 @@ def test_one_row_keeps_every_law_on_the_way(starter_folder: Path, capsys: pytest
 
 
 def test_the_flat_version_and_the_trainer_agree_step_by_step(tiny_folder: Path) -> None:
-    flat = flat_lora()
+    flat = example("flat_lora")
     loaded = load(ModelConfig(name=str(tiny_folder), dtype="float32", device="cpu"))
     plain = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).eval()
     expected = flat.train(plain, loaded.tokenizer.hub)
@@ -78,17 +83,31 @@ def test_the_flat_version_and_the_trainer_agree_step_by_step(tiny_folder: Path) 
     assert [record.loss for record in records] == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_notebook_runs_cell_after_cell(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """With a model of two small blocks in the place of the starter, which one_row.py loads by its name."""
-    monkeypatch.chdir(tmp_path)
-    code = (EXAMPLES / "notebook.py").read_text(encoding="utf-8")
-    assert code.count('"smollm2-135m"') == 1
+def shown(notebook: Any) -> list[tuple[str, list[Any]]]:
+    """Each cell of code with what it shows."""
+    return [(cell.source, cell.outputs) for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_cell_after_cell(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a model of two small blocks in the place of the starter."""
     shutil.copytree(tiny_folder, tmp_path / "tiny")
-    exec(code.replace('"smollm2-135m"', '"tiny"'), {})  # noqa: S102  our own example
-    printed = capsys.readouterr().out
-    before, after = map(float, printed.splitlines()[1].split(" -> "))
-    assert after < before, "three rows that were not trained on are learned from the others"
-    assert "tuned:" in printed and printed.splitlines()[-1].startswith("True ")
-    assert (tmp_path / "runs" / "colours" / "loss.png").is_file()
+    config = json.loads((tmp_path / "tiny" / "config.json").read_text()) | {"max_position_embeddings": 1024}
+    (tmp_path / "tiny" / "config.json").write_text(json.dumps(config))
+    monkeypatch.setenv("PYTHONPATH", str(Path(rankwise.__file__).parents[1]))
+    cells = shown(example("first").executed(tmp_path, MODEL="tiny"))
+    assert cells[0][0] == "MODEL = 'tiny'" and (tmp_path / "orders-model" / "model.safetensors").is_file()
+    kinds = [kind for _, outputs in cells for output in outputs for kind in output.get("data", {})]
+    assert kinds.count("text/html") == 3 and {"image/png", "image/svg+xml"} <= set(kinds)
+    assert not [output for _, outputs in cells for output in outputs if output.get("name") == "stderr"]
+
+
+def test_the_notebook_shows_what_its_cells_showed_when_they_ran() -> None:
+    notebook = json.loads((EXAMPLES / "first.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    text = json.dumps(notebook)
+    assert not re.search(r"/(tmp|home|root|work|Users)/|\bstderr\b|\\u001b", text), "of the machine that ran it"
+    assert max(sum(str(output).count("\\n") for output in cell["outputs"] if "text" in output) for cell in cells) < 25
+    told = [one["cell_type"] for one, cell in pairwise(notebook["cells"]) if cell["cell_type"] == "code"]
+    assert set(told) == {"markdown"}, "a sentence before each"
