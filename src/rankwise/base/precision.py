@@ -8,6 +8,7 @@ of what float32 does.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,15 @@ def computes_bfloat16(device: torch.device) -> tuple[bool, str]:
     return False, f"the processor has {HALF_RATE if HALF_RATE in flags else 'no bfloat16 arithmetic'}"
 
 
+def multiplies_int8() -> bool:
+    """Whether products of numbers in int8 are faster than others. oneDNN, which computes them, can be told to use less
+    than the processor has."""
+    told = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "ALL")).upper()
+    allowed = told in ("ALL", "DEFAULT") or told.startswith(("AVX512_CORE_", "AVX10"))
+    features = processor_features()
+    return allowed and any(features.get(name) for name in ("avx512_vnni", "amx_int8"))
+
+
 def processor_features() -> dict[str, bool | int | str]:
     return dict(torch.cpu.get_capabilities()) if hasattr(torch.cpu, "get_capabilities") else _older_torch_features()
 
@@ -66,5 +76,5 @@ def _older_torch_features() -> dict[str, bool | int | str]:
     listed = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
     flags = next((line for line in listed.splitlines() if line.startswith(("flags", "Features"))), "").split()
     names = {"avx512f": "avx512_f"}
-    known = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "bf16")
+    known = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "amx_bf16", "amx_int8", "bf16")
     return {names.get(flag, flag): flag in flags for flag in known}

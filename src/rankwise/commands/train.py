@@ -38,7 +38,7 @@ from rankwise.rows.preparing import prepare, refuse_fatal
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.directory import FollowedRun, RunDirectory
 from rankwise.runs.integrity import hashes_of, settings_hash
-from rankwise.runs.manifest import BackendName, BackOff, Manifest, Tuning, now
+from rankwise.runs.manifest import BackendName, BackOff, Manifest, Products, Tuning, now
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import BackOffRecord, Callback, StatusMessage, WarningCollector, WarningMessage, silent
 from rankwise.runs.resumable import Resumable
@@ -51,7 +51,7 @@ from rankwise.system.signals import deferred, ignore_requests
 from rankwise.tracking import Following, check_installed
 from rankwise.training.anchor import facts_of as facts_of_anchor
 from rankwise.training.anchor import text_of_run
-from rankwise.training.backend import backend_named, choose_backend
+from rankwise.training.backend import backend_named, choose_backend, choose_products, use_products
 from rankwise.training.budgets import tasks_of_run
 from rankwise.training.earlier_rounds import earlier_rows
 from rankwise.training.hooks import back_off_together, slowed, warning_of, with_ways_on
@@ -207,6 +207,7 @@ def _trained(
         return Trained(RunDirectory(run.folder), manifest, result, tuned, trainable, objective.use)
     except BaseException:
         trainable.remove()  # a model that was given is to be what it was
+        use_products(loaded.module, None)
         raise
 
 
@@ -373,15 +374,18 @@ def record(
     run, callback = training.run, training.callback
     training.check()
     work, world = training.work, training.world
+    if training.model.quantization == "int8":
+        use_products(work.module, None)  # a model that was given may compute as an earlier run of it
     backend = backend_named(_backend_of(training, resumable), work)
     backend = over_rows(backend, work.objective)
+    products = _products_of(training, resumable) if training.config.products == "int8" else None
     training = training.with_reference(backend, resumable)
     again = foresee_backend(forecast, backend.name, callback)
     if again is not None and again is not forecast and resumable is None:
         again.check(callback, force=force_memory)
     log, validation = MetricsLog(run.metrics), training.validation(backend)
     trainer = training.trainer(backend, validation, log)
-    past = _begun(training, trainer, again, resumable, back_offs)
+    past = _begun(training, trainer, again, resumable, back_offs, products)
     trackers = _trackers(training, log, went_back=bool(back_offs))
     manifest = past.manifest
     for hook in trainer.hooks:
@@ -475,9 +479,24 @@ def _backend_of(training: TrainingRun, resumable: Resumable | None) -> BackendNa
     return "eager"
 
 
+def _products_of(training: TrainingRun, resumable: Resumable | None) -> Products | None:
+    """What the run began with, or the best for a new one; the model computes by it from here on."""
+    work, rows, config = training.work, training.prepared.trained_rows, training.config
+    shown = [rows[number] for number in range(config.rows_per_step(len(rows)))]
+
+    def chosen() -> Products | None:
+        if resumable is not None:
+            return resumable.manifest.products
+        return choose_products(work, partial(work.objective.batches, shown, config.max_batch_tokens))
+
+    products = training.world.share(chosen)
+    use_products(work.module, products)
+    return products
+
+
 def _begun(
     training: TrainingRun, trainer: Trainer, forecast: Foresight | None, resumable: Resumable | None,
-    back_offs: tuple[BackOff, ...],
+    back_offs: tuple[BackOff, ...], products: Products | None,
 ) -> Past:  # fmt: skip
     """From here on the folder holds a run that is running."""
     run, callback, report = training.run, training.callback, training.prepared.data_report
@@ -488,7 +507,7 @@ def _begun(
         learning_rate=training.rate, backend=trainer.backend.name, lineage=training.lineage,
         anchor=None if training.anchor_text is None else facts_of_anchor(training.anchor_text),
         forecast=None if forecast is None else forecast.recorded(), tuning=training.tuning, replay=report.replay,
-        back_offs=back_offs, machine=training_machine(),
+        back_offs=back_offs, machine=training_machine(), products=products,
     )  # fmt: skip
     if resumable is not None:
         past = take_up_together(training.world, resumable, trainer.state, manifest, report, callback)

@@ -43,21 +43,31 @@ REGIONS: list[CompiledRegion[..., Any]] = []
 
 @contextmanager
 def compiled_regions(cache: Path) -> Iterator[None]:
-    """Compile each region inside the block at its first call, for tensors of any length. The compiled code is stored in
-    `cache`, because torch would by default store it in, and run it from, a folder that every user can write to."""
-    _keep_distutils()
-    from torch._inductor import config  # imported late, because it takes a second
-
-    before, folder = [region.compiled for region in REGIONS], os.environ.get(FOLDER)
-    os.environ[FOLDER] = str(cache)
+    """Compile each region inside the block at its first call, for tensors of any length."""
+    before = [region.compiled for region in REGIONS]
     try:
-        with config.patch(compile_threads=1):  # a pool of processes would cost more than it saves
+        with compiled_code_in(cache):
             for region in REGIONS:
                 region.compiled = torch.compile(region.passes, dynamic=True)
             yield
     finally:
         for region, compiled in zip(REGIONS, before, strict=True):
             region.compiled = compiled
+
+
+@contextmanager
+def compiled_code_in(cache: Path) -> Iterator[None]:
+    """Store what torch compiles inside the block in `cache`, because torch would by default store it in, and run it
+    from, a folder that every user can write to."""
+    _keep_distutils()
+    from torch._inductor import config  # imported late, because it takes a second
+
+    folder = os.environ.get(FOLDER)
+    os.environ[FOLDER] = str(cache)
+    try:
+        with config.patch(compile_threads=1):  # a pool of processes would cost more than it saves
+            yield
+    finally:
         os.environ.pop(FOLDER, None)
         if folder is not None:
             os.environ[FOLDER] = folder

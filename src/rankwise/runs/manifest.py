@@ -303,6 +303,18 @@ class BackOff(Config):
     """Highest rate of the schedule from there on."""
 
 
+class Products(Config):
+    """How the frozen weights of linear layers, which are stored in int8, were multiplied by inputs in int8."""
+
+    outliers: dict[str, tuple[int, ...]]
+    """The layers, with the columns of their inputs that were far above the others, and so multiplied by unpacked
+    weights."""
+    unpacked: tuple[str, ...]
+    """Layers that were computed with unpacked weights, since too much would have been lost."""
+    change: float
+    """How far the outputs of the whole model were from those with unpacked weights before training, as a share."""
+
+
 class Manifest(Config):
     format: Literal[1] = 1
     status: Literal["running", "finished", "failed", "interrupted"]
@@ -316,6 +328,8 @@ class Manifest(Config):
     learning_rate: float
     backend: BackendName = "eager"
     """The backend that computed losses; backends differ in rounding."""
+    products: Products | None = None
+    """None where weights were multiplied in the number format of the base."""
     forecast: Forecasted | None = None
     """None if the model could not be planned."""
     tuning: Tuning | None = None

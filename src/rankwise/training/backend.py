@@ -7,12 +7,21 @@ does without. How many blocks recompute their activations follows from the backe
 changes no number, and is decided anew each time a run begins or goes on.
 
 For classifiers, the kernels compute the blocks of their encoder inside the model's own forward pass.
+
+A base in int8 is multiplied by inputs in int8 where that is asked for. What it costs is measured on the first rows of
+the run, layer by layer,
+
+    e = |y' - y| / |y - mean of y|        y by unpacked weights, y' with products in int8
+
+A layer with large e multiplies the columns of its inputs that are far above the others by unpacked weights, as few as
+bring e below a bound; where no number of them does, it has no products in int8. The manifest says what was decided. It
+holds for the whole run and for what is computed with its result later.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,14 +31,16 @@ import torch
 from torch import Tensor
 
 from rankwise.adapters.token_rows import TokenRows
+from rankwise.base.precision import multiplies_int8
 from rankwise.base.split import is_sharded
-from rankwise.errors import ConfigError, RunError, is_out_of_memory
-from rankwise.forward.agreement import Agreement, agreement, check_finite, encoder_agreement
+from rankwise.errors import ConfigError, RunError, is_out_of_memory, some
+from rankwise.forward.agreement import Agreement, agreement, check_finite, encoder_agreement, share
 from rankwise.forward.checkpointing import activation_checkpointing
 from rankwise.forward.encoders import FusedEncoder, encoder_blocks, has_encoder_kernels
 from rankwise.forward.fused import PROBED, FusedLoss, has_kernels, has_weights_that_learn, probe
 from rankwise.forward.reference import check_packs
 from rankwise.kernels.loss import divergence
+from rankwise.kernels.quantized.formats import TINY, Int8Products, is_compiled, use_int8_products, weights_in_int8
 from rankwise.kernels.regions import compiled_regions
 from rankwise.objectives.causal_lm import CausalLM
 from rankwise.objectives.objective import Objective, WithHead
@@ -37,7 +48,7 @@ from rankwise.planning.time import COMPILED_AFTER
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.encoded.packing import flat, pack
 from rankwise.rows.text.tokenize import Tokens
-from rankwise.runs.manifest import BackendName
+from rankwise.runs.manifest import BackendName, Products
 from rankwise.runs.records import StatusMessage, WarningMessage
 from rankwise.system.cache import cache_folder
 from rankwise.system.memory import available_memory
@@ -317,3 +328,85 @@ def _try_compiler(work: Workload) -> None:
 def _compiled() -> Iterator[None]:
     with compiled_regions(cache_folder() / "compiled"):
         yield
+
+
+OUTLIERS = (0, 4, 16)
+"""Columns that a layer may multiply by unpacked weights."""
+SMALL_ERROR, LARGEST_ERROR = 0.02, 0.06
+"""The error of a layer at which no more columns are taken out, and above which it has no products in int8. Normal
+numbers have 0.012."""
+
+
+def choose_products(work: Workload, batches: Callable[[], Sequence[Batch]]) -> Products:
+    """For a new run over such batches whose products are to be in int8."""
+    if (why := _why_no_int8(work.module)) is not None:
+        raise ConfigError([f"training.products is int8, which is not available for this run: {why}. Leave it out."])
+    products = _compared_products(work, batches()[0])
+    work.callback(StatusMessage(_described(products)))
+    return products
+
+
+def use_products(module: torch.nn.Module, products: Products | None) -> None:
+    """Let a model compute so from here on. RunError where a run that began with int8 cannot go on with it."""
+    if products is not None and not multiplies_int8():
+        raise RunError("the run was started with products in int8, which this processor does not have; use --restart.")
+    use_int8_products(module, {} if products is None else products.outliers)
+
+
+def _described(products: Products) -> str:
+    text = f"products are computed in int8, which changes the model's outputs by {products.change:.1%} before training"
+    if names := [name for name, columns in products.outliers.items() if columns]:
+        text += f"; {len(names)} layers have outlier columns, which are computed apart: {some(names, 3)}"
+    if products.unpacked:
+        text += f"; {len(products.unpacked)} layers are computed with unpacked weights: {some(products.unpacked, 3)}"
+    return text
+
+
+def _why_no_int8(module: torch.nn.Module) -> str | None:
+    weights = weights_in_int8(module)
+    if not weights:
+        return "the base has no weights in int8 (--quantize int8)"
+    if is_sharded(module) or next(iter(weights.values())).device.type != "cpu":
+        return "only a CPU computes products in int8, and only on a base that is not split"
+    if not multiplies_int8():
+        return "this processor is not faster in int8 (it has neither AVX512-VNNI nor AMX)"
+    return None if is_compiled() else "products in int8 need a C++ compiler, and none works on this machine"
+
+
+@torch.no_grad()
+def _compared_products(work: Workload, batch: Batch) -> Products:
+    """Outlier columns of each layer, and how far the outputs of the model are from those with unpacked weights."""
+    module, outliers, weights = work.module, dict[str, tuple[int, ...]](), weights_in_int8(work.module)
+    layers = dict(module.named_modules())
+    hooks = [
+        layers.get(f"{name}.base_layer", layers[name]).register_forward_hook(_compare_layer(name, weight, outliers))
+        for name, weight in weights.items()
+    ]
+    try:
+        unpacked = work.objective.predict(module, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    use_int8_products(module, outliers)
+    change = share(work.objective.predict(module, batch), unpacked)
+    use_int8_products(module, {})
+    return Products(outliers=outliers, unpacked=tuple(name for name in weights if name not in outliers), change=change)
+
+
+def _compare_layer(name: str, weight: Any, outliers: dict[str, tuple[int, ...]]) -> Callable[..., None]:
+    """A hook of a layer that finds its outlier columns."""
+
+    def compare(layer: Any, arguments: tuple[Tensor, ...], y: Tensor) -> None:
+        x, unpacked = arguments[0].flatten(0, -2), y.flatten(0, -2).float()
+        lengths = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
+        order = (x.float().abs() / lengths.clamp_min_(TINY)).amax(0).argsort(descending=True, stable=True).tolist()
+        spread = (unpacked - unpacked.mean(0)).norm().item()  # what is equal for all tokens says nothing of them
+        for count in OUTLIERS:
+            columns = tuple(sorted(order[:count]))
+            quantized = Int8Products(outliers=columns).product(x, weight.parts, True, layer.bias, None)
+            error = (quantized.float() - unpacked).norm().item() / max(spread, TINY)
+            if error <= SMALL_ERROR or (error <= LARGEST_ERROR and count == OUTLIERS[-1]):
+                outliers[name] = columns
+                return
+
+    return compare

@@ -14,6 +14,7 @@ They are unpacked in float32, which is exact for what the parts stand for, and r
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -40,6 +41,17 @@ class Format(Protocol):
     def rows(self, parts: Sequence[Tensor], shape: tuple[int, int], dtype: torch.dtype, index: Tensor) -> Tensor:
         """Rows `index` (N,) of the matrix, (N, I)."""
         ...
+
+
+class Multiplying(ABC):
+    """A format with products of its own, which unpack nothing."""
+
+    @abstractmethod
+    def product(
+        self, x: Tensor, parts: Sequence[Tensor], transposed: bool, bias: Tensor | None, into: Tensor | None
+    ) -> Tensor:
+        """x (N, I) times the transpose of the matrix, or x (N, O) times the matrix itself, with a bias. It is added to
+        `into`, in place, where that is given."""
 
 
 class QuantizedTensor(torch.Tensor):
@@ -181,6 +193,8 @@ def scaled(values: Tensor, factor: Tensor) -> Tensor:
 def _mm(x: Tensor, weight: Tensor) -> Any:
     if not isinstance(weight, QuantizedTensor) or isinstance(x, QuantizedTensor):
         return NotImplemented
+    if isinstance(weight.format, Multiplying):
+        return weight.format.product(x, weight.parts, weight.transposed, None, None)
     x, matrix, factor = _operands(x, weight)
     y = x @ matrix
     return y if factor is None else scaled(y, factor)
@@ -189,6 +203,8 @@ def _mm(x: Tensor, weight: Tensor) -> Any:
 def _addmm(bias: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
     if not isinstance(weight, QuantizedTensor) or isinstance(x, QuantizedTensor) or isinstance(bias, QuantizedTensor):
         return NotImplemented
+    if isinstance(weight.format, Multiplying) and beta == alpha == 1 and bias.ndim == 1:
+        return weight.format.product(x, weight.parts, weight.transposed, bias, None)
     x, matrix, factor = _operands(x, weight)
     if factor is None:
         return torch.addmm(bias, x, matrix, beta=beta, alpha=alpha)
@@ -198,10 +214,20 @@ def _addmm(bias: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: f
 def _addmm_in_place(y: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
     if not isinstance(weight, QuantizedTensor) or isinstance(x, QuantizedTensor) or isinstance(y, QuantizedTensor):
         return NotImplemented
+    if isinstance(weight.format, Multiplying) and beta == alpha == 1:
+        return weight.format.product(x, weight.parts, weight.transposed, None, y)
     x, matrix, factor = _operands(x, weight)
     if factor is None:
         return y.addmm_(x, matrix, beta=beta, alpha=alpha)
     return y.mul_(beta).add_(scaled(x @ matrix, factor), alpha=alpha)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    """In inference mode, where torch does not make it of `mm` and `addmm`."""
+    if not isinstance(weight, QuantizedTensor) or not isinstance(weight.format, Multiplying):
+        return NotImplemented
+    y = weight.format.product(x.flatten(0, -2), weight.parts, not weight.transposed, bias, None)
+    return y.view(*x.shape[:-1], -1)
 
 
 def _embedding(weight: Tensor, index: Tensor, *_: Any, **__: Any) -> Any:
@@ -226,6 +252,7 @@ HANDLERS: dict[Any, Handler] = {
     aten.mm.default: _mm,
     aten.addmm.default: _addmm,
     aten.addmm_.default: _addmm_in_place,
+    aten.linear.default: _linear,
     aten.embedding.default: _embedding,
     aten.index_select.default: _index_select,
 }

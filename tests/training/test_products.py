@@ -1,0 +1,115 @@
+"""Products in int8: a run decides once, says so, keeps it, and is computed later as it was trained."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import rankwise
+from kit.interrupted import interrupt, whole_and_resumed
+from rankwise.base.loading import load
+from rankwise.base.precision import multiplies_int8
+from rankwise.commands.train import train
+from rankwise.config.models import ModelConfig
+from rankwise.errors import ConfigError, RunError
+from rankwise.inference.tuned_model import load_tuned
+from rankwise.kernels.quantized.formats import Int8, Int8Products, is_compiled, weights_in_int8
+from rankwise.training import backend as choices
+
+able = pytest.mark.skipif(not (multiplies_int8() and is_compiled()), reason="this machine has no such products")
+
+
+@pytest.fixture
+def rows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    listed = [{"prompt": f"say {n}", "completion": f"{n} it is"} for n in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listed))
+
+
+def experiment(folder, run="run", quantize="int8", **training):
+    return rankwise.Experiment.model_validate({
+        "model": {"name": str(folder), "quantize": quantize, "dtype": "bfloat16"}, "data": "rows.jsonl", "run": run,
+        "training": {"steps": 4, "batch_size": 4, "products": "int8", "checkpoint_steps": 2, **training},
+    })  # fmt: skip
+
+
+def formats(module):
+    return {name: type(weight.format) for name, weight in weights_in_int8(module).items()}
+
+
+@able
+@pytest.mark.parametrize("backend", ["eager", "fused"])
+def test_a_run_says_what_it_computed_and_is_loaded_so(rows, tiny_folder, backend):
+    trained = train(experiment(tiny_folder, backend=backend))
+    found = trained.manifest.products
+    assert found is not None and 0 < found.change < 0.2
+    assert {*found.outliers, *found.unpacked} == set(weights_in_int8(trained.model.module))
+    model = load_tuned("run").model.module
+    assert {name for name, kind in formats(model).items() if kind is Int8Products} == set(found.outliers)
+    for name, weight in weights_in_int8(model).items():
+        assert getattr(weight.format, "outliers", ()) == found.outliers.get(name, ())
+
+
+@able
+@pytest.mark.parametrize("backend", ["eager", "fused"])
+def test_a_resumed_run_has_the_bytes_of_an_uninterrupted_one(rows, tiny_folder, backend):
+    whole, resumed = whole_and_resumed(lambda run: experiment(tiny_folder, run, backend=backend), 3)
+    assert whole == resumed
+
+
+@able
+def test_a_run_does_not_go_on_with_other_products(rows, tiny_folder, monkeypatch):
+    interrupt(experiment(tiny_folder), 3)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    with pytest.raises(RunError, match="started with products in int8, which this processor does not have"):
+        train(experiment(tiny_folder), resume=True)
+
+
+@able
+def test_a_column_far_above_the_others_is_kept_apart(rows, tiny_folder):
+    model = load(ModelConfig(name=str(tiny_folder), quantize="int8", dtype="bfloat16"))
+    with torch.no_grad():
+        layer = model.module.model.layers[1]
+        layer.input_layernorm.weight[3] = 300  # and is hardly used
+        for part in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+            part.weight.parts[0][:, 3] = 0
+    trained = train(experiment(tiny_folder), model=model)
+    found = trained.manifest.products
+    for name in ("q_proj", "k_proj", "v_proj"):
+        assert 3 in found.outliers[f"model.layers.1.self_attn.{name}"]
+    assert found.outliers["model.layers.0.self_attn.q_proj"] == ()
+
+
+@able
+def test_a_layer_that_would_lose_too_much_is_computed_unpacked(rows, tiny_folder, monkeypatch):
+    monkeypatch.setattr(choices, "SMALL_ERROR", 0.0)
+    monkeypatch.setattr(choices, "LARGEST_ERROR", 0.0)
+    trained = train(experiment(tiny_folder))
+    assert trained.manifest.products.outliers == {} and set(formats(trained.model.module).values()) == {Int8}
+
+
+def test_int8_is_refused_where_it_is_asked_for_and_cannot_be(rows, tiny_folder, monkeypatch):
+    with pytest.raises(ConfigError, match="no weights in int8"):
+        train(experiment(tiny_folder, quantize="none"))
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    with pytest.raises(ConfigError, match="not faster in int8"):
+        train(experiment(tiny_folder, "other"))
+
+
+def test_weights_are_unpacked_by_default(rows, tiny_folder):
+    trained = [train(experiment(tiny_folder, name, products=name)) for name in ("auto", "bfloat16")]
+    assert [one.manifest.products for one in trained] == [None, None]
+    weights = [next(one.result.glob("*.safetensors")).read_bytes() for one in trained]
+    assert weights[0] == weights[1]
+
+
+@able
+def test_on_another_processor_a_run_says_what_its_result_is_computed_by(rows, tiny_folder, monkeypatch):
+    train(experiment(tiny_folder))
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    told = []
+    model = load_tuned("run", lambda event: told.append(str(event))).model.module
+    assert set(formats(model).values()) == {Int8}
+    assert any("trained with products in int8" in line for line in told)
