@@ -67,10 +67,28 @@ ENGINE_PACKAGES_openvino := openvino-genai 'optimum-intel[openvino]'
 ENGINE_PACKAGES_unsloth := 'unsloth>=2026.10' 'unsloth-zoo>=2026.10' gguf platformdirs rensa ruamel.yaml sacrebleu rouge-score matplotlib
 ENGINES_READY := $(ENGINES:%=.venv-engines-%/.ready)
 
-engines: $(DEV_READY) $(ENGINES_READY)  ## exports of the demo's adapter, verified in the engines that others run
+engines: $(DEV_READY) $(ENGINES_READY) transformers-js  ## exports of the demo's adapter, verified in the engines that others run
 	test -d runs/demo || $(BIN)/rankwise demo
 	$(BIN)/python bench/arrival.py runs/demo --out bench/results/arrival-$$(date +%F) \
 		$(ENGINES:%=--engine-python .venv-engines-%/bin/python)
+	$(BIN)/python bench/onnx_arrival.py --out bench/results/onnx-$$(date +%F) \
+		$(if $(NODE),--engine-python $(NODE_HOME)/bin/python)
+
+# transformers.js runs in node, in an environment with Python for what asks it. The install step of its runtime wants to
+# download, and is left out; the package has what runs on a processor.
+NODE := $(shell command -v npm)
+NODE_HOME := .venv-engines-transformers-js
+$(NODE_HOME)/.ready: requirements/transformers_js/package-lock.json | .venv/bin/python
+	$(PYTHON) -m venv $(NODE_HOME)
+	$(NODE_HOME)/bin/python -m pip install --quiet numpy pillow
+	packages=$$($(NODE_HOME)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/transformers_js && \
+		mkdir -p $$packages && cp requirements/transformers_js/package*.json $$packages && \
+		npm ci --ignore-scripts --prefix $$packages
+	@touch $@
+
+.PHONY: transformers-js
+transformers-js: $(if $(NODE),$(NODE_HOME)/.ready)
+	@test -n "$(NODE)" || echo "npm is not installed, so exports to ONNX are not verified in transformers.js"
 
 $(ENGINES_READY) .venv-engines-unsloth/.ready: .venv-engines-%/.ready: | .venv/bin/python
 	$(PYTHON) -m venv .venv-engines-$*
@@ -145,4 +163,4 @@ $(DEV_READY): pyproject.toml | .venv/bin/python
 	@touch $@ $(RUN_READY)
 
 clean:
-	rm -rf .venv .venv-lowest .venv-supply $(ENGINES:%=.venv-engines-%) .venv-engines-unsloth build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest .venv-supply $(ENGINES:%=.venv-engines-%) $(NODE_HOME) .venv-engines-unsloth build dist .pytest_cache .ruff_cache .hypothesis

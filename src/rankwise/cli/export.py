@@ -31,7 +31,7 @@ Format = Annotated[
         help="peft: PEFT's format, with a rank for each layer. portable: one rank and alpha for all layers, "
         "for engines that need this. mlx: the same for mlx-lm. merged: the whole model, for engines without "
         "adapters or full fine-tuning. ollama: the same with a Modelfile. gguf-lora: the adapter for llama.cpp. "
-        "gguf: the whole model for llama.cpp.",
+        "gguf: the whole model for llama.cpp. onnx: a classifier for onnxruntime and browsers.",
         autocompletion=lambda: get_args(ExportFormat),
     ),
 ]
@@ -136,7 +136,9 @@ def _line(exported: Exported) -> str:
     if exported.gguf is not None:
         rounded = f"{exported.gguf.dtype} rounds numbers by up to {exported.gguf.rounding:.2g} of a tensor's largest"
         return f"{what}; read back and compared: every tensor is the trained model's ({rounded})"
-    if (merged := exported.merged) is None:
+    if (merged := exported.merged) is None and exported.rank is None:
+        return f"{what} of float32"
+    if merged is None:
         return f"{what}, rank {exported.rank}; read back and compared: the same adapter{scaled}"
     change = merged.logits_change
     return (

@@ -7,6 +7,7 @@ merged     the whole model with the adapter in its weights: for engines that rea
            that there is of a run in which the whole model learned
 ollama     the same with a Modelfile, whose template is proved against training's (exporting/ollama.py)
 gguf-lora  the adapter as a GGUF file, and `gguf` the merged model as one: for llama.cpp (exporting/gguf.py)
+onnx       a classifier as a graph: for onnxruntime and browsers (exporting/onnx.py)
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from rankwise.exporting.gguf_merged import GgufMerged, export_gguf
 from rankwise.exporting.gguf_target import file_of
 from rankwise.exporting.merge import DTYPES, Merged, Order, export_merged
 from rankwise.exporting.ollama import OllamaTemplate, export_ollama
+from rankwise.exporting.onnx import export_onnx
 from rankwise.exporting.served_jinja import folder_parity
 from rankwise.exporting.template_parity import Parity
 from rankwise.exporting.verification import (
@@ -157,6 +159,9 @@ def _write_export(order: Order) -> Exported:
     if format == "ollama":
         merged, template = export_ollama(order)
         return replace(exported, merged=merged, ollama=template, parity=template.parity)
+    if format == "onnx":
+        export_onnx(order)
+        return exported
     if format == "merged":
         exported = replace(exported, merged=export_merged(order))
     else:
@@ -171,8 +176,8 @@ def _check(format: str, dtype: str | None, strength: float, *, force_idle: bool,
     problems = []
     if format not in FORMATS:
         problems.append(_unknown(format))
-    elif format in (*ADAPTER_FORMATS, "gguf-lora") and dtype is not None:
-        problems.append(f"dtype is for merged models; {format} writes an adapter in float32.")
+    elif format in (*ADAPTER_FORMATS, "gguf-lora", "onnx") and dtype is not None:
+        problems.append(f"dtype is for merged models; {format} is written in float32.")
     if force_idle:
         problems.append(f"force-base has nothing to act on: {format} with --no-verify loads no base model.")
     if round_rank and format != "portable":
@@ -212,5 +217,6 @@ def _files(folder: Path) -> tuple[str, ...]:
 
 
 def _size(folder: Path) -> int:
-    files = [folder] if folder.is_file() else [*folder.glob("*.safetensors"), *folder.glob("*.gguf")]
+    kinds = ("*.safetensors", "*.gguf", "onnx/*.onnx")
+    files = [folder] if folder.is_file() else [file for kind in kinds for file in folder.glob(kind)]
     return sum(file.stat().st_size for file in files)

@@ -38,7 +38,7 @@ from rankwise.errors import ConfigError
 Rank = Annotated[int, Field(ge=1, le=4096, strict=True)]
 Alpha = Annotated[Number, Field(gt=0, le=1e6)]
 Start = Literal["zero", "orthonormal", "gaussian"]
-ExportFormat = Literal["peft", "portable", "mlx", "merged", "gguf-lora", "gguf", "ollama"]
+ExportFormat = Literal["peft", "portable", "mlx", "merged", "gguf-lora", "gguf", "ollama", "onnx"]
 
 
 EXTRACTED = (

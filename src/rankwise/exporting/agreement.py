@@ -9,8 +9,9 @@ smaller quantised formats were not measured): float32 engines add up in another 
 bits of each weight, float16 keeps 11, and a quantised format 4 to 8. An adapter that changes little must come closer
 than that: not further than a quarter of its own change, in float32.
 
-A classifier is asked held-out texts, words or images. A text is what the tokenizer reads back from a row's ids, so that
-every engine is given the same text; an image is the file that the row came from. Outputs are the probability of each
+A classifier is asked held-out texts, words or images: texts as they lie in the rows' files, or where these are not here
+what the tokenizer reads back from a row's ids; an image is the file that the row came from. An engine with a tokenizer
+of its own must give our token ids. Outputs are the probability of each
 class, in the order of the classes, or a number; of a token classifier they are those of each word that has a first
 token of its own, one word after the other.
 """
@@ -19,11 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
-from rankwise.errors import some
+from rankwise.errors import one_line, some
 from rankwise.exporting.engine_process import EngineReplies, EngineReply
-from rankwise.exporting.reference import Reference, ReferenceQuestion, documents_of
+from rankwise.exporting.reference import Reference, ReferenceQuestion, as_written, documents_of
 from rankwise.inference.tuned_model import TunedModel
 from rankwise.objectives.objective import WithHead
 from rankwise.objectives.predictions import THRESHOLD
@@ -73,6 +75,8 @@ class Figures:
     number_format: str
     max_logit_difference: float | None = None
     """Largest difference of the logits of our answers' tokens, before the softmax; None if the engine gives none."""
+    milliseconds: float | None = None
+    """What an answer usually takes, in an engine that measures it."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,8 @@ class EngineVerdict:
             parts.append(f"{one.answers_equal} of {one.questions} answers equal{near}")
         if one.mean_difference is not None:
             parts.append(f"differences of {one.mean_difference:.2g} on average and {one.max_difference:.2g} at most")
+        if one.milliseconds is not None:
+            parts.append(f"{one.milliseconds:.3g} ms an answer")
         return f" ({', '.join(parts)})" if parts else ""
 
 
@@ -259,7 +265,7 @@ def _first_other(question: ReferenceQuestion, theirs: list[int]) -> int | None:
 class ClassReference:
     about: str
     questions: tuple[dict[str, Any], ...]
-    """{"text": …}, {"text": …, "words": [[start, end], …]} or {"image": path of a file}."""
+    """As `WithHead.question` gives them."""
     outputs: tuple[tuple[float, ...], ...]
     classes: tuple[str, ...]
     base_folder: str
@@ -277,7 +283,7 @@ class ClassReference:
     def request(self) -> dict[str, Any]:
         return {"questions": list(self.questions), "classes": list(self.classes), "outputs": len(self.classes) or 1,
                 "base": self.base_folder, "auto_class": self.auto_class, "pooling": self.pooling,
-                "several": self.form == "several", "words": self.form == "tags"}  # fmt: skip
+                "problem_type": "multi_label_classification" if self.form == "several" else None}  # fmt: skip
 
     def each(self, outputs: Sequence[float]) -> list[Sequence[float]]:
         """The outputs of a row, or of each of its words."""
@@ -302,9 +308,10 @@ def class_reference_of(
     objective: WithHead, tuned: TunedModel, count: int, rows: str | None, **of_answers: Any
 ) -> ClassReference | None:
     """None for images that are no files any more, since there is nothing to show to other software."""
-    documents, about = documents_of(tuned, rows)
+    documents, about, config = documents_of(tuned, rows)
     longest = replace(tuned.longest, cuts=False)  # the other software is given whole texts
-    outcomes = objective.encoded(tuned.model, objective.shown(tuned.model, documents, count), longest)
+    shown = objective.shown(tuned.model, documents, count, partial(as_written, config=config))
+    outcomes = objective.encoded(tuned.model, shown, longest)
     fitting = [one for one in outcomes if one.problem is None]
     if not fitting:
         return None
@@ -320,7 +327,7 @@ def class_reference_of(
 def compare_classes(reference: ClassReference, replies: EngineReplies, number_format: str) -> EngineVerdict:
     """Equal predicted classes, and outputs within the tolerance."""
     allowed = reference.tolerances[number_format]
-    problems, differences, equal, near = [], list[float](), 0, 0
+    (problems, ids), differences, equal, near = _other_ids(reference, replies), list[float](), 0, 0
     for ours, reply in zip(reference.outputs, replies.replies, strict=True):
         theirs = reply.outputs
         if theirs is None or len(theirs) != len(ours):
@@ -337,5 +344,18 @@ def compare_classes(reference: ClassReference, replies: EngineReplies, number_fo
     total = sum(len(reference.each(ours)) for ours in reference.outputs)
     if not problems and equal + near < total:
         problems.append(f"{total - equal - near} of {total} {PREDICTED[reference.form]} differ")
-    figures = Figures(total, None, None, equal, near, mean, largest, allowed, number_format)
+    figures = Figures(total, ids, None, equal, near, mean, largest, allowed, number_format, None, replies.milliseconds)
     return EngineVerdict.of(replies, problems, figures)
+
+
+def _other_ids(reference: ClassReference, replies: EngineReplies) -> tuple[list[str], int | None]:
+    """What is wrong with the token ids of an engine's tokenizer, and how many rows have ours."""
+    asked = [(one, reply.prompt_ids) for one, reply in zip(reference.questions, replies.replies, strict=True)]
+    same = [ids is None or ids == one.get("ids") for one, ids in asked]
+    if all(same):
+        return [], None if any(ids is None for _, ids in asked) else len(asked)
+    row, ids = asked[same.index(False)]
+    return [
+        f"its tokenizer gives other token ids for {same.count(False)} of {len(asked)} rows, such as {row['row']}: "
+        f'"{one_line(row["text"])}" ({len(ids or ())} tokens, and {len(row["ids"])} in training)'
+    ], sum(same)

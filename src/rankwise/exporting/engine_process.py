@@ -6,14 +6,15 @@
               "questions": [{"prompt": text, "prompt_ids": […], "answer_ids": […], "answer": text,
                              "max_new_tokens": n}, …],
               "conversations": [[{"role": …, "content": …}, …], …], "thinks": whether they are rendered for reasoning}
-             of a classifier {"outputs": n, "classes": […], "several": whether a row may have several of them,
-              "words": whether each word of a text has one,
-              "questions": [{"text": …} or {"text": …, "words": [[start, end], …]} or {"image": file}, …]}
+             of a classifier {"outputs": n, "classes": […], "problem_type": as in a config.json, or null,
+              "questions": [{"text": …, "pair": text or null, "ids": …} or {"image": file}, …]}, and where the words of
+             a text have classes {"first": the numbers of their first tokens}
     reply    {"engine": name, "version": …, "end_id": id or null, "stop_ids": ids or null,
               "conversations": [ids or null, …], "conversation_sizes": [tokens or null, …],
               "replies": [{"prompt_ids": […], "answer_ids": […], "answer": text, "log_probabilities": […],
                            "logits": […]}, …]}
-             of a classifier {"replies": [{"outputs": […]}, …]}, those of words one after the other;
+             of a classifier {"replies": [{"outputs": […], "prompt_ids": ids or null}, …], "milliseconds": of a reply,
+             usually}, the outputs of words one after the other;
              of a failure {"error": text, "unreachable": whether no server answered}
 
 `log_probabilities` and `logits` are those of the request's answer_ids, each after the tokens before it. An engine says
@@ -76,6 +77,8 @@ class EngineReplies(_Strict):
     """Number of tokens of each conversation, from an engine that counts them but does not give their ids."""
     number_format: str | None = None
     """The coarsest that it computes in, where that is not float32."""
+    milliseconds: FiniteFloat | None = None
+    """The median of what a reply took, in an engine that measures it."""
 
 
 @dataclass(frozen=True)

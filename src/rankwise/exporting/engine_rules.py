@@ -87,8 +87,8 @@ _RULES: dict[str, Callable[[DeclaredRules, str, Factors], float | None]] = {
 NEAR = 1e-4
 """How much an engine's scale may differ: alpha may be rounded to an integer divided by a rank of thousands."""
 SCALED = ("LORA", "ADALORA")
-RULES: dict[str, Engine] = {engine.name: engine for engine in ENGINES}
-"""By the engine's name."""
+RULES: dict[str, Engine] = {engine.name: engine for engine in ENGINES if engine.scale}
+"""By the engine's name, of those that read adapters."""
 
 
 def verdicts(weights: AdapterWeights) -> dict[str, str | None]:

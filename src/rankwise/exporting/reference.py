@@ -22,6 +22,7 @@ import torch
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.rotary_names import missing_names
+from rankwise.config.data import DataConfig
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import RankwiseError, TemplateError
 from rankwise.evaluation.requests import requests_of_sequences
@@ -36,7 +37,8 @@ from rankwise.objectives.preference.encode import conversation_of
 from rankwise.objectives.sequence_to_sequence import text_objective
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.preparing import prepare
-from rankwise.rows.text.example import Message
+from rankwise.rows.sources import open_source
+from rankwise.rows.text.example import Example, Message
 from rankwise.rows.text.tokenize import Tokens, prompt_ids
 from rankwise.runs.records import Callback, ProgressUpdate, silent
 
@@ -71,7 +73,7 @@ class ReferencePrompt:
 
 def prompts_for(tuned: TunedModel, count: int, rows: str | None) -> tuple[list[ReferencePrompt], str]:
     """Up to `count` prompts and what they are. `rows` is a file to take them from in place of the run's."""
-    documents, about = documents_of(tuned, rows)
+    documents, about, _ = documents_of(tuned, rows)
     model = tuned.model
     some = evenly(documents, LOOKED_AT * count)
     prompts = [one for document in some if (one := _prompt(conversation_of(document), model)) is not None]
@@ -85,22 +87,37 @@ def prompts_for(tuned: TunedModel, count: int, rows: str | None) -> tuple[list[R
     return built_in, f"{len(built_in)} built-in prompts"
 
 
-def documents_of(tuned: TunedModel, rows: str | None) -> tuple[Sequence[Tokens], str]:
-    """Rows of a given file must be readable; those of the run need not be here any more."""
-    if rows is not None:
-        return rows_to_measure(tuned.artifact, tuned.model, rows, silent).documents, f"rows of {rows}"
-    if tuned.artifact.run is None:
-        return (), ""
+def documents_of(tuned: TunedModel, rows: str | None) -> tuple[Sequence[Tokens], str, DataConfig | None]:
+    """Rows, what they are, and how they are read. Rows of a given file must be readable; those of the run need not be
+    here any more."""
+    if tuned.artifact.run is None and rows is None:
+        return (), "", None
     try:
-        return rows_to_measure(tuned.artifact, tuned.model, None, silent).documents, "validation rows"
+        found = rows_to_measure(tuned.artifact, tuned.model, rows, silent)
+        return found.documents, "validation rows" if rows is None else f"rows of {rows}", found.config
     except (RankwiseError, OSError):
-        pass
+        if rows is not None or tuned.artifact.run is None:
+            raise
     try:
         spec = tuned.artifact.run.experiment.data
         writing = tuned.objective.row_encoding(tuned.model)
-        return prepare(spec, writing, silent).trained_rows, "rows of its training data"
+        return prepare(spec, writing, silent).trained_rows, "rows of its training data", spec
     except (RankwiseError, OSError):
-        return (), ""
+        return (), "", None
+
+
+def as_written(documents: Sequence[Tokens], config: DataConfig | None) -> dict[str, Example]:
+    """By their names, the rows that these were encoded from. Ids do not tell how a text was written, such as in
+    capitals."""
+    wanted, found = {one.name for one in documents}, dict[str, Example]()
+    if config is None:
+        return found
+    for source in filter(None, (config.measured_source, *config.all_sources)):
+        for chunk in open_source(config, source).chunks():
+            found |= {one.where: one for row in chunk for one in row if one.where in wanted}
+            if len(found) == len(wanted):
+                return found
+    return found
 
 
 def _prompt(document: Tokens, model: LoadedModel) -> ReferencePrompt | None:

@@ -42,7 +42,7 @@ from rankwise.config.experiment import Experiment
 from rankwise.errors import DataError, joined_problems
 from rankwise.forward.reference import SupervisedLogits, random_documents
 from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
-from rankwise.objectives.objective import Classifier, Objective, values_of
+from rankwise.objectives.objective import WRITES_TEXT, Classifier, Objective, values_of
 from rankwise.objectives.predictions import Longest, Numbers
 from rankwise.objectives.preference import log_probabilities
 from rankwise.objectives.preference.encode import prompt_of
@@ -122,6 +122,7 @@ def row_of(sides: Sequence[Tokens]) -> Tokens:
 
 NAME = "multiple-choice"
 CANNOT = {
+    **WRITES_TEXT,
     "computed by kernels": "the fused kernels do not compare the choices of a question yet",
     "advised on": "advise compares answers and labels, and not choices yet. Use rankwise evaluate.",
     "measured at strengths": "{model} was trained on choices, and strengths are compared by the loss of answers. "

@@ -51,7 +51,12 @@ from rankwise.runs.records import Callback
 from rankwise.runs.row_facts import ANSWERS, Learned, Pooling, TargetFacts
 
 TOKENS_AT_ONCE = 4096
+WRITES_TEXT = {
+    "onnx": "--format onnx is for classifiers, and {model} writes text. Use --format merged for transformers, vLLM and "
+    "MLX, gguf for llama.cpp, or ollama."
+}
 Entry = TypeVar("Entry")
+AsWritten = Callable[[Sequence[Tokens]], Mapping[str, Example]]
 
 
 def head_settings(targets: TargetFacts) -> dict[str, Any]:
@@ -201,7 +206,7 @@ class Objective(ABC):
     def cannot(self) -> Mapping[str, str]:
         """By activity, or by format of an export, why no model of this objective is used for it: a sentence, in which
         `{model}` is what was trained and `{value}` what was asked for. Artifacts refuse by it."""
-        return {}
+        return WRITES_TEXT
 
     @property
     def row_length(self) -> int | None:
@@ -493,6 +498,21 @@ NOT_OF_CLASSIFIERS = {
 
 
 @dataclass(frozen=True)
+class Graph:
+    """A classifier as a graph of operations, for programs that have no code of the model."""
+
+    module: nn.Module
+    logits: Callable[..., Tensor]
+    """Computes them with the module."""
+    inputs: Mapping[str, Tensor]
+    """What it is given, in this order: any rows, by the names that the graph gives its inputs."""
+    axes: Mapping[int, str]
+    """The axes of all inputs that may have any length."""
+    family: str
+    """The model_type of transformers by which transformers.js chooses the code that runs such a graph."""
+
+
+@dataclass(frozen=True)
 class WithHead(Classifier):
     """Predicts by a new head, which is trained whole beside an adapter."""
 
@@ -506,13 +526,18 @@ class WithHead(Classifier):
     """The largest difference of an output that other software may have, by number format."""
 
     @abstractmethod
-    def shown(self, model: LoadedModel, rows: Sequence[Tokens], count: int) -> list[Example]:
-        """So many of the rows, as other software can be given them."""
+    def shown(self, model: LoadedModel, rows: Sequence[Tokens], count: int, as_written: AsWritten) -> list[Example]:
+        """So many of the rows, as other software can be given them. `as_written` reads rows again from their files."""
         ...
 
     @abstractmethod
     def question(self, outcome: Outcome) -> dict[str, Any]:
         """An encoded row as other software is given it."""
+        ...
+
+    @abstractmethod
+    def graph(self, model: LoadedModel, limit: int) -> Graph:
+        """The model from what a tokenizer or an image decoder gives. Texts have at most `limit` tokens."""
         ...
 
     @property

@@ -42,7 +42,7 @@ from rankwise.objectives.causal_lm import (
     end_learned,
     vocabulary_of,
 )
-from rankwise.objectives.objective import Objective
+from rankwise.objectives.objective import WRITES_TEXT, Objective
 from rankwise.planning.operations import Load
 from rankwise.rows.encoded.batches import IGNORED, Batch
 from rankwise.rows.text.chat_template import ChatTemplate
@@ -81,6 +81,7 @@ RUNNING = (
     "{value} is for running text, and {model} is an encoder with a decoder, which does not continue one. Leave it out."
 )
 CANNOT = {
+    **WRITES_TEXT,
     "advised on": "advise measures decoders and classifiers, and this model is an encoder with a decoder.",
     "measured for forgetting": "what this model has forgotten is not measured: rankwise measures it on running text, "
     "which an encoder with a decoder does not continue",

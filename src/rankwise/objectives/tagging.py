@@ -166,9 +166,8 @@ class Tagging(TextClassification):
         return tagged_text(self.targets, outcome, outputs)
 
     def question(self, outcome: Outcome) -> dict[str, Any]:
-        """With the words that have a first token of their own, in characters."""
-        text, words = text_of(outcome.example)
-        return {"text": text, "words": [words[number] for number in outcome.learned_words]}
+        """With the number of each word's first token."""
+        return super().question(outcome) | {"first": np.flatnonzero(outcome.sequences[0].loss_mask).tolist()}
 
     def outputs_for(self, module: nn.Module, rows: Sequence[Tokens], done: Done | None = None) -> list[Numbers]:
         """For each row (W, C): the probability of each of C tags for each of its W learned words."""

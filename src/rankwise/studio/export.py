@@ -36,6 +36,7 @@ ABOUT = {
     "gguf-lora": "The adapter as a GGUF file, for llama.cpp over its base.",
     "gguf": "The merged model as a GGUF file, for llama.cpp and LM Studio.",
     "ollama": "The merged model with a Modelfile.",
+    "onnx": "A classifier as a graph, for onnxruntime and browsers.",
 }
 OF_WHOLE = ("merged", "gguf", "ollama")
 LONGEST_BASE = 4096

@@ -38,7 +38,7 @@ class Engine:
     source: str
     """The file of the engine that says so."""
     scale: str
-    """The name of its rule for scales (exporting/engine_rules.py)."""
+    """The name of its rule for scales (exporting/engine_rules.py); empty where it reads no adapters."""
     problems: tuple[Problem, ...] = ()
     evidence: Literal["read", "notes"] = "read"
     reads: frozenset[str] = frozenset()
@@ -50,6 +50,31 @@ class Engine:
     aliases: Mapping[str, str] = field(default_factory=dict[str, str])
     """Formats by the names that its users are likely to try."""
     package: Package | None = None
+
+
+def decoded(path: str) -> Any:
+    """The upright image in RGB."""
+    from PIL import Image, ImageOps
+
+    return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+
+
+def probabilities(logits: Any, config: dict[str, Any], question: dict[str, Any], classes: list[str]) -> list[float]:
+    """A row's outputs as a reply has them, of the logits (C) of a row or (T, C) of its tokens: by the names that a
+    config.json gives them, in the order of `classes`; or its number. Of words, those of their first tokens."""
+    import numpy as np
+
+    values = np.asarray(logits, np.float64)
+    if not classes:
+        return values.tolist()
+    if "first" in question:
+        values = values[question["first"]]
+    if config.get("problem_type") == "multi_label_classification":
+        shares = 1 / (1 + np.exp(-values))
+    else:
+        shares = np.exp(values - values.max(-1, keepdims=True))
+        shares /= shares.sum(-1, keepdims=True)
+    return shares[..., [config["label2id"][name] for name in classes]].ravel().tolist()
 
 
 ALL_OF_PEFT = frozenset({"methods", "tokens", "experts"})

@@ -8,17 +8,20 @@ from rankwise.exporting.engines import (
     mlx_lm,
     olive,
     ollama,
+    onnxruntime,
     openvino,
     peft,
     sglang,
     tensorrt_llm,
     transformers,
+    transformers_js,
     vllm,
 )
 
 ENGINES = (
     peft.ENGINE, transformers.ENGINE, vllm.ENGINE, sglang.ENGINE, llama_cpp.ENGINE, ollama.ENGINE, lorax.ENGINE,
     openvino.ENGINE, mlx_lm.ENGINE, olive.ENGINE, tensorrt_llm.ENGINE,
+    onnxruntime.ENGINE, transformers_js.ENGINE,
 )  # fmt: skip
 """The order is that of messages and pages."""
 DOCS, CAUSAL_LM = "docs/export.md", "AutoModelForCausalLM"
@@ -37,14 +40,14 @@ def way_for(name: str) -> str | None:
 def loaded_with(format: str, folder: str, auto: str, outputs: int | None = None) -> str:
     """Describe how to load an export of a model that transformers opens by the class `auto`. `outputs` are those of a
     classifier."""
-    if outputs is not None and format != "merged":
+    engine = next(engine for engine in ENGINES if format in engine.uses)
+    if engine.scale and outputs is not None and format != "merged":
         return (
             f'load it with PEFT: PeftModel.from_pretrained(base, "{folder}"), where base is the {auto} of the base '
             f"model with num_labels={outputs}"
         )
-    if auto != CAUSAL_LM:
+    if engine.scale and auto != CAUSAL_LM:
         name, own = ("PEFT", auto.replace("Auto", "AutoPeft")) if format == "peft" else ("transformers", auto)
         return f'load it with {name}: {own}.from_pretrained("{folder}")'
-    engine = next(engine for engine in ENGINES if format in engine.uses)
     use = engine.uses[format].replace("FILE.gguf", folder).replace("FOLDER", folder)
     return f"load it with {engine.name}: {use}"

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rankwise.exporting.engines.engine import ALL_OF_PEFT, Engine, Package, scored
+from rankwise.exporting.engines.engine import ALL_OF_PEFT, Engine, Package, decoded, probabilities, scored
 
 ADAPTER = ("peft", "portable")
 ENCODER_DECODER = "AutoModelForSeq2SeqLM"
@@ -123,27 +123,21 @@ def _answer_logits(model: Any, prompt: list[int], answer: list[int]) -> Any:
 
 
 def _classified(request: dict[str, Any], adapter: bool) -> dict[str, Any]:
-    """What a classifier gives for each text or image: its outputs by the names of the classes, or a number; of each
-    word the probability of each tag, at its first token. A whole model names its outputs, and an adapter has them in
-    the order of the classes."""
+    """What a classifier gives for each text or image. A whole model names its outputs, and an adapter has them in the
+    order of the classes."""
     import transformers
 
-    images, words = any("image" in one for one in request["questions"]), request.get("words")
-    folder, names = request["export"], request["classes"]
+    images, names = any("image" in one for one in request["questions"]), request["classes"]
     reader = transformers.AutoImageProcessor if images else transformers.AutoTokenizer
-    read: Any = reader.from_pretrained(folder, local_files_only=True)
-    model = _with_head(request, read) if adapter else _loaded(request, folder)
-    order = list(range(len(names))) if adapter else [model.config.label2id[name] for name in names]
-    several = request.get("several") if adapter else model.config.problem_type == "multi_label_classification"
+    read: Any = reader.from_pretrained(request["export"], local_files_only=True)
+    model = _with_head(request, read) if adapter else _loaded(request, request["export"])
+    settings = {"label2id": {name: at for at, name in enumerate(names)}, "problem_type": request["problem_type"]}
+    settings = settings if adapter else model.config.to_dict()
     replies: list[dict[str, Any]] = []
     for one in request["questions"]:
-        inputs = read(_picture(one["image"]) if images else one["text"], return_tensors="pt")
-        outputs = model(**inputs).logits[0].double()
-        shares = outputs.sigmoid() if several else outputs.softmax(-1)
-        if words:
-            first = [_first_token(inputs, start, end) for start, end in one["words"]]
-            shares = shares[[at for at in first if at is not None]]
-        replies.append({"outputs": (shares[..., order].flatten() if names else outputs).tolist()})
+        inputs = read(*((decoded(one["image"]),) if images else (one["text"], one["pair"])), return_tensors="pt")
+        outputs = probabilities(model(**inputs).logits[0], settings, one, names)
+        replies.append({"outputs": outputs, "prompt_ids": None if images else inputs["input_ids"][0].tolist()})
     return {"replies": replies}
 
 
@@ -172,17 +166,6 @@ def _read_pooled(base: Any, pooling: str) -> None:
         return outputs
 
     base.base_model.register_forward_hook(pooled, with_kwargs=True)
-
-
-def _first_token(inputs: Any, start: int, end: int) -> int | None:
-    tokens = (inputs.char_to_token(at) for at in range(start, end))
-    return next((token for token in tokens if token is not None), None)
-
-
-def _picture(path: str) -> Any:
-    from PIL import Image
-
-    return Image.open(path).convert("RGB")
 
 
 ENGINE = Engine(

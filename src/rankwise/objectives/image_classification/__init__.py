@@ -31,12 +31,12 @@ from rankwise.config.images import ImageProcessing
 from rankwise.config.models import ModelConfig
 from rankwise.errors import DataError, ModelError, first_line, is_out_of_memory
 from rankwise.objectives.image_classification.encode import ImageEncoder, ImageWriting, PixelFile
-from rankwise.objectives.objective import WithHead, head_settings, outputs_in, values_of, weight_of
+from rankwise.objectives.objective import AsWritten, Graph, WithHead, head_settings, outputs_in, values_of, weight_of
 from rankwise.objectives.predictions import Longest
 from rankwise.rows.classes import read_targets
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.encoded.sequences import evenly
-from rankwise.rows.images.processor import need_vision, normalised
+from rankwise.rows.images.processor import cropped, need_vision, normalised
 from rankwise.rows.text.example import Example, ImageContent
 from rankwise.rows.text.outcome import Outcome
 from rankwise.rows.text.tokenize import Tokens
@@ -186,13 +186,21 @@ class ImageClassification(WithHead):
     def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
         return ImageEncoder(self.processing, PixelFile(cache_folder() / "pixels")).encode(examples)
 
-    def shown(self, model: LoadedModel, rows: Sequence[Tokens], count: int) -> list[Example]:
+    def shown(self, model: LoadedModel, rows: Sequence[Tokens], count: int, as_written: AsWritten) -> list[Example]:
         """Examples of the rows whose images are still files on the disk."""
         files = [path for row in rows if row.name is not None and (path := Path(row.name)).is_file()]
         return [Example((), str(path), image=ImageContent(path)) for path in evenly(files, count)]
 
     def question(self, outcome: Outcome) -> dict[str, Any]:
         return {"image": str(Path(outcome.example.where).absolute())}
+
+    def graph(self, model: LoadedModel, limit: int) -> Graph:
+        def logits(images: Tensor) -> Tensor:
+            pixels = cropped(images, self.processing).permute(0, 2, 3, 1)
+            return self._logits(model.module, normalised(pixels, self.processing, images.dtype))
+
+        axes = {0: "batch", 2: "height", 3: "width"}
+        return Graph(model.module, logits, {"pixel_values": torch.zeros(2, 3, 48, 64)}, axes, "vit")
 
     @property
     def row_length(self) -> int:
@@ -208,7 +216,10 @@ class ImageClassification(WithHead):
         """Logits (B, C) of the classes, or numbers (B,), in float32 or more."""
         dtype = next(one.dtype for one in module.parameters())
         pixels = normalised(batch.inputs["pixel_values"], self.processing, dtype)
-        return outputs_in(module(pixels, **size_arguments(module, self.processing.size)).logits, self.targets)
+        return outputs_in(self._logits(module, pixels), self.targets)
+
+    def _logits(self, module: nn.Module, pixels: Tensor) -> Tensor:
+        return module(pixels, **size_arguments(module, self.processing.size)).logits
 
     def sample_logits(self, model: LoadedModel, text: str) -> Tensor:
         """The logits of random images, by which two copies of a model are compared."""

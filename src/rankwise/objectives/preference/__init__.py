@@ -117,6 +117,7 @@ class Preference(CausalLM):
     @property
     def cannot(self) -> Mapping[str, str]:
         return {
+            **super().cannot,
             "measured at strengths": "{model} was trained on preference pairs, and strengths are compared by the loss "
             "of answers. Measure it with rankwise evaluate.",
             "advised on": "the objective is preference, and advise compares answers alone. Use rankwise evaluate.",

@@ -14,7 +14,7 @@ typed stay plain text. A row that is too long is left out, or with `truncate` th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from inspect import signature
@@ -36,6 +36,8 @@ from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, DataError
 from rankwise.forward.reference import usable_positions
 from rankwise.objectives.objective import (
+    AsWritten,
+    Graph,
     WithHead,
     head_settings,
     outputs_in,
@@ -117,12 +119,11 @@ def padded(rows: Sequence[Tokens]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def logits_of(module: nn.Module, batch: Batch) -> Tensor:
+def logits_of(module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """The model's logits of padded rows."""
     pad: int = getattr(module.config, "pad_token_id", 0)  # pyright: ignore[reportAttributeAccessIssue]
-    real = batch.inputs["attention_mask"].bool()
-    inputs = {**batch.inputs, "input_ids": batch.input_ids.masked_fill(~real, pad), **_without_cache(module)}
-    return module(**inputs).logits
+    ids = inputs["input_ids"].masked_fill(~inputs["attention_mask"].bool(), pad)
+    return module(**{**inputs, "input_ids": ids, **_without_cache(module)}).logits
 
 
 def random_ids(module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[list[int]]:
@@ -267,12 +268,27 @@ class TextClassification(WithHead):
             longest.add(outcome, row)
         return outcomes
 
-    def shown(self, model: LoadedModel, rows: Sequence[Tokens], count: int) -> list[Example]:
-        texts = [model.tokenizer.readable([int(token) for token in row.ids]) for row in evenly(rows, count)]
-        return [self.example_of(text, "a text") for text in texts or self.engine_texts]
+    def shown(self, model: LoadedModel, rows: Sequence[Tokens], count: int, as_written: AsWritten) -> list[Example]:
+        tokenizer, chosen = model.tokenizer, evenly(rows, count)
+        found = {} if tokenizer.hub.sep_token_id is None else as_written(chosen)  # else we join the texts of a pair
+        texts = [(row.name or "a text", tokenizer.readable([int(token) for token in row.ids])) for row in chosen]
+        texts = texts or [("a text", text) for text in self.engine_texts]
+        return [found.get(name) or self.example_of(text, name) for name, text in texts]
 
     def question(self, outcome: Outcome) -> dict[str, Any]:
-        return {"text": outcome.example.messages[0].content}
+        (text, pair), ids = texts_of(outcome.example), outcome.sequences[0].ids
+        return {"row": outcome.example.where, "text": text, "pair": pair or None, "ids": [*map(int, ids)]}
+
+    def graph(self, model: LoadedModel, limit: int) -> Graph:
+        rows = encode_texts(model.tokenizer, [(text, "") for text in TEXTS[:2]])
+        inputs, ends = padded(rows), {row.ids[-1] for row in rows} & model.tokenizer.special.keys()
+
+        def logits(ids: Tensor, mask: Tensor, *types: Tensor) -> Tensor:
+            if ends:  # transformers.js cuts it off a text that is too long
+                ids = ids.masked_fill((torch.arange(ids.shape[1]) == limit - 1) & mask.bool(), min(ends))
+            return logits_of(model.module, dict(zip(inputs, (ids, mask, *types), strict=True)))
+
+        return Graph(model.module, logits, inputs, {0: "batch", 1: "sequence"}, "bert")
 
     def batch_of(self, rows: Sequence[Tokens]) -> Batch:
         inputs = padded(rows)
@@ -286,7 +302,7 @@ class TextClassification(WithHead):
 
     def predict(self, module: nn.Module, batch: Batch) -> Tensor:
         """Logits (B, C) of the classes, or numbers (B,), in float32 or more."""
-        return outputs_in(self.learned(logits_of(module, batch), batch.loss_mask), self.targets)
+        return outputs_in(self.learned(logits_of(module, batch.inputs), batch.loss_mask), self.targets)
 
     def as_read_elsewhere(self, module: nn.Module, dtype: torch.dtype) -> TextClassification:
         """A head that reads a pooled vector gets a block that computes it, and the model's own code reads that."""

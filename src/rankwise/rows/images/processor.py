@@ -55,6 +55,50 @@ def normalised(pixels: Tensor, processing: ImageProcessing, dtype: torch.dtype) 
     return scaled.permute(0, 3, 1, 2).contiguous().to(dtype)
 
 
+REACH = {"nearest": 0.0, "bilinear": 1.0, "bicubic": 2.0}
+"""Pixels on either side that a pixel of an enlarged image is computed from."""
+
+
+def cropped(images: Tensor, processing: ImageProcessing) -> Tensor:
+    """Images (B, 3, H, W) of any size to (B, 3, S, S): the values of `pixels_of`, by products of matrices, so that a
+    graph of operations can hold it. Like torchvision, it rounds after each of the two."""
+    old = [torch.arange(side, dtype=torch.float64) for side in images.shape[2:]]
+    long, edge = [pixels[-1:] + 1 for pixels in old], processing.resize
+    if isinstance(edge, int):
+        new = [torch.floor(edge * side / torch.minimum(*long)) for side in long]
+    else:
+        new = [torch.full_like(long[0], side) for side in edge]
+    down, across = (_weights(*one, processing) for one in zip(old, new, strict=True))
+    narrow = torch.floor(images.double() @ across.T + 0.5).clamp(0, 255)
+    return torch.floor(down @ narrow + 0.5).clamp(0, 255)
+
+
+def _weights(pixels: Tensor, new: Tensor, processing: ImageProcessing) -> Tensor:
+    """(S, H): what each of H pixels counts in each of the S pixels that are cut from the middle of `new` ones. Like
+    torchvision's, they are whole numbers of 16 bits over a power of two, which the largest decides; that may lie at the
+    border."""
+    size, reach = processing.size, REACH[processing.interpolation]
+    cut = torch.arange(size, dtype=torch.float64) + torch.floor((new - size) / 2)
+    long, places = pixels[-1:] + 1, torch.cat([cut, torch.zeros_like(new), new - 1])[:, None]
+    scale = long / new
+    if not reach:
+        return (pixels == torch.floor(places[:size].float() * scale.float())).double()
+    wide, centre = scale.clamp(min=1), scale * (places + 0.5)
+    first, after = (torch.floor(centre + side * wide + 0.5) for side in (-reach, reach))
+    inside = (pixels >= first) & (pixels < torch.minimum(after, long))
+    weights = torch.where(inside, _kernel((pixels - centre + 0.5).abs() / wide, reach), 0.0)
+    weights = weights / weights.sum(1, keepdim=True)
+    powers = 2.0 ** torch.arange(1, 23, dtype=torch.float64)
+    unit = 2.0 ** (torch.floor(weights.max() * powers + 0.5) < 2**15).sum().double()
+    return torch.sign(weights[:size]) * torch.floor(weights[:size].abs() * unit + 0.5) / unit
+
+
+def _kernel(x: Tensor, reach: float) -> Tensor:
+    """A triangle, or Keys' cubic kernel with a = -0.5."""
+    near, far = (1.5 * x - 2.5) * x * x + 1, -0.5 * (((x - 5) * x + 8) * x - 4)
+    return (1 - x).clamp(min=0) if reach == 1 else torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+
+
 SMALLEST_AREA = 0.5
 Augment = Callable[[Tokens, int], Tokens]
 """A row, and its position in the training, to the row as it is seen there."""
