@@ -55,45 +55,47 @@ def normalised(pixels: Tensor, processing: ImageProcessing, dtype: torch.dtype) 
     return scaled.permute(0, 3, 1, 2).contiguous().to(dtype)
 
 
-REACH = {"nearest": 0.0, "bilinear": 1.0, "bicubic": 2.0}
+REACH = {"nearest": 0, "bilinear": 1, "bicubic": 2}
 """Pixels on either side that a pixel of an enlarged image is computed from."""
 
 
 def cropped(images: Tensor, processing: ImageProcessing) -> Tensor:
-    """Images (B, 3, H, W) of any size to (B, 3, S, S): the values of `pixels_of`, by products of matrices, so that a
-    graph of operations can hold it. Like torchvision, it rounds after each of the two."""
-    old = [torch.arange(side, dtype=torch.float64) for side in images.shape[2:]]
-    long, edge = [pixels[-1:] + 1 for pixels in old], processing.resize
+    """Images (B, 3, H, W) of any size to (B, 3, S, S): the values of `pixels_of`, but for one in a thousand that rounding
+    moves by one, by products of matrices, so that a graph of operations in float32 can hold it."""
+    long, edge = [torch.arange(side).float()[-1:] + 1 for side in images.shape[2:]], processing.resize
     if isinstance(edge, int):
         new = [torch.floor(edge * side / torch.minimum(*long)) for side in long]
     else:
         new = [torch.full_like(long[0], side) for side in edge]
-    down, across = (_weights(*one, processing) for one in zip(old, new, strict=True))
-    narrow = torch.floor(images.double() @ across.T + 0.5).clamp(0, 255)
-    return torch.floor(down @ narrow + 0.5).clamp(0, 255)
+    narrow = _along(images, *_weights(images.shape[3], long[1], new[1], processing))
+    return _along(narrow.transpose(2, 3), *_weights(images.shape[2], long[0], new[0], processing)).transpose(2, 3)
 
 
-def _weights(pixels: Tensor, new: Tensor, processing: ImageProcessing) -> Tensor:
-    """(S, H): what each of H pixels counts in each of the S pixels that are cut from the middle of `new` ones. Like
-    torchvision's, they are whole numbers of 16 bits over a power of two, which the largest decides; that may lie at the
-    border."""
-    size, reach = processing.size, REACH[processing.interpolation]
-    cut = torch.arange(size, dtype=torch.float64) + torch.floor((new - size) / 2)
-    long, places = pixels[-1:] + 1, torch.cat([cut, torch.zeros_like(new), new - 1])[:, None]
-    scale = long / new
+def _along(images: Tensor, weights: Tensor, unit: Tensor) -> Tensor:
+    """The last axis, rounded. Whole numbers of 16 bits are summed in two halves, which float32 holds exactly."""
+    high = torch.floor(weights / 256)
+    low = torch.floor((images @ (weights - 256 * high).T + unit / 2) / 256)
+    return torch.floor((images @ high.T + low) / (unit / 256)).clamp(0, 255)
+
+
+def _weights(count: int, long: Tensor, new: Tensor, processing: ImageProcessing) -> tuple[Tensor, Tensor]:
+    """(S, H): what each of H pixels counts in each of the S pixels that are cut from the middle of `new` ones, in units
+    of which the second number makes 1. As torchvision's, it is a power of two that the largest weight decides, which
+    may lie at the border."""
+    size, reach, pixels = processing.size, REACH[processing.interpolation], torch.arange(count).float()
+    cut = torch.arange(size).float() + torch.floor((new - size) / 2)
+    places = torch.cat([cut, torch.zeros_like(new), new - 1])[:, None]
     if not reach:
-        return (pixels == torch.floor(places[:size].float() * scale.float())).double()
-    wide, centre = scale.clamp(min=1), scale * (places + 0.5)
-    first, after = (torch.floor(centre + side * wide + 0.5) for side in (-reach, reach))
-    inside = (pixels >= first) & (pixels < torch.minimum(after, long))
-    weights = torch.where(inside, _kernel((pixels - centre + 0.5).abs() / wide, reach), 0.0)
+        return 256 * (pixels == torch.floor(places[:size] * (long / new))).float(), torch.full_like(new, 256)
+    distance = ((2 * pixels + 1) * new - (2 * places + 1) * long).abs() / (2 * torch.maximum(long, new))
+    weights = _kernel(distance, reach)
     weights = weights / weights.sum(1, keepdim=True)
-    powers = 2.0 ** torch.arange(1, 23, dtype=torch.float64)
-    unit = 2.0 ** (torch.floor(weights.max() * powers + 0.5) < 2**15).sum().double()
-    return torch.sign(weights[:size]) * torch.floor(weights[:size].abs() * unit + 0.5) / unit
+    powers = 2.0 ** torch.arange(1, 23).float()
+    unit = 2.0 ** (torch.floor(weights.max() * powers + 0.5) < 2**15).sum().float()
+    return torch.sign(weights[:size]) * torch.floor(weights[:size].abs() * unit + 0.5), unit
 
 
-def _kernel(x: Tensor, reach: float) -> Tensor:
+def _kernel(x: Tensor, reach: int) -> Tensor:
     """A triangle, or Keys' cubic kernel with a = -0.5."""
     near, far = (1.5 * x - 2.5) * x * x + 1, -0.5 * (((x - 5) * x + 8) * x - 4)
     return (1 - x).clamp(min=0) if reach == 1 else torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
