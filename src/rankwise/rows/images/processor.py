@@ -60,8 +60,8 @@ REACH = {"nearest": 0, "bilinear": 1, "bicubic": 2}
 
 
 def cropped(images: Tensor, processing: ImageProcessing) -> Tensor:
-    """Images (B, 3, H, W) of any size to (B, 3, S, S): the values of `pixels_of`, but for one in a thousand that rounding
-    moves by one, by products of matrices, so that a graph of operations in float32 can hold it."""
+    """Images (B, 3, H, W) of any size to (B, 3, S, S): the values of `pixels_of`, but for one in a thousand that
+    rounding moves by one, by products of matrices, so that a graph of operations in float32 can hold it."""
     long, edge = [torch.arange(side).float()[-1:] + 1 for side in images.shape[2:]], processing.resize
     if isinstance(edge, int):
         new = [torch.floor(edge * side / torch.minimum(*long)) for side in long]
