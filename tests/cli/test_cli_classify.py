@@ -46,6 +46,16 @@ def test_it_says_what_is_in_the_rows_and_how_both_did_and_keeps_the_better(first
     assert all(one["low"] <= one["value"] <= one["high"] for one in scores.values())
 
 
+def test_a_file_may_have_any_name_and_wrong_names_are_one_sentence(first, tmp_path):
+    table = tmp_path / "Kunden Anfragen ü.csv"
+    table.write_bytes(Path("rows.csv").read_bytes())
+    done = command.rankwise("classify", str(table), *GO[2:], "--json")
+    assert done.exit_code == 0 and Path(json.loads(done.stdout)["run"]).name.startswith("Kunden-Anfragen-"), done.output
+    for wrong in (["--run", "a b"], ["--text", "kind"]):
+        refused = command.rankwise(*GO, *wrong)
+        assert refused.exit_code == 2 and refused.stderr.count("\n") == 1, refused.output
+
+
 def test_both_are_runs_over_the_same_held_out_rows_which_chose_nothing(first):
     kept, records = Path(first["run"]), []
     for folder in Path("runs").glob("rows-[pa]*"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from copy import deepcopy
 from pathlib import Path
@@ -203,6 +204,20 @@ def test_what_is_loaded_predicts_the_same_to_the_bit_without_pickle(kind, featur
     assert {file.suffix for file in (tmp_path / "saved").iterdir()} == {".json", ".safetensors"}
     with pytest.raises(RankwiseError, match="cannot load it"):
         ImageClassifier.load(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"parameters": None}, {"parameters": {"method": "x"}}, {"learned": {"classes_": ["<U5", []]}}, {"learned": 3},
+     {"learned": {"classes_": ["nope", ["a"]]}}, {"fitted": {"columns": "words", "more": 1}},
+     {"learned": {"classes_": ["<U1", ["a", "b", "c"]]}}],
+)  # fmt: skip
+def test_a_damaged_folder_is_one_sentence(damage, tmp_path):
+    TextClassifier("bert", features="words").fit(TEXTS, LABELS).save(tmp_path / "saved")
+    file = tmp_path / "saved" / "estimator.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | damage))
+    with pytest.raises(RankwiseError, match="damaged"):
+        TextClassifier.load(tmp_path / "saved")
 
 
 def test_a_base_with_other_weights_is_refused(tmp_path):

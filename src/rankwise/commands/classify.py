@@ -18,7 +18,7 @@ from rankwise.commands.advise import advise
 from rankwise.commands.compare import compare
 from rankwise.commands.evaluate import evaluate
 from rankwise.commands.train import Trained, train
-from rankwise.config.experiment import Experiment
+from rankwise.config.experiment import Experiment, named_after
 from rankwise.runs.advice import Advice
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.measured import Difference, Measurement
@@ -63,12 +63,13 @@ def classify(
 ) -> Classified:  # fmt: skip
     """`text` and `label` name columns of the file. The runs are `run`-probe and `run`-adapter, by default of a free
     name after the file."""
-    stems = (f"{Path(data).stem}{'' if number == 1 else f'-{number}'}" for number in count(1))
+    file = named_after(Path(data).stem, "table")
+    stems = (f"{file}{'' if number == 1 else f'-{number}'}" for number in count(1))
     stem = run or next(one for one in stems if not (Path("runs") / f"{one}-probe").exists())
 
     def experiment(way: str, method: str, training: dict[str, Any]) -> Experiment:
         columns = {"text": text, "label": label}
-        return Experiment.model_validate({
+        return Experiment(**{
             "model": model, "data": {"path": data, "held_out": SHARE_HELD_OUT, "columns": columns},
             "run": f"{stem}-{way}", "classification": {"targets": "classes"}, "objective": "sequence-classification",
             "adapter": {"method": method}, "training": {"seed": seed, **training},

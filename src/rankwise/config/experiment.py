@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -19,6 +20,15 @@ from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
 
 RUN_NAME = NAME
+LONGEST_STEM = 40
+
+
+def named_after(text: str, otherwise: str) -> str:
+    """What a run may be called after a file or folder, whose name may have spaces and letters of all scripts."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:LONGEST_STEM].strip("._-")
+    return name if re.fullmatch(RUN_NAME, name) else otherwise
+
+
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 TRACKERS: tuple[TrackerName, ...] = get_args(TrackerName)
 WITH_PROJECTS = ("wandb", "mlflow", "trackio")

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from sklearn.base import (
     BaseEstimator,
     ClassifierMixin,
@@ -28,7 +29,7 @@ from sklearn.utils.validation import (
 
 from rankwise import __version__
 from rankwise.config.base import shown
-from rankwise.errors import ConfigError, DataError, ModelError
+from rankwise.errors import ConfigError, DataError, ModelError, RankwiseError
 from rankwise.runs.advice import Advice
 from rankwise.sklearn.probe import CLASSES, COLUMNS, NUMBERS, LinearKind, LinearProbe
 from rankwise.sklearn.tuned import LOG, Tuned, advise
@@ -136,13 +137,18 @@ class _Estimator(_Reading):
         record = read_json(Path(folder) / FILE)
         if (record.get("estimator"), record.get("format")) != (cls.__name__, FORMAT):
             raise ModelError(f"{folder} holds {shown(record.get('estimator'))}, and {cls.__name__} cannot load it.")
-        estimator = cls(**record["parameters"])
-        for name in record["learned"].keys() & set(LEARNED):
-            kind, values = record["learned"][name]
-            found = np.array(values, dtype=kind)
-            setattr(estimator, name, found if found.ndim else found.item())
-        estimator.fitted_ = METHODS[estimator.method].opened(Path(folder), record["fitted"], estimator)
-        estimator.advice_ = estimator.fitted_.advice
+        try:
+            estimator = cls(**record["parameters"])
+            for name in record["learned"].keys() & set(LEARNED):
+                kind, values = record["learned"][name]
+                found = np.array(values, dtype=kind)
+                setattr(estimator, name, found if found.ndim else found.item())
+            estimator.fitted_ = METHODS[estimator.method].opened(Path(folder), record["fitted"], estimator)
+            estimator.advice_ = estimator.fitted_.advice
+        except RankwiseError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, OSError, SafetensorError, TypeError, ValueError) as error:
+            raise ModelError(f"{folder} is damaged, or was written by another version: {error}") from None
         return estimator
 
 

@@ -170,4 +170,8 @@ class LinearProbe:
         linear = estimator.kind.linear(1.0)
         linear.coef_, linear.intercept_ = arrays["coef_"], arrays["intercept_"]
         linear.classes_ = np.arange(max(2, linear.intercept_.size))
+        if estimator.names is not None and len(estimator.names) != len(linear.classes_):
+            raise ModelError(
+                f"{folder} is damaged: it has {len(estimator.names)} names of {len(linear.classes_)} classes."
+            )
         return cls.over(estimator, words=words, linear=linear, **record)

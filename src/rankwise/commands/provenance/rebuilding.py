@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from rankwise.base.sources import find
 from rankwise.commands.provenance.recorded import SAME_ROWS, Recorded
 from rankwise.commands.train import train
-from rankwise.config.experiment import Experiment
+from rankwise.config.experiment import Experiment, named_after
 from rankwise.errors import ResultError
 from rankwise.methods.artifact import recorded_training
 from rankwise.runs.integrity import COPY, check_result
@@ -54,7 +54,7 @@ def rebuild(
     rate = facts.learning_rate if training["learning_rate"] == "tune" else training["learning_rate"]
     settings["training"] = training | {"backend": facts.backend, "learning_rate": rate}
     settings["model"] |= recorded.base_named(base_model)
-    run = run or f"{Path(name).resolve().name}-rebuilt"
+    run = run or f"{named_after(Path(name).resolve().name, 'result')}-rebuilt"
     experiment = Experiment(**settings | {"run": run})
     rows = [line for line in recorded.row_changes(experiment.data) if not line.endswith(SAME_ROWS)]
     if changes := [*recorded.base_change(find(experiment.base, callback)), *rows]:
