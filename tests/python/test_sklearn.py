@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
 
@@ -241,6 +242,15 @@ def test_a_trained_adapter_is_an_estimator_too(tmp_path):
     fitted.save(tmp_path / "saved")
     for other in (TextClassifier.load(tmp_path / "saved"), deepcopy(fitted)):
         assert np.array_equal(other.predict_proba(TEXTS), fitted.predict_proba(TEXTS))
+
+
+def test_threads_train_one_after_the_other_and_leave_the_working_folder():
+    before = Path.cwd()
+    tuned = [TextClassifier("bert", method="lora", settings={"steps": 1}) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        fits = [pool.submit(one.fit, TEXTS, LABELS) for one in tuned]
+    first, second = (fit.result().predict_proba(TEXTS[:3]) for fit in fits)
+    assert np.array_equal(first, second) and Path.cwd() == before
 
 
 def test_a_regressor_trains_an_adapter_for_numbers():

@@ -10,6 +10,7 @@ from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from threading import RLock
 from typing import Any, Self
 
 import numpy as np
@@ -26,6 +27,8 @@ from rankwise.training.advising import AdviceSide, LabelAdvising, Untrained
 
 LOG = logging.getLogger("rankwise.sklearn")
 FOLDER, RUN = "adapter", "estimator"
+THERE = RLock()
+"""All threads have one working folder, so they train one after the other."""
 
 
 def log(event: Any) -> None:
@@ -37,7 +40,7 @@ def log(event: Any) -> None:
 @contextmanager
 def workplace(folder: str | None) -> Iterator[None]:
     """The folder in which runs/ lies, or one that is gone afterwards."""
-    with nullcontext(folder) if folder else tempfile.TemporaryDirectory() as place:
+    with THERE, nullcontext(folder) if folder else tempfile.TemporaryDirectory() as place:
         Path(place).mkdir(parents=True, exist_ok=True)
         with chdir(place):
             yield
@@ -70,10 +73,11 @@ class Tuned:
 
     @classmethod
     def fit(cls, estimator: Any, items: Sequence[Any], targets: Any) -> Self:
-        settings = settings_of(estimator, items, targets)
-        with workplace(estimator.folder):
-            run = train(run=RUN, restart=True, callback=log, **settings)
-            return cls.of_files(run.tuned.artifact.result, estimator)
+        with THERE:
+            settings = settings_of(estimator, items, targets)
+            with workplace(estimator.folder):
+                run = train(run=RUN, restart=True, callback=log, **settings)
+                return cls.of_files(run.tuned.artifact.result, estimator)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "reader"}
