@@ -229,7 +229,8 @@ rankwise export tickets --to tickets-model --format merged --json
     "Take fields out of texts as JSON (extra `schema`). `{fields}` is text that is JSON, or an object in JSON lines.\n"
     "`--schema infer` holds every answer to the fields of the training rows. Calls of tools are learned from JSON\n"
     "lines with `messages` and `tools` as OpenAI writes them ([rows](docs/data.md)), without `--prompt` and\n"
-    "`--completion`, over a model whose template writes tools, such as `qwen-0.5b`, and scored by `--score tool_call`.": """\
+    "`--completion`, over a model whose template writes tools, such as `qwen-0.5b`, and scored by\n"
+    "`--score tool_call`.": """\
 rankwise data sample orders --out orders.csv
 rankwise data sample new-orders --out new-orders.csv
 rankwise data check orders.csv --model smollm2-135m --json \\

@@ -148,6 +148,12 @@ def test_the_tool_of_the_format_accepts_ours_and_ours_its(home):
     signer = model_signing.signing.Config().use_elliptic_key_signer(private_key=home / "other")
     signer.set_hashing_config(ignored).sign(home / "out", home / "out" / "model.sig")
     assert printed("verify", "out", "--key", "other.pub")["status"] == "verified"
+    assert "leaves out" not in str(printed("verify", "out")["not_compared"])
+    ignored.set_ignored_paths(paths=["model.sig", "later"])
+    (home / "out" / "later").mkdir()
+    signer.set_hashing_config(ignored).sign(home / "out", home / "out" / "model.sig")
+    (home / "out" / "later" / "more.json").write_text("{}")
+    assert "later, which the signature leaves out" in printed("verify", "out", "--key", "other.pub")["not_compared"]
 
 
 def test_a_run_is_signed_where_its_result_lies_and_stays_whole(home):

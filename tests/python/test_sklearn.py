@@ -160,6 +160,8 @@ SPARSE = pytest.importorskip("scipy.sparse").csr_matrix(np.eye(3))
     [
         ("one text", "X is 'one text', a str"),
         (SPARSE, "sparse"),
+        ({"a film", "a play"}, "a set"),
+        ({"text": "a film"}, "a dict"),
         ([], "no items"),
         (["a film", None, float("nan"), 3], "item 1 of X is null"),
         (np.zeros((3, 2)), "one column is read"),
@@ -174,10 +176,20 @@ def test_what_is_no_column_of_texts_is_refused_in_a_sentence(fitted, given, said
 def test_wrong_parameters_and_labels_are_refused_all_at_once():
     with pytest.raises(RankwiseError, match=r"method is 'qlora'; it may be probe or lora\.\nfeatures is 'all'"):
         TextClassifier("bert", method="qlora", features="all").fit(TEXTS, LABELS)
+    for length in (2, "all", None):
+        with pytest.raises(RankwiseError, match=r"max_length is .*; it must be a whole number, at least 3"):
+            TextClassifier("bert", max_length=length).fit(TEXTS, LABELS)
     with pytest.raises(RankwiseError, match="y has one class"):
         TextClassifier("bert").fit(TEXTS, ["a"] * len(TEXTS))
     with pytest.raises(NotFittedError):
         TextClassifier("bert").predict(TEXTS)
+
+
+def test_texts_without_words_and_parameters_of_numpy_are_learned_and_saved(tmp_path):
+    fitted = TextClassifier("bert", max_length=np.int64(32)).fit(["?", "!!", "?", "!!"] * 3, ["a", "b", "a", "b"] * 3)
+    fitted.save(tmp_path / "saved")
+    loaded = TextClassifier.load(tmp_path / "saved")
+    assert loaded.max_length == 32 and loaded.score(["?", "!!"], ["a", "b"]) == fitted.score(["?", "!!"], ["a", "b"])
 
 
 def test_it_works_in_a_pipeline_a_search_and_a_cross_validation():

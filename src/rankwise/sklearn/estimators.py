@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -39,6 +40,8 @@ from rankwise.system.foreign_json import read_json
 
 METHODS: dict[str, type[LinearProbe | Tuned]] = {"probe": LinearProbe, "lora": Tuned}
 FILE, FORMAT = "estimator.json", 1
+SHORTEST = 3
+"""Tokens of a text: its begin, its end, and one between them."""
 LEARNED = ("classes_", "n_features_in_", "feature_names_in_")
 
 
@@ -54,6 +57,9 @@ class _Reading(BaseEstimator):
 
     def _items(self, X: Any, *, reset: bool) -> list[Any]:
         """The items of X. It counts as one feature; a table's column keeps its name."""
+        length = self.get_params().get("max_length", SHORTEST)
+        if not isinstance(length, Integral) or length < SHORTEST:
+            raise ConfigError([f"max_length is {shown(length)}; it must be a whole number, at least {SHORTEST}."])
         items = listed(X)
         column: Any = X if hasattr(X, "columns") else np.empty((len(items), 1), dtype=object)
         validate_data(self, column, skip_check_array=True, reset=reset)
@@ -125,7 +131,8 @@ class _Estimator(_Reading):
         with published(Path(folder)) as temporary:
             write_json(temporary / FILE, {
                 "format": FORMAT, "rankwise": __version__, "estimator": type(self).__name__,
-                "parameters": self.get_params(),
+                "parameters": {name: value.item() if isinstance(value, np.generic) else value
+                               for name, value in self.get_params().items()},
                 "learned": {name: [getattr(one, "dtype", np.dtype(int)).str, np.asarray(one).tolist()]
                             for name, one in learned.items()},
                 "fitted": self.fitted_.write(temporary),

@@ -12,6 +12,7 @@ C are those with the least loss on rows that were left out.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,8 @@ from rankwise.training.advising import LEAST_PROBABILITY, margin_of
 from rankwise.training.validation_classes import word_features
 
 FOLDS, MOST_COMPARED, FILE = 5, 2000, "probe.safetensors"
+WORD = re.compile(r"\w\w")
+"""What the shortest word has."""
 COLUMNS = {"both": "vectors and words", "words": "words", "vectors": "vectors"}
 
 
@@ -108,7 +111,7 @@ class LinearProbe:
     @classmethod
     def fit(cls, estimator: Any, items: Sequence[Any], targets: Any) -> Self:
         wanted, kind, probe = estimator.features, estimator.kind, cls.over(estimator)
-        if wanted != "vectors" and estimator.reads.column == "text" and any(map(str.strip, items)):
+        if wanted != "vectors" and estimator.reads.column == "text" and any(map(WORD.search, items)):
             probe.words = [one.fit(items) for one in word_features()]
         names = ["vectors"] if not probe.words else [*COLUMNS] if wanted == "auto" else [wanted]
         inputs = {name: probe.inputs(items, name) for name in names}

@@ -11,7 +11,7 @@ each item once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -47,12 +47,13 @@ from rankwise.runs.records import silent
 from rankwise.runs.row_facts import TargetFacts
 
 MOST_KNOWN = 50_000
+NO_COLUMN = (str, bytes, Path, Mapping, Set)
 
 
 def listed(X: Any) -> list[Any]:
     """The items of a list, of an array (N,) or (N, 1), of a Series, or of a table with one column."""
     values = X.to_numpy() if hasattr(X, "columns") and hasattr(X, "to_numpy") else X
-    if isinstance(values, str | bytes | Path) or hasattr(values, "tocsr") or not hasattr(values, "__len__"):
+    if isinstance(values, NO_COLUMN) or hasattr(values, "tocsr") or not hasattr(values, "__len__"):
         raise DataError(f"X is {shown(values)}, a {type(values).__name__}. Give a list, an array or a Series of items.")
     shape = getattr(values, "shape", (len(values),))
     if len(shape) == 2 and shape[1] != 1:

@@ -36,6 +36,8 @@ from rankwise.system.files import write_atomic
 PASSWORD = "RANKWISE_KEY_PASSWORD"
 """The environment variable with the password of an encrypted key."""
 WEIGHTS = (".safetensors", ".gguf", ".onnx", ".npz", ".bin")
+LEFT_OUT = (SIGNATURE, ".git", ".github", ".gitattributes", ".gitignore")
+"""What every signature of the format leaves out."""
 LARGEST = 100_000_000
 """Bytes of a signature."""
 KEYS = "A key on an elliptic curve in PEM is expected (docs/signing.md), and its password where it is encrypted."
@@ -130,12 +132,13 @@ def verify(
             f"weights that it names ({some(sorted(weights), 3)}) are not these. Ask for the signature of this folder."
         )
     elsewhere, not_compared = list[str](), list[str]()
+    hidden = [f"{one}, which the signature leaves out" for one in left_out if one not in LEFT_OUT]
     if {TRAINING, DATA_REPORT} <= recorded.keys() - differing:
         elsewhere, not_compared = _elsewhere(Recorded.of(name), data, base_model, callback)
     status = "unchanged, signer unknown" if key is None else "verified"
     if changed or missing or added or elsewhere:
         status = "changed"
-    found = map(tuple, (changed, missing, added, elsewhere, not_compared))
+    found = map(tuple, (changed, missing, added, elsewhere, [*hidden, *not_compared]))
     return Verified(folder, status, len(recorded), *found)
 
 
