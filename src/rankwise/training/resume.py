@@ -166,7 +166,7 @@ def changed_since(manifest: Manifest) -> str | None:
 
 
 def differences(*both: tuple[dict[str, str], dict[str, Any]]) -> list[str]:
-    """What is another between versions and machine of then and of now, in a phrase each."""
+    """The differences between versions and machine of then and of now, in a phrase each."""
     then, now = ((versions, {"processes": 1} | machine) for versions, machine in both)
     return [
         f"{key} was {old.get(key)} and is now {new.get(key)}"

@@ -36,7 +36,7 @@ class Rebuilt:
     differing: tuple[str, ...]
     """Files of weights that are not the same bytes."""
     machine: tuple[str, ...]
-    """What is another here than where it was trained."""
+    """What differs between here and where it was trained."""
     distance: tuple[float, float] | None
     """The largest difference, and the share of all; None where the bytes are the same, or the folder holds the weights
     in another form than training wrote them."""

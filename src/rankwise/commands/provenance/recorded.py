@@ -1,4 +1,4 @@
-"""What a result says it was trained by, and what is another now: the base, or a row of the data.
+"""What a result says it was trained by, and what differs now: the base, or a row of the data.
 
 A row is known by its hash, and the n-th of several equal rows by n; where rows of then and of now stand in the same
 place between rows that are the same, they were changed. Of a run of this folder all settings are taken. Any other
@@ -93,13 +93,13 @@ class Recorded:
         return {} if base_model is None else {"name": base_model, "revision": None}
 
     def base_change(self, source: Source) -> list[str]:
-        """A sentence where the base is another."""
+        """A sentence where the base differs."""
         then, now = self.facts.base_model, f"the base model {source.name} from {source.where}"
         changed = source.fingerprint != then.fingerprint
         return [then.refusal(str(self.folder), now, *source.fingerprints)] if changed else []
 
     def row_changes(self, config: DataConfig) -> list[str]:
-        """A phrase for each row that is another in these files."""
+        """A phrase for each row that differs in these files."""
         readings = [open_source(config, one) for one in filter(None, (*config.all_sources, config.measured_source))]
         parts, then = [part for reading in readings for part in reading.parts], self.data_report.files
         if len(parts) != len(then):

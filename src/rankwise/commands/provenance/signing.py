@@ -1,7 +1,7 @@
 """Signatures of folders in the format of OpenSSF model signing, with a key on an elliptic curve, without the network.
 
 `model.sig` lies in the folder and has the SHA-256 of each file beside it. The library model-signing makes it, and
-proves whose it is; what is another in the folder is found by the code of `rankwise runs verify` (runs/integrity.py).
+proves whose it is; what differs in the folder is found by the code of `rankwise runs verify` (runs/integrity.py).
 Without a key nobody knows who signed: whoever can write to a folder can also sign it anew.
 """
 
@@ -59,7 +59,7 @@ class Verified:
     missing: tuple[str, ...]
     added: tuple[str, ...]
     elsewhere: tuple[str, ...]
-    """What is another in the base and in the rows."""
+    """What differs in the base and in the rows."""
     not_compared: tuple[str, ...]
 
 
@@ -145,7 +145,7 @@ def verify(
 def _elsewhere(
     recorded: Recorded, data: Sequence[str], base_model: str | None, callback: Callback
 ) -> tuple[list[str], list[str]]:
-    """What is another in the base and in the rows, and what there is nothing to compare with."""
+    """What differs in the base and in the rows, and what there is nothing to compare with."""
     own = recorded.facts.base_model.name if recorded.run is None else recorded.run.experiment.base.name
     of_folder = recorded.run is None and os.path.exists(own)  # noqa: PTH110  somebody's folder names none of ours
     if base_model is None and not of_folder and is_here(ModelConfig(name=own)):
