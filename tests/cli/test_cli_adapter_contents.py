@@ -31,7 +31,7 @@ HOSTILE = "x](javascript:1) <script>alert(1)</script> | `# a: {b} *c* _d_ www.ev
 
 
 def train(model, run, *words):
-    given = ("--data", "private/rows.jsonl", "--steps", 6, "--batch-size", 2, "--held-out", 2, "--rank", 3)
+    given = ("--data", "secret/rows.jsonl", "--steps", 6, "--batch-size", 2, "--held-out", 2, "--rank", 3)
     result = done("train", "--model", model, "--run", run, *given, "--learning-rate", 0.01, *words)
     return result
 
@@ -45,9 +45,9 @@ def home(tmp_path_factory, tiny_folder):
         (folder / "models" / "tiny" / "special_tokens_map.json").write_text('{"eos_token": "<|im_end|>"}')
         (folder / "models" / "tiny" / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Tiny\n")
         rows = [{"prompt": f"What is land {n}?", "completion": f"It is town {n}."} for n in range(8)]
-        (folder / "private").mkdir()
-        (folder / "private" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (folder / "private" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
+        (folder / "secret").mkdir()
+        (folder / "secret" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "secret" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
         train("models/tiny", "mine")
         for format in ("peft", "portable"):
             done("export", "mine", "--to", f"out-{format}", "--format", format, "--strength", 0.5)
@@ -102,7 +102,7 @@ def test_a_card_says_how_an_adapter_came_to_be(home, name):
         assert told in text, told
     assert ("strength 0.5" in text) == (name != "runs/mine/adapter")
     whole = (home / name / "README.md").read_text()
-    assert "private" not in whole and str(home) not in whole and str(Path.home()) not in whole
+    assert "secret" not in whole and str(home) not in whole and str(Path.home()) not in whole
 
 
 def test_the_same_run_has_the_same_card(home, tmp_path, monkeypatch):

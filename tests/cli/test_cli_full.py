@@ -109,8 +109,8 @@ def test_a_finished_run_is_these_files_and_no_leftovers(home):
     assert {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} == {
         ".lock", "config.json", "data_report.json", "manifest.json", "metrics.jsonl", "model/config.json",
         "model/model.safetensors", "model/generation_config.json", "model/tokenizer.json",
-        "model/tokenizer_config.json", "model/chat_template.jinja", "model/data_report.json", "report.html",
-        "report.json",
+        "model/tokenizer_config.json", "model/chat_template.jinja", "model/data_report.json", "model/training.json",
+        "report.html", "report.json",
     }  # fmt: skip
     assert (run / "model" / "data_report.json").read_bytes() == (run / "data_report.json").read_bytes()
 
