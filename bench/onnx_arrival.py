@@ -18,12 +18,15 @@ import argparse
 import csv
 import json
 import os
+import platform
 import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from rankwise.commands.export import export
 from rankwise.commands.train import train
@@ -153,7 +156,7 @@ def faults(how: Verifying) -> dict[str, Any]:
         exported("dinov2", how)
         found["mean and deviation swapped"] = {"every engine": {"status": "right", "why": None}}
     except ExportError as error:
-        found["mean and deviation swapped"] = {"every engine": {"status": "wrong", "why": str(error)}}
+        found["mean and deviation swapped"] = {"every engine": {"status": "wrong", "why": " ".join(str(error).split())}}
     finally:
         ImageClassification.graph = graph
     return found
@@ -186,13 +189,13 @@ def main() -> None:
     planted = faults(how)
     lines += ["", "| fault | engine | verdict | why |", "|---|---|---|---|"]
     for fault, engines in planted.items():
-        lines += [f"| {fault} | {name} | {one['status']} | {one['why']} |" for name, one in engines.items()]
-    text = "# Classifiers in onnxruntime and in transformers.js\n\n`python bench/onnx_arrival.py`\n\n" + "\n".join(
-        lines
-    )
+        lines += [f"| {fault} | {name} | {one['status']} | {one['why'] or ''} |" for name, one in engines.items()]
+    machine = f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}"
+    title = f"# Classifiers in onnxruntime and in transformers.js\n\n`python bench/onnx_arrival.py` on {machine}.\n\n"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps({"models": results, "faults": planted}, indent=1) + "\n")
-    out.with_suffix(".md").write_text(text.replace("\n  ", " ") + "\n")
+    facts = {"machine": machine, "models": results, "faults": planted}
+    out.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    out.with_suffix(".md").write_text(title + "\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def test_only_formats_that_fit_are_offered(client, home):
     words = ("--model", base, "--data", data, "--run", "classes", "--steps", "1", "--rank", "2")
     assert rankwise("train", *map(str, words)).exit_code == 0
     page = client.get("/export?run=classes").text
-    assert re.findall(r'name="format" value="(\S+)"', page) == ["peft", "portable", "merged"]
+    assert re.findall(r'name="format" value="(\S+)"', page) == ["peft", "portable", "merged", "onnx"]
     assert "mlx-lm runs models that write text. Use “Format” peft or merged." in page and "--" not in page
 
 
