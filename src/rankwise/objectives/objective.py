@@ -52,8 +52,8 @@ from rankwise.runs.row_facts import ANSWERS, Learned, Pooling, TargetFacts
 
 TOKENS_AT_ONCE = 4096
 WRITES_TEXT = {
-    "onnx": "--format onnx is for classifiers, and {model} writes text. Export it as peft, merged, gguf or ollama; of a "
-    "merged folder, onnxruntime-genai makes ONNX (docs/export.md)."
+    "onnx": "--format onnx is for classifiers, and {model} writes text. Export it as peft, merged, gguf or ollama; of "
+    "a merged folder, onnxruntime-genai makes ONNX (docs/export.md)."
 }
 Entry = TypeVar("Entry")
 AsWritten = Callable[[Sequence[Tokens]], Mapping[str, Example]]
