@@ -145,4 +145,4 @@ def test_dtype_is_for_merged_models(tmp_path):
     base = model_in(tmp_path / "base", "llama")
     adapter = adapter_in(tmp_path / "adapter", base, ["q_proj"])
     result = rankwise("export", adapter, "--to", tmp_path / "a.gguf", "--format", "gguf-lora", "--dtype", "float16")
-    assert result.exit_code == 2 and "gguf-lora writes an adapter in float32" in result.stderr
+    assert result.exit_code == 2 and "gguf-lora is written in float32" in result.stderr

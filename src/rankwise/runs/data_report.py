@@ -29,7 +29,7 @@ from rankwise.runs.row_facts import (
 )
 
 DATA_REPORT = "data_report.json"
-BASE64 = r"^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
+BASE64 = r"^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?\Z"
 MOST_LISTED = 100
 """Largest number of left-out rows that are listed."""
 

@@ -115,7 +115,7 @@ class TrainingFacts(Config):
     backend: BackendName
     versions: dict[str, str]
     machine: JsonObject
-    weights: dict[Annotated[str, Field(pattern=r"^[\w-]+\.safetensors$")], str] = Field(default_factory=dict)
+    weights: dict[Annotated[str, Field(pattern=r"^[\w-]+\.safetensors\Z")], str] = Field(default_factory=dict)
     """The SHA-256 of each file of weights as training wrote it; an export may hold them in another form."""
 
     @property

@@ -57,7 +57,7 @@ SUMMARISED = 24
 """Wrong rows that `rankwise evaluate --json` prints."""
 LARGEST_THUMBNAIL = 24_000
 Thumbnail = Annotated[
-    str, Field(pattern=r"^data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*$", max_length=LARGEST_THUMBNAIL)
+    str, Field(pattern=r"^data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*\Z", max_length=LARGEST_THUMBNAIL)
 ]
 """A small picture as a data: URI."""
 Count = Annotated[int, Field(ge=0)]
