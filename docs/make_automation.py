@@ -253,9 +253,9 @@ rankwise generate replies --prompt "The label for returning my lamp is missing."
 rankwise export replies --to replies-model --format merged --json
 """,
     "Predict a number of a text. Labels are numbers by themselves where one of them is not whole (4.5); whole ones,\n"
-    "such as 1 to 5 stars, are classes unless both commands say `--set classification.targets=numbers`.": """\
+    "such as 1 to 5 stars, are classes unless `train` is given `--set classification.targets=numbers`.": """\
 python -c "print('order,price'); [print(f'{n} maps,{n * 2.5}') for n in range(2, 90)]" > prices.csv
-rankwise data check prices.csv --text order --label price --model minilm --set classification.targets=numbers --json
+rankwise data check prices.csv --text order --label price --model minilm --json
 rankwise train --model minilm --data prices.csv --text order --label price --run prices --json \\
   --set classification.targets=numbers
 rankwise evaluate prices --json
