@@ -46,7 +46,8 @@ REFUSED = [
     (SEQUENCE_TO_SEQUENCE, LoraConfig(), {
         "served": "F is an encoder with a decoder", "asked beside others": "F is asked alone",
         "measured at strengths": "strength measures how a model continues a text, and F is",
-        **{name: f"--format {name} is for decoders alone, and F is" for name in FORMATS[:-1] if name not in WHOLE},
+        **{name: f"--format {name} is for decoders alone, and F is"
+           for name in FORMATS if name not in WHOLE and name != "onnx"},
         "onnx": "--format onnx is for classifiers, and F writes text",
     }),
     (SEVERAL, LoraConfig(), {"advised on": ""}),
