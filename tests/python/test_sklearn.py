@@ -256,6 +256,15 @@ def test_a_trained_adapter_is_an_estimator_too(tmp_path):
         assert np.array_equal(other.predict_proba(TEXTS), fitted.predict_proba(TEXTS))
 
 
+def test_an_adapter_over_a_base_with_a_relative_path_is_used_from_any_folder(tmp_path, monkeypatch):
+    encoder_folder(tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    fitted = TextClassifier("base", method="lora", settings=FEW).fit(TEXTS, LABELS)
+    expected = fitted.predict(TEXTS[:2])
+    monkeypatch.chdir("/")
+    assert np.array_equal(deepcopy(fitted).predict(TEXTS[:2]), expected)
+
+
 def test_threads_train_one_after_the_other_and_leave_the_working_folder():
     before = Path.cwd()
     tuned = [TextClassifier("bert", method="lora", settings={"steps": 1}) for _ in range(2)]

@@ -43,16 +43,16 @@ def _lines(classified: Classified) -> list[str]:
     scores = {name: f"accuracy {score.shown('.1%')}" for name, score in classified.scores.items()}
     gain, words = classified.gain, classified.words
     behind = words is not None and words > classified.scores[kept].value
-    why = "no adapter was trained, since a short one had no lower loss than a fitted head" if gain is None else (
+    why = "no adapter was trained, since a short training gave no lower loss than the probe" if gain is None else (
         f"the adapter's accuracy less the probe's is {100 * gain.difference:+.1f} points ({100 * gain.low:+.1f} to "
         f"{100 * gain.high:+.1f})"
     )  # fmt: skip
     return lines_of(facts([
         ("rows", f"{rows.used:,}, of which {rows.validation_rows:,} were held out for the scores"),
-        *(("look at", warning) for warning in rows.warnings),
+        *(("warning", warning) for warning in rows.warnings),
         *scores.items(),
         *([] if words is None else [("words alone", f"accuracy {words:.1%} (logistic regression on TF-IDF)")]),
-        *([("look at", "words alone are right more often; TextClassifier of rankwise.sklearn reads both")] * behind),
+        *([("warning", "words alone are right more often: rankwise.sklearn.TextClassifier reads them too")] * behind),
         ("kept", f"{kept}: {why}"),
         ("report", str(runs[kept].run.page)),
         ("next", f"rankwise {runs[kept].use.format(run=runs[kept].run.folder.name)}"),

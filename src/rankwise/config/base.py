@@ -83,13 +83,9 @@ class _ReportsAsSpecError(type(BaseModel)):  # pyright: ignore[reportUntypedBase
 
 class Config(BaseModel, metaclass=_ReportsAsSpecError):
     model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        protected_namespaces=(),
-        defer_build=True,
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), defer_build=True,
         regex_engine="python-re",
-    )
+    )  # fmt: skip
 
     def changed(self, *names: str) -> list[str]:
         """Which of the named settings differ from their defaults."""

@@ -67,17 +67,17 @@ class Tuned:
     advice = "An adapter was trained; compare its score on other rows with that of a probe."
 
     @classmethod
-    def of_files(cls, folder: Path, estimator: Any) -> Self:
+    def of_files(cls, folder: Path, base: str, estimator: Any) -> Self:
         files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-        return cls(files, estimator.reads, absolute(estimator.base), estimator.max_length)
+        return cls(files, estimator.reads, base, estimator.max_length)
 
     @classmethod
     def fit(cls, estimator: Any, items: Sequence[Any], targets: Any) -> Self:
         with THERE:
-            settings = settings_of(estimator, items, targets)
+            settings, base = settings_of(estimator, items, targets), absolute(estimator.base)
             with workplace(estimator.folder):
                 run = train(run=RUN, restart=True, callback=log, **settings)
-                return cls.of_files(run.tuned.artifact.result, estimator)
+                return cls.of_files(run.tuned.artifact.result, base, estimator)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "reader"}
@@ -100,7 +100,7 @@ class Tuned:
 
     @classmethod
     def opened(cls, folder: Path, record: Mapping[str, Any], estimator: Any) -> Self:
-        return cls.of_files(folder / FOLDER, estimator)
+        return cls.of_files(folder / FOLDER, absolute(estimator.base), estimator)
 
 
 class ProbeAdvice(LabelAdvice):

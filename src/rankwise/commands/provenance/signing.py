@@ -25,6 +25,7 @@ from rankwise.commands.provenance.recorded import Recorded, result_of
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, ResultError, RunError, some
+from rankwise.rows.text.text_encoding import is_unicode
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.directory import SIGNATURE
 from rankwise.runs.integrity import COPY, check_result, compare, files_in
@@ -74,16 +75,19 @@ def sign(name: str, key: Path, callback: Callback = silent) -> Signed:
     password = _password(key, folder, callback)
     if not any(one.endswith(WEIGHTS) for one in files_in(folder)):
         raise RunError(f"{folder} has no weights ({', '.join(WEIGHTS)}). Name the folder of a model or an adapter.")
+    paths = [(one, folder / one) for one in files_in(folder)]
+    if odd := [one for one, path in paths if path.is_symlink() or not path.is_file() or not is_unicode(one)]:
+        raise ResultError(
+            f"{folder} cannot be signed, since it has links, things that are no files, or names that are not Unicode: "
+            f"{some(map(ascii, odd))}. Put files in their places."
+        )
     signer: Any = signing.Config().set_hashing_config(hashing.Config().set_ignored_paths(paths=[SIGNATURE]))
     try:
         signer.use_elliptic_key_signer(private_key=key, password=password)
     except Exception:  # cryptography has many kinds of errors for a key that it cannot read
         raise ConfigError([f"{key} cannot be used. {KEYS}"]) from None
     with TemporaryDirectory() as temporary:
-        try:
-            signer.sign(folder, Path(temporary) / SIGNATURE)
-        except ValueError as error:  # a link, or what is no file
-            raise ResultError(f"{folder} cannot be signed. {error}") from None
+        signer.sign(folder, Path(temporary) / SIGNATURE)
         write_atomic(folder / SIGNATURE, (Path(temporary) / SIGNATURE).read_bytes())
     _, recorded, _ = _signed(folder)
     return Signed(folder, folder / SIGNATURE, len(recorded))
@@ -197,5 +201,6 @@ def _check_signer(folder: Path, signature: bytes, key: Path) -> None:
         except _ProvedError:
             return
         except Exception:  # the library's own, cryptography's, and those of a damaged file
-            pass
-    raise ResultError(f"{folder / SIGNATURE} was not made with the private key that belongs to {key}.")
+            raise ResultError(
+                f"{folder / SIGNATURE} was not made with the private key that belongs to {key}."
+            ) from None
