@@ -46,20 +46,16 @@ NOT_WRITABLE = {
 
 
 def _own_name(path: Path) -> Path:
-    """What this thread writes before it has its name: its process is the last number, by which leftovers are known."""
+    """What this thread writes before it has its name: its process is the last number, by which leftovers are known.
+    RunError for a name that no file has on Windows, where it may be copied."""
+    if re.match(DEVICE, path.name) or path.name.endswith((".", " ")):
+        raise RunError(f"{path} is not written, because Windows can have no file {path.name!r}. Choose another name.")
     own = threading.current_thread()
     thread = "" if own is threading.main_thread() else f".t{own.ident}"
     return path.with_name(f".{path.name}{thread}.{os.getpid()}.tmp")
 
 
-def _check_name(path: Path) -> None:
-    """Refuse to make what cannot be copied to Windows."""
-    if re.match(DEVICE, path.name) or path.name.endswith((".", " ")):
-        raise RunError(f"{path} is not written, because Windows can have no file {path.name!r}. Choose another name.")
-
-
 def write_atomic(path: Path, content: bytes) -> None:
-    _check_name(path)
     temporary = _own_name(path)
     try:
         with told_when_full(path), temporary.open("wb") as file:
@@ -76,7 +72,6 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 def write_new(path: Path, content: bytes) -> None:
     """Write a file whose name must be free, whole or not at all: FileExistsError where another has taken the name."""
-    _check_name(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         with told_when_full(path), temporary.open("xb") as file:
@@ -151,7 +146,6 @@ def published_file(path: Path, *, first_stays: bool = False) -> Iterator[Path]:
 @contextmanager
 def _temporary_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`, which is removed with what is still in it."""
-    _check_name(path)
     with folders_above(path):
         temporary = _own_name(path)
         _clear(path)
@@ -245,7 +239,7 @@ def told_when_full(path: Path) -> Iterator[None]:
 
 def check_place(path: Path) -> None:
     """Check, before long work, that a file can be written to this path. Creates its folder."""
-    _check_name(path)
+    _own_name(path)
     with told_when_full(path):
         if not path.name or path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
