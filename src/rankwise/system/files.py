@@ -52,7 +52,7 @@ def _own_name(path: Path) -> Path:
         raise RunError(f"{path} is not written, because Windows can have no file {path.name!r}. Choose another name.")
     own = threading.current_thread()
     thread = "" if own is threading.main_thread() else f".t{own.ident}"
-    return path.with_name(f".{path.name}{thread}.{os.getpid()}.tmp")
+    return path.parent / f".{path.name}{thread}.{os.getpid()}.tmp"
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -243,7 +243,7 @@ def check_place(path: Path) -> None:
     with told_when_full(path):
         if not path.name or path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(path.parent)
         if not os.access(path.parent, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
