@@ -32,7 +32,7 @@ from rankwise.system.memory import keep_memory
 
 Rows = list[tuple[str, str]]
 OUTSIDE = 40
-MEASURED = {"e2e": 80, "dolly": 80, "superbowl": 80, "gsm8k": 80}
+MEASURED = {"e2e": 80, "dolly": 80, "superbowl": 80, "gsm8k": 80, "sst2": 400}
 TRAINED = {"e2e": 200, "dolly": 96, "superbowl": 120, "gsm8k": 64}
 PLAN = Plan(
     rates={"lora": (1e-3, 2e-3, 4e-3), "adalora": (4e-3, 8e-3), "full": (1e-4, 2e-4)},
@@ -93,6 +93,17 @@ def superbowl() -> tuple[Rows, Rows]:
     return rows[MEASURED["superbowl"] :], rows
 
 
+def sst2() -> tuple[Rows, Rows]:
+    """The sentiment of a sentence as a word."""
+    trained, measured = (
+        [(f"{sentence.strip()}\nIs this positive or negative?", ("negative", "positive")[int(label)])
+         for sentence, _, label in (line.rstrip("\n").partition("\t")
+                                    for line in data(f"glue/SST-2/{name}.tsv").read_text("utf-8").splitlines()[1:])]
+        for name in ("train", "dev")
+    )  # fmt: skip
+    return shuffled(trained, 6), shuffled(measured, 6)
+
+
 def outside() -> Rows:
     """Of tasks with an answer of some length."""
     made = []
@@ -112,7 +123,7 @@ def written(folder: Path, name: str, rows: Rows) -> Path:
     return file
 
 
-SETS = {"e2e": e2e, "dolly": dolly, "superbowl": superbowl, "gsm8k": gsm8k}
+SETS = {"e2e": e2e, "dolly": dolly, "superbowl": superbowl, "gsm8k": gsm8k, "sst2": sst2}
 
 
 def tasks(folder: Path, names: list[str]) -> list[ClaimTask]:
@@ -154,7 +165,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="smollm2-135m", help="starter name, hub id, folder or .gguf file")
     parser.add_argument("--minutes", type=float, help="start no measurement after this many minutes")
-    parser.add_argument("--only", default=",".join(SETS), help="names of data sets, separated by commas")
+    parser.add_argument("--only", default=",".join(TRAINED), help="names of data sets, separated by commas")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--quick", action="store_true", help="measure on the demo's rows only")
     mode.add_argument("--table", action="store_true", help="print the table of what is finished")

@@ -1,47 +1,59 @@
-"""Does a base in fewer bits cost quality? LoRA over NF4, int8 and bfloat16, on rows of E2E and Dolly.
+"""Does a base in fewer bits cost quality, and do products in int8? LoRA on rows of E2E, Dolly and SST-2 (as text).
 
-    python lab/quantized.py FOLDER            run what is not done yet
+    python lab/quantized.py FOLDER [--models A,B] [--tasks e2e,...] [--bases int8,int8-int8,...] [--seeds 0,1,2]
     python lab/quantized.py FOLDER --table    the table of what is done
 
-SmolLM2-135M-Instruct learns from 400 rows in one pass, with r 16 on all linear layers and the default rate, and is
-measured on 80 rows that it never saw. Three seeds. The table has the loss of an answer token before and after the
-training, and the difference from bfloat16 after it: the mean over seeds with its 95 % interval (paired, Student's t).
-Finished cells lie in FOLDER/quantized.jsonl.
+It runs what is not done yet. A base is how weights are stored, and after it what they are multiplied in if that is not
+bfloat16. SmolLM2-135M-Instruct, or another model, learns from 400 rows in one pass, with r 16 on all linear layers and
+the default rate, and is measured on 80 rows that it never saw (400 of SST-2, whose answers are one word). The table has
+the loss of an answer token before and after the training, and the difference after it: from bfloat16 or, for products
+in int8, from the same base with products in bfloat16; the mean over three seeds with its 95 % interval (paired,
+Student's t). Finished cells lie in FOLDER/quantized.jsonl.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from claims import tasks
-from stored_cells import alone, done_in, run_missing
+from stored_cells import command
 
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
 from rankwise.system.memory import keep_memory
 
-TASKS, FORMATS, SEEDS = ("e2e", "dolly"), ("none", "int8", "nf4"), (0, 1, 2)
+STARTER = "smollm2-135m"
+TASKS, BASES, SEEDS = ("e2e", "dolly", "sst2"), ("none", "int8", "nf4"), ("0", "1", "2")
 ROWS, BATCH, LONGEST = 400, 16, 512
 QUANTILE = 4.303
 """Of Student's t with two degrees of freedom, 97.5 %."""
-Cell = tuple[str, str, int]
+Cell = tuple[Any, ...]
+"""The task, the base and the seed, and the model where it is not the starter."""
+
+
+def cells(done: object, models: list[str], tasks: list[str], bases: list[str], seeds: list[str]) -> Iterator[Cell]:
+    del done
+    for model in models:
+        for seed in seeds:
+            for task in tasks:
+                yield from ((task, base, int(seed), *([model] if model != STARTER else ())) for base in bases)
 
 
 def run(folder: Path, cell: Cell) -> dict[str, Any]:
     keep_memory()
-    task, format, seed = cell
+    task, base, seed, *other = cell
     (files,) = tasks(folder, [task])
+    quantize, _, products = base.partition("-")
     experiment = Experiment(
-        model={"name": "smollm2-135m", "quantize": format}, run="-".join(map(str, cell)),
+        model={"name": (other or [STARTER])[0], "quantize": quantize},
+        run="-".join([task, base, str(seed), *(Path(one).stem for one in other)]),
         data={"path": str(files.trained), "rows": ROWS, "validation": str(files.measured), "max_length": LONGEST},
-        training={"epochs": 1, "batch_size": BATCH, "seed": seed}, validation={"steps": 100_000},
+        training={"epochs": 1, "batch_size": BATCH, "seed": seed, "products": products or "bfloat16"},
+        validation={"steps": 100_000},
     )  # fmt: skip
     began = time.perf_counter()
     results = train(experiment, restart=True).manifest.results
@@ -54,51 +66,35 @@ def run(folder: Path, cell: Cell) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def table(done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
-    yield "| rows | base | loss before | loss after, by seed | difference from bfloat16 (95 %) | peak memory |"
-    yield "|---|---|---:|---|---|---:|"
-    for task in TASKS:
-        for format in FORMATS:
-            found = [done[task, format, seed] for seed in SEEDS if (task, format, seed) in done]
-            if not found:
-                continue
-            pairs = [(done[task, format, seed], done[task, "none", seed]) for seed in SEEDS
-                     if (task, format, seed) in done and (task, "none", seed) in done]  # fmt: skip
-            apart = "" if format == "none" else difference([one["after"] - other["after"] for one, other in pairs])
-            losses = ", ".join(f"{one['after']:.4f}" for one in found)
-            yield (
-                f"| {task} | {'bfloat16' if format == 'none' else format} | {found[0]['before']:.4f} | "
-                f"{losses} | {apart} | "
-                f"{found[0]['peak_rss_bytes'] / 1e9:.2f} GB |"
-            )
+def table(folder: Path, done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
+    del folder
+    yield "| model | rows | base | loss before | loss after, by seed | difference (95 %) | peak memory |"
+    yield "|---|---|---|---:|---|---|---:|"
+    for task, base, *model in dict.fromkeys((task, base, *model) for task, base, _, *model in done):
+        plain, _, products = base.partition("-")
+        other = plain if products else "none"
+        found = {seed: done[task, base, seed, *model] for seed in range(10) if (task, base, seed, *model) in done}
+        pairs = [(one, done[task, other, seed, *model]) for seed, one in found.items()
+                 if base != other and (task, other, seed, *model) in done]  # fmt: skip
+        losses = ", ".join(f"{one['after']:.4f}" for one in found.values())
+        first = next(iter(found.values()))
+        yield (
+            f"| {', '.join(Path(one).stem for one in model) or STARTER} | {task} | {base} | {first['before']:.4f} | "
+            f"{losses} | {difference([one['after'] - two['after'] for one, two in pairs])} | "
+            f"{first['peak_rss_bytes'] / 1e9:.2f} GB |"
+        )
 
 
 def difference(apart: list[float]) -> str:
-    if len(apart) < len(SEEDS):
-        return "not all seeds are done"
+    if len(apart) != len(SEEDS):
+        return ", ".join(f"{one:+.4f}" for one in apart)
     mean, half = statistics.mean(apart), QUANTILE * statistics.stdev(apart) / len(apart) ** 0.5
     return f"{mean:+.4f} ({mean - half:+.4f} to {mean + half:+.4f})"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--table", action="store_true")
-    given = parser.parse_args()
-    folder = given.folder.absolute()
-    log = folder / "quantized.jsonl"
-    if given.table:
-        print("\n".join(table(done_in(log))))
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    os.chdir(folder)
-    done = done_in(log)
-    chosen = ((task, format, seed) for seed in SEEDS for task in TASKS for format in FORMATS)
-    run_missing(
-        log, done, chosen, partial(alone, run, folder),
-        lambda row: f"{row['before']:.4f} -> {row['after']:.4f} {row['seconds']:.0f} s",
-    )  # fmt: skip
-
-
 if __name__ == "__main__":
-    main()
+    command(
+        __doc__, "quantized.jsonl",
+        {"models": STARTER, "tasks": ",".join(TASKS), "bases": ",".join(BASES), "seeds": ",".join(SEEDS)}, cells, run,
+        lambda row: f"{row['before']:.4f} -> {row['after']:.4f} {row['seconds']:.0f} s", table,
+    )  # fmt: skip
