@@ -1,10 +1,11 @@
-"""A step of LoRA with products in int8 beside one with products in bfloat16, on shapes of real models.
+"""A step of LoRA with products in int8 beside one with products in bfloat16, on shapes of real models or on GGUF files.
 
     python bench/int8.py [--json] [--models smollm2-135m,qwen2.5-0.5b,...] [--layers N] [--rounds 3] [--threads 2]
-                         [--tokens 1024] [--out bench/results/TITLE]
+                         [--tokens 1024] [--memory] [--out bench/results/TITLE]
 
-The weights are random: in bfloat16 for one model, and in int8, whose products are in whole numbers, for the other.
-LoRA of r 16 lies on all linear layers. A step has random sequences of 256 tokens, the second half of each learned. Both
+The weights are random: in bfloat16 for one model, and in int8, whose products are in whole numbers, for the other. Of a
+file there are three models: its weights in bfloat16, as they lie and unpacked for each product, and multiplied in int8.
+LoRA of r 16 lies on all linear layers. A step has random sequences of 256 tokens, the second half of each learned. All
 models are in one process and make their steps in turns, forth and back (ABBA), after one round that is not counted.
 Told are the medians of seconds by the clock and of processor time, which other work on the machine changes less, their
 ratio, the share of the limit that bfloat16 products allow, and the bytes of the weights. The most memory is measured in
@@ -19,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,20 +31,33 @@ from scaling import LENGTH, WHOLE, micro_batches
 from stacks import CASES, USUAL, StepBatches, lora_trainer
 from telling import parser_of, tell
 
-from rankwise.kernels.quantized.formats import use_int8_products, weights_in_int8
-from rankwise.kernels.quantized.tensor import stored_bytes
+from rankwise.base.loading import load
+from rankwise.config.models import ModelConfig
+from rankwise.kernels.quantized.formats import use_int8_products, weights_for_int8
+from rankwise.kernels.quantized.tensor import stored_bytes, unpack_weights
 from rankwise.runs.manifest import peak_rss
 from rankwise.system.memory import keep_memory
 
-PRODUCTS = ("bfloat16", "int8")
 CASE = CASES[USUAL]
 
 
+def products_of(model: str) -> tuple[str, ...]:
+    return ("bfloat16", "unpacked", "int8") if model.endswith(".gguf") else ("bfloat16", "int8")
+
+
 def model_of(model: str, layers: int | None, products: str) -> Any:
-    module = random_model(model, layers, products)
-    if module.config.tie_word_embeddings:
-        module.tie_weights()
-    use_int8_products(module, dict.fromkeys(weights_in_int8(module), ()))
+    if model.endswith(".gguf"):
+        module = load(ModelConfig(name=model, dtype="bfloat16")).module
+        module.model.layers = module.model.layers[:layers]
+        module.config.num_hidden_layers = len(module.model.layers)
+        if products == "bfloat16":
+            unpack_weights(module)
+    else:
+        module = random_model(model, layers, products)
+        if module.config.tie_word_embeddings:
+            module.tie_weights()
+    if products == "int8":
+        use_int8_products(module, dict.fromkeys(weights_for_int8(module), ()))
     return module
 
 
@@ -52,11 +67,11 @@ def steps_of(module: Any, tokens: int) -> Any:
 
 
 def timed(model: str, layers: int | None, tokens: int, rounds: int) -> dict[str, Any]:
-    modules = {products: model_of(model, layers, products) for products in PRODUCTS}
+    modules = {products: model_of(model, layers, products) for products in products_of(model)}
     runs = {products: steps_of(module, tokens) for products, module in modules.items()}
-    seconds: dict[str, dict[str, list[float]]] = {name: {"clock": [], "processor": []} for name in PRODUCTS}
+    seconds: dict[str, dict[str, list[float]]] = {name: {"clock": [], "processor": []} for name in modules}
     for number in range(rounds + 1):
-        for name in PRODUCTS if number % 2 else PRODUCTS[::-1]:
+        for name in list(modules)[:: 1 if number % 2 else -1]:
             clock, processor = time.perf_counter(), time.process_time()
             next(runs[name])
             taken = {"clock": time.perf_counter() - clock, "processor": time.process_time() - processor}
@@ -94,32 +109,36 @@ def measured(options: argparse.Namespace, model: str) -> dict[str, Any]:
         name: {kind: statistics.median(values) for kind, values in kinds.items()}
         for name, kinds in found["seconds"].items()
     }
-    ratios = {kind: medians["int8"][kind] / medians["bfloat16"][kind] for kind in ("clock", "processor")}
+    ratios = {
+        name: {kind: one[kind] / medians["bfloat16"][kind] for kind in one}
+        for name, one in medians.items() if name != "bfloat16"
+    }  # fmt: skip
     limit = {name: 100 * found["operations"] / found["bfloat16_rate"] / one["clock"] for name, one in medians.items()}
-    memory = {name: apart(options, model, "--peak", name) for name in PRODUCTS if options.memory}
+    memory = {name: apart(options, model, "--peak", name) for name in medians if options.memory}
     return {**found, "medians": medians, "ratios": ratios, "percent_of_limit": limit, "memory": memory}
 
 
 def show(found: dict[str, Any]) -> None:
-    print("| shape | blocks | tokens | threads | seconds | ratio | of processor time | % of limit | weights | most |")
-    print("|---|---:|---:|---:|---|---:|---:|---|---|---|")
+    print("| shape | blocks | tokens | threads | products | seconds | ratio | of processor time | % of limit "
+          "| weights, GB | most, GB |")  # fmt: skip
+    print("|---|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|")
     for row in found["models"]:
-        clock, limit = (", ".join(f"{one:.{digits}f}" for one in values) for values, digits in (
-            ([row["medians"][name]["clock"] for name in PRODUCTS], 2),
-            ([row["percent_of_limit"][name] for name in PRODUCTS], 0),
-        ))  # fmt: skip
-        weights = ", ".join(f"{row['weight_bytes'][name] / 1e9:.2f}" for name in PRODUCTS)
-        most = ", ".join(f"{one['peak_bytes'] / 1e9:.2f}" for one in row["memory"].values())
-        cells = (
-            row["model"], row["layers"], row["tokens"], row["threads"], clock, f"{row['ratios']['clock']:.2f}",
-            f"{row['ratios']['processor']:.2f}", limit, f"{weights} GB", most and f"{most} GB",
-        )  # fmt: skip
-        print(f"| {' | '.join(map(str, cells))} |")
+        for name, one in row["medians"].items():
+            ratio = row["ratios"].get(name, {"clock": 1.0, "processor": 1.0})
+            most = f"{row['memory'][name]['peak_bytes'] / 1e9:.2f}" if row["memory"] else ""
+            cells = (
+                Path(row["model"]).stem, row["layers"], row["tokens"], row["threads"], name, f"{one['clock']:.2f}",
+                f"{ratio['clock']:.2f}", f"{ratio['processor']:.2f}", f"{row['percent_of_limit'][name]:.0f}",
+                f"{row['weight_bytes'][name] / 1e9:.2f}", most,
+            )  # fmt: skip
+            print(f"| {' | '.join(map(str, cells))} |")
 
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--models", default="smollm2-135m,qwen2.5-0.5b,qwen2.5-1.5b,llama-2-7b")
+    parser.add_argument(
+        "--models", help="names of shapes, or GGUF files", default="smollm2-135m,qwen2.5-0.5b,qwen2.5-1.5b,llama-2-7b"
+    )
     parser.add_argument("--layers", type=int)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)

@@ -11,13 +11,11 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from typer.testing import CliRunner
 
-from kit.gguf_models import KINDS, adapter_in, layers_of, model_in
+from kit.gguf_models import KINDS, as_gguf, layers_of, model_in
 from rankwise.base.gguf import mapped as gguf_mapped
 from rankwise.base.gguf.conversion import converted
 from rankwise.base.gguf.mapped import gguf_folder, gguf_tensors, quantization_of
-from rankwise.cli.main import app
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import ModelError
 from rankwise.forward.plan import shape_of
@@ -34,17 +32,6 @@ CONVERTED = [kind for kind in READ if kind != "phi3"]
 """transformers reads no SmolLM3 from GGUF, and no Phi 3 with a small vocabulary."""
 AS_CONVERTED = {"qwen3": {"head_dim": 128}, "gpt2": {"n_positions": 1024}}
 """The only sizes that the conversion reads."""
-
-
-def as_gguf(base: Path, file: Path, dtype: str) -> Path:
-    """A model's folder as a GGUF file."""
-    adapter = adapter_in(
-        base.parent / "zero", base, layers_of(AutoConfig.from_pretrained(base).model_type)[:1], size=0.0
-    )
-    words = ["export", adapter, "--to", file, "--format", "gguf", "--dtype", dtype]
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exit_code == 0, result.output
-    return file
 
 
 @pytest.fixture(scope="module")

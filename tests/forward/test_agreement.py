@@ -9,13 +9,15 @@ import psutil
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from conftest import tiny_model
 from kit.fast_forms import faults_of, plant
+from kit.gguf_models import SETTINGS
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.forward import agreement as comparison
 from rankwise.forward.agreement import agreement
-from rankwise.forward.fused import FusedLoss
+from rankwise.forward.fused import FusedLoss, first_blocks
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.kernels.regions import REGIONS
 from rankwise.methods.inject import inject
@@ -258,3 +260,29 @@ def test_a_distance_in_parts_is_the_distance(spoiled):
     share = comparison.share(found, other)
     expected = (found.double() - other.double()).norm().item() / other.double().norm().item()
     assert share == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize("fault", faults_of().values(), ids=faults_of())
+def test_a_wrong_formula_is_found_on_the_first_blocks_too(fault, monkeypatch):
+    model = tiny_model("llama", layers=5)
+    every = inject(model, LoraConfig(rank=3)).parameters()
+    with first_blocks(model):
+        learned = [one for one in every if one in set(model.parameters())]
+        assert len(learned) == len(every) * 2 / 5 and len(model.model.layers) == 2
+        assert agreement(model, learned, SupervisedLogits(model)).agrees
+        plant(monkeypatch, *fault)
+        assert not agreement(model, learned, SupervisedLogits(model)).agrees
+    assert [*model.model.layers._modules] == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "blocks"), [("all-linear", 6), (r"model\.layers\.6\.mlp\.up_proj", 7)], ids=["first full", "adapted"]
+)
+def test_the_first_blocks_have_one_of_each_kind(targets, blocks):
+    settings = SETTINGS["gemma3_text"] | {"vocab_size": 96, "layer_types": None}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma3_text", **settings))
+    inject(model, LoraConfig(rank=3, targets=targets))
+    assert [one.self_attn.is_sliding for one in model.model.layers] == [True] * 5 + [False, True]
+    with first_blocks(model):
+        assert len(model.model.layers) == blocks
+    assert len(model.model.layers) == 7

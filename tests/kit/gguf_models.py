@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from kit.families import BY_NAME, hub_of
 from rankwise.adapters.formats.peft import write_peft
+from rankwise.cli.main import app
 from rankwise.config.adapters import LoraConfig
 from rankwise.methods.inject import inject
 
@@ -75,3 +77,14 @@ def adapter_in(folder: Path, base: Path, targets: Sequence[str], size: float = 0
             parameter.copy_(parameter * (1 + drawn) if "magnitude" in name else drawn)
     write_peft(adapters, folder, base_model=str(base))
     return folder
+
+
+def as_gguf(base: Path, file: Path, dtype: str) -> Path:
+    """A model's folder as a GGUF file."""
+    adapter = adapter_in(
+        base.parent / "zero", base, layers_of(AutoConfig.from_pretrained(base).model_type)[:1], size=0.0
+    )
+    words = ["export", adapter, "--to", file, "--format", "gguf", "--dtype", dtype]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    return file

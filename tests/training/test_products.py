@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import rankwise
+from kit.gguf_models import as_gguf, model_in
 from kit.interrupted import interrupt, whole_and_resumed
 from rankwise.base.loading import load
 from rankwise.base.precision import multiplies_int8
@@ -15,7 +16,7 @@ from rankwise.commands.train import train
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, RunError
 from rankwise.inference.tuned_model import load_tuned
-from rankwise.kernels.quantized.formats import Int8, Int8Products, is_compiled, weights_in_int8
+from rankwise.kernels.quantized.formats import Int8, Int8Products, is_compiled, weights_for_int8
 from rankwise.training import backend as choices
 
 able = pytest.mark.skipif(not (multiplies_int8() and is_compiled()), reason="this machine has no such products")
@@ -36,7 +37,7 @@ def experiment(folder, run="run", quantize="int8", **training):
 
 
 def formats(module):
-    return {name: type(weight.format) for name, weight in weights_in_int8(module).items()}
+    return {name: type(weight.format) for name, weight in weights_for_int8(module).items()}
 
 
 @able
@@ -45,10 +46,10 @@ def test_a_run_says_what_it_computed_and_is_loaded_so(rows, tiny_folder, backend
     trained = train(experiment(tiny_folder, backend=backend))
     found = trained.manifest.products
     assert found is not None and 0 < found.change < 0.2
-    assert {*found.outliers, *found.unpacked} == set(weights_in_int8(trained.model.module))
+    assert {*found.outliers, *found.unpacked} == set(weights_for_int8(trained.model.module))
     model = load_tuned("run").model.module
     assert {name for name, kind in formats(model).items() if kind is Int8Products} == set(found.outliers)
-    for name, weight in weights_in_int8(model).items():
+    for name, weight in weights_for_int8(model).items():
         assert getattr(weight.format, "outliers", ()) == found.outliers.get(name, ())
 
 
@@ -57,6 +58,22 @@ def test_a_run_says_what_it_computed_and_is_loaded_so(rows, tiny_folder, backend
 def test_a_resumed_run_has_the_bytes_of_an_uninterrupted_one(rows, tiny_folder, backend):
     whole, resumed = whole_and_resumed(lambda run: experiment(tiny_folder, run, backend=backend), 3)
     assert whole == resumed
+
+
+@able
+@pytest.mark.parametrize("quantize", ["nf4", "auto"])
+def test_a_base_in_other_formats_has_a_copy_in_int8(rows, tmp_path, quantize):
+    """NF4, and a GGUF file, where the head and the embeddings stay what they are."""
+    base = model_in(tmp_path / "base", "qwen2")
+    if quantize == "auto":
+        base = as_gguf(base, tmp_path / "base.gguf", "q8_0")
+    whole, resumed = whole_and_resumed(lambda run: experiment(base, run, quantize=quantize), 3)
+    assert whole == resumed
+    model = load_tuned("run-whole").model.module
+    assert Int8Products in formats(model).values() and "lm_head" not in formats(model)
+    assert {len(one.parts) - len(type(one.format.original).part_names) for one in weights_for_int8(model).values()} == {
+        2
+    }
 
 
 @able

@@ -374,8 +374,7 @@ def record(
     run, callback = training.run, training.callback
     training.check()
     work, world = training.work, training.world
-    if training.model.quantization == "int8":
-        use_products(work.module, None)  # a model that was given may compute as an earlier run of it
+    use_products(work.module, None)  # a model that was given may compute as an earlier run of it
     backend = backend_named(_backend_of(training, resumable), work)
     backend = over_rows(backend, work.objective)
     products = _products_of(training, resumable) if training.config.products == "int8" else None

@@ -7,8 +7,8 @@ eager backend. Before a run relies on the kernels, both backends are compared on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -97,6 +97,30 @@ class FusedLoss:
 def blocks_of(module: nn.Module) -> int:
     decoder, model = _known(module)
     return len(decoder.layers(model))
+
+
+@contextmanager
+def first_blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """Leave a decoder its first blocks alone, until one of each kind is among them, and at least two. Blocks are of one
+    kind if their parts have the same classes, settings and sizes."""
+    decoder, model = _known(module)
+    blocks = decoder.layers(model)
+    kinds = [_kind(block) for block in blocks]
+    count = max(2, 1 + max(map(kinds.index, kinds)))
+    apart = {name: blocks._modules.pop(name) for name in list(blocks._modules)[count:]}
+    try:
+        yield module
+    finally:
+        blocks._modules.update(apart)
+
+
+def _kind(block: nn.Module) -> list[object]:
+    plain = (bool, int, float, str)
+    return [
+        (path, type(part), [(name, one) for name, one in vars(part).items() if isinstance(one, plain)
+                            and name != "layer_idx"], [one.shape for one in part.parameters(recurse=False)])
+        for path, part in block.named_modules()
+    ]  # fmt: skip
 
 
 def lowest_that_learns(module: nn.Module) -> int:

@@ -40,7 +40,7 @@ from rankwise.base.split import gathered
 from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RunError, TrainingError, some
-from rankwise.kernels.quantized.formats import use_int8_products, weights_in_int8
+from rankwise.kernels.quantized.formats import use_int8_products, weights_for_int8
 from rankwise.methods.artifact import BASE_FACTS, Artifact, base_facts, stored_weights
 from rankwise.methods.method import Contents, Method, SavedRecord, Setup
 from rankwise.methods.trainable import Trainable
@@ -266,7 +266,7 @@ def _load_base(artifact: Artifact, config: ModelConfig, callback: Callback) -> L
 def _compute_as_trained(model: LoadedModel, artifact: Artifact, callback: Callback) -> None:
     """With products in int8, where the run had them and this processor is made for them."""
     products = None if artifact.run is None else artifact.run.manifest.products
-    if products is None or not weights_in_int8(model.module):
+    if products is None or not weights_for_int8(model.module):
         return
     if multiplies_int8() and model.precision.device.type == "cpu":
         return use_int8_products(model.module, products.outliers)

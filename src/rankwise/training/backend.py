@@ -20,6 +20,7 @@ holds for the whole run and for what is computed with its result later.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -37,10 +38,16 @@ from rankwise.errors import ConfigError, RunError, is_out_of_memory, some
 from rankwise.forward.agreement import Agreement, agreement, check_finite, encoder_agreement, share
 from rankwise.forward.checkpointing import activation_checkpointing
 from rankwise.forward.encoders import FusedEncoder, encoder_blocks, has_encoder_kernels
-from rankwise.forward.fused import PROBED, FusedLoss, has_kernels, has_weights_that_learn, probe
+from rankwise.forward.fused import PROBED, FusedLoss, first_blocks, has_kernels, has_weights_that_learn, probe
 from rankwise.forward.reference import check_packs
 from rankwise.kernels.loss import divergence
-from rankwise.kernels.quantized.formats import TINY, Int8Products, is_compiled, use_int8_products, weights_in_int8
+from rankwise.kernels.quantized.formats import (
+    TINY,
+    is_compiled,
+    multiply_in_int8,
+    use_int8_products,
+    weights_for_int8,
+)
 from rankwise.kernels.regions import compiled_regions
 from rankwise.objectives.causal_lm import CausalLM
 from rankwise.objectives.objective import Objective, WithHead
@@ -58,8 +65,8 @@ from rankwise.training.workload import Workload, eager_blocks, encoder_blocks_re
 COMPARED, LENGTHS = 2, (37, 5, 14)
 """Images, and lengths of texts, that both backends are compared on."""
 NO_COMPILER = "not compiled: torch's compiler, which needs a C++ compiler, does not work on this machine"
-LARGE = 10**9
-"""Weights of a model that takes noticeably long to compare."""
+LARGE = 4 * 10**8
+"""Weights of a model that takes noticeably long to compare as a whole."""
 QUICK = 15.0
 """Compiling runs the comparison again. Where one takes longer than these seconds, a run must be longer by the same
 factor before it is compiled."""
@@ -127,7 +134,11 @@ class Fused:
 
     @staticmethod
     def compared(work: Workload) -> Agreement:
-        return agreement(work.module, work.trainable.parameters(), partial(work.objective.predict, work.module))
+        """A large model by some of its blocks, since the others are computed alike."""
+        with first_blocks(work.module) if _is_large(work.module) else nullcontext():
+            there = set(work.module.parameters())
+            learned = [one for one in work.trainable.parameters() if one in there]
+            return agreement(work.module, learned, partial(work.objective.predict, work.module))
 
     @property
     def _computed(self) -> FusedLoss:
@@ -239,7 +250,8 @@ def choose_backend(work: Workload, setting: BackendName | Literal["auto"], token
     enough = COMPILED_AFTER * max(1.0, compared / QUICK)
     if not found.agrees:
         return _eager_instead(work, setting, ", which takes more time and memory", found.why, WarningMessage)
-    could_pay = kernels.not_compiled is None and setting == "auto" and compared / sum(PROBED) * tokens > enough
+    per_token = math.inf if _is_large(work.module) else compared / sum(PROBED)  # an upper bound
+    could_pay = kernels.not_compiled is None and setting == "auto" and per_token * tokens > enough
     pays = could_pay and _seconds_per_token(work) * tokens > enough
     compiles = (pays or setting == "compiled") and _compiles(work, required=setting == "compiled")
     backend = kernels(work, "compiled" if compiles else "fused")
@@ -275,12 +287,14 @@ def _eager_instead(
 
 
 def _agreement(work: Workload, name: Literal["fused", "compiled"] = "fused") -> Agreement:
-    """Compare a backend with the eager one, and announce it for a large model, where it takes minutes."""
-    if sum(parameter.numel() for parameter in work.module.parameters()) >= LARGE:
-        work.callback(StatusMessage(
-            f"comparing the {name} backend with the model's own code, which takes some passes over the whole model"
-        ))  # fmt: skip
+    """Compare a backend with the eager one, and announce it for a large model, where it takes a while."""
+    if _is_large(work.module):
+        work.callback(StatusMessage(f"comparing the {name} backend with the model's own code"))
     return work.objective.among(KERNELS).compared(work)
+
+
+def _is_large(module: torch.nn.Module) -> bool:
+    return sum(parameter.numel() for parameter in module.parameters()) >= LARGE
 
 
 def _seconds_per_token(work: Workload) -> float:
@@ -363,9 +377,9 @@ def _described(products: Products) -> str:
 
 
 def _why_no_int8(module: torch.nn.Module) -> str | None:
-    weights = weights_in_int8(module)
+    weights = weights_for_int8(module)
     if not weights:
-        return "the base has no weights in int8 (--quantize int8)"
+        return "the base has no weights in int8, NF4 or the formats of a GGUF file (--quantize int8)"
     if is_sharded(module) or next(iter(weights.values())).device.type != "cpu":
         return "only a CPU computes products in int8, and only on a base that is not split"
     if not multiplies_int8():
@@ -376,7 +390,7 @@ def _why_no_int8(module: torch.nn.Module) -> str | None:
 @torch.no_grad()
 def _compared_products(work: Workload, batch: Batch) -> Products:
     """Outlier columns of each layer, and how far the outputs of the model are from those with unpacked weights."""
-    module, outliers, weights = work.module, dict[str, tuple[int, ...]](), weights_in_int8(work.module)
+    module, outliers, weights = work.module, dict[str, tuple[int, ...]](), weights_for_int8(work.module)
     layers = dict(module.named_modules())
     hooks = [
         layers.get(f"{name}.base_layer", layers[name]).register_forward_hook(_compare_layer(name, weight, outliers))
@@ -387,14 +401,12 @@ def _compared_products(work: Workload, batch: Batch) -> Products:
     finally:
         for hook in hooks:
             hook.remove()
-    use_int8_products(module, outliers)
     change = share(work.objective.predict(module, batch), unpacked)
-    use_int8_products(module, {})
     return Products(outliers=outliers, unpacked=tuple(name for name in weights if name not in outliers), change=change)
 
 
 def _compare_layer(name: str, weight: Any, outliers: dict[str, tuple[int, ...]]) -> Callable[..., None]:
-    """A hook of a layer that finds its outlier columns."""
+    """A hook of a layer that finds its outlier columns, and has it computed in int8 from then on."""
 
     def compare(layer: Any, arguments: tuple[Tensor, ...], y: Tensor) -> None:
         x, unpacked = arguments[0].flatten(0, -2), y.flatten(0, -2).float()
@@ -402,11 +414,12 @@ def _compare_layer(name: str, weight: Any, outliers: dict[str, tuple[int, ...]])
         order = (x.float().abs() / lengths.clamp_min_(TINY)).amax(0).argsort(descending=True, stable=True).tolist()
         spread = (unpacked - unpacked.mean(0)).norm().item()  # what is equal for all tokens says nothing of them
         for count in OUTLIERS:
-            columns = tuple(sorted(order[:count]))
-            quantized = Int8Products(outliers=columns).product(x, weight.parts, True, layer.bias, None)
+            multiply_in_int8(weight, columns := tuple(sorted(order[:count])))
+            quantized = torch.nn.functional.linear(x, weight, layer.bias)
             error = (quantized.float() - unpacked).norm().item() / max(spread, TINY)
             if error <= SMALL_ERROR or (error <= LARGEST_ERROR and count == OUTLIERS[-1]):
                 outliers[name] = columns
                 return
+        multiply_in_int8(weight, None)
 
     return compare

@@ -4,7 +4,10 @@ several products share changes nothing."""
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,11 +15,13 @@ from torch import Tensor, nn
 from rankwise.base.precision import multiplies_int8
 from rankwise.kernels.linear import Identity, LinearSpec, plain_shared_linears, shared_linears
 from rankwise.kernels.quantized import formats
+from rankwise.kernels.quantized import gguf as gguf_blocks
 from rankwise.kernels.quantized.formats import (
     FORMATS,
     Int8Products,
     dequantize_sums,
     is_compiled,
+    multiply_in_int8,
     plain_dequantize_sums,
     plain_quantize_rows,
     quantize_rows,
@@ -162,3 +167,32 @@ def test_layers_compute_the_same_in_inference_mode():
         assert torch.equal(layer(y), usual)
         y.mul_(2)
         assert torch.allclose(layer(y) - layer.bias, 2 * (usual - layer.bias), atol=1e-5)
+
+
+def in_blocks(name: str) -> tuple[Any, ...]:
+    """A matrix in a type of GGUF: its format and its only part."""
+    stored = gguf.quantize(drawn(OUTPUTS, INPUTS, seed=7).numpy(), gguf.GGMLQuantizationType[name])
+    return gguf_blocks.FORMATS[name], [torch.from_numpy(stored.view(np.uint8))]
+
+
+@exact
+@pytest.mark.parametrize("stored", ["nf4", "int8", "Q4_0", "Q5_1", "Q8_0", "F16"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_weight_in_any_format_is_multiplied_in_int8_and_stays_what_it_is(stored, bias):
+    if stored in FORMATS:
+        given = FORMATS[stored], FORMATS[stored].pack(drawn(OUTPUTS, INPUTS, seed=7))
+    else:
+        given = in_blocks(stored)
+    weight = QuantizedTensor(*given, (OUTPUTS, INPUTS), torch.float32)
+    x, b = drawn(ROWS, INPUTS), drawn(OUTPUTS, seed=2) if bias else None
+    numbers, products = weight.unpacked(), nn.functional.linear(x, weight, b)
+    index = torch.tensor([3, 0, 3])
+    for apart in ((), (1, 5), ()):
+        multiply_in_int8(weight, apart)
+        assert 0 < lost(nn.functional.linear(x, weight, b), products) < 0.02
+        assert 0 < lost(drawn(ROWS, OUTPUTS) @ weight, drawn(ROWS, OUTPUTS) @ numbers) < 0.02
+        assert torch.equal(weight.unpacked(), numbers) and weight.format.name == given[0].name
+        assert torch.equal(nn.functional.embedding(index, weight), numbers[index])
+    multiply_in_int8(weight, None)
+    assert weight.format is given[0] and all(one is two for one, two in zip(weight.parts, given[1], strict=True))
+    assert torch.equal(nn.functional.linear(x, weight, b), products)

@@ -29,8 +29,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from rankwise.kernels.quantized.given_back import GivenBack, give_parts_back, mapped_ranges
 from rankwise.kernels.quantized.nf4 import NF4
-from rankwise.kernels.quantized.tensor import Format, Multiplying, QuantizedTensor
+from rankwise.kernels.quantized.tensor import Format, Multiplying, QuantizedTensor, in_full
 from rankwise.kernels.regions import compiled_code_in
 from rankwise.kernels.row_pieces import row_pieces
 from rankwise.system.cache import cache_folder
@@ -252,15 +253,30 @@ LATEST = _LatestRows()
 
 
 @dataclass(frozen=True)
-class Int8Products(Int8, Multiplying):
-    """Int8 with products in int8. The columns `outliers` of inputs are multiplied by unpacked weights."""
+class Int8Products(Multiplying):
+    """A format with products in int8, by numbers and scales that are its last two parts: those of Int8, or a copy in
+    int8 after the parts of another. The columns `outliers` of inputs are multiplied by unpacked weights. Whatever else
+    needs the matrix has it from `original`."""
 
+    original: Format = Int8()
     outliers: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.original.name
+
+    def unpack(
+        self, parts: Sequence[Tensor], shape: tuple[int, int], dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor | None]:
+        return self.original.unpack(parts[:-2] or parts, shape, dtype)
+
+    def rows(self, parts: Sequence[Tensor], shape: tuple[int, int], dtype: torch.dtype, index: Tensor) -> Tensor:
+        return self.original.rows(parts[:-2] or parts, shape, dtype, index)
 
     def product(
         self, x: Tensor, parts: Sequence[Tensor], transposed: bool, bias: Tensor | None, into: Tensor | None
     ) -> Tensor:
-        numbers, factors = parts
+        numbers, factors = parts[-2:]
         if not transposed:
             quantized, scales = quantize_rows(x, factors)
             return dequantize_sums(torch.ops.aten._int_mm(quantized, numbers), scales, None, bias, into, x.dtype)
@@ -290,13 +306,15 @@ class PackingFormat(Format, Protocol):
 FORMATS: dict[str, PackingFormat] = {"nf4": NF4(), "int8": Int8()}
 
 
-def weights_in_int8(module: nn.Module) -> dict[str, QuantizedTensor]:
-    """Weights that products in int8 exist for, by the names of their layers in the model without adapters. Those that
-    are given back to their file after each use are not among them."""
+def weights_for_int8(module: nn.Module) -> dict[str, QuantizedTensor]:
+    """Weights that products in int8 exist for, by the names of their layers in the model without adapters: not the
+    output head, whose outputs are compared with each other, and none that are given back to their file after each
+    use."""
     weights: dict[str, QuantizedTensor] = {}
+    head = getattr(module, "get_output_embeddings", lambda: None)()
     for path, part in module.named_modules():
-        weight: Any = part.weight if type(part) is nn.Linear else None
-        if isinstance(weight, QuantizedTensor) and isinstance(weight.format, Int8):
+        weight: Any = part.weight if type(part) is nn.Linear and part is not head else None
+        if isinstance(weight, QuantizedTensor) and not isinstance(weight.format, GivenBack):
             weights[path.removesuffix(".base_layer")] = weight
     return weights
 
@@ -304,5 +322,19 @@ def weights_in_int8(module: nn.Module) -> dict[str, QuantizedTensor]:
 def use_int8_products(module: nn.Module, outliers: Mapping[str, tuple[int, ...]]) -> None:
     """Compute these layers with products in int8, given the outlier columns of each, and all others with unpacked
     weights."""
-    for name, weight in weights_in_int8(module).items():
-        weight.format = Int8Products(outliers=outliers[name]) if name in outliers else Int8()
+    for name, weight in weights_for_int8(module).items():
+        multiply_in_int8(weight, outliers.get(name))
+
+
+def multiply_in_int8(weight: QuantizedTensor, outliers: tuple[int, ...] | None) -> None:
+    """Multiply by this weight in int8, or by its unpacked numbers where `outliers` is None. A weight in another format
+    gets a copy in int8 beside its own parts. Of those, pages that lie in a mapped file are given back."""
+    multiplying = isinstance(weight.format, Int8Products)
+    original = weight.format.original if multiplying else weight.format
+    if outliers is None:
+        weight.format, weight.parts = original, (multiplying and weight.parts[:-2]) or weight.parts
+        return
+    if not multiplying and not isinstance(original, Int8):
+        own, weight.parts = weight.parts, (*weight.parts, *Int8().pack(in_full(weight)))
+        give_parts_back(own, mapped_ranges())
+    weight.format = Int8Products(original, outliers)

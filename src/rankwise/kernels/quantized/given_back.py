@@ -112,18 +112,19 @@ class GivenBack:
         matrix, factor = self.format.unpack(parts, shape, dtype)
         if any(_storage(matrix) == _storage(part) for part in parts):
             matrix = matrix.clone()
-        self._give_back(parts)
+        give_parts_back(parts, self.ranges)
         return matrix, factor
 
     def rows(self, parts: Sequence[Tensor], shape: tuple[int, int], dtype: torch.dtype, index: Tensor) -> Tensor:
         found = self.format.rows(parts, shape, dtype, index)
-        self._give_back(parts)
+        give_parts_back(parts, self.ranges)
         return found
 
-    def _give_back(self, parts: Sequence[Tensor]) -> None:
-        for part in parts:
-            if part.device.type == "cpu" and (begin := part.data_ptr()) and self.ranges.has(begin, part.nbytes):
-                give_pages_back(begin, part.nbytes)
+
+def give_parts_back(parts: Sequence[Tensor], ranges: MappedRanges) -> None:
+    for part in parts:
+        if part.device.type == "cpu" and (begin := part.data_ptr()) and ranges.has(begin, part.nbytes):
+            give_pages_back(begin, part.nbytes)
 
 
 def give_back_after_use(module: nn.Module) -> int:
