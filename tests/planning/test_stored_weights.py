@@ -17,8 +17,8 @@ from rankwise.config.experiment import Planned
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.forward.plan import shape_of
 from rankwise.kernels.quantized import nf4
-from rankwise.kernels.quantized.formats import FORMATS
-from rankwise.kernels.quantized.tensor import stored_bytes
+from rankwise.kernels.quantized.formats import FORMATS, multiply_in_int8
+from rankwise.kernels.quantized.tensor import QuantizedTensor, stored_bytes
 from rankwise.planning.batches import AtOnce
 from rankwise.planning.devices import find_device, this_processor
 from rankwise.planning.forecast import forecast
@@ -28,6 +28,8 @@ from rankwise.planning.stored_weights import (
     BLOCK,
     OUTER,
     conversion_of,
+    copied_bytes,
+    copied_layers,
     packed_bytes,
     packed_layers,
     rest_bytes,
@@ -40,7 +42,7 @@ from rankwise.planning.time import Probe, Speed, Step, duration, speed_of
 from rankwise.runs.records import silent
 
 STARTER = shape_of("smollm2-135m")
-HERE = replace(this_processor(), memory=int(20e9))
+HERE = replace(this_processor(), memory=int(20e9), int8=False)
 WIDE = {"llama": {"hidden_size": 64, "intermediate_size": 192}, "gpt2": {"n_embd": 64, "n_positions": 36}}
 
 
@@ -60,6 +62,44 @@ def test_a_plan_counts_the_bytes_of_a_loaded_model(tmp_path, name, quantize):
     state = quantized_folder(tmp_path, CAUSAL_LM, quantize, silent).state
     assert sum(map(stored_bytes, state.values())) == packed_bytes(shape, quantize) + rest_bytes(shape, quantize, 4)
     assert packed_layers(shape, quantize), "else it proves nothing"
+
+
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_a_plan_counts_the_copy_for_products_in_int8(tmp_path, quantize):
+    shape = made(tmp_path, "llama")
+    state = quantized_folder(tmp_path, CAUSAL_LM, quantize, silent).state
+    for weight in state.values():
+        if isinstance(weight, QuantizedTensor):
+            multiply_in_int8(weight, ())
+    held = sum(map(stored_bytes, state.values()))
+    assert held == packed_bytes(shape, quantize, int8=True) + rest_bytes(shape, quantize, 4)
+
+
+def test_products_in_int8_are_planned_where_a_training_computes_them():
+    copy = copied_bytes(STARTER, "nf4")
+    faster = replace(HERE, int8=True, memory=int(4 * copy), reserved=0)
+    for device, quantize, products, taken in (
+        (faster, "nf4", "auto", True), (faster, "nf4", "bfloat16", False), (faster, "none", "auto", False),
+        (replace(faster, memory=int(4 * copy) - 4), "nf4", "auto", False), (HERE, "int8", "auto", False),
+        (replace(faster, memory=1), "int8", "auto", True), (replace(faster, memory=1), "nf4", "int8", True),
+    ):  # fmt: skip
+        model = {"name": "m", "dtype": "bfloat16", "quantize": quantize}
+        config = Planned.model_validate({"model": model, "training": {"products": products}})
+        planned = forecast(config, STARTER, device, AtOnce(1024, 500, 256), LoraConfig())
+        assert planned.int8 == taken and (planned.unpacked == 0) == (taken or quantize == "none")
+        assert planned.memory["weights"] == packed_bytes(STARTER, planned.storage, int8=taken) + rest_bytes(
+            STARTER, planned.storage, 2
+        )
+
+
+def test_of_a_file_with_products_in_int8_the_head_alone_is_unpacked():
+    shape = replace(STARTER, file_bytes=90_000_000)
+    head = shape.vocabulary * shape.blocks.width
+    assert unpacked_numbers(shape, "file", lowest=0, recomputed=0, int8=True) == 2 * head
+    assert unpacking_bytes(shape, "file", 2, given_back=False, int8=True) == 2 * head
+    linear = sum(one.inputs * one.outputs for one in copied_layers(shape, "file"))
+    kept = packed_bytes(shape, "file", int8=True) - copied_bytes(shape, "file")
+    assert kept == pytest.approx(90e6 * head / (head + linear))
 
 
 def test_sizes_of_blocks_are_those_of_the_formats():

@@ -115,11 +115,27 @@ def test_int8_is_refused_where_it_is_asked_for_and_cannot_be(rows, tiny_folder, 
         train(experiment(tiny_folder, "other"))
 
 
-def test_weights_are_unpacked_by_default(rows, tiny_folder):
-    trained = [train(experiment(tiny_folder, name, products=name)) for name in ("auto", "bfloat16")]
-    assert [one.manifest.products for one in trained] == [None, None]
-    weights = [next(one.result.glob("*.safetensors")).read_bytes() for one in trained]
-    assert weights[0] == weights[1]
+@able
+def test_int8_is_taken_where_it_is_faster(rows, tiny_folder, monkeypatch):
+    def trained(run, **training):
+        found = train(experiment(tiny_folder, run, **training))
+        return found.manifest.products, next(found.result.glob("*.safetensors")).read_bytes()
+
+    usual, asked, unpacked = (trained(name, products=name) for name in ("auto", "int8", "bfloat16"))
+    assert usual == asked and usual[0] is not None and unpacked[0] is None and usual[1] != unpacked[1]
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert trained("slower", products="auto") == unpacked
+
+
+@able
+def test_a_copy_is_made_where_it_leaves_most_of_the_memory_or_is_asked_for(rows, tmp_path, monkeypatch):
+    base = model_in(tmp_path / "base", "qwen2")
+    module = load(ModelConfig(name=str(base), quantize="nf4")).module
+    copied = sum(one.numel() for one in weights_for_int8(module).values())
+    for room, products, taken in ((4, "auto", True), (3, "auto", False), (3, "int8", True)):
+        monkeypatch.setattr(choices, "available_memory", lambda room=room: room * copied)
+        found = train(experiment(base, f"{products}-{room}", "nf4", products=products, backend="eager"))
+        assert (found.manifest.products is not None) == taken
 
 
 @able

@@ -8,7 +8,6 @@ of what float32 does.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import torch
 
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
-from rankwise.planning.devices import BFLOAT16, HALF_RATE, processor_vendor, with_rates
+from rankwise.planning.devices import BFLOAT16, HALF_RATE, INT8, may_use_int8, processor_vendor, with_rates
 
 
 @dataclass(frozen=True)
@@ -59,12 +58,9 @@ def computes_bfloat16(device: torch.device) -> tuple[bool, str]:
 
 
 def multiplies_int8() -> bool:
-    """Whether products of numbers in int8 are faster than others. oneDNN, which computes them, can be told to use less
-    than the processor has."""
-    told = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "ALL")).upper()
-    allowed = told in ("ALL", "DEFAULT") or told.startswith(("AVX512_CORE_", "AVX10"))
+    """Whether products of numbers in int8 are faster than others."""
     features = processor_features()
-    return allowed and any(features.get(name) for name in ("avx512_vnni", "amx_int8"))
+    return may_use_int8() and any(features.get(name) for name in INT8)
 
 
 def processor_features() -> dict[str, bool | int | str]:

@@ -377,7 +377,7 @@ def record(
     use_products(work.module, None)  # a model that was given may compute as an earlier run of it
     backend = backend_named(_backend_of(training, resumable), work)
     backend = over_rows(backend, work.objective)
-    products = _products_of(training, resumable) if training.config.products == "int8" else None
+    products = _products_of(training, resumable)
     training = training.with_reference(backend, resumable)
     again = foresee_backend(forecast, backend.name, callback)
     if again is not None and again is not forecast and resumable is None:
@@ -486,7 +486,7 @@ def _products_of(training: TrainingRun, resumable: Resumable | None) -> Products
     def chosen() -> Products | None:
         if resumable is not None:
             return resumable.manifest.products
-        return choose_products(work, partial(work.objective.batches, shown, config.max_batch_tokens))
+        return choose_products(work, config.products, shown)
 
     products = training.world.share(chosen)
     use_products(work.module, products)

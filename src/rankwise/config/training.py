@@ -63,9 +63,10 @@ class TrainingConfig(Config):
     `compiled` adds torch's compiler to these. `auto` takes the fastest that agrees with the model's own code. Results
     of different backends differ in rounding."""
     products: Annotated[Literal["auto", "bfloat16", "int8"], Flag("--products")] = "auto"
-    """What multiplies the frozen weights of linear layers: `int8` multiplies weights that are stored in int8
-    (`--quantize int8`) by inputs that are rounded to int8, which is twice as fast on processors with AVX512-VNNI or
-    AMX; `bfloat16` unpacks them to the number format of the model. `auto` is `bfloat16`."""
+    """How inputs are multiplied by frozen weights of linear layers that are stored in fewer bits: with `int8` they are
+    rounded to int8, which is twice as fast on processors with AVX512-VNNI or AMX; with `bfloat16` the weights are
+    unpacked to the number format of the model. Weights in NF4 or of a GGUF file get a copy in int8. `auto` takes `int8`
+    where the processor has it, unless the copy would take more than a quarter of the free memory."""
     activation_checkpointing: Literal["auto"] | Annotated[int, Field(ge=0, le=10_000, strict=True)] = "auto"
     """Number of blocks whose activations are not stored but computed again in the backward pass, which saves memory,
     costs time and gives the same numbers. The lowest trained blocks come first. `auto` takes as many as free memory

@@ -104,14 +104,15 @@ def first_blocks(module: nn.Module) -> Iterator[nn.Module]:
     """Leave a decoder its first blocks alone, until one of each kind is among them, and at least two. Blocks are of one
     kind if their parts have the same classes, settings and sizes."""
     decoder, model = _known(module)
-    blocks = decoder.layers(model)
+    blocks: Any = decoder.layers(model)
     kinds = [_kind(block) for block in blocks]
     count = max(2, 1 + max(map(kinds.index, kinds)))
-    apart = {name: blocks._modules.pop(name) for name in list(blocks._modules)[count:]}
+    apart = list(blocks[count:])
+    del blocks[count:]
     try:
         yield module
     finally:
-        blocks._modules.update(apart)
+        blocks.extend(apart)
 
 
 def _kind(block: nn.Module) -> list[object]:

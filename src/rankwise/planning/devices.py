@@ -12,6 +12,7 @@ two units. A probe (time.py) knows better.
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
@@ -51,6 +52,8 @@ class Device:
     flag: str | None = None
     """The CPU flag of the instructions by which a processor multiplies; None for other devices and where it is not
     known."""
+    int8: bool = False
+    """Whether its products of numbers in int8 are faster than others."""
 
     @property
     def usable(self) -> int:
@@ -277,6 +280,16 @@ BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")
 """Flags of processors that multiply faster in it than in float32."""
 
 
+INT8 = ("avx512_vnni", "amx_int8")
+"""Flags of processors that multiply numbers in int8 twice as fast as in bfloat16."""
+
+
+def may_use_int8() -> bool:
+    """Whether oneDNN, which computes these products, is not told to use less than the processor has."""
+    told = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "ALL")).upper()
+    return told in ("ALL", "DEFAULT") or told.startswith(("AVX512_CORE_", "AVX10"))
+
+
 def with_rates(flags: frozenset[str], vendor: str) -> frozenset[str]:
     """`flags` with `HALF_RATE` where it holds: on Intel's processors since Sapphire Rapids (they have AVX512-FP16), of
     which a virtual machine may show all but AMX."""
@@ -325,6 +338,7 @@ def this_processor() -> Device:
     return Device(
         found.name, "processor", available_memory(), 0, found.rate("bfloat16"), found.rate("float32"),
         f"assumed: {found.cores} cores x {clock} x {how}", dtype, known and known.flag,
+        may_use_int8() and bool(found.flags.intersection(INT8)),
     )  # fmt: skip
 
 

@@ -62,6 +62,8 @@ from rankwise.planning.stored_weights import (
     BESIDE_PACKED,
     DTYPE_BYTES,
     Storage,
+    copied_bytes,
+    multiplied_in_int8,
     packed_bytes,
     rest_bytes,
     storage_of,
@@ -186,6 +188,8 @@ class Forecast:
     """What the base computes in."""
     storage: Storage
     """How the base's weights are stored."""
+    int8: bool
+    """Whether products of frozen weights are in int8."""
     given_back: bool
     """Whether packed weights are pages of a file that are given back after each use, as under a limit of memory."""
     overheads: Overheads
@@ -270,7 +274,9 @@ class Forecast:
     @property
     def unpacked(self) -> float:
         """Numbers of packed weights that a micro-batch unpacks."""
-        return unpacked_numbers(self.shape, self.storage, lowest=self.lowest, recomputed=self.recomputed)
+        return unpacked_numbers(
+            self.shape, self.storage, lowest=self.lowest, recomputed=self.recomputed, int8=self.int8
+        )
 
     def with_tokens(self, tokens: int, recomputed: int) -> Forecast:
         """With another micro-batch, and with so many blocks computed twice."""
@@ -342,9 +348,12 @@ def forecast(
     base = method.loaded(config.model)
     limited = base.memory is not None and device.kind == "processor"
     storage, form = storage_of(base.quantize, shape, given_back=limited), form_of(shape, method, training, device)
+    int8 = device.int8 and not limited and multiplied_in_int8(
+        training.products, storage, copied_bytes(shape, storage), device.usable
+    )  # fmt: skip
     made = Forecast(
         shape, counted or parameters_of(shape, method), method, amount, form,
-        device.dtype if base.dtype == "auto" else base.dtype, storage, limited and storage != "none",
+        device.dtype if base.dtype == "auto" else base.dtype, storage, int8, limited and storage != "none",
         PROCESSOR if device.kind == "processor" else GPU, 0, bool(shape.task.writes) and writes_answers(config),
         compiled and form == "fast" and shape.task.compiled,
     )  # fmt: skip
@@ -378,11 +387,13 @@ def memory_of(planned: Forecast) -> Memory:
     linear = sum(one.inputs * one.outputs for one in planned.shape.layers if one.kind == "linear")  # and a tied head
     packed = number * linear if copies else 0
     compiler = planned.overheads.compiler if planned.compiled else 0
-    unpacking = unpacking_bytes(planned.shape, planned.storage, number, given_back=planned.given_back)
+    unpacking = unpacking_bytes(
+        planned.shape, planned.storage, number, given_back=planned.given_back, int8=planned.int8
+    )
     return Memory((
         MemoryPart("process", _process(planned), "measured" if planned.overheads.is_measured else "assumed"),
         _weights(planned),
-        MemoryPart("unpacking", unpacking, "the largest packed weight" if unpacking else "no weight is packed"),
+        MemoryPart("unpacking", unpacking, "the largest packed weight" if unpacking else "no weight is unpacked"),
         MemoryPart("adapter", EXACT * beside, f"{beside:,} x 4" if beside else "no adapter"),
         MemoryPart("gradients", EXACT * count, f"{count:,} x 4"),
         MemoryPart("optimizer", 8 * count, f"{count:,} x 8"),
@@ -407,13 +418,14 @@ def _process(planned: Forecast) -> float:
 
 def _weights(planned: Forecast) -> MemoryPart:
     shape, number = planned.shape, planned.number
-    rest, packed = rest_bytes(shape, planned.storage, number), packed_bytes(shape, planned.storage)
+    rest, packed = rest_bytes(shape, planned.storage, number), packed_bytes(shape, planned.storage, int8=planned.int8)
     if planned.storage == "none":
         return MemoryPart("weights", rest, f"{shape.parameters:,} x {number}")
     others = f"{rest / number:,.0f} x {number}"
     if planned.given_back:
         return MemoryPart("weights", rest, f"{others}; all others are pages of a file, given back after each use")
     name = "the GGUF file's matrices" if planned.storage == "file" else f"weights in {planned.storage}"
+    name += " and a copy in int8" if planned.int8 and planned.storage != "int8" else ""
     return MemoryPart("weights", rest + packed, f"{packed / 1e6:,.1f} MB of {name} + {others}")
 
 

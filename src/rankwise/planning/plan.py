@@ -237,8 +237,10 @@ class Plan:
         operations = forecast.operations(self.load).total / self.load.tokens * tokens
         step = Step(operations, tokens, max(1, -(-tokens // forecast.amount.tokens)), forecast.unpacked)
         by = self.speed
-        if isinstance(by, Speed) and forecast.dtype != self.forecast.dtype:
-            by = speed_of(self.device, forecast.dtype, self.shape.blocks.count, self.shape.mostly, forecast.storage)
+        if isinstance(by, Speed) and (forecast.dtype, forecast.int8) != (self.forecast.dtype, self.forecast.int8):
+            by = speed_of(
+                self.device, forecast.dtype, self.shape.blocks.count, self.shape.mostly, forecast.storage, forecast.int8
+            )
         return seconds_of(step, by, self.flops_per_token, self.device, forecast.storage)
 
     @property
@@ -324,7 +326,7 @@ def planned(
     amounts = largest_batches(own, shape, rows)
     forecasts = [(amount, planned_forecast(config, shape, device, amount)) for amount in amounts]
     amount, first = max(forecasts, key=lambda item: item[1].peak)
-    speed = probe or speed_of(device, first.dtype, shape.blocks.count, shape.mostly, first.storage)
+    speed = probe or speed_of(device, first.dtype, shape.blocks.count, shape.mostly, first.storage, first.int8)
     plan = Plan(config, shape, device, rows, amount, first, speed, price, here, processes)
     if not plan.may_compile:
         return plan

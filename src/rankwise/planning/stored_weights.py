@@ -11,6 +11,9 @@ activation checkpointing. One is unpacked at a time:
     unpacked    numbers x bytes of the number format, and for nf4 three numbers of 4 bytes for each 64
                 (without bitsandbytes also two copies in float32)
 
+Products in int8 unpack no weight but the output head. A weight that is packed otherwise gets a copy in int8 for them,
+after which the pages of its file are not needed any more.
+
 With a limit of memory, packed weights are pages of a file that are given back after each use, and so are those of a
 base in full precision; then only the one that is being unpacked counts.
 """
@@ -47,6 +50,8 @@ UNPACKED_PER_SECOND: Mapping[str, Estimate] = {
 int8 are of weights of 576 x 1,536 to 4,096 x 4,096 on a busy machine; the others are estimates."""
 NF4_WITHOUT_LIBRARY = Estimate(0.1e9, 0.3e9, 0.5e9)
 """A quarter of the library's: 1.4e9 to 1.9e9 where that has 4.9e9 to 7.2e9, on one core of an EPYC."""
+COPY_SHARE = 4
+"""The share of free memory that a copy in int8 may take where it is not asked for, as one part of so many."""
 BESIDE_PACKED = "bfloat16"
 """The number format of what is not packed, where none is named."""
 
@@ -68,6 +73,24 @@ def storage_of(quantize: str, shape: ModelShape, *, given_back: bool) -> Storage
     return "mapped" if given_back else "none"
 
 
+def multiplied_in_int8(setting: str, storage: Storage, copy: float, usable: float) -> bool:
+    """Whether a training on a device that is faster in int8 computes in it, by `training.products`. By itself it does
+    so where a copy of `copy` bytes leaves nearly all that is free."""
+    if storage not in ("int8", "nf4", "file") or setting == "bfloat16":
+        return False
+    return setting == "int8" or copy <= usable / COPY_SHARE
+
+
+def copied_layers(shape: ModelShape, storage: Storage) -> list[Layer]:
+    """Layers whose weights get a copy in int8 for products in it."""
+    linear = [layer for layer in packed_layers(shape, storage) if layer.kind == "linear" and layer.path != shape.head]
+    return [] if storage == "int8" else linear
+
+
+def copied_bytes(shape: ModelShape, storage: Storage) -> float:
+    return sum(packed_size(layer.outputs, layer.inputs, "int8") for layer in copied_layers(shape, storage))
+
+
 def unpacking_rate(storage: Storage) -> Estimate:
     """Numbers in a second on one core."""
     return NF4_WITHOUT_LIBRARY if storage == "nf4" and not has_library() else UNPACKED_PER_SECOND[storage]
@@ -84,11 +107,14 @@ def packed_layers(shape: ModelShape, storage: Storage) -> list[Layer]:
     return [layer for layer in fits if layer.inputs % BLOCK == 0] if storage == "nf4" else fits
 
 
-def packed_bytes(shape: ModelShape, storage: Storage) -> float:
-    """Bytes of the packed weights alone."""
+def packed_bytes(shape: ModelShape, storage: Storage, *, int8: bool = False) -> float:
+    """Bytes of the packed weights alone, with their copy for products in `int8`. Of a file without those that have
+    one."""
+    copy = copied_bytes(shape, storage) if int8 else 0.0
     if storage == "file":
-        return shape.file_bytes
-    return sum(stored_bytes(layer, storage) for layer in packed_layers(shape, storage))
+        copied = sum(map(_size, copied_layers(shape, storage))) if int8 else 0
+        return copy + shape.file_bytes * (1 - copied / sum(map(_size, packed_layers(shape, storage))))
+    return copy + sum(stored_bytes(layer, storage) for layer in packed_layers(shape, storage))
 
 
 def rest_bytes(shape: ModelShape, storage: Storage, number: float) -> float:
@@ -110,10 +136,19 @@ def packed_size(rows: int, columns: int, storage: Storage) -> int:
     return size + EXACT * rows if storage == "int8" else EXACT * size
 
 
-def unpacking_bytes(shape: ModelShape, storage: Storage, number: float, *, given_back: bool) -> float:
+def unpacked_layers(shape: ModelShape, storage: Storage, *, int8: bool) -> list[Layer]:
+    """Layers whose packed weights are unpacked for their products."""
+    copied = {layer.path for layer in copied_layers(shape, storage)}
+    packed = [] if int8 and storage == "int8" else packed_layers(shape, storage)
+    return [layer for layer in packed if not (int8 and layer.path in copied)]
+
+
+def unpacking_bytes(
+    shape: ModelShape, storage: Storage, number: float, *, given_back: bool, int8: bool = False
+) -> float:
     """Bytes that the largest packed weight takes while it is unpacked, with `given_back` also those it is unpacked
-    from; 0 where no weight is packed."""
-    layers = packed_layers(shape, storage)
+    from; 0 where none is."""
+    layers = unpacked_layers(shape, storage, int8=int8)
     if not layers:
         return 0.0
     largest = max(layers, key=_size)
@@ -124,13 +159,13 @@ def unpacking_bytes(shape: ModelShape, storage: Storage, number: float, *, given
     return number * size + beside + (stored_bytes(largest, storage) if given_back else 0.0)
 
 
-def unpacked_numbers(shape: ModelShape, storage: Storage, *, lowest: int, recomputed: int) -> float:
+def unpacked_numbers(shape: ModelShape, storage: Storage, *, lowest: int, recomputed: int, int8: bool = False) -> float:
     """That a micro-batch unpacks, forward and backward. Blocks below `lowest` need no backward pass, and the first
     `recomputed` of the others are computed twice forward."""
     again, shared = range(lowest, lowest + recomputed), {layer.shares for layer in shape.layers}
     return float(sum(
         _size(layer) * (1 + (layer.block is None or layer.block >= lowest) + (layer.block in again))
-        for layer in packed_layers(shape, storage)
+        for layer in unpacked_layers(shape, storage, int8=int8)
         if layer.kind != "embedding" or layer.path in shared  # else only rows of it are unpacked
     ))  # fmt: skip
 

@@ -25,6 +25,10 @@ COMPILED_AFTER = 300.0
 seventh (more where products are faster), is several times what compiling takes."""
 
 
+INT8, INT8_SOURCE = 1.4, "with products in int8 1.25 to 1.6 times as fast (lab/LOG.md, 2026-12-01)"
+"""How many times as fast a training is with products of its frozen weights in int8: the larger the model, the more."""
+
+
 @dataclass(frozen=True)
 class Efficiency:
     """Operations that a training makes, as a share of the rate that was assumed."""
@@ -168,18 +172,22 @@ class Duration:
 
 
 def speed_of(
-    device: Device, dtype: str, blocks: int, images: str | None = None, storage: Storage = "none"
-) -> Speed | None:
+    device: Device, dtype: str, blocks: int, images: str | None = None, storage: Storage = "none",
+    int8: bool = False,
+) -> Speed | None:  # fmt: skip
     """None where no rate is known: then only a probe can tell. `images` is what most operations of a model of images
-    are, "patches" or "convolutions"."""
+    are, "patches" or "convolutions". `int8` is for products of frozen weights in int8."""
     rate = device.rate(dtype)
     if rate is None:
         return None
     none = Estimate.exactly(0.0)
     launch = LAUNCH.times(blocks) if device.kind in ("datacentre", "consumer") else none
     preparation = PREPARATION.times(blocks) if device.kind == "processor" and images is None else none
+    efficiency = _efficiency(device, dtype, images)
+    if int8:
+        efficiency = Efficiency(efficiency.share.times(INT8), f"{efficiency.source}; {INT8_SOURCE}")
     return Speed(
-        rate, _efficiency(device, dtype, images), launch, preparation, device.source,
+        rate, efficiency, launch, preparation, device.source,
         unpacking=unpacking_on(device, storage),
     )  # fmt: skip
 

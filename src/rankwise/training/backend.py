@@ -43,6 +43,7 @@ from rankwise.forward.reference import check_packs
 from rankwise.kernels.loss import divergence
 from rankwise.kernels.quantized.formats import (
     TINY,
+    Int8,
     is_compiled,
     multiply_in_int8,
     use_int8_products,
@@ -51,6 +52,7 @@ from rankwise.kernels.quantized.formats import (
 from rankwise.kernels.regions import compiled_regions
 from rankwise.objectives.causal_lm import CausalLM
 from rankwise.objectives.objective import Objective, WithHead
+from rankwise.planning.stored_weights import COPY_SHARE
 from rankwise.planning.time import COMPILED_AFTER
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.encoded.packing import flat, pack
@@ -344,6 +346,8 @@ def _compiled() -> Iterator[None]:
         yield
 
 
+COMPARED_TOKENS = 512
+"""Of the rows by which a layer's outlier columns are found."""
 OUTLIERS = (0, 4, 16)
 """Columns that a layer may multiply by unpacked weights."""
 SMALL_ERROR, LARGEST_ERROR = 0.02, 0.06
@@ -351,13 +355,23 @@ SMALL_ERROR, LARGEST_ERROR = 0.02, 0.06
 numbers have 0.012."""
 
 
-def choose_products(work: Workload, batches: Callable[[], Sequence[Batch]]) -> Products:
-    """For a new run over such batches whose products are to be in int8."""
-    if (why := _why_no_int8(work.module)) is not None:
+def choose_products(
+    work: Workload, setting: Literal["auto", "bfloat16", "int8"], rows: Sequence[Tokens]
+) -> Products | None:
+    """For a new run over such rows; the model computes so from here on. None for products with unpacked weights."""
+    why = _why_no_int8(work.module)
+    if why is not None and setting == "int8":
         raise ConfigError([f"training.products is int8, which is not available for this run: {why}. Leave it out."])
-    products = _compared_products(work, batches()[0])
+    if why is not None or setting == "bfloat16" or (setting == "auto" and not _has_room(work.module)):
+        return None
+    products = _compared_products(work, work.objective.batches(rows, COMPARED_TOKENS)[0])
     work.callback(StatusMessage(_described(products)))
     return products
+
+
+def _has_room(module: torch.nn.Module) -> bool:
+    copied = sum(weight.numel() for weight in weights_for_int8(module).values() if not isinstance(weight.format, Int8))
+    return copied <= available_memory() / COPY_SHARE
 
 
 def use_products(module: torch.nn.Module, products: Products | None) -> None:

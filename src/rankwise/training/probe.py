@@ -29,7 +29,7 @@ from rankwise.rows.encoded.batches import Batch
 from rankwise.runs.manifest import now
 from rankwise.runs.records import Callback, StatusMessage, StepRecord, silent
 from rankwise.system.processor import processor_name
-from rankwise.training.backend import choose_backend
+from rankwise.training.backend import COMPARED_TOKENS, choose_backend, choose_products
 from rankwise.training.trainer import Trainer
 from rankwise.training.workload import Workload
 
@@ -79,6 +79,8 @@ def probe(config: Planned, callback: Callback = silent) -> Probe:
         for tokens in (max(1, most // SMALLER), most)
         for turn in range(COUNTED + 1)
     ]
+    compared = objective.rows_like(forecast.load, model.module, COMPARED_TOKENS, 0, 1)
+    choose_products(work, training.products, compared)
     with closing(Trainer(trainable, FixedSteps(steps), training, backend).run()) as records:
         small, large = (_mean(list(islice(records, COUNTED + 1))) for _ in range(2))
     unpacking = _unpacking(model.module, forecast.forecast.unpacked)

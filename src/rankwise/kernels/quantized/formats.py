@@ -329,12 +329,12 @@ def use_int8_products(module: nn.Module, outliers: Mapping[str, tuple[int, ...]]
 def multiply_in_int8(weight: QuantizedTensor, outliers: tuple[int, ...] | None) -> None:
     """Multiply by this weight in int8, or by its unpacked numbers where `outliers` is None. A weight in another format
     gets a copy in int8 beside its own parts. Of those, pages that lie in a mapped file are given back."""
-    multiplying = isinstance(weight.format, Int8Products)
-    original = weight.format.original if multiplying else weight.format
+    format = weight.format
+    original = format.original if isinstance(format, Int8Products) else format
     if outliers is None:
-        weight.format, weight.parts = original, (multiplying and weight.parts[:-2]) or weight.parts
+        weight.format, weight.parts = original, (format is not original and weight.parts[:-2]) or weight.parts
         return
-    if not multiplying and not isinstance(original, Int8):
+    if format is original and not isinstance(original, Int8):
         own, weight.parts = weight.parts, (*weight.parts, *Int8().pack(in_full(weight)))
         give_parts_back(own, mapped_ranges())
     weight.format = Int8Products(original, outliers)
