@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
+
+MODEL = os.environ.get("RANKWISE_BENCH_MODEL", "smollm2-135m")
+"""What is trained."""
 
 
 def operations(lengths: list[int], supervised: int, rank: int, shape: Mapping[str, Any] | None = None) -> float:
@@ -37,7 +41,7 @@ def starter_shape() -> dict[str, Any]:
     from rankwise.runs.records import silent
     from rankwise.system.foreign_json import read_json
 
-    return read_json(find(ModelConfig(name="smollm2-135m"), silent).folder / "config.json")
+    return read_json(find(ModelConfig(name=MODEL), silent).folder / "config.json")
 
 
 def gemm_rate() -> float:

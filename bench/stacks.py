@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from limits import MODEL
+
 RATE = 1e-4
 OURS, STACKS = (
     "rankwise",
     (
-        "rankwise-plain", "rankwise-compiled", "peft-fp32", "peft-bf16", "peft-best", "peft-packed", "trl-fp32",
-        "trl-bf16", "trl-best", "unsloth-cpu", "unsloth-cpu-fp32",
+        "rankwise-plain", "rankwise-compiled", "rankwise-int8", "peft-fp32", "peft-bf16", "peft-best", "peft-packed",
+        "trl-fp32", "trl-bf16", "trl-best", "unsloth-cpu", "unsloth-cpu-fp32",
     ),
 )  # fmt: skip
 REFERENCE = "reference"
@@ -71,13 +73,15 @@ def rankwise_trainer(name: str, count: int, case: Case) -> Any:
     """The starter with a LoRA adapter over the benchmark's rows."""
     from rankwise.base.loading import load
     from rankwise.config.models import ModelConfig
+    from rankwise.kernels.quantized.formats import use_int8_products, weights_for_int8
     from rankwise.runs.records import silent
     from rankwise.system.memory import keep_memory
 
-    backend = {OURS: "fused", "rankwise-compiled": "compiled"}.get(name, "eager")
+    backend = {OURS: "fused", "rankwise-int8": "fused", "rankwise-compiled": "compiled"}.get(name, "eager")
     keep_memory()
     dtype = "float32" if name == REFERENCE else "bfloat16"
-    model = load(ModelConfig(name="smollm2-135m", dtype=dtype), silent)
+    model = load(ModelConfig(name=MODEL, dtype=dtype, quantize="int8" if name == "rankwise-int8" else "none"), silent)
+    use_int8_products(model.module, dict.fromkeys(weights_for_int8(model.module), ()))
     return lora_trainer(model.module, case, sequences(model, count, case), backend)
 
 
@@ -144,7 +148,7 @@ def peft_stack(name: str, count: int, case: Case) -> Step:
     if best:
         keep_memory()
         torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # pyright: ignore[reportAttributeAccessIssue]
-    model = load(ModelConfig(name="smollm2-135m", dtype="float32" if name == "peft-fp32" else "bfloat16"), silent)
+    model = load(ModelConfig(name=MODEL, dtype="float32" if name == "peft-fp32" else "bfloat16"), silent)
     first = first_factors(model, case)
     module: Any = get_peft_model(model.module, PeftLoraConfig(**peft_settings(case)), autocast_adapter_dtype=not best)
     begin_at(module, first)

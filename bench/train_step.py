@@ -12,7 +12,7 @@ tokens, rank 256, dropout.
 
 Threads of all stacks wait for each other as rankwise's do (system/processor.py), so that other work on the machine
 costs each of them its share and no more. `unsloth-cpu` needs an environment of its own
-(make .venv-engines-unsloth/.ready).
+(make .venv-engines-unsloth/.ready). RANKWISE_BENCH_MODEL names another model than the starter of 135M.
 
 Beside what was reached stand two limits: the operations that a step needs (limits.py) at the rate of this machine's
 best bfloat16 product, measured before and after, and at that of the model's own products.
@@ -30,7 +30,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from limits import gemm_rate, operations, shape_rate
+from limits import MODEL, gemm_rate, operations, shape_rate
 from stacks import CASES, OURS, REFERENCE, STACKS, USUAL, Case, peft_stack, rankwise_stack, sequences
 from telling import parser_of, tell
 from trainer_stacks import trl_train, unsloth_settings, unsloth_train
@@ -153,7 +153,7 @@ def told(found: dict[str, Any], count: int, case: Case) -> list[dict[str, Any]]:
     from rankwise.rows.encoded.batches import Batches, input_length
     from rankwise.runs.records import silent
 
-    batches = Batches(sequences(load(ModelConfig(name="smollm2-135m"), silent), count, case), case.batch, 2048, 0)
+    batches = Batches(sequences(load(ModelConfig(name=MODEL), silent), count, case), case.batch, 2048, 0)
     rate, shaped = statistics.median(found["gemm"]), statistics.median(found["shaped"])
     reference = [row["loss"] for row in found["reference"]]
     steps_rows = [batches.rows_of(number) for number in range(len(reference))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from typing import Any, Protocol
 
+from limits import MODEL
 from stacks import RATE, Case, begin_at, first_factors, peft_settings, sequences
 
 
@@ -81,7 +82,7 @@ def _starter(dtype: Any) -> Any:
     from rankwise.config.models import ModelConfig
     from rankwise.runs.records import silent
 
-    return load(ModelConfig(name="smollm2-135m", dtype=dtype), silent)
+    return load(ModelConfig(name=MODEL, dtype=dtype), silent)
 
 
 def _train(
