@@ -20,7 +20,7 @@ from rankwise.commands.demo import LONGEST_ANSWER, demo_rows
 from rankwise.commands.export import export
 from rankwise.exporting.agreement import compare
 from rankwise.exporting.engine_process import EngineFailure, ask, engines_for, interpreters
-from rankwise.exporting.reference import Reference, ReferencePrompt, ReferenceQuestion, open_float32, reference_to
+from rankwise.exporting.reference import Reference, ReferencePrompt, ReferenceQuestion, open_for_export, reference_to
 from rankwise.exporting.verification import Verifying
 from rankwise.inference.generate import asking_ids
 from rankwise.methods.artifact import open_artifact
@@ -34,7 +34,7 @@ def reference(adapter: str, work: Path, rows: int) -> Reference:
     file = work / f"reference-{rows}.json"
     if file.is_file():
         return read(json.loads(file.read_text()))
-    tuned = open_float32(open_artifact(adapter))
+    tuned = open_for_export(open_artifact(adapter))
     prompts = []
     for line in demo_rows()[1][:rows]:
         messages = [Message(**message) for message in json.loads(line)["messages"]]

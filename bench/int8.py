@@ -37,6 +37,7 @@ from rankwise.kernels.quantized.formats import use_int8_products, weights_for_in
 from rankwise.kernels.quantized.tensor import stored_bytes, unpack_weights
 from rankwise.runs.manifest import peak_rss
 from rankwise.system.memory import keep_memory
+from rankwise.training.backend import OUTLIERS
 
 CASE = CASES[USUAL]
 
@@ -57,7 +58,7 @@ def model_of(model: str, layers: int | None, products: str) -> Any:
         if module.config.tie_word_embeddings:
             module.tie_weights()
     if products == "int8":
-        use_int8_products(module, dict.fromkeys(weights_for_int8(module), ()))
+        use_int8_products(module, dict.fromkeys(weights_for_int8(module), tuple(range(OUTLIERS))))
     return module
 
 
@@ -127,7 +128,7 @@ def show(found: dict[str, Any]) -> None:
             ratio = row["ratios"].get(name, {"clock": 1.0, "processor": 1.0})
             most = f"{row['memory'][name]['peak_bytes'] / 1e9:.2f}" if row["memory"] else ""
             cells = (
-                Path(row["model"]).stem, row["layers"], row["tokens"], row["threads"], name, f"{one['clock']:.2f}",
+                Path(row["model"]).name.removesuffix(".gguf"), row["layers"], row["tokens"], row["threads"], name, f"{one['clock']:.2f}",
                 f"{ratio['clock']:.2f}", f"{ratio['processor']:.2f}", f"{row['percent_of_limit'][name]:.0f}",
                 f"{row['weight_bytes'][name] / 1e9:.2f}", most,
             )  # fmt: skip

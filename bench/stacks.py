@@ -76,12 +76,13 @@ def rankwise_trainer(name: str, count: int, case: Case) -> Any:
     from rankwise.kernels.quantized.formats import use_int8_products, weights_for_int8
     from rankwise.runs.records import silent
     from rankwise.system.memory import keep_memory
+    from rankwise.training.backend import OUTLIERS
 
     backend = {OURS: "fused", "rankwise-int8": "fused", "rankwise-compiled": "compiled"}.get(name, "eager")
     keep_memory()
     dtype = "float32" if name == REFERENCE else "bfloat16"
     model = load(ModelConfig(name=MODEL, dtype=dtype, quantize="int8" if name == "rankwise-int8" else "none"), silent)
-    use_int8_products(model.module, dict.fromkeys(weights_for_int8(model.module), ()))
+    use_int8_products(model.module, dict.fromkeys(weights_for_int8(model.module), tuple(range(OUTLIERS))))
     return lora_trainer(model.module, case, sequences(model, count, case), backend)
 
 

@@ -21,7 +21,7 @@ from kit.command import printed, rankwise
 from rankwise.config.images import ImageProcessing
 from rankwise.exporting import verification
 from rankwise.exporting.engine_process import ask
-from rankwise.exporting.reference import open_float32
+from rankwise.exporting.reference import open_for_export
 from rankwise.exporting.verification import Export, Verifying, verify
 from rankwise.methods.artifact import open_artifact
 from rankwise.objectives.image_classification import ImageClassification
@@ -205,7 +205,7 @@ class TestUnderNode:
         words = ["node", "-e", PIPELINES, home_of_node, "text-classification", exported("films")[1], text]
         printed = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True).stdout
         shares = {one["label"]: one["score"] for one in json.loads(printed)}
-        tuned = open_float32(open_artifact("films"))
+        tuned = open_for_export(open_artifact("films"))
         objective, limit = tuned.classifier, Longest(tuned.longest.tokens, cuts=True)
         (ours,) = objective.predictions(tuned.model, [objective.example_of(text, "a text")], limit)[0].values()
         assert shares == pytest.approx(ours.probabilities, abs=1e-5)

@@ -19,7 +19,7 @@ from kit.library import COMMON, FILES
 from kit.quantized_models import wide_model
 from rankwise.exporting import merge as merging
 from rankwise.exporting import verification
-from rankwise.exporting.reference import open_float32
+from rankwise.exporting.reference import open_for_export
 from rankwise.kernels.quantized.tensor import in_full, is_quantized
 from rankwise.methods.artifact import open_artifact
 
@@ -60,7 +60,7 @@ def test_a_merged_model_is_the_one_that_was_trained(home, run):
     facts = printed("export", run, "--to", "whole", "--format", "merged", "--dtype", "float32")
     assert facts["base_quantized"] == run and facts["engines"]["transformers"]["status"] == "right"
     assert facts["logits_difference"] < 1e-4 < facts["logits_change"]
-    expected = logits(open_float32(open_artifact(run)).model.module)
+    expected = logits(open_for_export(open_artifact(run)).model.module)
     merged = AutoModelForCausalLM.from_pretrained("whole", dtype=torch.float32).eval()
     scale = expected.abs().max()
     assert (logits(merged) - expected).abs().max() <= 1e-5 * scale
@@ -105,16 +105,16 @@ def test_an_adapter_says_how_its_base_was_stored_and_what_the_full_one_changes(h
     spoken = rankwise("export", "nf4", "--to", "out", "--format", format)
     assert "compared over the full ones, where its own log-probabilities differ by" in spoken.stdout
     # the folder by itself is the trained model again, over the same quantised base
-    same = open_float32(open_artifact("out"))
+    same = open_for_export(open_artifact("out"))
     assert any(is_quantized(weight) for weight in same.model.module.parameters())
-    assert torch.equal(logits(same.model.module), logits(open_float32(open_artifact("nf4")).model.module))
+    assert torch.equal(logits(same.model.module), logits(open_for_export(open_artifact("nf4")).model.module))
 
 
 def test_a_gguf_file_has_the_weights_that_were_trained_over(home):
     result = rankwise("export", "int8", "--to", "whole.gguf", "--format", "gguf", "--dtype", "float32", "--no-verify")
     assert result.exit_code == 0 and "int8 weights of the base unpacked" in result.stdout, result.output
     tensors = {one.name: np.array(one.data) for one in GGUFReader("whole.gguf").tensors}
-    trained = open_float32(open_artifact("int8")).model.module
+    trained = open_for_export(open_artifact("int8")).model.module
     mlp = trained.model.layers[1].mlp
     up = in_full(mlp.up_proj.weight)
     assert is_quantized(mlp.up_proj.weight) and torch.equal(torch.from_numpy(tensors["blk.1.ffn_up.weight"]), up)

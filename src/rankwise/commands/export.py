@@ -45,7 +45,7 @@ from rankwise.exporting.verification import (
     with_rules,
 )
 from rankwise.methods.artifact import Opening, open_artifact, opening_in
-from rankwise.runs.records import Callback, WarningMessage, silent
+from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.system.files import folders_above
 
 FORMATS: tuple[str, ...] = get_args(ExportFormat)
@@ -150,6 +150,12 @@ def _write_export(order: Order) -> Exported:
             f"{artifact.described} was trained over {stored} weights, and {format} holds the adapter alone: a program "
             "that lays it over other weights of the base, such as the full ones, computes other numbers. --format "
             "merged and gguf hold the weights that it was trained over"
+        ))  # fmt: skip
+    products = None if artifact.run is None else artifact.run.manifest.products
+    if products is not None:
+        order.callback(StatusMessage(
+            f"{artifact.described} was trained with products in int8, which other programs do not have; they had "
+            f"changed the outputs of its base by {products.change:.1%}"
         ))  # fmt: skip
     if format == "gguf-lora":
         return replace(exported, to=str(file_of(order)), rank=export_gguf_adapter(order))

@@ -22,7 +22,7 @@ from torch import Tensor
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.saving import save, stored_as
 from rankwise.errors import AdapterError, RunError
-from rankwise.inference.tuned_model import load_tuned
+from rankwise.exporting.reference import open_for_export
 from rankwise.kernels.quantized.tensor import unpack_weights
 from rankwise.methods.artifact import BASE_FACTS, Artifact, recorded_training
 from rankwise.methods.registry import method_of
@@ -90,7 +90,7 @@ def export_merged(order: Order, texts: Mapping[str, str] | None = None) -> Merge
     need_space(folder.absolute(), numbers * export_dtype.itemsize)
     working_dtype = "bfloat16" if stored == export_dtype == torch.bfloat16 else "float32"
     spec = trained.model_copy(update={"dtype": working_dtype, "device": "cpu"})
-    tuned = load_tuned(artifact, callback, config=spec)
+    tuned = open_for_export(artifact, working_dtype, callback)
     objective = tuned.objective
     live, base = tuned.trainable.merge(order.strength, partial(_logits, tuned.model, objective))
     unpack_weights(tuned.model.module)

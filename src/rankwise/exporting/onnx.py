@@ -23,7 +23,7 @@ from rankwise.base.saving import save_reader, stored_as
 from rankwise.config.images import GENERIC
 from rankwise.errors import ExportError, RunError, first_line
 from rankwise.exporting.merge import Order, extra_files
-from rankwise.inference.tuned_model import load_tuned
+from rankwise.exporting.reference import open_for_export
 from rankwise.kernels.quantized.tensor import unpack_weights
 from rankwise.methods.registry import method_of
 from rankwise.objectives.objective import Graph, WithHead, head_settings
@@ -51,8 +51,7 @@ def export_onnx(order: Order) -> None:
             "--format merged."
         )
     need_space(order.folder.absolute(), size)
-    exact = trained.model_copy(update={"dtype": "float32", "device": "cpu"})
-    tuned = load_tuned(artifact, order.callback, config=exact)
+    tuned = open_for_export(artifact, callback=order.callback)
     tuned.trainable.merge(order.strength, lambda: torch.empty(0))
     unpack_weights(tuned.model.module)
     graph = objective.graph(tuned.model, tuned.longest.tokens)

@@ -39,7 +39,7 @@ from rankwise.exporting.agreement import (
 from rankwise.exporting.engine_process import EngineFailure, ask, engines_for, interpreters
 from rankwise.exporting.engines.engine import Package
 from rankwise.exporting.engines.openai_server import SERVER
-from rankwise.exporting.reference import QUESTIONS, Reference, mean_difference, open_float32, reference_of, scored
+from rankwise.exporting.reference import QUESTIONS, Reference, mean_difference, open_for_export, reference_of, scored
 from rankwise.inference.tuned_model import TunedModel
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
@@ -231,7 +231,7 @@ def _reference(
     artifact: Artifact, export: Export, how: Verifying, count: int, callback: Callback
 ) -> Reference | ClassReference | None:
     """The model that it is asked of is freed before an engine loads its own."""
-    tuned = open_float32(artifact)
+    tuned = open_for_export(artifact)
     try:
         return _asked_of(tuned.objective, tuned, count, how.rows, strength=export.strength, callback=callback)
     finally:
@@ -263,7 +263,7 @@ def _shift(artifact: Artifact, export: Export, over_full: Reference | ClassRefer
     assert stored is not None, "asked by the caller"
     if not isinstance(over_full, Reference):
         return BaseShift(stored, None)
-    tuned = open_float32(artifact)
+    tuned = open_for_export(artifact)
     with tuned.trainable.scaled(export.strength):
         ours = [scored(tuned.model, one.prompt_ids, one.answer_ids)[0] for one in over_full.questions]
     theirs = [one.log_probabilities for one in over_full.questions]

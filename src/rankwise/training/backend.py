@@ -13,9 +13,9 @@ the run, layer by layer,
 
     e = |y' - y| / |y - mean of y|        y by unpacked weights, y' with products in int8
 
-A layer with large e multiplies the columns of its inputs that are far above the others by unpacked weights, as few as
-bring e below a bound; where no number of them does, it has no products in int8. The manifest says what was decided. It
-holds for the whole run and for what is computed with its result later.
+Each layer multiplies the few columns of its inputs that are farthest above the others by unpacked weights. A layer
+whose e is large all the same has no products in int8. The manifest says what was decided. It holds for the whole run
+and for what is computed with its result later.
 """
 
 from __future__ import annotations
@@ -348,11 +348,10 @@ def _compiled() -> Iterator[None]:
 
 COMPARED_TOKENS = 512
 """Of the rows by which a layer's outlier columns are found."""
-OUTLIERS = (0, 4, 16)
-"""Columns that a layer may multiply by unpacked weights."""
-SMALL_ERROR, LARGEST_ERROR = 0.02, 0.06
-"""The error of a layer at which no more columns are taken out, and above which it has no products in int8. Normal
-numbers have 0.012."""
+OUTLIERS = 16
+"""Columns of its inputs that each layer multiplies by unpacked weights."""
+LARGEST_ERROR = 0.06
+"""The error above which a layer has no products in int8. Normal numbers have 0.012."""
 
 
 def choose_products(
@@ -383,8 +382,6 @@ def use_products(module: torch.nn.Module, products: Products | None) -> None:
 
 def _described(products: Products) -> str:
     text = f"products are computed in int8, which changes the model's outputs by {products.change:.1%} before training"
-    if names := [name for name, columns in products.outliers.items() if columns]:
-        text += f"; {len(names)} layers have outlier columns, which are computed apart: {some(names, 3)}"
     if products.unpacked:
         text += f"; {len(products.unpacked)} layers are computed with unpacked weights: {some(products.unpacked, 3)}"
     return text
@@ -425,15 +422,14 @@ def _compare_layer(name: str, weight: Any, outliers: dict[str, tuple[int, ...]])
     def compare(layer: Any, arguments: tuple[Tensor, ...], y: Tensor) -> None:
         x, unpacked = arguments[0].flatten(0, -2), y.flatten(0, -2).float()
         lengths = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
-        order = (x.float().abs() / lengths.clamp_min_(TINY)).amax(0).argsort(descending=True, stable=True).tolist()
+        largest = (x.float().abs() / lengths.clamp_min_(TINY)).amax(0)
+        columns = tuple(sorted(largest.argsort(descending=True, stable=True)[:OUTLIERS].tolist()))
+        multiply_in_int8(weight, columns)
+        quantized = torch.nn.functional.linear(x, weight, layer.bias)
         spread = (unpacked - unpacked.mean(0)).norm().item()  # what is equal for all tokens says nothing of them
-        for count in OUTLIERS:
-            multiply_in_int8(weight, columns := tuple(sorted(order[:count])))
-            quantized = torch.nn.functional.linear(x, weight, layer.bias)
-            error = (quantized.float() - unpacked).norm().item() / max(spread, TINY)
-            if error <= SMALL_ERROR or (error <= LARGEST_ERROR and count == OUTLIERS[-1]):
-                outliers[name] = columns
-                return
-        multiply_in_int8(weight, None)
+        if (quantized.float() - unpacked).norm().item() <= LARGEST_ERROR * max(spread, TINY):
+            outliers[name] = columns
+        else:
+            multiply_in_int8(weight, None)
 
     return compare
