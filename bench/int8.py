@@ -128,7 +128,8 @@ def show(found: dict[str, Any]) -> None:
             ratio = row["ratios"].get(name, {"clock": 1.0, "processor": 1.0})
             most = f"{row['memory'][name]['peak_bytes'] / 1e9:.2f}" if row["memory"] else ""
             cells = (
-                Path(row["model"]).name.removesuffix(".gguf"), row["layers"], row["tokens"], row["threads"], name, f"{one['clock']:.2f}",
+                Path(row["model"]).name.removesuffix(".gguf"), row["layers"], row["tokens"], row["threads"], name,
+                f"{one['clock']:.2f}",
                 f"{ratio['clock']:.2f}", f"{ratio['processor']:.2f}", f"{row['percent_of_limit'][name]:.0f}",
                 f"{row['weight_bytes'][name] / 1e9:.2f}", most,
             )  # fmt: skip
