@@ -42,7 +42,7 @@ from rankwise.planning.time import Probe, Speed, Step, duration, speed_of
 from rankwise.runs.records import silent
 
 STARTER = shape_of("smollm2-135m")
-HERE = replace(this_processor(), memory=int(20e9), int8=False)
+HERE = replace(this_processor(), memory=int(20e9), flags=frozenset())
 WIDE = {"llama": {"hidden_size": 64, "intermediate_size": 192}, "gpt2": {"n_embd": 64, "n_positions": 36}}
 
 
@@ -77,7 +77,7 @@ def test_a_plan_counts_the_copy_for_products_in_int8(tmp_path, quantize):
 
 def test_products_in_int8_are_planned_where_a_training_computes_them():
     copy = copied_bytes(STARTER, "nf4")
-    faster = replace(HERE, int8=True, memory=int(4 * copy), reserved=0)
+    faster = replace(HERE, flags=frozenset({"avx512_vnni"}), memory=int(4 * copy), reserved=0)
     for device, quantize, products, taken in (
         (faster, "nf4", "auto", True), (faster, "nf4", "bfloat16", False), (faster, "none", "auto", False),
         (replace(faster, memory=int(4 * copy) - 4), "nf4", "auto", False), (HERE, "int8", "auto", False),

@@ -81,7 +81,7 @@ def test_where_a_comparison_takes_long_a_run_must_be_longer_to_be_compiled(small
     tried = []
     monkeypatch.setattr(backends, "COMPILED_AFTER", 1e-6)
     monkeypatch.setattr(backends, "QUICK", quick)
-    monkeypatch.setattr(backends, "_compiles", lambda work, required: tried.append(work) or False)
+    monkeypatch.setattr(backends, "_compiles", lambda work, large, required: tried.append(work) or False)
     assert rankwise.train(small).manifest.backend == "fused"
     assert bool(tried) == compiled
 

@@ -374,10 +374,12 @@ def record(
     run, callback = training.run, training.callback
     training.check()
     work, world = training.work, training.world
-    use_products(work.module, None)  # a model that was given may compute as an earlier run of it
+    stored = training.model.quantization is not None
+    if stored:
+        use_products(work.module, None)  # a model that was given may compute as an earlier run of it
     backend = backend_named(_backend_of(training, resumable), work)
     backend = over_rows(backend, work.objective)
-    products = _products_of(training, resumable)
+    products = _products_of(training, resumable) if stored or training.config.products == "int8" else None
     training = training.with_reference(backend, resumable)
     again = foresee_backend(forecast, backend.name, callback)
     if again is not None and again is not forecast and resumable is None:

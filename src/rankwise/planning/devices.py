@@ -52,8 +52,13 @@ class Device:
     flag: str | None = None
     """The CPU flag of the instructions by which a processor multiplies; None for other devices and where it is not
     known."""
-    int8: bool = False
-    """Whether its products of numbers in int8 are faster than others."""
+    flags: frozenset[str] = frozenset()
+    """All flags of a processor."""
+
+    @property
+    def int8(self) -> bool:
+        """Whether its products of numbers in int8 are faster than others."""
+        return may_use_int8() and bool(self.flags.intersection(INT8))
 
     @property
     def usable(self) -> int:
@@ -337,8 +342,7 @@ def this_processor() -> Device:
     )
     return Device(
         found.name, "processor", available_memory(), 0, found.rate("bfloat16"), found.rate("float32"),
-        f"assumed: {found.cores} cores x {clock} x {how}", dtype, known and known.flag,
-        may_use_int8() and bool(found.flags.intersection(INT8)),
+        f"assumed: {found.cores} cores x {clock} x {how}", dtype, known and known.flag, found.flags,
     )  # fmt: skip
 
 

@@ -62,7 +62,6 @@ from rankwise.planning.stored_weights import (
     BESIDE_PACKED,
     DTYPE_BYTES,
     Storage,
-    copied_bytes,
     multiplied_in_int8,
     packed_bytes,
     rest_bytes,
@@ -348,9 +347,8 @@ def forecast(
     base = method.loaded(config.model)
     limited = base.memory is not None and device.kind == "processor"
     storage, form = storage_of(base.quantize, shape, given_back=limited), form_of(shape, method, training, device)
-    int8 = device.int8 and not limited and multiplied_in_int8(
-        training.products, storage, copied_bytes(shape, storage), device.usable
-    )  # fmt: skip
+    packed = storage in ("int8", "nf4", "file") and not limited
+    int8 = packed and device.int8 and multiplied_in_int8(training.products, shape, storage, device.usable)
     made = Forecast(
         shape, counted or parameters_of(shape, method), method, amount, form,
         device.dtype if base.dtype == "auto" else base.dtype, storage, int8, limited and storage != "none",

@@ -73,18 +73,22 @@ def storage_of(quantize: str, shape: ModelShape, *, given_back: bool) -> Storage
     return "mapped" if given_back else "none"
 
 
-def multiplied_in_int8(setting: str, storage: Storage, copy: float, usable: float) -> bool:
-    """Whether a training on a device that is faster in int8 computes in it, by `training.products`. By itself it does
-    so where a copy of `copy` bytes leaves nearly all that is free."""
-    if storage not in ("int8", "nf4", "file") or setting == "bfloat16":
-        return False
-    return setting == "int8" or copy <= usable / COPY_SHARE
+def multiplied_in_int8(setting: str, shape: ModelShape, storage: Storage, usable: float) -> bool:
+    """Whether a training over packed weights, on a device that is faster in int8, computes in it by
+    `training.products`."""
+    return setting == "int8" or (setting == "auto" and copied_bytes(shape, storage) <= usable / COPY_SHARE)
 
 
 def copied_layers(shape: ModelShape, storage: Storage) -> list[Layer]:
     """Layers whose weights get a copy in int8 for products in it."""
     linear = [layer for layer in packed_layers(shape, storage) if layer.kind == "linear" and layer.path != shape.head]
     return [] if storage == "int8" else linear
+
+
+def unpacked_layers(shape: ModelShape, storage: Storage) -> list[Layer]:
+    """Layers whose packed weights are unpacked all the same, with products in int8."""
+    copied = copied_layers(shape, storage)
+    return [] if storage == "int8" else [layer for layer in packed_layers(shape, storage) if layer not in copied]
 
 
 def copied_bytes(shape: ModelShape, storage: Storage) -> float:
@@ -136,19 +140,12 @@ def packed_size(rows: int, columns: int, storage: Storage) -> int:
     return size + EXACT * rows if storage == "int8" else EXACT * size
 
 
-def unpacked_layers(shape: ModelShape, storage: Storage, *, int8: bool) -> list[Layer]:
-    """Layers whose packed weights are unpacked for their products."""
-    copied = {layer.path for layer in copied_layers(shape, storage)}
-    packed = [] if int8 and storage == "int8" else packed_layers(shape, storage)
-    return [layer for layer in packed if not (int8 and layer.path in copied)]
-
-
 def unpacking_bytes(
     shape: ModelShape, storage: Storage, number: float, *, given_back: bool, int8: bool = False
 ) -> float:
     """Bytes that the largest packed weight takes while it is unpacked, with `given_back` also those it is unpacked
     from; 0 where none is."""
-    layers = unpacked_layers(shape, storage, int8=int8)
+    layers = unpacked_layers(shape, storage) if int8 else packed_layers(shape, storage)
     if not layers:
         return 0.0
     largest = max(layers, key=_size)
@@ -165,7 +162,7 @@ def unpacked_numbers(shape: ModelShape, storage: Storage, *, lowest: int, recomp
     again, shared = range(lowest, lowest + recomputed), {layer.shares for layer in shape.layers}
     return float(sum(
         _size(layer) * (1 + (layer.block is None or layer.block >= lowest) + (layer.block in again))
-        for layer in unpacked_layers(shape, storage, int8=int8)
+        for layer in (unpacked_layers if int8 else packed_layers)(shape, storage)
         if layer.kind != "embedding" or layer.path in shared  # else only rows of it are unpacked
     ))  # fmt: skip
 

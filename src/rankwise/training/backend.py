@@ -135,9 +135,9 @@ class Fused:
         return NO_KERNELS
 
     @staticmethod
-    def compared(work: Workload) -> Agreement:
-        """A large model by some of its blocks, since the others are computed alike."""
-        with first_blocks(work.module) if _is_large(work.module) else nullcontext():
+    def compared(work: Workload, large: bool) -> Agreement:
+        """A large model is compared on its first blocks, since the others are computed alike."""
+        with first_blocks(work.module) if large else nullcontext():
             there = set(work.module.parameters())
             learned = [one for one in work.trainable.parameters() if one in there]
             return agreement(work.module, learned, partial(work.objective.predict, work.module))
@@ -198,7 +198,7 @@ class FusedBlocks:
         )
 
     @staticmethod
-    def compared(work: Workload) -> Agreement:
+    def compared(work: Workload, large: bool) -> Agreement:
         """On random images, or on texts of several lengths."""
         objective, module = work.objective, work.module
         length = objective.row_length
@@ -247,15 +247,16 @@ def choose_backend(work: Workload, setting: BackendName | Literal["auto"], token
         kind = WarningMessage if has_kernels(work.module, 1) else StatusMessage
         return _eager_instead(work, setting, "", why, kind)
     began = time.perf_counter()
-    found = _agreement(work)
+    large = sum(parameter.numel() for parameter in work.module.parameters()) >= LARGE
+    found = _agreement(work, large)
     compared = time.perf_counter() - began
     enough = COMPILED_AFTER * max(1.0, compared / QUICK)
     if not found.agrees:
         return _eager_instead(work, setting, ", which takes more time and memory", found.why, WarningMessage)
-    per_token = math.inf if _is_large(work.module) else compared / sum(PROBED)  # an upper bound
+    per_token = math.inf if large else compared / sum(PROBED)  # an upper bound
     could_pay = kernels.not_compiled is None and setting == "auto" and per_token * tokens > enough
     pays = could_pay and _seconds_per_token(work) * tokens > enough
-    compiles = (pays or setting == "compiled") and _compiles(work, required=setting == "compiled")
+    compiles = (pays or setting == "compiled") and _compiles(work, large, required=setting == "compiled")
     backend = kernels(work, "compiled" if compiles else "fused")
     work.callback(StatusMessage(
         f"using the {backend.name} backend: it was compared with the model's own code (--backend eager), and their "
@@ -288,15 +289,11 @@ def _eager_instead(
     return Eager(work)
 
 
-def _agreement(work: Workload, name: Literal["fused", "compiled"] = "fused") -> Agreement:
+def _agreement(work: Workload, large: bool, name: Literal["fused", "compiled"] = "fused") -> Agreement:
     """Compare a backend with the eager one, and announce it for a large model, where it takes a while."""
-    if _is_large(work.module):
+    if large:
         work.callback(StatusMessage(f"comparing the {name} backend with the model's own code"))
-    return work.objective.among(KERNELS).compared(work)
-
-
-def _is_large(module: torch.nn.Module) -> bool:
-    return sum(parameter.numel() for parameter in module.parameters()) >= LARGE
+    return work.objective.among(KERNELS).compared(work, large)
 
 
 def _seconds_per_token(work: Workload) -> float:
@@ -312,10 +309,10 @@ def _gradients(work: Workload, batch: Batch) -> None:
     torch.autograd.grad(FusedLoss(work.module)(batch), work.trainable.parameters(), allow_unused=True)
 
 
-def _compiles(work: Workload, *, required: bool) -> bool:
+def _compiles(work: Workload, large: bool, *, required: bool) -> bool:
     began = time.perf_counter()
     with _compiled():
-        found = _agreement(work, "compiled")
+        found = _agreement(work, large, "compiled")
     if found.agrees:
         work.callback(StatusMessage(f"compiled in {time.perf_counter() - began:.0f} s"))
         return True
@@ -347,7 +344,7 @@ def _compiled() -> Iterator[None]:
 
 
 COMPARED_TOKENS = 512
-"""Of the rows by which a layer's outlier columns are found."""
+"""So many tokens of the rows show which columns a layer keeps out of int8."""
 OUTLIERS = 16
 """Columns of its inputs that each layer multiplies by unpacked weights."""
 LARGEST_ERROR = 0.06
@@ -357,7 +354,8 @@ LARGEST_ERROR = 0.06
 def choose_products(
     work: Workload, setting: Literal["auto", "bfloat16", "int8"], rows: Sequence[Tokens]
 ) -> Products | None:
-    """For a new run over such rows; the model computes so from here on. None for products with unpacked weights."""
+    """Choose how the weights of a new run over these rows are multiplied, and let the model compute so from here on.
+    None is for unpacked weights."""
     why = _why_no_int8(work.module)
     if why is not None and setting == "int8":
         raise ConfigError([f"training.products is int8, which is not available for this run: {why}. Leave it out."])

@@ -306,12 +306,12 @@ class PackingFormat(Format, Protocol):
 FORMATS: dict[str, PackingFormat] = {"nf4": NF4(), "int8": Int8()}
 
 
-def weights_for_int8(module: nn.Module) -> dict[str, QuantizedTensor]:
+def weights_for_int8(module: Any) -> dict[str, QuantizedTensor]:
     """Weights that products in int8 exist for, by the names of their layers in the model without adapters: not the
     output head, whose outputs are compared with each other, and none that are given back to their file after each
     use."""
     weights: dict[str, QuantizedTensor] = {}
-    head = getattr(module, "get_output_embeddings", lambda: None)()
+    head = module.get_output_embeddings()
     for path, part in module.named_modules():
         weight: Any = part.weight if type(part) is nn.Linear and part is not head else None
         if isinstance(weight, QuantizedTensor) and not isinstance(weight.format, GivenBack):
