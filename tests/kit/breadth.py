@@ -150,7 +150,11 @@ CASES: dict[str, Settings] = {
     ),
     "back off": of("llama", "rows.jsonl", training=BACK_OFF | {"steps": 36}, validation={"steps": 40}),
 }  # fmt: skip
-NARROW: dict[str, Settings] = {"int8": of("wide", "rows.jsonl", model={"quantize": "int8", "dtype": "float32"})}
+WIDE = {"quantize": "int8", "dtype": "float32"}
+NARROW: dict[str, Settings] = {
+    "int8": of("wide", "rows.jsonl", model=WIDE, training={"products": "bfloat16"}),
+    "products in int8": of("wide", "rows.jsonl", model=WIDE, training={"learning_rate": 1e-4}),
+}
 EVERY = CASES | NARROW
 
 

@@ -29,7 +29,7 @@ from rankwise.planning.stored_weights import (
     OUTER,
     conversion_of,
     copied_bytes,
-    copied_layers,
+    multiplied_layers,
     packed_bytes,
     packed_layers,
     rest_bytes,
@@ -97,7 +97,7 @@ def test_of_a_file_with_products_in_int8_the_head_alone_is_unpacked():
     head = shape.vocabulary * shape.blocks.width
     assert unpacked_numbers(shape, "file", lowest=0, recomputed=0, int8=True) == 2 * head
     assert unpacking_bytes(shape, "file", 2, given_back=False, int8=True) == 2 * head
-    linear = sum(one.inputs * one.outputs for one in copied_layers(shape, "file"))
+    linear = sum(one.inputs * one.outputs for one in multiplied_layers(shape, "file"))
     kept = packed_bytes(shape, "file", int8=True) - copied_bytes(shape, "file")
     assert kept == pytest.approx(90e6 * head / (head + linear))
 

@@ -37,6 +37,10 @@ def experiment(folder, run="run", quantize="int8", **training):
     })  # fmt: skip
 
 
+def weights_of(trained):
+    return next(trained.result.glob("*.safetensors")).read_bytes()
+
+
 def formats(module):
     return {name: type(weight.format) for name, weight in weights_for_int8(module).items()}
 
@@ -81,7 +85,7 @@ def test_a_base_in_other_formats_has_a_copy_in_int8(rows, tmp_path, quantize):
 def test_a_run_does_not_go_on_with_other_products(rows, tiny_folder, monkeypatch):
     interrupt(experiment(tiny_folder), 3)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    with pytest.raises(RunError, match="started with products in int8, which this processor does not have"):
+    with pytest.raises(RunError, match="products in int8, which is not possible here: this processor is not faster"):
         train(experiment(tiny_folder), resume=True)
 
 
@@ -119,7 +123,7 @@ def test_int8_is_refused_where_it_is_asked_for_and_cannot_be(rows, tiny_folder, 
 def test_int8_is_taken_where_it_is_faster(rows, tiny_folder, monkeypatch):
     def trained(run, **training):
         found = train(experiment(tiny_folder, run, **training))
-        return found.manifest.products, next(found.result.glob("*.safetensors")).read_bytes()
+        return found.manifest.products, weights_of(found)
 
     usual, asked, unpacked = (trained(name, products=name) for name in ("auto", "int8", "bfloat16"))
     assert usual == asked and usual[0] is not None and unpacked[0] is None and usual[1] != unpacked[1]
@@ -156,3 +160,22 @@ def test_an_export_is_held_against_the_model_without_them_and_says_so(rows, tmp_
     exported = export("run", "out", "merged", dtype="float32", callback=lambda event: told.append(str(event)))
     assert exported.merged is not None and exported.merged.logits_difference < 1e-4
     assert any("trained with products in int8, which other programs do not have" in line for line in told)
+
+
+@able
+def test_a_model_that_was_given_learns_what_a_fresh_one_does(rows, tiny_folder):
+    model = load(ModelConfig(name=str(tiny_folder), quantize="int8", dtype="bfloat16"))
+    first = train(experiment(tiny_folder, "first"), model=model)
+    first.trainable.remove()
+    again = train(experiment(tiny_folder, "again", products="bfloat16"), model=model)
+    fresh = train(experiment(tiny_folder, "fresh", products="bfloat16"))
+    assert weights_of(again) == weights_of(fresh)
+
+
+@able
+def test_a_run_does_not_go_on_under_a_limit_that_has_no_int8(rows, tiny_folder):
+    interrupt(experiment(tiny_folder), 3)
+    limited = experiment(tiny_folder)
+    limited = limited.model_copy(update={"model": limited.model.model_copy(update={"memory": "16GB"})})
+    with pytest.raises(RunError, match="products in int8, which is not possible here: the base has no weights"):
+        train(limited, resume=True)

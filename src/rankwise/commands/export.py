@@ -154,8 +154,8 @@ def _write_export(order: Order) -> Exported:
     products = None if artifact.run is None else artifact.run.manifest.products
     if products is not None:
         order.callback(StatusMessage(
-            f"{artifact.described} was trained with products in int8, which other programs do not have; they had "
-            f"changed the outputs of its base by {products.change:.1%}"
+            f"{artifact.described} was trained with products in int8, which other programs do not have. Before "
+            f"training, these changed the outputs of its base by {products.change:.1%}, so answers may differ a little"
         ))  # fmt: skip
     if format == "gguf-lora":
         return replace(exported, to=str(file_of(order)), rank=export_gguf_adapter(order))

@@ -166,6 +166,8 @@ def _trained(
         foreseen.check(callback, force=force_memory)
     own_copy = method_of(experiment.adapter).own_copy
     loaded = _loaded(experiment, objective, callback) if model is None else own_copy(model)
+    if loaded.quantization is not None:
+        use_products(loaded.module, None)  # a model that was given may compute as an earlier run of it
     if start is not None:
         experiment = start.final_settings(experiment, loaded, callback, force_base=force_base)
     method = method_of(experiment.adapter)
@@ -374,12 +376,10 @@ def record(
     run, callback = training.run, training.callback
     training.check()
     work, world = training.work, training.world
-    stored = training.model.quantization is not None
-    if stored:
-        use_products(work.module, None)  # a model that was given may compute as an earlier run of it
     backend = backend_named(_backend_of(training, resumable), work)
     backend = over_rows(backend, work.objective)
-    products = _products_of(training, resumable) if stored or training.config.products == "int8" else None
+    packed = training.model.quantization is not None or training.config.products == "int8"
+    products = _products_of(training, forecast, resumable) if packed else None
     training = training.with_reference(backend, resumable)
     again = foresee_backend(forecast, backend.name, callback)
     if again is not None and again is not forecast and resumable is None:
@@ -480,17 +480,22 @@ def _backend_of(training: TrainingRun, resumable: Resumable | None) -> BackendNa
     return "eager"
 
 
-def _products_of(training: TrainingRun, resumable: Resumable | None) -> Products | None:
+def _products_of(training: TrainingRun, forecast: Foresight | None, resumable: Resumable | None) -> Products | None:
     """What the run began with, or the best for a new one; the model computes by it from here on."""
     work, rows, config = training.work, training.prepared.trained_rows, training.config
-    shown = [rows[number] for number in range(config.rows_per_step(len(rows)))]
+    unplanned = forecast is not None and forecast.plan.device.flags and not forecast.plan.forecast.int8
+    setting = "bfloat16" if config.products == "auto" and unplanned else config.products
 
-    def chosen() -> Products | None:
+    def chosen() -> dict[str, Any] | None:
         if resumable is not None:
-            return resumable.manifest.products
-        return choose_products(work, config.products, shown)
+            found = resumable.manifest.products
+        else:
+            shown = [rows[number] for number in range(config.rows_per_step(len(rows)))]
+            found = choose_products(work, setting, shown)
+        return None if found is None else found.model_dump(mode="json")
 
-    products = training.world.share(chosen)
+    shared = training.world.share(chosen)
+    products = None if shared is None else Products.model_validate(shared)
     use_products(work.module, products)
     return products
 

@@ -63,10 +63,10 @@ class TrainingConfig(Config):
     `compiled` adds torch's compiler to these. `auto` takes the fastest that agrees with the model's own code. Results
     of different backends differ in rounding."""
     products: Annotated[Literal["auto", "bfloat16", "int8"], Flag("--products")] = "auto"
-    """How inputs are multiplied by frozen weights of linear layers that are stored in fewer bits: with `int8` they are
-    rounded to int8, which is twice as fast on processors with AVX512-VNNI or AMX; with `bfloat16` the weights are
-    unpacked to the number format of the model. Weights in NF4 or of a GGUF file get a copy in int8. `auto` takes `int8`
-    where the processor has it, unless the copy would take more than a quarter of the free memory."""
+    """How frozen weights that are stored in int8, NF4 or a GGUF file are multiplied. `bfloat16` unpacks them for each
+    product. `int8` rounds the inputs to eight bits instead, which is twice as fast on processors with AVX512-VNNI or
+    AMX; NF4 and GGUF files need a second copy of the weights for it. `auto` takes `int8` where the processor has it and
+    the copy takes at most a quarter of the free memory."""
     activation_checkpointing: Literal["auto"] | Annotated[int, Field(ge=0, le=10_000, strict=True)] = "auto"
     """Number of blocks whose activations are not stored but computed again in the backward pass, which saves memory,
     costs time and gives the same numbers. The lowest trained blocks come first. `auto` takes as many as free memory

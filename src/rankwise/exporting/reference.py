@@ -30,7 +30,6 @@ from rankwise.evaluation.validation_rows import rows_to_measure
 from rankwise.inference.decoding import Answer
 from rankwise.inference.generate import answers_in_turn
 from rankwise.inference.tuned_model import TunedModel, load_tuned
-from rankwise.kernels.quantized.formats import use_int8_products
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
 from rankwise.objectives.causal_lm import Messages, Rendered
@@ -206,9 +205,8 @@ def open_for_export(artifact: Artifact, dtype: str = "float32", callback: Callba
     """The tuned model of a run or folder as other programs are compared with it: they have no products in int8. A
     `dtype` in place of float32 is what it is merged in."""
     spec = method_of(artifact.config).model_of(artifact)
-    tuned = load_tuned(artifact, callback, config=spec.model_copy(update={"dtype": dtype, "device": "cpu"}))
-    use_int8_products(tuned.model.module, {})
-    return tuned
+    exact = spec.model_copy(update={"dtype": dtype, "device": "cpu"})
+    return load_tuned(artifact, callback, config=exact, as_trained=False)
 
 
 def reference_of(

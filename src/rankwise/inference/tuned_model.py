@@ -12,12 +12,14 @@ from typing import Unpack
 
 from rankwise.base.beside import other_tokens, templates_in
 from rankwise.base.loaded import LoadedModel
+from rankwise.base.precision import multiplies_int8
 from rankwise.config.data import DataConfig
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import DataError, RunError
 from rankwise.inference.decoding import Answer, TextCallback
 from rankwise.inference.generate import answer
+from rankwise.kernels.quantized.formats import Int8, use_int8_products, weights_for_int8
 from rankwise.methods.artifact import Artifact, Opening, open_artifact
 from rankwise.methods.registry import method_of
 from rankwise.methods.trainable import Trainable
@@ -27,6 +29,7 @@ from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import BREAK, Example, Message
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.records import Callback, WarningMessage, silent
+from rankwise.system.memory import available_memory
 
 SPOKEN = {"system": "system message", "user": "prompt", "assistant": "answer"}
 
@@ -106,14 +109,17 @@ class TunedModel:
 
 def load_tuned(
     name: str | os.PathLike[str] | Artifact, callback: Callback = silent, *, config: ModelConfig | None = None,
-    **opening: Unpack[Opening],
+    as_trained: bool = True, **opening: Unpack[Opening],
 ) -> TunedModel:  # fmt: skip
     """Load a run by its name or folder, or an adapter by its folder. The base is the one that it was trained on, or is
     refused, and so is a run's result that is not what training wrote; `base_model` names another place for the base.
-    `config` is the method's `model_of` with another number format or device."""
+    `config` is the method's `model_of` with another number format or device. Unless it is to be computed `as_trained`,
+    it has no products in int8."""
     artifact = name if isinstance(name, Artifact) else open_artifact(name, callback, **opening)
     method = method_of(artifact.config)
     model, trainable = method.load(artifact, config or method.model_of(artifact), callback)
+    if as_trained:
+        _use_products(model, artifact, callback)
     data_report = artifact.data_report
     if data_report is not None and data_report.template is not None:
         model = model.with_template(ChatTemplate.of_data_report(model.tokenizer, data_report.template))
@@ -121,6 +127,22 @@ def load_tuned(
         template = with_own_template(artifact.folder, model.tokenizer, model.source.folder, model.template, callback)
         model = model if template is model.template else model.with_template(template)
     return TunedModel(artifact, model, trainable, None if data_report is None else data_report.system)
+
+
+def _use_products(model: LoadedModel, artifact: Artifact, callback: Callback) -> None:
+    """Compute with products in int8, where the run had them, this processor is made for them, and copies have room."""
+    products = None if artifact.run is None else artifact.run.manifest.products
+    if products is None:
+        return
+    weights = weights_for_int8(model.module)
+    copied = sum(weight.numel() for weight in weights.values() if not isinstance(weight.format, Int8))
+    on_cpu = model.precision.device.type == "cpu"
+    if weights and multiplies_int8() and on_cpu and 2 * copied <= available_memory():
+        return use_int8_products(model.module, products.outliers)
+    callback(WarningMessage(
+        f"{artifact.described} was trained with products in int8, which are computed with unpacked weights here; that "
+        f"changed the outputs of its base by {products.change:.1%}"
+    ))  # fmt: skip
 
 
 def with_own_template(

@@ -33,21 +33,19 @@ from rankwise.adapters.targets import notes_about
 from rankwise.adapters.token_rows import tables_of_tokens
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.base.loaded import LoadedModel
-from rankwise.base.precision import multiplies_int8
 from rankwise.base.saving import save_reader
 from rankwise.base.sources import FROM_GGUF, Source
 from rankwise.base.split import gathered
 from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RunError, TrainingError, some
-from rankwise.kernels.quantized.formats import use_int8_products, weights_for_int8
 from rankwise.methods.artifact import BASE_FACTS, Artifact, base_facts, stored_weights
 from rankwise.methods.method import Contents, Method, SavedRecord, Setup
 from rankwise.methods.trainable import Trainable
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.directory import CARD
 from rankwise.runs.lineage import LINEAGE, Lineage
-from rankwise.runs.records import Callback, RankRecord, StatusMessage, WarningMessage
+from rankwise.runs.records import Callback, RankRecord, StatusMessage
 from rankwise.system.files import write_atomic
 
 TOKEN_RATE = 1.0
@@ -216,7 +214,6 @@ class AdapterMethod(Method, ABC, Generic[Settings]):
     def load(self, artifact: Artifact, config: ModelConfig, callback: Callback) -> tuple[LoadedModel, AdapterTrainable]:
         model = _load_base(artifact, config, callback)
         artifact.check_base(model.source, "apply the adapter", callback)
-        _compute_as_trained(model, artifact, callback)
         adapters = lay_peft(model.module, artifact.result, callback=callback)
         check_tokens(adapters, model, artifact)
         return model, self.trainable(adapters)
@@ -261,19 +258,6 @@ def _load_base(artifact: Artifact, config: ModelConfig, callback: Callback) -> L
         raise ModelError(
             f"{error} It is the base model of {artifact.described}; use --base-model to name another one."
         ) from None
-
-
-def _compute_as_trained(model: LoadedModel, artifact: Artifact, callback: Callback) -> None:
-    """With products in int8, where the run had them and this processor is made for them."""
-    products = None if artifact.run is None else artifact.run.manifest.products
-    if products is None or not weights_for_int8(model.module):
-        return
-    if multiplies_int8() and model.precision.device.type == "cpu":
-        return use_int8_products(model.module, products.outliers)
-    callback(WarningMessage(
-        f"{artifact.described} was trained with products in int8, which are computed with unpacked weights here; that "
-        f"changed the outputs of its base by {products.change:.1%}"
-    ))  # fmt: skip
 
 
 def check_tokens(adapters: AdapterSet, model: LoadedModel, artifact: Artifact) -> None:

@@ -364,6 +364,8 @@ def planned_forecast(
 ) -> Forecast:  # fmt: skip
     """The forecast of a training, with as many blocks computed twice as training chooses to fit the device."""
     first = forecast(config, shape, device, amount, method, counted, compiled)
+    if config.training.products == "auto" and first.storage != "int8" and first.needed > device.usable:
+        first = replace(first, int8=False)  # a copy is made only where there is room
     if config.training.activation_checkpointing != "auto" or first.needed <= device.usable:
         return first
     return replace(first, recomputed=first.least_recomputed(device.usable) or 0)

@@ -76,23 +76,26 @@ def storage_of(quantize: str, shape: ModelShape, *, given_back: bool) -> Storage
 def multiplied_in_int8(setting: str, shape: ModelShape, storage: Storage, usable: float) -> bool:
     """Whether a training over packed weights, on a device that is faster in int8, computes in it by
     `training.products`."""
-    return setting == "int8" or (setting == "auto" and copied_bytes(shape, storage) <= usable / COPY_SHARE)
+    multiplied, copy = multiplied_layers(shape, storage), copied_bytes(shape, storage)
+    pays = copy <= usable / COPY_SHARE and (storage != "file" or shape.file_bytes <= shape.parameters)
+    return bool(multiplied) and (setting == "int8" or (setting == "auto" and pays))
 
 
-def copied_layers(shape: ModelShape, storage: Storage) -> list[Layer]:
-    """Layers whose weights get a copy in int8 for products in it."""
-    linear = [layer for layer in packed_layers(shape, storage) if layer.kind == "linear" and layer.path != shape.head]
-    return [] if storage == "int8" else linear
+def multiplied_layers(shape: ModelShape, storage: Storage) -> list[Layer]:
+    """Layers that products in int8 exist for."""
+    return [layer for layer in packed_layers(shape, storage) if layer.kind == "linear" and layer.path != shape.head]
 
 
 def unpacked_layers(shape: ModelShape, storage: Storage) -> list[Layer]:
     """Layers whose packed weights are unpacked all the same, with products in int8."""
-    copied = copied_layers(shape, storage)
-    return [] if storage == "int8" else [layer for layer in packed_layers(shape, storage) if layer not in copied]
+    multiplied = multiplied_layers(shape, storage)
+    return [layer for layer in packed_layers(shape, storage) if layer not in multiplied]
 
 
 def copied_bytes(shape: ModelShape, storage: Storage) -> float:
-    return sum(packed_size(layer.outputs, layer.inputs, "int8") for layer in copied_layers(shape, storage))
+    """Bytes of the copy in int8 that products in it need."""
+    copied = [] if storage == "int8" else multiplied_layers(shape, storage)
+    return sum(packed_size(layer.outputs, layer.inputs, "int8") for layer in copied)
 
 
 def unpacking_rate(storage: Storage) -> Estimate:
@@ -116,7 +119,7 @@ def packed_bytes(shape: ModelShape, storage: Storage, *, int8: bool = False) -> 
     one."""
     copy = copied_bytes(shape, storage) if int8 else 0.0
     if storage == "file":
-        copied = sum(map(_size, copied_layers(shape, storage))) if int8 else 0
+        copied = sum(map(_size, multiplied_layers(shape, storage))) if int8 else 0
         return copy + shape.file_bytes * (1 - copied / sum(map(_size, packed_layers(shape, storage))))
     return copy + sum(stored_bytes(layer, storage) for layer in packed_layers(shape, storage))
 

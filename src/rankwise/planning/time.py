@@ -25,7 +25,7 @@ COMPILED_AFTER = 300.0
 seventh (more where products are faster), is several times what compiling takes."""
 
 
-INT8, INT8_SOURCE = 1.4, "with products in int8 1.25 to 1.6 times as fast (lab/LOG.md, 2026-12-01)"
+GAIN_OF_INT8, INT8_SOURCE = 1.4, "with products in int8 1.25 to 1.6 times as fast (lab/LOG.md, 2026-12-01)"
 """How many times as fast a training is with products of its frozen weights in int8: the larger the model, the more."""
 
 
@@ -185,7 +185,7 @@ def speed_of(
     preparation = PREPARATION.times(blocks) if device.kind == "processor" and images is None else none
     efficiency = _efficiency(device, dtype, images)
     if int8:
-        efficiency = Efficiency(efficiency.share.times(INT8), f"{efficiency.source}; {INT8_SOURCE}")
+        efficiency = Efficiency(efficiency.share.times(GAIN_OF_INT8), f"{efficiency.source}; {INT8_SOURCE}")
     return Speed(
         rate, efficiency, launch, preparation, device.source,
         unpacking=unpacking_on(device, storage),

@@ -304,10 +304,10 @@ class BackOff(Config):
 
 
 class Products(Config):
-    """How the frozen weights of linear layers, which are stored in int8, were multiplied by inputs in int8."""
+    """How frozen weights of linear layers were multiplied by inputs in int8."""
 
     outliers: dict[str, tuple[int, ...]]
-    """The layers, with the columns of their inputs that were far above the others, and so multiplied by unpacked
+    """The layers that were multiplied in int8, each with the columns of its inputs that were multiplied by unpacked
     weights."""
     unpacked: tuple[str, ...]
     """Layers that were computed with unpacked weights, since too much would have been lost."""

@@ -8,7 +8,8 @@ changes no number, and is decided anew each time a run begins or goes on.
 
 For classifiers, the kernels compute the blocks of their encoder inside the model's own forward pass.
 
-A base in int8 is multiplied by inputs in int8 where that is asked for. What it costs is measured on the first rows of
+Weights that are stored in int8, NF4 or a GGUF file are multiplied by inputs in int8 where the processor is faster in
+it. What it costs is measured on the first rows of
 the run, layer by layer,
 
     e = |y' - y| / |y - mean of y|        y by unpacked weights, y' with products in int8
@@ -38,7 +39,15 @@ from rankwise.errors import ConfigError, RunError, is_out_of_memory, some
 from rankwise.forward.agreement import Agreement, agreement, check_finite, encoder_agreement, share
 from rankwise.forward.checkpointing import activation_checkpointing
 from rankwise.forward.encoders import FusedEncoder, encoder_blocks, has_encoder_kernels
-from rankwise.forward.fused import PROBED, FusedLoss, first_blocks, has_kernels, has_weights_that_learn, probe
+from rankwise.forward.fused import (
+    PROBED,
+    FusedLoss,
+    blocks_of,
+    first_blocks,
+    has_kernels,
+    has_weights_that_learn,
+    probe,
+)
 from rankwise.forward.reference import check_packs
 from rankwise.kernels.loss import divergence
 from rankwise.kernels.quantized.formats import (
@@ -49,6 +58,7 @@ from rankwise.kernels.quantized.formats import (
     use_int8_products,
     weights_for_int8,
 )
+from rankwise.kernels.quantized.tensor import stored_bytes
 from rankwise.kernels.regions import compiled_regions
 from rankwise.objectives.causal_lm import CausalLM
 from rankwise.objectives.objective import Objective, WithHead
@@ -248,13 +258,16 @@ def choose_backend(work: Workload, setting: BackendName | Literal["auto"], token
         return _eager_instead(work, setting, "", why, kind)
     began = time.perf_counter()
     large = sum(parameter.numel() for parameter in work.module.parameters()) >= LARGE
+    if large:  # of which not all blocks are compared
+        check_finite(work.module)
     found = _agreement(work, large)
     compared = time.perf_counter() - began
     enough = COMPILED_AFTER * max(1.0, compared / QUICK)
     if not found.agrees:
         return _eager_instead(work, setting, ", which takes more time and memory", found.why, WarningMessage)
-    per_token = math.inf if large else compared / sum(PROBED)  # an upper bound
-    could_pay = kernels.not_compiled is None and setting == "auto" and per_token * tokens > enough
+    could_pay = kernels.not_compiled is None and setting == "auto"
+    whole = compared * (blocks_of(work.module) / 2 if could_pay and large else 1)  # or less
+    could_pay = could_pay and whole / sum(PROBED) * tokens > enough
     pays = could_pay and _seconds_per_token(work) * tokens > enough
     compiles = (pays or setting == "compiled") and _compiles(work, large, required=setting == "compiled")
     backend = kernels(work, "compiled" if compiles else "fused")
@@ -344,7 +357,7 @@ def _compiled() -> Iterator[None]:
 
 
 COMPARED_TOKENS = 512
-"""So many tokens of the rows show which columns a layer keeps out of int8."""
+"""About so many tokens of the first rows decide which columns a layer keeps out of int8; a longer row is whole."""
 OUTLIERS = 16
 """Columns of its inputs that each layer multiplies by unpacked weights."""
 LARGEST_ERROR = 0.06
@@ -359,27 +372,33 @@ def choose_products(
     why = _why_no_int8(work.module)
     if why is not None and setting == "int8":
         raise ConfigError([f"training.products is int8, which is not available for this run: {why}. Leave it out."])
-    if why is not None or setting == "bfloat16" or (setting == "auto" and not _has_room(work.module)):
+    if why is not None or setting == "bfloat16" or (setting == "auto" and not _pays(work.module)):
         return None
     products = _compared_products(work, work.objective.batches(rows, COMPARED_TOKENS)[0])
     work.callback(StatusMessage(_described(products)))
     return products
 
 
-def _has_room(module: torch.nn.Module) -> bool:
-    copied = sum(weight.numel() for weight in weights_for_int8(module).values() if not isinstance(weight.format, Int8))
-    return copied <= available_memory() / COPY_SHARE
+def _pays(module: torch.nn.Module) -> bool:
+    """Whether a copy in int8 is larger than the weights, which have to be unpacked then, and leaves most of the free
+    memory."""
+    copied = [weight for weight in weights_for_int8(module).values() if not isinstance(weight.format, Int8)]
+    size = sum(weight.numel() for weight in copied)
+    return size <= available_memory() / COPY_SHARE and size >= sum(map(stored_bytes, copied))
 
 
 def use_products(module: torch.nn.Module, products: Products | None) -> None:
     """Let a model compute so from here on. RunError where a run that began with int8 cannot go on with it."""
-    if products is not None and not multiplies_int8():
-        raise RunError("the run was started with products in int8, which this processor does not have; use --restart.")
+    if products is not None and products.outliers and (why := _why_no_int8(module)) is not None:
+        raise RunError(f"the run computes products in int8, which is not possible here: {why}. Use --restart.")
     use_int8_products(module, {} if products is None else products.outliers)
 
 
 def _described(products: Products) -> str:
-    text = f"products are computed in int8, which changes the model's outputs by {products.change:.1%} before training"
+    text = (
+        "frozen weights are multiplied in int8 (--products bfloat16 turns it off), which changes the model's outputs "
+        f"by {products.change:.1%} before training"
+    )
     if products.unpacked:
         text += f"; {len(products.unpacked)} layers are computed with unpacked weights: {some(products.unpacked, 3)}"
     return text
@@ -400,9 +419,11 @@ def _why_no_int8(module: torch.nn.Module) -> str | None:
 def _compared_products(work: Workload, batch: Batch) -> Products:
     """Outlier columns of each layer, and how far the outputs of the model are from those with unpacked weights."""
     module, outliers, weights = work.module, dict[str, tuple[int, ...]](), weights_for_int8(work.module)
-    layers = dict(module.named_modules())
+    layers, decided = dict(module.named_modules()), set[str]()
     hooks = [
-        layers.get(f"{name}.base_layer", layers[name]).register_forward_hook(_compare_layer(name, weight, outliers))
+        layers.get(f"{name}.base_layer", layers[name]).register_forward_hook(
+            _compare_layer(name, weight, outliers, decided)
+        )
         for name, weight in weights.items()
     ]
     try:
@@ -411,13 +432,20 @@ def _compared_products(work: Workload, batch: Batch) -> Products:
         for hook in hooks:
             hook.remove()
     change = share(work.objective.predict(module, batch), unpacked)
+    if not math.isfinite(change):
+        check_finite(module)
     return Products(outliers=outliers, unpacked=tuple(name for name in weights if name not in outliers), change=change)
 
 
-def _compare_layer(name: str, weight: Any, outliers: dict[str, tuple[int, ...]]) -> Callable[..., None]:
+def _compare_layer(
+    name: str, weight: Any, outliers: dict[str, tuple[int, ...]], decided: set[str]
+) -> Callable[..., None]:
     """A hook of a layer that finds its outlier columns, and has it computed in int8 from then on."""
 
     def compare(layer: Any, arguments: tuple[Tensor, ...], y: Tensor) -> None:
+        if name in decided:  # a block that is called again
+            return
+        decided.add(name)
         x, unpacked = arguments[0].flatten(0, -2), y.flatten(0, -2).float()
         lengths = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
         largest = (x.float().abs() / lengths.clamp_min_(TINY)).amax(0)

@@ -268,10 +268,14 @@ class Int8Products(Multiplying):
     def unpack(
         self, parts: Sequence[Tensor], shape: tuple[int, int], dtype: torch.dtype
     ) -> tuple[Tensor, Tensor | None]:
-        return self.original.unpack(parts[:-2] or parts, shape, dtype)
+        return self.original.unpack(self.original_parts(parts), shape, dtype)
 
     def rows(self, parts: Sequence[Tensor], shape: tuple[int, int], dtype: torch.dtype, index: Tensor) -> Tensor:
-        return self.original.rows(parts[:-2] or parts, shape, dtype, index)
+        return self.original.rows(self.original_parts(parts), shape, dtype, index)
+
+    def original_parts(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the parts that `original` is stored in."""
+        return parts if isinstance(self.original, Int8) else parts[:-2]
 
     def product(
         self, x: Tensor, parts: Sequence[Tensor], transposed: bool, bias: Tensor | None, into: Tensor | None
@@ -307,16 +311,16 @@ FORMATS: dict[str, PackingFormat] = {"nf4": NF4(), "int8": Int8()}
 
 
 def weights_for_int8(module: Any) -> dict[str, QuantizedTensor]:
-    """Weights that products in int8 exist for, by the names of their layers in the model without adapters: not the
-    output head, whose outputs are compared with each other, and none that are given back to their file after each
-    use."""
+    """Weights that products in int8 exist for, by the names of their layers in the model without adapters: not those of
+    the output head, where small errors would change the order of tokens, and none that are given back to their file
+    after each use."""
     weights: dict[str, QuantizedTensor] = {}
     head = module.get_output_embeddings()
     for path, part in module.named_modules():
-        weight: Any = part.weight if type(part) is nn.Linear and part is not head else None
+        weight: Any = part.weight if type(part) is nn.Linear else None
         if isinstance(weight, QuantizedTensor) and not isinstance(weight.format, GivenBack):
             weights[path.removesuffix(".base_layer")] = weight
-    return weights
+    return {path: weight for path, weight in weights.items() if module.get_submodule(path) is not head}
 
 
 def use_int8_products(module: nn.Module, outliers: Mapping[str, tuple[int, ...]]) -> None:
@@ -330,11 +334,13 @@ def multiply_in_int8(weight: QuantizedTensor, outliers: tuple[int, ...] | None) 
     """Multiply by this weight in int8, or by its unpacked numbers where `outliers` is None. A weight in another format
     gets a copy in int8 beside its own parts. Of those, pages that lie in a mapped file are given back."""
     format = weight.format
-    original = format.original if isinstance(format, Int8Products) else format
     if outliers is None:
-        weight.format, weight.parts = original, (format is not original and weight.parts[:-2]) or weight.parts
-        return
-    if format is original and not isinstance(original, Int8):
-        own, weight.parts = weight.parts, (*weight.parts, *Int8().pack(in_full(weight)))
+        if isinstance(format, Int8Products):
+            weight.format, weight.parts = format.original, tuple(format.original_parts(weight.parts))
+    elif isinstance(format, Int8Products | Int8):
+        weight.format = Int8Products(format.original if isinstance(format, Int8Products) else format, outliers)
+    else:
+        own = weight.parts
+        weight.parts = (*own, *Int8().pack(in_full(weight)))
+        weight.format = Int8Products(format, outliers)
         give_parts_back(own, mapped_ranges())
-    weight.format = Int8Products(original, outliers)
