@@ -14,6 +14,7 @@ from rankwise.base.loading import load
 from rankwise.base.precision import multiplies_int8
 from rankwise.commands.export import export
 from rankwise.commands.train import train
+from rankwise.config.adapters import LoraConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, RunError
 from rankwise.inference.tuned_model import load_tuned
@@ -164,11 +165,14 @@ def test_an_export_is_held_against_the_model_without_them_and_says_so(rows, tmp_
 
 @able
 def test_a_model_that_was_given_learns_what_a_fresh_one_does(rows, tiny_folder):
+    """Also what EVA's start reads of the base before the run's own products are chosen."""
     model = load(ModelConfig(name=str(tiny_folder), quantize="int8", dtype="bfloat16"))
-    first = train(experiment(tiny_folder, "first"), model=model)
-    first.trainable.remove()
-    again = train(experiment(tiny_folder, "again", products="bfloat16"), model=model)
-    fresh = train(experiment(tiny_folder, "fresh", products="bfloat16"))
+    train(experiment(tiny_folder, "first"), model=model).trainable.remove()
+    eva = LoraConfig(rank=2, start="eva")
+    again, fresh = (
+        train(experiment(tiny_folder, run).model_copy(update={"adapter": eva}), model=given)
+        for run, given in (("again", model), ("fresh", None))
+    )
     assert weights_of(again) == weights_of(fresh)
 
 
