@@ -35,7 +35,7 @@ from rankwise.config.modules import layer_number
 from rankwise.errors import ModelError, first_line, is_out_of_memory, some
 from rankwise.forward.encoders import FusedEncoder
 from rankwise.forward.fused import PROBED, FusedLoss, probe
-from rankwise.kernels.quantized.tensor import is_quantized
+from rankwise.kernels.quantized.tensor import is_quantized, unpacked
 from rankwise.kernels.regions import plain_regions
 from rankwise.rows.encoded.batches import IGNORED, Batch
 from rankwise.system.memory import available_memory, give_back
@@ -333,11 +333,12 @@ def _in_float32(module: nn.Module) -> Iterator[None]:
         give_back()
 
 
-def check_finite(module: nn.Module, kind: type[nn.Module] = nn.Module) -> None:
-    """Refuse weights that are not finite, in modules of one kind."""
+def check_finite(module: nn.Module, kind: type[nn.Module] = nn.Module, *, quantized: bool = True) -> None:
+    """Refuse weights that are not finite, in modules of one kind; those in fewer bits, which take long, where asked."""
     owners = {path for path, owner in module.named_modules() if isinstance(owner, kind)}
     named = [one for one in module.named_parameters() if one[0].rpartition(".")[0] in owners]
-    spoiled = [name for name, value in named if not value.isfinite().all()]
+    named = [one for one in named if quantized or not is_quantized(one[1])]
+    spoiled = [name for name, value in named if not unpacked(value).isfinite().all()]
     if spoiled:
         raise ModelError(
             f"weights of the model are NaN or infinite: {some(spoiled, 3)}. Training on them is impossible; "

@@ -259,7 +259,7 @@ def choose_backend(work: Workload, setting: BackendName | Literal["auto"], token
     began = time.perf_counter()
     large = sum(parameter.numel() for parameter in work.module.parameters()) >= LARGE
     if large:  # of which not all blocks are compared
-        check_finite(work.module)
+        check_finite(work.module, quantized=False)
     found = _agreement(work, large)
     compared = time.perf_counter() - began
     enough = COMPILED_AFTER * max(1.0, compared / QUICK)
@@ -268,7 +268,7 @@ def choose_backend(work: Workload, setting: BackendName | Literal["auto"], token
     could_pay = kernels.not_compiled is None and setting == "auto"
     whole = compared * (blocks_of(work.module) / 2 if could_pay and large else 1)  # or less
     could_pay = could_pay and whole / sum(PROBED) * tokens > enough
-    pays = could_pay and _seconds_per_token(work) * tokens > enough
+    pays = could_pay and _seconds_per_token(work, large) * tokens > enough
     compiles = (pays or setting == "compiled") and _compiles(work, large, required=setting == "compiled")
     backend = kernels(work, "compiled" if compiles else "fused")
     work.callback(StatusMessage(
@@ -309,13 +309,14 @@ def _agreement(work: Workload, large: bool, name: Literal["fused", "compiled"] =
     return work.objective.among(KERNELS).compared(work, large)
 
 
-def _seconds_per_token(work: Workload) -> float:
-    """By a small step, which is slower for each token than a large one; the comparison has made one before."""
-    batch = probe(work.module, PROBED, torch.Generator())
-    with work.with_dropout():
+def _seconds_per_token(work: Workload, large: bool) -> float:
+    """By a small step, which is slower for each token than a large one; the comparison has made one before. Of a large
+    model by its first blocks."""
+    batch, blocks = probe(work.module, PROBED, torch.Generator()), blocks_of(work.module)
+    with work.with_dropout(), first_blocks(work.module) if large else nullcontext():
         began = time.perf_counter()
         _gradients(work, batch)
-        return (time.perf_counter() - began) / batch.tokens
+        return (time.perf_counter() - began) / batch.tokens * blocks / blocks_of(work.module)
 
 
 def _gradients(work: Workload, batch: Batch) -> None:
