@@ -6,6 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 BIN := .venv/bin
 RUN_READY := .venv/.ready
 DEV_READY := .venv/.ready-dev
+SUPPLY := .venv-supply/bin
 
 .PHONY: install demo test test-fast test-lowest check format docs examples bench engines browser release soak soak-short gpu lock \
 	sbom audit clean
@@ -113,7 +114,6 @@ browser: $(DEV_READY)  ## the studio in the system's Chromium, driven by Playwri
 release: $(RUN_READY) $(SUPPLY)/.ready  ## dist/: the wheel, checked and used alone in empty environments; with the lowest versions, torch takes 7 GB on Linux
 	$(BIN)/python bench/release.py --out bench/results/release-$$(date +%F)
 
-SUPPLY := .venv-supply/bin
 $(SUPPLY)/.ready: | .venv/bin/python
 	$(PYTHON) -m venv .venv-supply
 	$(SUPPLY)/python -m pip install --quiet 'uv>=0.9' 'cyclonedx-bom>=7' 'pip-audit>=2.10' \

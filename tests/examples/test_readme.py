@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import get_args
 
@@ -132,6 +133,18 @@ def test_every_command_and_flag_they_name_exists() -> None:
     makefile = (HOME / "Makefile").read_text()
     targets = re.findall(r"^make (\w+)", README, re.MULTILINE)
     assert targets and all(f"\n{target}:" in makefile for target in targets)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+def test_every_target_of_the_makefile_finds_what_it_needs(tmp_path) -> None:
+    """From a folder in which nothing was made yet."""
+    for name in ("Makefile", "pyproject.toml", "requirements"):
+        (tmp_path / name).symlink_to(HOME / name)
+    targets = re.findall(r"^([a-z-]+):(?!=)", (HOME / "Makefile").read_text(), re.MULTILINE)
+    assert {"install", "test", "release", "engines"} <= set(targets)
+    for target in targets:
+        done = subprocess.run(["make", "--dry-run", target], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 def test_an_exit_code_of_the_page_is_one_of_the_errors() -> None:
