@@ -7,7 +7,7 @@ It runs what is not done yet. A base is how weights are stored, and after it wha
 bfloat16. SmolLM2-135M-Instruct, or another model, learns from 400 rows in one pass, with r 16 on all linear layers and
 the default rate, and is measured on 80 rows that it never saw (400 of SST-2, whose answers are one word). The table has
 the loss of an answer token before and after the training, and the difference after it: from bfloat16 or, for products
-in int8, from the same base with products in bfloat16; the mean over three seeds with its 95 % interval (paired,
+in int8, from the same base with products in bfloat16; the mean over three or five seeds with its 95 % interval (paired,
 Student's t). Finished cells lie in FOLDER/quantized.jsonl.
 """
 
@@ -29,8 +29,8 @@ from rankwise.system.memory import keep_memory
 STARTER = "smollm2-135m"
 TASKS, BASES, SEEDS = ("e2e", "dolly", "sst2"), ("none", "int8", "nf4"), ("0", "1", "2")
 ROWS, BATCH, LONGEST = 400, 16, 512
-QUANTILE = 4.303
-"""Of Student's t with two degrees of freedom, 97.5 %."""
+QUANTILES = {3: 4.303, 5: 2.776}
+"""Of Student's t, 97.5 %, by the number of seeds."""
 Cell = tuple[Any, ...]
 """The task, the base and the seed, and the model where it is not the starter."""
 
@@ -86,9 +86,9 @@ def table(folder: Path, done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
 
 
 def difference(apart: list[float]) -> str:
-    if len(apart) != len(SEEDS):
+    if len(apart) not in QUANTILES:
         return ", ".join(f"{one:+.4f}" for one in apart)
-    mean, half = statistics.mean(apart), QUANTILE * statistics.stdev(apart) / len(apart) ** 0.5
+    mean, half = statistics.mean(apart), QUANTILES[len(apart)] * statistics.stdev(apart) / len(apart) ** 0.5
     return f"{mean:+.4f} ({mean - half:+.4f} to {mean + half:+.4f})"
 
 

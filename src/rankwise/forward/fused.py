@@ -116,7 +116,7 @@ def first_blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _kind(block: nn.Module) -> list[object]:
-    plain = (bool, int, float, str)
+    plain = (int, float, str)
     return [
         (path, type(part), [(name, one) for name, one in vars(part).items() if isinstance(one, plain)
                             and name != "layer_idx"], [one.shape for one in part.parameters(recurse=False)])

@@ -117,11 +117,11 @@ def packed_layers(shape: ModelShape, storage: Storage) -> list[Layer]:
 def packed_bytes(shape: ModelShape, storage: Storage, *, int8: bool = False) -> float:
     """Bytes of the packed weights alone, with their copy for products in `int8`. Of a file without those that have
     one."""
-    copy = copied_bytes(shape, storage) if int8 else 0.0
-    if storage == "file":
-        copied = sum(map(_size, multiplied_layers(shape, storage))) if int8 else 0
-        return copy + shape.file_bytes * (1 - copied / sum(map(_size, packed_layers(shape, storage))))
-    return copy + sum(stored_bytes(layer, storage) for layer in packed_layers(shape, storage))
+    layers = packed_layers(shape, storage)
+    stored = shape.file_bytes if storage == "file" else sum(stored_bytes(layer, storage) for layer in layers)
+    if int8 and storage == "file":
+        stored *= sum(map(_size, unpacked_layers(shape, storage))) / sum(map(_size, layers))
+    return stored + (copied_bytes(shape, storage) if int8 else 0.0)
 
 
 def rest_bytes(shape: ModelShape, storage: Storage, number: float) -> float:

@@ -381,8 +381,8 @@ def choose_products(
 
 
 def _pays(module: torch.nn.Module) -> bool:
-    """Whether a copy in int8 is larger than the weights, which have to be unpacked then, and leaves most of the free
-    memory."""
+    """Whether copies in int8 leave most of the free memory, and are larger than what is stored: weights in eight bits
+    or more would rather be stored in int8."""
     copied = [weight for weight in weights_for_int8(module).values() if not isinstance(weight.format, Int8)]
     size = sum(weight.numel() for weight in copied)
     return size <= available_memory() / COPY_SHARE and size >= sum(map(stored_bytes, copied))
