@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,20 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from kit.gguf_models import KINDS, as_gguf, layers_of, model_in
 from rankwise.base.gguf import mapped as gguf_mapped
 from rankwise.base.gguf.conversion import converted
-from rankwise.base.gguf.mapped import gguf_folder, gguf_tensors, quantization_of
+from rankwise.base.gguf.mapped import gguf_folder, gguf_tensors, quantization_of, tokenizer_folder
 from rankwise.config.adapters import LoraConfig
+from rankwise.config.experiment import Planned
 from rankwise.errors import ModelError
-from rankwise.forward.plan import shape_of
+from rankwise.forward.plan import plan, shape_of
 from rankwise.kernels.quantized.given_back import give_back_after_use
 from rankwise.kernels.quantized.tensor import QuantizedTensor, stored_bytes
 from rankwise.methods.inject import inject
+from rankwise.planning.gguf_config import config_of_gguf
 from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.planning.stored_weights import packed_bytes, rest_bytes
 from rankwise.runs.records import StatusMessage, silent
@@ -106,19 +109,40 @@ def test_each_architecture_is_read_to_the_shapes_and_numbers_of_the_model_that_w
     assert AutoConfig.from_pretrained(folder).max_position_embeddings == 256
 
 
-def test_the_folder_without_weights_is_that_of_the_conversion(files):
-    file = files("llama")
+@pytest.mark.parametrize("kind", CONVERTED)
+def test_the_folder_without_weights_is_that_of_the_conversion(files, kind):
+    """Whose tokenizer and settings transformers reads from the whole file."""
+    file = files(kind)
     mapped, folder = read(file)[0], converted(file, silent)
     assert not list(mapped.glob("*.safetensors"))
     configs = [AutoConfig.from_pretrained(one).to_dict() for one in (mapped, folder)]
+    of_file = config_of_gguf(read_gguf_header(file), file)
     for config in configs:
-        del config["dtype"], config["_name_or_path"]
+        for name in ("dtype", "_name_or_path", *(name for name in of_file if name != "pad_token_id")):
+            config.pop(name, None)
     assert configs[0] == configs[1]
-    assert (mapped / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
-    settings = [(one / "generation_config.json").read_text() for one in (mapped, folder)]
-    assert settings[0] == settings[1]
-    texts = [AutoTokenizer.from_pretrained(one).chat_template for one in (mapped, folder)]
-    assert texts[0] == texts[1] and quantization_of(read_gguf_header(file)) == "Q4_1"
+    names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+    for name in names:
+        assert (mapped / name).read_text() == (folder / name).read_text()
+    assert [(tokenizer_folder(file) / name).read_text() for name in names[:3]] == [
+        (folder / name).read_text() for name in names[:3]
+    ]
+    assert quantization_of(read_gguf_header(file)).startswith("Q4_1")
+
+
+def test_a_plan_counts_tokens_by_the_tokenizer_and_the_template_of_the_file(files, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"{at}? " * at, "completion": "yes"}) + "\n" for at in range(1, 40)))
+    file = files("qwen2")
+    of_file, of_folder = (
+        plan(Planned.model_validate({"model": {"name": str(name)}, "data": {"path": str(rows)}}))
+        for name in (file, converted(file, silent))
+    )
+    assert of_file.rows.exact and of_file.rows.tokens == of_folder.rows.tokens
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(file.read_bytes().replace(b"tokenizer.ggml.tokens", b"tokenizer.ggml.tokenS"))
+    unknown = plan(Planned.model_validate({"model": {"name": str(broken)}, "data": {"path": str(rows)}}))
+    assert not unknown.rows.exact
 
 
 def test_the_matrices_are_views_of_the_file(files):

@@ -12,6 +12,7 @@ from rankwise.config.forgetting import BLOCKS
 from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.forward.plan import shape_of
+from rankwise.planning import devices
 from rankwise.planning.batches import AtOnce, packed_at_once
 from rankwise.planning.devices import Device, find_device, this_machine
 from rankwise.planning.forecast import COMPILER, forecast, weights_bytes
@@ -89,6 +90,16 @@ def test_torchs_compiler_is_a_part_where_training_takes_it_or_may():
     assert planned_for("auto", longer, "full").forecast.memory["compiler"] == 0, "there are no kernels for it"
     assert planned_for("compiled", 3).on(CARD).memory["compiler"] == 0
     assert planned_for("compiled", 3).methods["adalora"].memory["compiler"] == COMPILER
+
+
+def test_a_small_step_that_unpacks_weights_says_nothing_of_products_in_int8(monkeypatch):
+    monkeypatch.setattr(devices, "may_use_int8", lambda: True)
+    device = replace(HERE, flags=frozenset({"avx512_vnni"}))
+    for quantize, storage_expects in (("none", COMPILER), ("int8", 0)):
+        settings = {"model": {"name": "smollm2-135m", "quantize": quantize}, "training": {"steps": 100}}
+        measured = Probe(0.9 * COMPILED_AFTER / 100, 1e-9, "here", "now", spread=0.0)
+        made = planned(Planned.model_validate(settings), STARTER, device, None, measured).forecast
+        assert made.int8 == (quantize == "int8") and made.memory["compiler"] == storage_expects
 
 
 def test_number_formats_of_weights():

@@ -37,7 +37,7 @@ def with_room(monkeypatch, room: int):
 
 
 def test_what_was_forecast_is_written_beside_what_it_took(small):
-    trained = train(small)
+    trained = train(small.model_copy(update={"data": small.data.model_copy(update={"held_out": 3})}))
     forecast = trained.manifest.forecast
     assert forecast is not None and trained.summary()["forecast"] == forecast.model_dump()
     results = trained.manifest.results
@@ -46,6 +46,8 @@ def test_what_was_forecast_is_written_beside_what_it_took(small):
     found = forecast_and_fact(trained.manifest)
     assert found["peak_bytes"]["forecast"] == forecast.peak_bytes
     assert found["peak_bytes"]["off"] == pytest.approx(forecast.peak_bytes / results.peak_rss_bytes - 1)
+    assert 0 < forecast.share_of_steps < 1 and results.validation_loss_after is not None  # validation takes the rest
+    assert found["seconds"]["forecast"] == forecast.share_of_steps * forecast.seconds
     page = report("small")
     assert "Forecast and actual values" in page.page.read_text()
     cost = json.loads(page.data.read_text())["cost"]

@@ -263,3 +263,13 @@ def test_the_share_of_a_change_is_that_of_the_matrices(kind):
     found = effect_of(adapters)
     assert found.path == max(shares, key=shares.__getitem__)
     assert found.share == pytest.approx(shares[found.path], rel=1e-4)
+
+
+def test_a_run_that_the_forecast_finds_short_is_not_timed_for_the_compiler(small, monkeypatch):
+    timed = []
+    monkeypatch.setattr(backend, "COMPILED_AFTER", 1e-9)
+    monkeypatch.setattr(backend, "_seconds_per_token", lambda work: timed.append(work) or 0.0)
+    assert rankwise.train(small).manifest.backend == "fused" and not timed
+    monkeypatch.setattr(training, "foresee", lambda *_: None)
+    rankwise.train(small.model_copy(update={"run": "unforeseen"}))
+    assert timed

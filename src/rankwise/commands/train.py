@@ -376,7 +376,7 @@ def record(
     run, callback = training.run, training.callback
     training.check()
     work, world = training.work, training.world
-    backend = backend_named(_backend_of(training, resumable), work)
+    backend = backend_named(_backend_of(training, forecast, resumable), work)
     backend = over_rows(backend, work.objective)
     packed = training.model.quantization is not None or training.config.products == "int8"
     products = _products_of(training, forecast, resumable) if packed else None
@@ -468,11 +468,15 @@ def _trackers(training: TrainingRun, log: MetricsLog, went_back: bool) -> Follow
     return trackers
 
 
-def _backend_of(training: TrainingRun, resumable: Resumable | None) -> BackendName:
-    """That which the run began with, or the best for a new one; over a split base there is only one."""
+def _backend_of(training: TrainingRun, forecast: Foresight | None, resumable: Resumable | None) -> BackendName:
+    """That which the run began with, or the best for a new one; over a split base there is only one. A run that the
+    forecast finds too short to be compiled is not timed for it: steps of a few tokens say little where weights are
+    unpacked, and the forecast has no memory for the compiler."""
     work, setting = training.work, training.config.backend
     if resumable is None:
-        return training.world.share(lambda: choose_backend(work, setting, training.tokens_trained).name)
+        is_short = forecast is not None and forecast.plan.duration is not None and not forecast.plan.may_compile
+        tokens = 0 if is_short else training.tokens_trained
+        return training.world.share(lambda: choose_backend(work, setting, tokens).name)
     begun = resumable.manifest.backend
     if begun == "eager" or not is_sharded(work.module):
         return begun

@@ -24,6 +24,7 @@ from rankwise.planning.processes import ONE_PROCESS, Processes
 from rankwise.planning.reading import PlannedBase
 from rankwise.planning.shape import ModelShape, NewHead
 from rankwise.planning.time import Probe
+from rankwise.planning.tokens import TokenCounter
 from rankwise.rows.classes import holds_tags, read_tags, read_targets
 from rankwise.runs.row_facts import TargetFacts
 
@@ -50,7 +51,7 @@ def plan(
     config = config.model_copy(update={"training": training})
     return plan_for(
         shape.with_new_tokens(len(config.model.new_tokens)),
-        base.tokens,
+        TokenCounter() if config.data is None else base.tokens,
         config,
         device=device,
         price=price,
@@ -148,7 +149,7 @@ def shape_of(name: str, revision: str | None = None) -> ModelShape:
 
 def base_of(name: str, revision: str | None = None) -> PlannedBase:
     """The model itself, whose shape is built where nobody knows it."""
-    return PlannedBase(name, revision, _built)
+    return PlannedBase(name, revision, _built, _tokenizer_of)
 
 
 def shape_to_adapt(name: str) -> ModelShape:
@@ -168,3 +169,13 @@ def _built(config: dict[str, Any], name: str, where: str, head: NewHead | None) 
     from rankwise.forward.model_shape import shape_of_config
 
     return shape_of_config(config, name, where, head)
+
+
+def _tokenizer_of(file: Path) -> Path | None:
+    """None where it cannot be read: training says what is wrong with it."""
+    from rankwise.base.gguf.mapped import tokenizer_folder
+
+    try:
+        return tokenizer_folder(file)
+    except ModelError:
+        return None

@@ -147,10 +147,12 @@ class Plan:
 
     @property
     def may_compile(self) -> bool:
-        """Whether training uses torch's compiler, or may find by a small step that it takes long enough for it."""
+        """Whether training uses torch's compiler, or may find by a small step that it takes long enough for it. Such a
+        step unpacks weights, and says nothing of a training with products in int8."""
         backend, told = self.config.training.backend, self.duration
         if backend == "auto" and self.steps is not None and told is not None:
-            return SLOWER_WHEN_SMALL * told.total.high > COMPILED_AFTER
+            longest = told.total.likely if self.forecast.int8 else SLOWER_WHEN_SMALL * told.total.high
+            return longest > COMPILED_AFTER
         return backend == "compiled"
 
     @cached_property

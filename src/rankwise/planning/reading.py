@@ -12,7 +12,7 @@ it is laid out like OPT. A test compares the parameters of each with what was pu
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
@@ -97,6 +97,8 @@ class PlannedBase:
     name: str
     revision: str | None
     build: Build
+    tokenizer_of: Callable[[Path], Path | None]
+    """The folder with the tokenizer of a GGUF file."""
 
     @cached_property
     def path(self) -> Path | None:
@@ -116,14 +118,19 @@ class PlannedBase:
 
     @cached_property
     def tokens(self) -> TokenCounter:
-        return TokenCounter(self.folder)
+        return TokenCounter(self.folder if self._gguf is None else self.tokenizer_of(self._gguf))
+
+    @property
+    def _gguf(self) -> Path | None:
+        path = self.path
+        return path if path is not None and path.suffix.lower() == ".gguf" and path.is_file() else None
 
     def shape(self, head: NewHead | None = None) -> ModelShape:
         """With `head` it becomes a classifier, which the catalogue does not have."""
         if self.known is not None and head is None:
             return self.known.shape
-        if self.path is not None and self.path.suffix.lower() == ".gguf" and self.path.is_file():
-            return shape_of_gguf(self.path, self.build, head)
+        if self._gguf is not None:
+            return shape_of_gguf(self._gguf, self.build, head)
         config, where = self.config
         return cached_shape(config, self.name if self.known is None else self.known.name, where, self.build, head)
 

@@ -199,7 +199,7 @@ def forecast_and_fact(manifest: Manifest) -> JsonObject | None:
         "adapter_bytes": (forecast.adapter_bytes, results.adapter_bytes),
         "steps": (forecast.steps, results.steps),
         "peak_bytes": (forecast.peak_bytes, results.peak_rss_bytes if manifest.base_model.device == "cpu" else None),
-        "seconds": (forecast.seconds, results.train_seconds),
+        "seconds": (forecast.train_seconds, results.train_seconds),
     }
     return {
         name: _pair(expected, actual)
@@ -233,4 +233,4 @@ def _between(name: str, forecast: Forecasted) -> str:
     low, high = forecast.seconds_low, forecast.seconds_high
     if name != "seconds" or low is None or high is None or low == high:
         return ""
-    return f" ({duration(low)} to {duration(high)})"
+    return f" ({duration(forecast.share_of_steps * low)} to {duration(forecast.share_of_steps * high)})"

@@ -162,7 +162,7 @@ def outcome(run: RunSnapshot, unit: str | None = None) -> list[tuple[str, str]]:
 
 def _finished(manifest: Manifest, results: Results, unit: str) -> list[tuple[str, str | None]]:
     forecast = manifest.forecast
-    time = _forecast_note(forecast and forecast.seconds, duration)
+    time = _forecast_note(forecast and forecast.train_seconds, duration)
     return [
         ("steps", f"{results.steps:,}"), ("time", f"{duration(results.train_seconds)}{time}"),
         ("speed", results.speed),

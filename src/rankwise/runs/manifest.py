@@ -281,6 +281,14 @@ class Forecasted(Config):
     seconds: float | None
     seconds_low: float | None
     seconds_high: float | None
+    share_of_steps: float = 1.0
+    """The share of the seconds that is forecast for steps; the rest is for validation. 1 in runs of earlier versions.
+    """
+
+    @property
+    def train_seconds(self) -> float | None:
+        """Seconds of the steps, as results have them."""
+        return None if self.seconds is None else self.share_of_steps * self.seconds
 
 
 class Resumed(Config):

@@ -9,8 +9,7 @@ changes no number, and is decided anew each time a run begins or goes on.
 For classifiers, the kernels compute the blocks of their encoder inside the model's own forward pass.
 
 Weights that are stored in int8, NF4 or a GGUF file are multiplied by inputs in int8 where the processor is faster in
-it. What it costs is measured on the first rows of
-the run, layer by layer,
+it. What it costs is measured on the first rows of the run, layer by layer,
 
     e = |y' - y| / |y - mean of y|        y by unpacked weights, y' with products in int8
 
@@ -145,9 +144,8 @@ class Fused:
         return NO_KERNELS
 
     @staticmethod
-    def compared(work: Workload, large: bool) -> Agreement:
-        """A large model is compared on its first blocks, since the others are computed alike."""
-        with first_blocks(work.module) if large else nullcontext():
+    def compared(work: Workload) -> Agreement:
+        with _compared_part(work):
             there = set(work.module.parameters())
             learned = [one for one in work.trainable.parameters() if one in there]
             return agreement(work.module, learned, partial(work.objective.predict, work.module))
@@ -208,7 +206,7 @@ class FusedBlocks:
         )
 
     @staticmethod
-    def compared(work: Workload, large: bool) -> Agreement:
+    def compared(work: Workload) -> Agreement:
         """On random images, or on texts of several lengths."""
         objective, module = work.objective, work.module
         length = objective.row_length
@@ -257,19 +255,18 @@ def choose_backend(work: Workload, setting: BackendName | Literal["auto"], token
         kind = WarningMessage if has_kernels(work.module, 1) else StatusMessage
         return _eager_instead(work, setting, "", why, kind)
     began = time.perf_counter()
-    large = sum(parameter.numel() for parameter in work.module.parameters()) >= LARGE
-    if large:  # of which not all blocks are compared
+    if _is_large(work):  # of which not all blocks are compared
         check_finite(work.module, quantized=False)
-    found = _agreement(work, large)
+    found = _agreement(work)
     compared = time.perf_counter() - began
     enough = COMPILED_AFTER * max(1.0, compared / QUICK)
     if not found.agrees:
         return _eager_instead(work, setting, ", which takes more time and memory", found.why, WarningMessage)
     could_pay = kernels.not_compiled is None and setting == "auto"
-    whole = compared * (blocks_of(work.module) / 2 if could_pay and large else 1)  # or less
+    whole = compared * (blocks_of(work.module) / 2 if could_pay and _is_large(work) else 1)  # or less
     could_pay = could_pay and whole / sum(PROBED) * tokens > enough
-    pays = could_pay and _seconds_per_token(work, large) * tokens > enough
-    compiles = (pays or setting == "compiled") and _compiles(work, large, required=setting == "compiled")
+    pays = could_pay and _seconds_per_token(work) * tokens > enough
+    compiles = (pays or setting == "compiled") and _compiles(work, required=setting == "compiled")
     backend = kernels(work, "compiled" if compiles else "fused")
     work.callback(StatusMessage(
         f"using the {backend.name} backend: it was compared with the model's own code (--backend eager), and their "
@@ -302,18 +299,28 @@ def _eager_instead(
     return Eager(work)
 
 
-def _agreement(work: Workload, large: bool, name: Literal["fused", "compiled"] = "fused") -> Agreement:
+def _is_large(work: Workload) -> bool:
+    return sum(parameter.numel() for parameter in work.module.parameters()) >= LARGE
+
+
+@contextmanager
+def _compared_part(work: Workload) -> Iterator[None]:
+    """A large model is compared and timed on its first blocks, since the others are computed alike."""
+    with first_blocks(work.module) if _is_large(work) else nullcontext():
+        yield
+
+
+def _agreement(work: Workload, name: Literal["fused", "compiled"] = "fused") -> Agreement:
     """Compare a backend with the eager one, and announce it for a large model, where it takes a while."""
-    if large:
+    if _is_large(work):
         work.callback(StatusMessage(f"comparing the {name} backend with the model's own code"))
-    return work.objective.among(KERNELS).compared(work, large)
+    return work.objective.among(KERNELS).compared(work)
 
 
-def _seconds_per_token(work: Workload, large: bool) -> float:
-    """By a small step, which is slower for each token than a large one; the comparison has made one before. Of a large
-    model by its first blocks."""
+def _seconds_per_token(work: Workload) -> float:
+    """By a small step, which is slower for each token than a large one; the comparison has made one before."""
     batch, blocks = probe(work.module, PROBED, torch.Generator()), blocks_of(work.module)
-    with work.with_dropout(), first_blocks(work.module) if large else nullcontext():
+    with work.with_dropout(), _compared_part(work):
         began = time.perf_counter()
         _gradients(work, batch)
         return (time.perf_counter() - began) / batch.tokens * blocks / blocks_of(work.module)
@@ -323,10 +330,10 @@ def _gradients(work: Workload, batch: Batch) -> None:
     torch.autograd.grad(FusedLoss(work.module)(batch), work.trainable.parameters(), allow_unused=True)
 
 
-def _compiles(work: Workload, large: bool, *, required: bool) -> bool:
+def _compiles(work: Workload, *, required: bool) -> bool:
     began = time.perf_counter()
     with _compiled():
-        found = _agreement(work, large, "compiled")
+        found = _agreement(work, "compiled")
     if found.agrees:
         work.callback(StatusMessage(f"compiled in {time.perf_counter() - began:.0f} s"))
         return True

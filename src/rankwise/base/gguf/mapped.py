@@ -11,14 +11,18 @@ written once to a folder in the cache that is named after the file's SHA-256.
 from __future__ import annotations
 
 from collections import Counter
+from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rankwise.base.gguf.architectures import ARCHITECTURES, Architecture, GgufNames
-from rankwise.base.gguf.conversion import checked, in_own_folder, name_of_content, refused
+from rankwise.base.gguf.conversion import check_vocabulary, checked, in_own_folder, name_of_content, refused
+from rankwise.base.gguf.files import write_gguf
+from rankwise.base.quiet import hush
 from rankwise.config.base import shown
 from rankwise.kernels.quantized.gguf import FORMATS
 from rankwise.kernels.quantized.tensor import QuantizedTensor
@@ -93,14 +97,54 @@ def settings_folder(file: Path, header: GgufHeader) -> Path:
     return folder
 
 
+def tokenizer_folder(file: Path) -> Path:
+    """The tokenizer and the chat template of a GGUF file, written once to a folder in the cache that is named after the
+    SHA-256 of the file's header, so that a large file is not read. ModelError for a file that is damaged."""
+    check_vocabulary(file)
+    header = read_gguf_header(file)
+    with file.open("rb") as opened:
+        folder = cache_folder() / "gguf" / f"tokenizer-{sha256(opened.read(header.begin)).hexdigest()[:16]}"
+    if not folder.is_dir():
+        need_space(folder, 50_000_000)
+        with refused(file), published(folder, first_stays=True) as temporary:
+            _tokenizer(file, header).save_pretrained(temporary)
+            write_json(temporary / SOURCE, {"file": file.name})
+    mark_used(folder)
+    return folder
+
+
+def _tokenizer(file: Path, header: GgufHeader) -> Any:
+    """AutoTokenizer, which is not told the family, first reads all texts of the file for the settings of the model, by
+    a reader that takes 10 s for 150,000 pieces."""
+    import transformers
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+    hush()
+    family = FAMILIES.get(str(header.settings.get("general.architecture")))
+    with in_own_folder(file) as only:
+        if TOKENIZER_MAPPING_NAMES.get(family) is None:
+            return transformers.PreTrainedTokenizerFast.from_pretrained(**only)
+        return transformers.AutoTokenizer.from_pretrained(**only, tokenizer_type=family)
+
+
+def _config(header: GgufHeader) -> Any:
+    """The settings of the model as transformers reads them, from a file that has them alone."""
+    from transformers import AutoConfig
+
+    settings = {key: value for key, value in header.settings.items() if key != "general.architecture" and value != []}
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "settings.gguf")
+        write_gguf(file, str(header.settings["general.architecture"]), settings, [])
+        with in_own_folder(file) as only:
+            return AutoConfig.from_pretrained(**only)
+
+
 def _write_settings(file: Path, header: GgufHeader, folder: Path) -> None:
     """As transformers reads them. It takes some that decide of shapes for the default of the family, such as the width
     of a head of Qwen 3 and the positions of GPT-2; those are the file's."""
     import transformers
 
-    with in_own_folder(file) as only:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**only)
-        config = transformers.AutoConfig.from_pretrained(**only)
+    config, tokenizer = _config(header), _tokenizer(file, header)
     for name, value in config_of_gguf(header, file).items():
         if name not in ("model_type", "pad_token_id"):
             setattr(config, name, value)
