@@ -100,9 +100,12 @@ def blocks_of(module: nn.Module) -> int:
 
 
 @contextmanager
-def first_blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """Leave a decoder its first blocks alone, until one of each kind is among them, and at least two. Blocks are of one
-    kind if their parts have the same classes, settings and sizes."""
+def first_blocks(module: nn.Module, least: int = 0) -> Iterator[nn.Module]:
+    """Leave a decoder of at least so many weights its first blocks alone, until one of each kind is among them, and at
+    least two. Blocks are of one kind if their parts have the same classes, settings and sizes."""
+    if sum(parameter.numel() for parameter in module.parameters()) < least:
+        yield module
+        return
     decoder, model = _known(module)
     blocks: Any = decoder.layers(model)
     kinds = [_kind(block) for block in blocks]

@@ -28,6 +28,7 @@ import rankwise.base.quiet as quiet
 from rankwise.adapters.adapter import conv_problem
 from rankwise.adapters.base_layers import experts_of, features_of, kind_of, split_of, weight_of
 from rankwise.adapters.experts import stacked_by_own_code, stacked_hosts
+from rankwise.base.gguf.mapped import tokenizer_folder as tokenizer_folder  # for plan.py, which imports no torch
 from rankwise.base.inspection import reads_images
 from rankwise.base.pooling import read_pooled
 from rankwise.base.preprocessing import size_arguments

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
@@ -149,7 +149,7 @@ def shape_of(name: str, revision: str | None = None) -> ModelShape:
 
 def base_of(name: str, revision: str | None = None) -> PlannedBase:
     """The model itself, whose shape is built where nobody knows it."""
-    return PlannedBase(name, revision, _built, _tokenizer_of)
+    return PlannedBase(name, revision, lambda *about: _with_torch().shape_of_config(*about), _tokenizer_of)
 
 
 def shape_to_adapt(name: str) -> ModelShape:
@@ -165,17 +165,15 @@ def shape_to_adapt(name: str) -> ModelShape:
         return own
 
 
-def _built(config: dict[str, Any], name: str, where: str, head: NewHead | None) -> ModelShape:
-    from rankwise.forward.model_shape import shape_of_config
-
-    return shape_of_config(config, name, where, head)
-
-
 def _tokenizer_of(file: Path) -> Path | None:
     """None where it cannot be read: training says what is wrong with it."""
-    from rankwise.base.gguf.mapped import tokenizer_folder
-
     try:
-        return tokenizer_folder(file)
+        return _with_torch().tokenizer_folder(file) if file.suffix.lower() == ".gguf" else None
     except ModelError:
         return None
+
+
+def _with_torch() -> ModuleType:
+    from rankwise.forward import model_shape
+
+    return model_shape

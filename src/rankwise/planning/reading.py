@@ -98,7 +98,7 @@ class PlannedBase:
     revision: str | None
     build: Build
     tokenizer_of: Callable[[Path], Path | None]
-    """The folder with the tokenizer of a GGUF file."""
+    """The folder with the tokenizer of a GGUF file; None for another file."""
 
     @cached_property
     def path(self) -> Path | None:
@@ -118,19 +118,14 @@ class PlannedBase:
 
     @cached_property
     def tokens(self) -> TokenCounter:
-        return TokenCounter(self.folder if self._gguf is None else self.tokenizer_of(self._gguf))
-
-    @property
-    def _gguf(self) -> Path | None:
-        path = self.path
-        return path if path is not None and path.suffix.lower() == ".gguf" and path.is_file() else None
+        return TokenCounter(self.folder or (self.path and self.tokenizer_of(self.path)))
 
     def shape(self, head: NewHead | None = None) -> ModelShape:
         """With `head` it becomes a classifier, which the catalogue does not have."""
         if self.known is not None and head is None:
             return self.known.shape
-        if self._gguf is not None:
-            return shape_of_gguf(self._gguf, self.build, head)
+        if self.path is not None and self.path.suffix.lower() == ".gguf" and self.path.is_file():
+            return shape_of_gguf(self.path, self.build, head)
         config, where = self.config
         return cached_shape(config, self.name if self.known is None else self.known.name, where, self.build, head)
 

@@ -170,10 +170,6 @@ class Duration:
     """Seconds, as `total`."""
     total: Estimate
 
-    def of_steps(self, steps: int) -> float:
-        """The share of the total that so many steps take."""
-        return steps * self.step.likely / self.total.likely
-
 
 def speed_of(
     device: Device, dtype: str, blocks: int, images: str | None = None, storage: Storage = "none",

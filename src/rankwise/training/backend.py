@@ -77,7 +77,8 @@ COMPARED, LENGTHS = 2, (37, 5, 14)
 """Images, and lengths of texts, that both backends are compared on."""
 NO_COMPILER = "not compiled: torch's compiler, which needs a C++ compiler, does not work on this machine"
 LARGE = 4 * 10**8
-"""Weights of a model that takes noticeably long to compare as a whole."""
+"""Weights of a model that takes noticeably long to compare as a whole, so that only its first blocks are compared and
+timed: the others are computed alike."""
 QUICK = 15.0
 """Compiling runs the comparison again. Where one takes longer than these seconds, a run must be longer by the same
 factor before it is compiled."""
@@ -145,7 +146,7 @@ class Fused:
 
     @staticmethod
     def compared(work: Workload) -> Agreement:
-        with _compared_part(work):
+        with first_blocks(work.module, LARGE):
             there = set(work.module.parameters())
             learned = [one for one in work.trainable.parameters() if one in there]
             return agreement(work.module, learned, partial(work.objective.predict, work.module))
@@ -255,15 +256,17 @@ def choose_backend(work: Workload, setting: BackendName | Literal["auto"], token
         kind = WarningMessage if has_kernels(work.module, 1) else StatusMessage
         return _eager_instead(work, setting, "", why, kind)
     began = time.perf_counter()
-    if _is_large(work):  # of which not all blocks are compared
+    large = sum(parameter.numel() for parameter in work.module.parameters()) >= LARGE
+    if large:  # of which not all blocks are compared
+        work.callback(StatusMessage("comparing the fused backend with the model's own code"))
         check_finite(work.module, quantized=False)
-    found = _agreement(work)
+    found = kernels.compared(work)
     compared = time.perf_counter() - began
     enough = COMPILED_AFTER * max(1.0, compared / QUICK)
     if not found.agrees:
         return _eager_instead(work, setting, ", which takes more time and memory", found.why, WarningMessage)
     could_pay = kernels.not_compiled is None and setting == "auto"
-    whole = compared * (blocks_of(work.module) / 2 if could_pay and _is_large(work) else 1)  # or less
+    whole = compared * (blocks_of(work.module) / 2 if could_pay and large else 1)  # or less
     could_pay = could_pay and whole / sum(PROBED) * tokens > enough
     pays = could_pay and _seconds_per_token(work) * tokens > enough
     compiles = (pays or setting == "compiled") and _compiles(work, required=setting == "compiled")
@@ -299,28 +302,10 @@ def _eager_instead(
     return Eager(work)
 
 
-def _is_large(work: Workload) -> bool:
-    return sum(parameter.numel() for parameter in work.module.parameters()) >= LARGE
-
-
-@contextmanager
-def _compared_part(work: Workload) -> Iterator[None]:
-    """A large model is compared and timed on its first blocks, since the others are computed alike."""
-    with first_blocks(work.module) if _is_large(work) else nullcontext():
-        yield
-
-
-def _agreement(work: Workload, name: Literal["fused", "compiled"] = "fused") -> Agreement:
-    """Compare a backend with the eager one, and announce it for a large model, where it takes a while."""
-    if _is_large(work):
-        work.callback(StatusMessage(f"comparing the {name} backend with the model's own code"))
-    return work.objective.among(KERNELS).compared(work)
-
-
 def _seconds_per_token(work: Workload) -> float:
     """By a small step, which is slower for each token than a large one; the comparison has made one before."""
     batch, blocks = probe(work.module, PROBED, torch.Generator()), blocks_of(work.module)
-    with work.with_dropout(), _compared_part(work):
+    with work.with_dropout(), first_blocks(work.module, LARGE):
         began = time.perf_counter()
         _gradients(work, batch)
         return (time.perf_counter() - began) / batch.tokens * blocks / blocks_of(work.module)
@@ -331,9 +316,10 @@ def _gradients(work: Workload, batch: Batch) -> None:
 
 
 def _compiles(work: Workload, *, required: bool) -> bool:
+    work.callback(StatusMessage("comparing the compiled backend with the model's own code"))
     began = time.perf_counter()
     with _compiled():
-        found = _agreement(work, "compiled")
+        found = work.objective.among(KERNELS).compared(work)
     if found.agrees:
         work.callback(StatusMessage(f"compiled in {time.perf_counter() - began:.0f} s"))
         return True

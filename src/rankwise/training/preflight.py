@@ -100,7 +100,7 @@ class Foresight:
             operations=self.plan.step.operations,
             seconds=None if told is None else told.total.likely, seconds_low=None if told is None else told.total.low,
             seconds_high=None if told is None else told.total.high,
-            share_of_steps=1.0 if told is None else told.of_steps(self.plan.steps or 1),
+            share_of_steps=1.0 if told is None else (self.plan.steps or 1) * told.step.likely / told.total.likely,
         )  # fmt: skip
 
 

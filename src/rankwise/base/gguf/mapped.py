@@ -120,7 +120,7 @@ def _tokenizer(file: Path, header: GgufHeader) -> Any:
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
     hush()
-    family = FAMILIES.get(str(header.settings.get("general.architecture")))
+    family = FAMILIES.get(str(header.settings.get("general.architecture")), "")
     with in_own_folder(file) as only:
         if TOKENIZER_MAPPING_NAMES.get(family) is None:
             return transformers.PreTrainedTokenizerFast.from_pretrained(**only)
