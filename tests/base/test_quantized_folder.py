@@ -18,7 +18,7 @@ from rankwise.base.loading import load
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, HeadConfig, LoraConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RankwiseError
-from rankwise.forward.checkpointing import activation_checkpointing, blocks_in_order
+from rankwise.forward.activation_memory import activation_checkpointing, blocks_in_order
 from rankwise.forward.fused import FusedLoss
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.kernels.linear import is_conv1d

@@ -10,8 +10,12 @@ from packaging.version import Version
 from conftest import tiny_model
 from kit.fast_forms import rows, unsettle
 from rankwise.config.adapters import LoraConfig
-from rankwise.forward.activation_memory import eager_saved_activations, saved_bytes
-from rankwise.forward.checkpointing import activation_checkpointing, blocks_in_order
+from rankwise.forward.activation_memory import (
+    activation_checkpointing,
+    blocks_in_order,
+    eager_saved_activations,
+    saved_bytes,
+)
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject

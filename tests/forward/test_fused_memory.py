@@ -10,8 +10,7 @@ from kit.fast_forms import rows, unsettle
 from rankwise.config.adapters import LoraConfig
 from rankwise.forward import fused as fast
 from rankwise.forward.activation_memory import saved_activations, saved_bytes
-from rankwise.forward.fused import FusedLoss, blocks_of, lowest_that_learns
-from rankwise.forward.prefix_cache import Prefix
+from rankwise.forward.fused import FusedLoss, Prefix, blocks_of, lowest_that_learns
 from rankwise.forward.reference import random_documents
 from rankwise.methods.inject import inject
 from rankwise.rows.encoded.packing import flat

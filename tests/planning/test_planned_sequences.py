@@ -15,7 +15,7 @@ from transformers import CONFIG_MAPPING, AutoModelForSeq2SeqLM
 from rankwise.config.adapters import FullConfig, LoraConfig
 from rankwise.config.experiment import Planned
 from rankwise.config.training import TrainingConfig
-from rankwise.forward.checkpointing import blocks_in_order
+from rankwise.forward.activation_memory import blocks_in_order
 from rankwise.forward.fake_pass import Recorder, following
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.methods.full import FullFineTuning

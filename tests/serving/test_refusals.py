@@ -218,7 +218,7 @@ def test_too_many_requests_are_told_when_to_come_again(started):
     codes = []
 
     def ask():
-        answer = server.client.post(CHAT, json=GOOD | {"max_tokens": 60, "logit_bias": {"2": -100}})
+        answer = server.client.post(CHAT, json=GOOD | {"max_tokens": 150, "logit_bias": {"2": -100}})
         codes.append((answer.status_code, answer.headers.get("retry-after")))
 
     threads = [threading.Thread(target=ask) for _ in range(8)]

@@ -100,7 +100,9 @@ class AdapterWrapper(Wrapper):
     def linear_spec(self) -> LinearSpec | None:
         """For the kernel that computes several linear layers at once, where this is one with at most two factors."""
         bare = linear_spec_of(self.base_layer)
-        if bare is None or not self.active:
+        if bare is None or self.mixed is not None:
+            return None
+        if not self.active:
             return bare
         pair = self.adapter(self.active[0]).pair() if len(self.active) == 1 else None
         return None if pair is None else replace(bare, A=pair[0], B=pair[1])

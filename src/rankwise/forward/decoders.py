@@ -29,6 +29,20 @@ from rankwise.kernels.norm import Activation, ActivationPrologue, LayerNorm, Rms
 from rankwise.rows.encoded.batches import Batch
 
 
+@dataclass(frozen=True)
+class DecoderParts:
+    """A model of Llama's blocks, for kernels/decode.py. A block has norms before attention and before the feed-forward
+    layer, and for the heads of q and k, if any; its linear layers are q, k, v, o, gate, up and down. A head has `size`
+    numbers, and its scores are multiplied by `scale`."""
+
+    norms: Sequence[Sequence[RmsNorm]]
+    linears: Sequence[Sequence[nn.Module]]
+    last: RmsNorm
+    activation: str
+    scale: float
+    size: int
+
+
 class Decoder(Protocol):
     """`model` is the part below the head, `layer` one of its blocks; both are transformers' modules, with or without
     adapters."""
@@ -59,6 +73,11 @@ class Decoder(Protocol):
 
     def end(self, model: Any, x: Tensor) -> Tensor:
         """Map the output of the last block to the input of the head."""
+        ...
+
+    def parts(self, model: Any) -> DecoderParts | None:
+        """Return what the model is made of where its blocks are Llama's, all with the same settings; None for
+        others."""
         ...
 
 
@@ -115,7 +134,7 @@ def turns_by_place(model: Any) -> bool:
 @dataclass(frozen=True)
 class Llama:
     blocks: Collection[str]
-    norm: Callable[[Any], Prologue]
+    norm: Callable[[Any], RmsNorm]
     """Makes the prologue from the module of a norm."""
 
     def layers(self, model: Any) -> Sequence[nn.Module]:
@@ -137,8 +156,8 @@ class Llama:
             values.view(len(x), -1, attention.head_dim)
             for values in linears(projections, self.norm(layer.input_layernorm), x)
         )
-        if hasattr(attention, "q_norm"):
-            q, k = apply_prologue(self.norm(attention.q_norm), q), apply_prologue(self.norm(attention.k_norm), k)
+        if of_heads := self._norms_of_heads(attention):
+            q, k = (apply_prologue(norm, values) for norm, values in zip(of_heads, (q, k), strict=True))
         q, k, v = (values.transpose(0, 1) for values in (q, k, v))
         return causal_attention(rotated(q, *context), rotated(k, *context), v, lengths, attention.scaling).flatten(1)
 
@@ -151,6 +170,21 @@ class Llama:
 
     def end(self, model: Any, x: Tensor) -> Tensor:
         return apply_prologue(self.norm(model.norm), x)
+
+    def parts(self, model: Any) -> DecoderParts | None:
+        norms, linears, settings = list[list[RmsNorm]](), list[list[nn.Module]](), set[tuple[str, float, int]]()
+        for layer in model.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            before = map(self.norm, (layer.input_layernorm, layer.post_attention_layernorm))
+            norms.append([*before, *self._norms_of_heads(attention)])
+            of_attention = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
+            linears.append([*of_attention, mlp.gate_proj, mlp.up_proj, mlp.down_proj])
+            settings.add((ACTIVATIONS.get(type(mlp.act_fn).__name__, ""), attention.scaling, attention.head_dim))
+        return DecoderParts(norms, linears, self.norm(model.norm), *settings.pop()) if len(settings) == 1 else None
+
+    def _norms_of_heads(self, attention: Any) -> list[RmsNorm]:
+        """Return those of q and k, if any."""
+        return [self.norm(attention.q_norm), self.norm(attention.k_norm)] if hasattr(attention, "q_norm") else []
 
 
 def _norm(module: Any) -> RmsNorm:
@@ -182,6 +216,9 @@ class Gemma3(Gemma):
         x = x + apply_prologue(self.norm(layer.post_attention_layernorm), projected)
         fed = self.fed(layer.mlp, layer.pre_feedforward_layernorm, x)
         return x + apply_prologue(self.norm(layer.post_feedforward_layernorm), fed)
+
+    def parts(self, model: Any) -> DecoderParts | None:
+        return None
 
 
 def _shifted_norm(module: Any) -> ShiftedRmsNorm:
@@ -221,6 +258,9 @@ class GPT2:
     def end(self, model: Any, x: Tensor) -> Tensor:
         return apply_prologue(layer_norm(model.ln_f), x)
 
+    def parts(self, model: Any) -> DecoderParts | None:
+        return None
+
 
 @dataclass(frozen=True)
 class NeoX:
@@ -252,3 +292,6 @@ class NeoX:
 
     def end(self, model: Any, x: Tensor) -> Tensor:
         return apply_prologue(layer_norm(model.final_layer_norm), x)
+
+    def parts(self, model: Any) -> DecoderParts | None:
+        return None

@@ -23,10 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rankwise.forward.checkpointing import blocks_in_order
+from rankwise.forward.activation_memory import blocks_in_order
 from rankwise.forward.decoders import fed_forward, layer_norm, linears
-from rankwise.forward.fused import has_weights_that_learn, is_watched
-from rankwise.forward.prefix_cache import StateCache
+from rankwise.forward.fused import StateCache, has_weights_that_learn, is_watched
 from rankwise.kernels.attention import full_attention
 from rankwise.kernels.linear import Identity, apply_prologue
 from rankwise.rows.encoded.batches import Batch

@@ -3,11 +3,16 @@
 It computes what transformers computes: the parts of each block are its own modules, with or without adapters, and only
 their combination is written here (decoders.py). Models are recognised by the class of their blocks; all others use the
 eager backend. Before a run relies on the kernels, both backends are compared on the model itself (agreement.py).
+
+Blocks below the lowest trainable one give a sequence the same output in every pass, so that is cached. Each sequence is
+computed alone, cached or not: its numbers depend neither on its neighbours in a batch nor on where a run was
+interrupted and resumed. The key is its token ids, the value its hidden states (2 d bytes per token in a 16-bit dtype).
+Sequences are added until the memory limit is reached.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -17,7 +22,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rankwise.forward.decoders import GEMMA, GEMMA3, GPT2, LLAMA, Decoder, NeoX
-from rankwise.forward.prefix_cache import Prefix
 from rankwise.forward.reference import random_documents
 from rankwise.kernels.attention import BLOCK
 from rankwise.kernels.loss import head_divergence, head_log_probabilities, head_loss
@@ -27,6 +31,43 @@ from rankwise.rows.encoded.packing import flat, joined
 DECODERS: tuple[Decoder, ...] = (LLAMA, GEMMA, GEMMA3, NeoX(), GPT2())
 PROBED = (BLOCK + 23, 5, 14)
 """Lengths of the sequences that both backends are compared on."""
+
+
+Compute = Callable[[Tensor, Tensor], Tensor]
+"""Maps ids and positions (1, T) of a sequence to its hidden states (T, d)."""
+
+
+class StateCache:
+    """States by a key, up to `room` bytes."""
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._cached: dict[bytes, Tensor] = {}
+
+    def of(self, key: bytes, compute: Callable[[], Tensor]) -> Tensor:
+        states = self._cached.get(key)
+        if states is None:
+            states = compute()
+            if states.nbytes <= self._room:
+                self._room -= states.nbytes
+                self._cached[key] = states
+        return states
+
+
+class Prefix:
+    def __init__(self, compute: Compute, room: int) -> None:
+        """`room` is the memory limit in bytes."""
+        self._compute = compute
+        self._cache = StateCache(room)
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor, positions: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Return the hidden states (T, d) of packed sequences (1, T)."""
+        parts = zip(inputs.split(list(lengths), 1), positions.split(list(lengths), 1), strict=True)
+        return torch.cat([self._of(*part) for part in parts])
+
+    def _of(self, ids: Tensor, positions: Tensor) -> Tensor:
+        return self._cache.of(ids.cpu().numpy().tobytes(), partial(self._compute, ids, positions))
 
 
 class FusedLoss:
@@ -139,8 +180,13 @@ def lowest_that_learns(module: nn.Module) -> int:
 
 def has_kernels(module: nn.Module, longest: int) -> bool:
     """Tell whether there are kernels for this model and for sequences of at most so many tokens."""
+    return is_computed_by_kernels(module, longest) and not has_weights_that_learn(module)
+
+
+def is_computed_by_kernels(module: nn.Module, longest: int) -> bool:
+    """Tell the same of a forward pass alone."""
     model: Any = module
-    decoder = _decoder_of(model)
+    decoder = decoder_of(model)
     if decoder is None:
         return False
     head, config, layers = model.get_output_embeddings(), model.config, decoder.layers(model.base_model)
@@ -149,14 +195,13 @@ def has_kernels(module: nn.Module, longest: int) -> bool:
         and head.bias is None
         and getattr(config, "final_logit_softcapping", None) is None
         and not any(is_watched(part) or _drops(part) for part in module.modules())
-        and not has_weights_that_learn(module)
         and not (getattr(config, "attention_dropout", 0.0) and any(layer.training for layer in layers))
         and next(module.parameters()).device.type == "cpu"
         and decoder.suits(model.base_model, longest)
     )
 
 
-def _decoder_of(module: Any) -> Decoder | None:
+def decoder_of(module: Any) -> Decoder | None:
     """Find the decoder family by the class of the model's blocks."""
     for decoder in DECODERS:
         with suppress(AttributeError):
@@ -201,7 +246,7 @@ def probe(module: nn.Module, lengths: Sequence[int], generator: torch.Generator)
 
 
 def _known(module: Any) -> tuple[Decoder, Any]:
-    decoder = _decoder_of(module)
+    decoder = decoder_of(module)
     assert decoder is not None, "has_kernels says so"
     return decoder, module.base_model
 

@@ -36,9 +36,11 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from rankwise.constraints.matcher import Matcher
 from rankwise.errors import EvaluationError
+from rankwise.forward.decode_step import DecodeStep
 from rankwise.inference.kv_cache import RoomyLayer, cache_name, is_of_keys_and_values, new_cache
 from rankwise.inference.prefixes import Prefixes
 from rankwise.inference.sampling import GREEDY, Chosen, Sampler, chosen
+from rankwise.planning.batches import FEW_ANSWERS
 
 NO_NUMBERS = (
     "the highest logit of an answer is {}. The model's weights are damaged, or its number format overflows; try "
@@ -122,6 +124,8 @@ class GenerationBatch:
         self._encoded: dict[str, Any] = {}
         """What a decoder is given beside its own tokens."""
         self._mask = torch.empty(0)
+        self._kernel: list[DecodeStep | None] = []
+        """Once it was looked for."""
         self.rows: list[GenerationRow] = []
 
     @torch.inference_mode()
@@ -180,6 +184,8 @@ class GenerationBatch:
     def _forward(self, ids: Tensor, mask: Tensor, cache: Any, rows: Sequence[GenerationRow]) -> Tensor:
         """The logits (B, V) of each row's last position."""
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        if ids.shape[1] == 1 and (logits := self._by_kernel(ids, positions, mask, cache, rows)) is not None:
+            return logits
         given = {"attention_mask": mask, "position_ids": positions, "logits_to_keep": 1}
         given = {name: value for name, value in given.items() if name in self._takes} | self._encoded
         inputs = self._module.prepare_inputs_for_generation(
@@ -187,6 +193,19 @@ class GenerationBatch:
             **given, **({} if cache is None else {str(self._name): cache}),
         )  # fmt: skip
         return self._module(**inputs, return_dict=True).logits[:, -1].float()
+
+    def _by_kernel(
+        self, ids: Tensor, positions: Tensor, mask: Tensor, cache: Any, rows: Sequence[GenerationRow]
+    ) -> Tensor | None:
+        """Compiled code gives the same for one token of each row. None where there is none for the model and the
+        rows."""
+        keys = {row.adapter for row in rows}
+        if len(keys) > 1 or len(rows) > FEW_ANSWERS or not isinstance(cache, DynamicCache) or not keeps_all(cache):
+            return None
+        if not self._kernel:
+            self._kernel.append(DecodeStep.of(self._module))
+        (kernel,) = self._kernel
+        return None if kernel is None else kernel(ids, positions, mask, cache, keys.pop())
 
     def _choose(self, logits: Tensor, rows: Sequence[GenerationRow]) -> list[RowTokens]:
         """None for a row whose logits are no numbers; the others do not depend on it."""

@@ -22,12 +22,14 @@ from rankwise.config.generation import GenerationConfig
 from rankwise.constraints.constraint import checked_grammar
 from rankwise.constraints.matcher import Matcher, Vocabulary
 from rankwise.errors import ConfigError, ModelError
+from rankwise.forward.decode_step import DecodeStep
 from rankwise.inference.batch import Draw, EncodedBatch, GenerationBatch, GenerationRow, by_samplers
 from rankwise.inference.decoding import STAGE, Answer, Draft, TextCallback
 from rankwise.inference.sampling import Chosen, drawn_together
 from rankwise.kernels.prepacked import prepacked_weights
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, text_objective
+from rankwise.planning.batches import FEW_ANSWERS
 from rankwise.rows.text.example import Message
 from rankwise.rows.text.tokenizer import HubTokenizer
 
@@ -151,13 +153,14 @@ def answers_in_turn(
     """Answer any number of prompts, given as token ids, at most `batch_size` at once, in the prompts' order.
 
     `on_progress` gets how many are done. A model with damaged weights is an error with `refuse_damage`. `lay_out`
-    packs the weights first, which is faster and takes their memory once more.
+    packs the weights first where many answers are faster so, which takes their memory once more.
     """
     if not prompts:
         return []
     _check_room(model, max(map(len, prompts)), config.max_new_tokens)
     found: dict[int, Answer] = {}
-    with prepacked_weights(model.module) if lay_out else nullcontext():
+    lays_out = lay_out and (len(prompts) > FEW_ANSWERS or DecodeStep.of(model.module) is None)
+    with prepacked_weights(model.module) if lays_out else nullcontext():
         for batch in batches(prompts, config.max_new_tokens, batch_size):
             on_progress(len(found))
             ended = None if is_settled is None else partial(_settled_in, is_settled, batch)

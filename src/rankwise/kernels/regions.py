@@ -6,17 +6,21 @@ that compiling takes, the same function runs operation by operation. The choice 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import update_wrapper
+from functools import cache, update_wrapper
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
+
+from rankwise.system.cache import cache_folder
 
 FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 P = ParamSpec("P")
@@ -71,6 +75,45 @@ def compiled_code_in(cache: Path) -> Iterator[None]:
         os.environ.pop(FOLDER, None)
         if folder is not None:
             os.environ[FOLDER] = folder
+
+
+NUMBERS = r"""
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+template <class To, class From> static inline To same_bits(From from) {
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
+static inline float exact(float x) { return x; }
+static inline float exact(uint16_t x) { return same_bits<float>((uint32_t)x << 16); }
+static inline void store(float x, float* y) { *y = x; }
+static inline void store(float x, uint16_t* y) {
+  uint32_t bits = same_bits<uint32_t>(x);
+  uint16_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  *y = (bits & 0x7fffffff) > 0x7f800000 ? (uint16_t)0x7fc0 : rounded;
+}
+"""
+"""Numbers in bfloat16, which C++ has no type for, read and written as float32."""
+
+
+@cache
+def compiled_library(source: str, flags: tuple[str, ...]) -> Any:
+    """Functions of C++, compiled once and stored in the cache; None where there is no C++ compiler that works."""
+    try:
+        with compiled_code_in(cache_folder() / "compiled"):
+            from torch._inductor.codecache import CppCodeCache  # imported late, because it takes a second
+
+            return CppCodeCache.load(source, extra_flags=flags)
+    except Exception:  # of many kinds: no compiler, one that fails, a folder that no code may run from
+        return None
+
+
+def address(tensor: Tensor | None) -> ctypes.c_void_p:
+    """Where its numbers lie, for a function of C++; 0 for none."""
+    return ctypes.c_void_p(0 if tensor is None else tensor.data_ptr())
 
 
 @contextmanager

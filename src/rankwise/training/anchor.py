@@ -30,7 +30,7 @@ from rankwise.config.forgetting import BLOCKS, CODE_TEXT, OWN_TEXT, AnchorConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import DataError
 from rankwise.evaluation.text import BETWEEN, PlainText, Text, cut, read_text
-from rankwise.forward.prefix_cache import StateCache
+from rankwise.forward.fused import StateCache
 from rankwise.inference.own_text import own_blocks
 from rankwise.methods.trainable import Trainable
 from rankwise.rows.encoded.batches import Batch

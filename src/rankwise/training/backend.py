@@ -35,8 +35,8 @@ from rankwise.adapters.token_rows import TokenRows
 from rankwise.base.precision import multiplies_int8
 from rankwise.base.split import is_sharded
 from rankwise.errors import ConfigError, RunError, is_out_of_memory, some
+from rankwise.forward.activation_memory import activation_checkpointing
 from rankwise.forward.agreement import Agreement, agreement, check_finite, encoder_agreement, share
-from rankwise.forward.checkpointing import activation_checkpointing
 from rankwise.forward.encoders import FusedEncoder, encoder_blocks, has_encoder_kernels
 from rankwise.forward.fused import (
     PROBED,

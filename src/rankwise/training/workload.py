@@ -27,10 +27,11 @@ from rankwise.forward.activation_memory import (
     NOWHERE,
     Room,
     SavedActivations,
+    activation_checkpointing,
+    blocks_in_order,
     eager_saved_activations,
     saved_activations,
 )
-from rankwise.forward.checkpointing import activation_checkpointing, blocks_in_order
 from rankwise.forward.encoders import FusedEncoder, encoder_blocks, has_encoder_kernels, lowest_block_that_learns
 from rankwise.forward.fused import blocks_of, has_kernels, lowest_that_learns
 from rankwise.methods.trainable import Trainable

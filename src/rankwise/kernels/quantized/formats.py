@@ -23,7 +23,6 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -32,9 +31,8 @@ from torch import Tensor, nn
 from rankwise.kernels.quantized.given_back import GivenBack, give_parts_back, mapped_ranges
 from rankwise.kernels.quantized.nf4 import NF4
 from rankwise.kernels.quantized.tensor import Format, Multiplying, QuantizedTensor, in_full
-from rankwise.kernels.regions import compiled_code_in
+from rankwise.kernels.regions import NUMBERS, address, compiled_library
 from rankwise.kernels.row_pieces import row_pieces
-from rankwise.system.cache import cache_folder
 
 LARGEST = 127
 TINY = torch.finfo(torch.float32).tiny
@@ -70,25 +68,9 @@ class Int8:
         return (numbers[index].to(torch.float32) * scales[index, None]).to(dtype)
 
 
-SOURCE = r"""
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-
-template <class To, class From> static inline To same_bits(From from) {
-  To to;
-  std::memcpy(&to, &from, sizeof(To));
-  return to;
-}
-static inline float exact(float x) { return x; }
-static inline float exact(uint16_t x) { return same_bits<float>((uint32_t)x << 16); }
-static inline void store(float x, float* y) { *y = x; }
-static inline void store(float x, uint16_t* y) {
-  uint32_t bits = same_bits<uint32_t>(x);
-  uint16_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  *y = (bits & 0x7fffffff) > 0x7f800000 ? (uint16_t)0x7fc0 : rounded;
-}
-
+SOURCE = (
+    NUMBERS
+    + r"""
 template <class T>
 static void quantize(const T* x, const float* factors, int8_t* numbers, float* scales, int64_t rows, int64_t columns,
                      int64_t threads) {
@@ -140,6 +122,7 @@ static void dequantize(T* y, const int32_t* sums, const float* scales, const flo
 NAMED(float, float32)
 NAMED(uint16_t, bfloat16)
 """
+)
 VECTORS = ("-ftree-loop-vectorize", "-fno-math-errno")
 """torch's flags leave vectors to what it writes itself."""
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -154,7 +137,7 @@ def quantize_rows(x: Tensor, factors: Tensor | None = None) -> tuple[Tensor, Ten
     x = x.contiguous()
     numbers, scales = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(len(x), dtype=torch.float32)
     function = getattr(library, f"quantize_{NAMES[x.dtype]}")
-    function(*map(_address, (x, factors, numbers, scales)), *map(ctypes.c_int64, (*x.shape, torch.get_num_threads())))
+    function(*map(address, (x, factors, numbers, scales)), *map(ctypes.c_int64, (*x.shape, torch.get_num_threads())))
     return numbers, scales
 
 
@@ -179,7 +162,7 @@ def dequantize_sums(
     y = sums.new_empty(sums.shape, dtype=dtype) if into is None else into
     function = getattr(library, f"dequantize_{NAMES[dtype]}")
     numbers = (into is not None, *sums.shape, torch.get_num_threads())
-    function(*map(_address, (y, sums, scales, factors, bias)), *map(ctypes.c_int64, numbers))
+    function(*map(address, (y, sums, scales, factors, bias)), *map(ctypes.c_int64, numbers))
     return y
 
 
@@ -193,20 +176,8 @@ def plain_dequantize_sums(
     return exact.to(dtype) if into is None else into.copy_(exact + into.to(torch.float32))
 
 
-def _address(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(0 if tensor is None else tensor.data_ptr())
-
-
-@cache
 def _library() -> Any:
-    """The compiled functions; None where there is no C++ compiler that works."""
-    try:
-        with compiled_code_in(cache_folder() / "compiled"):
-            from torch._inductor.codecache import CppCodeCache  # imported late, because it takes a second
-
-            return CppCodeCache.load(SOURCE, extra_flags=VECTORS)
-    except Exception:  # of many kinds: no compiler, one that fails, a folder that no code may run from
-        return None
+    return compiled_library(SOURCE, VECTORS)
 
 
 def is_compiled() -> bool:

@@ -229,3 +229,69 @@ FORMATS: Mapping[str, GgufFormat] = {
     )
 }
 """By the name that the gguf package has for the type."""
+READ_BLOCKS = r"""
+// Blocks of GGUF, sixteen numbers at a time
+struct Q8_0 {
+  static const int64_t numbers = 32, bytes = 34;
+  template <class To> static inline void unpack(const uint8_t* block, To to) {
+    float d = half(block);
+    to(0, d * read((const int8_t*)block + 2));
+    to(W, d * read((const int8_t*)block + 2 + W));
+  }
+};
+// 32 numbers of four bits, and of a fifth, above which there is a second factor or a constant
+template <bool FIFTH, int CENTRE> struct Low {
+  static const int64_t factors = CENTRE ? 2 : 4, numbers = 32, bytes = factors + 16 + 4 * FIFTH;
+  template <class To> static inline void unpack(const uint8_t* block, To to) {
+    static const Words lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    float d = half(block), m = CENTRE ? -CENTRE * d : half(block + 2);
+    Words codes = read_codes(block + bytes - 16), low = codes & 15, high = codes >> 4;
+    if (FIFTH) {
+      uint32_t fifth = loaded<uint32_t>(block + factors);
+      low |= (fifth >> lanes & 1) << 4;
+      high |= (fifth >> (lanes + 16) & 1) << 4;
+    }
+    to(0, TO(Floats, (Integers)low) * d + m);
+    to(W, TO(Floats, (Integers)high) * d + m);
+  }
+};
+template <int64_t FIFTH> struct K {  // bytes of fifth bits before the codes
+  static const int64_t numbers = 256, bytes = 144 + FIFTH;
+  template <class To> static inline void unpack(const uint8_t* block, To to) {
+    const uint8_t *six = block + 4, *fifth = block + 16, *codes = block + 16 + FIFTH;
+    float first = half(block), second = half(block + 2);
+#pragma GCC unroll 8
+    for (int s = 0; s < 8; s++) {
+      int factor = s < 4 ? six[s] & 63 : (six[s + 4] & 15) | (six[s - 4] >> 6) << 4;
+      int least = s < 4 ? six[s + 4] & 63 : (six[s + 4] >> 4) | (six[s] >> 6) << 4;
+      float d = first * factor, m = -second * least;
+#pragma GCC unroll 2
+      for (int i = 0; i < 32; i += W) {
+        Words code = read_codes(codes + s / 2 * 32 + i) >> s % 2 * 4 & 15;
+        if (FIFTH) code |= (read_codes(fifth + i) >> s & 1) << 4;
+        to(32 * s + i, TO(Floats, (Integers)code) * d + m);
+      }
+    }
+  }
+};
+struct Q6_K {
+  static const int64_t numbers = 256, bytes = 210;
+  template <class To> static inline void unpack(const uint8_t* block, To to) {
+    float first = half(block + 208);
+#pragma GCC unroll 16
+    for (int s = 0; s < 16; s++) {
+      int part = s / 2 % 4, place = s % 2 * 16;  // of a half: quarters of 32, each of two sixteens
+      float d = first * (float)(int8_t)block[192 + s];
+      Words code = read_codes(block + s / 8 * 64 + part % 2 * 32 + place) >> part / 2 * 4 & 15;
+      code |= (read_codes(block + 128 + s / 8 * 32 + place) >> 2 * part & 3) << 4;
+      to(16 * s, TO(Floats, (Integers)code - 32) * d);
+    }
+  }
+};
+"""
+"""C++ that reads the same numbers, sixteen at a time and never in memory. kernels/decode.py has the vectors for it."""
+READERS = {
+    "Q4_0": "Low<false, 8>", "Q4_1": "Low<false, 0>", "Q5_0": "Low<true, 16>", "Q5_1": "Low<true, 0>", "Q8_0": "Q8_0",
+    "Q4_K": "K<0>", "Q5_K": "K<32>", "Q6_K": "Q6_K",
+}  # fmt: skip
+"""By the name of a type, the C++ of READ_BLOCKS that reads it."""

@@ -1,0 +1,425 @@
+"""One more token of each row through a whole decoder, in one call of compiled code.
+
+    x = x + o(attention(q, k, v of n(x))),   x = x + down(f(gate(n(x))) up(n(x)))      in each block, n is RMSNorm
+    y = W x + b + B (A x)                                                              in each linear layer
+    logits = head(n(x))
+
+To write a token, every weight is read once and hardly anything is computed, so the time is that of reading, and of all
+that stands between two products: a few hundred small operations, which take torch longer than the products of a small
+model. Here nothing stands between them. Weights are read as they lie, in float32, bfloat16, or int8 with a scale for
+each row; inputs, sums and factors are in float32. Keys and values of the token are written to the last position of each
+block's cache (B, K, T, D), which has room for them. The model's own forward pass is the reference for tests.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rankwise.kernels.quantized.gguf import READ_BLOCKS
+from rankwise.kernels.quantized.gguf import READERS as BLOCK_READERS
+from rankwise.kernels.regions import NUMBERS, address, compiled_library
+
+READERS = {
+    "float32": "Numbers<float>", "bfloat16": "Numbers<uint16_t>", "int8": "Numbers<int8_t>", "F16": "Numbers<Half>",
+} | {name: f"Blocks<{reader}>" for name, reader in BLOCK_READERS.items()}  # fmt: skip
+"""By how a weight lies; a weight in int8 has a scale for each of its rows."""
+KINDS = {name: number for number, name in enumerate(READERS)}
+ACTIVATIONS = {"silu": 0, "gelu-tanh": 1}
+DOTS = NUMBERS + r"""
+#include <algorithm>
+#include <vector>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef int32_t Integers __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+typedef int16_t Shorts __attribute__((vector_size(32)));
+typedef int8_t Bytes __attribute__((vector_size(16)));
+typedef uint8_t Codes __attribute__((vector_size(16)));
+static const int64_t W = 16;
+#define TO(type, values) __builtin_convertvector(values, type)
+
+template <class V, class T> static inline V loaded(const T* from) {
+  V values;
+  std::memcpy(&values, from, sizeof(values));
+  return values;
+}
+#ifdef __AVX512F__  // one instruction, which compilers do not find
+static inline Integers widened(Bytes bytes) { return (Integers)_mm512_cvtepi8_epi32((__m128i)bytes); }
+static inline Words widened(Codes codes) { return (Words)_mm512_cvtepu8_epi32((__m128i)codes); }
+#else
+static inline Integers widened(Bytes bytes) { return TO(Integers, TO(Shorts, bytes)); }
+static inline Words widened(Codes codes) { return TO(Words, TO(Halves, codes)); }
+#endif
+static inline float half(uint16_t bits) {
+  float size = same_bits<float>((uint32_t)(bits & 0x7fff) << 13) * 0x1p112f;
+  return bits & 0x8000 ? -size : size;
+}
+static inline float half(const uint8_t* from) { return half(loaded<uint16_t>(from)); }
+
+static inline Floats read(const float* from) { return loaded<Floats>(from); }
+static inline Floats read(const uint16_t* from) {
+  return same_bits<Floats>(TO(Words, loaded<Halves>(from)) << 16);
+}
+static inline Floats read(const int8_t* from) { return TO(Floats, widened(loaded<Bytes>(from))); }
+static inline Words read_codes(const uint8_t* from) { return widened(loaded<Codes>(from)); }
+struct Half { uint16_t bits; };
+static inline float exact(Half x) { return half(x.bits); }
+static inline float exact(int8_t x) { return x; }
+static inline Floats read(const Half* from) {
+  Words bits = TO(Words, loaded<Halves>((const uint16_t*)from));
+  Floats sizes = same_bits<Floats>((bits & 0x7fff) << 13) * 0x1p112f;
+  return same_bits<Floats>(same_bits<Words>(sizes) | (bits & 0x8000) << 16);
+}
+static inline float total(Floats values) {
+  float sum = 0;
+  for (int64_t i = 0; i < W; i++) sum += values[i];
+  return sum;
+}
+
+// N rows of x, `step` apart, times a row of weights
+template <class T> struct Numbers {
+  template <int N> static inline void dots(const void* weight, int64_t o, const float* x, int64_t step, int64_t n,
+                                           float* sums) {
+    const T* w = (const T*)weight + o * n;
+    Floats even[N] = {}, odd[N] = {};
+    int64_t i = 0;
+    for (; i + 2 * W <= n; i += 2 * W) {
+      Floats first = read(w + i), second = read(w + i + W);
+#pragma GCC unroll 8
+      for (int row = 0; row < N; row++) {
+        even[row] += first * read(x + row * step + i);
+        odd[row] += second * read(x + row * step + i + W);
+      }
+    }
+#pragma GCC unroll 8
+    for (int row = 0; row < N; row++) {
+      sums[row] = total(even[row] + odd[row]);
+      for (int64_t j = i; j < n; j++) sums[row] += exact(w[j]) * x[row * step + j];
+    }
+  }
+};
+template <class F> struct Blocks {
+  template <int N> static inline void dots(const void* weight, int64_t o, const float* x, int64_t step, int64_t n,
+                                           float* sums) {
+    const uint8_t* block = (const uint8_t*)weight + o * (n / F::numbers) * F::bytes;
+    Floats even[N] = {}, odd[N] = {};
+    for (int64_t i = 0; i < n; i += F::numbers, block += F::bytes)
+      F::unpack(block, [&](int64_t at, Floats values) {
+#pragma GCC unroll 8
+        for (int row = 0; row < N; row++)
+          (at & W ? odd[row] : even[row]) += values * read(x + row * step + i + at);
+      });
+#pragma GCC unroll 8
+    for (int row = 0; row < N; row++) sums[row] = total(even[row] + odd[row]);
+  }
+};
+template <class T> static inline float dot(const T* w, const float* x, int64_t n) {
+  float sum;
+  Numbers<T>::template dots<1>(w, 0, x, 0, n, &sum);
+  return sum;
+}
+"""  # fmt: skip
+SOURCE = DOTS + READ_BLOCKS + r"""
+
+struct Linear { const void* weight; const float *scales, *bias; int64_t kind, outputs, inputs; };
+struct Factors { const float *A, *B; int64_t rank; };
+struct Block { const float *norm, *middle, *q_norm, *k_norm; Linear q, k, v, o, gate, up, down; };
+struct Cache { void *keys, *values; int64_t row, head; };
+struct Model {
+  const Block* blocks;
+  int64_t count;
+  const float* last;
+  Linear head;
+  float eps, scale;
+  int64_t width, heads, groups, size, kind, activation;
+};
+
+template <class R>
+static void multiply(const Linear& layer, const Factors* factors, const float* x, const float* h, float* y,
+                     int64_t rows, int64_t adds) {
+#pragma omp for schedule(static) nowait
+  for (int64_t o = 0; o < layer.outputs; o++) {
+    float scale = layer.scales ? layer.scales[o] : 1.0f, bias = layer.bias ? layer.bias[o] : 0.0f, sums[4];
+    for (int64_t row = 0; row < rows;) {
+      int64_t many = rows - row >= 4 ? 4 : 1;
+      const float* from = x + row * layer.inputs;
+      many == 4 ? R::template dots<4>(layer.weight, o, from, layer.inputs, layer.inputs, sums)
+                : R::template dots<1>(layer.weight, o, from, 0, layer.inputs, sums);
+      for (int64_t i = 0; i < many; i++, row++) {
+        float value = sums[i] * scale + bias;
+        int64_t rank = factors ? factors->rank : 0;
+        if (rank) value += dot(factors->B + o * rank, h + row * rank, rank);
+        float* out = y + row * layer.outputs + o;
+        *out = adds ? *out + value : value;
+      }
+    }
+  }
+}
+
+static void apply(const Linear* const* layers, const Factors* const* factors, int64_t count, const float* x,
+                  float* const* h, float* const* y, int64_t rows, int64_t adds) {
+  static decltype(&multiply<Numbers<float>>) const by_kind[] = {KINDS};
+  bool adapted = false;
+  for (int64_t number = 0; number < count; number++) {
+    const Factors* own = factors[number];
+    if (!own || !own->rank) continue;
+    adapted = true;
+    int64_t inputs = layers[number]->inputs;
+#pragma omp for schedule(static) nowait
+    for (int64_t at = 0; at < rows * own->rank; at++)
+      h[number][at] = dot(own->A + at % own->rank * inputs, x + at / own->rank * inputs, inputs);
+  }
+  if (adapted) {
+#pragma omp barrier
+  }
+  for (int64_t number = 0; number < count; number++) {
+    const Linear& layer = *layers[number];
+    by_kind[layer.kind](layer, factors[number], x, h[number], y[number], rows, adds);
+  }
+#pragma omp barrier
+}
+
+static void normed(const float* x, const float* factor, float eps, int64_t n, float* y) {
+  float scale = 1.0f / std::sqrt(dot(x, x, n) / n + eps);
+  for (int64_t i = 0; i < n; i++) y[i] = x[i] * scale * factor[i];
+}
+
+static void turned(float* x, const float* cos, const float* sin, int64_t size) {
+  for (int64_t i = 0; i < size / 2; i++) {
+    float first = x[i], second = x[i + size / 2];
+    x[i] = first * cos[i] - second * sin[i];
+    x[i + size / 2] = second * cos[i + size / 2] + first * sin[i + size / 2];
+  }
+}
+
+template <class C>
+static void attend(const Model& model, const Cache& cache, const float* q, const uint8_t* seen, int64_t row,
+                   int64_t head, int64_t length, float* out, std::vector<float>& scores) {
+  int64_t size = model.size, place = row * cache.row + head / (model.heads / model.groups) * cache.head;
+  const C *keys = (const C*)cache.keys + place, *values = (const C*)cache.values + place;
+  float most = -INFINITY, sum = 0;
+  for (int64_t t = 0; t < length; t++)
+    if (seen[t]) most = std::max(most, scores[t] = model.scale * dot(keys + t * size, q, size));
+  std::fill(out, out + size, 0.0f);
+  for (int64_t t = 0; t < length; t++) {
+    if (!seen[t]) continue;
+    float share = std::exp(scores[t] - most);
+    sum += share;
+    for (int64_t i = 0; i < size; i++) out[i] += share * exact(values[t * size + i]);
+  }
+  for (int64_t i = 0; i < size; i++) out[i] /= sum;
+}
+
+template <class C>
+static void step(const Model& model, const Cache* caches, const Factors* factors, float* x, const float* cos,
+                 const float* sin, const uint8_t* seen, int64_t rows, int64_t length, float* logits, int64_t threads) {
+  const Block& first = model.blocks[0];
+  int64_t size = model.size, wide = model.heads * size, few = model.groups * size, inner = first.gate.outputs, rank = 0;
+  for (int64_t at = 0; factors && at < 7 * model.count; at++) rank = std::max(rank, factors[at].rank);
+  std::vector<float> room(rows * (model.width + 2 * wide + 2 * few + 2 * inner + 3 * rank));
+  float* n = room.data();
+  float *q = n + rows * model.width, *k = q + rows * wide, *v = k + rows * few, *seen_values = v + rows * few;
+  float *gate = seen_values + rows * wide, *up = gate + rows * inner, *h = up + rows * inner;
+  float* hs[3] = {h, h + rows * rank, h + 2 * rows * rank};
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> scores(length);
+    for (int64_t number = 0; number < model.count; number++) {
+      const Block& block = model.blocks[number];
+      const Cache& cache = caches[number];
+      const Factors* own = factors ? factors + 7 * number : nullptr;
+#define FACTORS(at) (own ? own + at : nullptr)
+#pragma omp for schedule(static)
+      for (int64_t row = 0; row < rows; row++)
+        normed(x + row * model.width, block.norm, model.eps, model.width, n + row * model.width);
+      const Linear* readers[3] = {&block.q, &block.k, &block.v};
+      const Factors* of_readers[3] = {FACTORS(0), FACTORS(1), FACTORS(2)};
+      float* read_values[3] = {q, k, v};
+      apply(readers, of_readers, 3, n, hs, read_values, rows, 0);
+#pragma omp for schedule(static)
+      for (int64_t at = 0; at < rows * model.groups; at++) {
+        int64_t row = at / model.groups, group = at % model.groups;
+        float *key = k + at * size, *value = v + at * size;
+        if (block.k_norm) normed(key, block.k_norm, model.eps, size, key);
+        turned(key, cos + row * size, sin + row * size, size);
+        int64_t place = row * cache.row + group * cache.head + (length - 1) * size;
+        for (int64_t i = 0; i < size; i++) {
+          store(key[i], (C*)cache.keys + place + i);
+          store(value[i], (C*)cache.values + place + i);
+        }
+      }
+#pragma omp for schedule(static)
+      for (int64_t at = 0; at < rows * model.heads; at++) {
+        int64_t row = at / model.heads;
+        float* query = q + at * size;
+        if (block.q_norm) normed(query, block.q_norm, model.eps, size, query);
+        turned(query, cos + row * size, sin + row * size, size);
+        attend<C>(model, cache, query, seen + row * length, row, at % model.heads, length, seen_values + at * size,
+                  scores);
+      }
+      const Linear *writer = &block.o, *last = &block.down;
+      const Factors *of_writer = FACTORS(3), *of_last = FACTORS(6);
+      apply(&writer, &of_writer, 1, seen_values, hs, &x, rows, 1);
+#pragma omp for schedule(static)
+      for (int64_t row = 0; row < rows; row++)
+        normed(x + row * model.width, block.middle, model.eps, model.width, n + row * model.width);
+      const Linear* pair[2] = {&block.gate, &block.up};
+      const Factors* of_pair[2] = {FACTORS(4), FACTORS(5)};
+      float* fed[2] = {gate, up};
+      apply(pair, of_pair, 2, n, hs, fed, rows, 0);
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < rows * inner; i++) {
+        float e = gate[i];
+        float active = model.activation == 0
+          ? e / (1.0f + std::exp(-e))
+          : 0.5f * e * (1.0f + std::tanh(0.7978845608028654f * (e + 0.044715f * e * e * e)));
+        gate[i] = active * up[i];
+      }
+      apply(&last, &of_last, 1, gate, hs, &x, rows, 1);
+    }
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < rows; row++)
+      normed(x + row * model.width, model.last, model.eps, model.width, n + row * model.width);
+    const Linear* head = &model.head;
+    const Factors* none = nullptr;
+    apply(&head, &none, 1, n, hs, &logits, rows, 0);
+  }
+}
+
+extern "C" void decode_step(const Model* model, const Cache* caches, const Factors* factors, float* x,
+                            const float* cos, const float* sin, const uint8_t* seen, int64_t rows, int64_t length,
+                            float* logits, int64_t threads) {
+  if (model->kind == 0) step<float>(*model, caches, factors, x, cos, sin, seen, rows, length, logits, threads);
+  else step<uint16_t>(*model, caches, factors, x, cos, sin, seen, rows, length, logits, threads);
+}
+""".replace("KINDS", ", ".join(f"multiply<{reader}>" for reader in READERS.values()))  # fmt: skip
+FLAGS = ("-ftree-loop-vectorize", "-fno-math-errno", "-ffp-contract=fast")
+
+
+class LinearStruct(ctypes.Structure):
+    _fields_ = (("weight", ctypes.c_void_p), ("scales", ctypes.c_void_p), ("bias", ctypes.c_void_p),
+                ("kind", ctypes.c_int64), ("outputs", ctypes.c_int64), ("inputs", ctypes.c_int64))  # fmt: skip
+
+
+class FactorsStruct(ctypes.Structure):
+    _fields_ = (("A", ctypes.c_void_p), ("B", ctypes.c_void_p), ("rank", ctypes.c_int64))
+
+
+class BlockStruct(ctypes.Structure):
+    _fields_ = (*((name, ctypes.c_void_p) for name in ("norm", "middle", "q_norm", "k_norm")),
+                *((name, LinearStruct) for name in ("q", "k", "v", "o", "gate", "up", "down")))  # fmt: skip
+
+
+class CacheStruct(ctypes.Structure):
+    _fields_ = (("keys", ctypes.c_void_p), ("values", ctypes.c_void_p), ("row", ctypes.c_int64),
+                ("head", ctypes.c_int64))  # fmt: skip
+
+
+class ModelStruct(ctypes.Structure):
+    _fields_ = (
+        ("blocks", ctypes.c_void_p), ("count", ctypes.c_int64), ("last", ctypes.c_void_p), ("head", LinearStruct),
+        ("eps", ctypes.c_float), ("scale", ctypes.c_float),
+        *((name, ctypes.c_int64) for name in ("width", "heads", "groups", "size", "kind", "activation")),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StoredLinear:
+    """A weight of this `shape` (O, I), which lies as READERS has its `kind`; the scale of each row (O,) of int8 and a
+    bias (O,), both in float32."""
+
+    kind: str
+    weight: Tensor
+    shape: tuple[int, int]
+    scales: Tensor | None = None
+    bias: Tensor | None = None
+
+    def described(self) -> LinearStruct:
+        return LinearStruct(*map(address, (self.weight, self.scales, self.bias)), KINDS[self.kind], *self.shape)
+
+
+@dataclass(frozen=True)
+class DecoderBlock:
+    """Factors of its norms, in float32, and its linear layers, as forward/decoders.py has them."""
+
+    norms: Sequence[Tensor]
+    linears: Sequence[StoredLinear]
+
+
+@dataclass(frozen=True)
+class DecoderSettings:
+    """`groups` are heads of keys and values, `size` is that of a head, `scale` a factor of the scores of attention, and
+    `dtype` the number format of the cache."""
+
+    eps: float
+    scale: float
+    heads: int
+    groups: int
+    size: int
+    activation: str
+    dtype: torch.dtype
+
+
+LowRank = Sequence[Sequence[tuple[Tensor, Tensor] | None]]
+"""A (R, I) and B (O, R) in float32 of each linear layer of each block."""
+
+
+class DecodeKernel:
+    """What it is given must not change while it is used."""
+
+    def __init__(
+        self, blocks: Sequence[DecoderBlock], last: Tensor, head: StoredLinear, settings: DecoderSettings
+    ) -> None:
+        described = [
+            BlockStruct(*map(address, [*one.norms, None, None][:4]), *(linear.described() for linear in one.linears))
+            for one in blocks
+        ]  # fmt: skip
+        self._alive = blocks, last, head, (BlockStruct * len(blocks))(*described)
+        self._outputs, self._count = head.shape[0], len(blocks)
+        self._model = ModelStruct(
+            ctypes.addressof(self._alive[-1]), len(blocks), last.data_ptr(), head.described(), settings.eps,
+            settings.scale, len(last), settings.heads, settings.groups, settings.size,
+            int(settings.dtype == torch.bfloat16), ACTIVATIONS[settings.activation],
+        )  # fmt: skip
+
+    def __call__(
+        self, x: Tensor, cos: Tensor, sin: Tensor, seen: Tensor, caches: Sequence[tuple[Tensor, Tensor]],
+        factors: LowRankFactors | None,
+    ) -> Tensor:  # fmt: skip
+        """Logits (B, V) of x (B, d), by cosines and sines (B, D), all in float32, and which positions (B, T) are seen,
+        in bool. x is changed."""
+        kept = (CacheStruct * self._count)(
+            *((keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1)) for keys, values in caches)
+        )
+        logits = x.new_empty(len(x), self._outputs)
+        compiled_library(SOURCE, FLAGS).decode_step(
+            ctypes.byref(self._model), kept, None if factors is None else factors.described,
+            *map(address, (x, cos, sin, seen)), *map(ctypes.c_int64, seen.shape), address(logits),
+            ctypes.c_int64(torch.get_num_threads()),
+        )  # fmt: skip
+        return logits
+
+
+class LowRankFactors:
+    def __init__(self, factors: LowRank) -> None:
+        self._alive = factors
+        described = [
+            FactorsStruct() if pair is None else FactorsStruct(*map(address, pair), len(pair[0]))
+            for block in factors
+            for pair in block
+        ]
+        self.described = (FactorsStruct * len(described))(*described)
+
+
+def can_decode() -> bool:
+    """Whether there is a C++ compiler that works."""
+    return compiled_library(SOURCE, FLAGS) is not None

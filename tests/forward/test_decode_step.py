@@ -1,0 +1,180 @@
+"""A token by compiled code has the logits of the model's own forward pass, and leaves the same keys and values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from kit.adapted_models import unsettle
+from kit.gguf_models import SETTINGS
+from kit.quantized_models import quantize, wide_model
+from rankwise.adapters.by_row import AdaptersByRow
+from rankwise.config.adapters import AdaLoraConfig, LoraConfig
+from rankwise.forward.decode_step import DecodeStep
+from rankwise.inference.kv_cache import cache_name, new_cache
+from rankwise.kernels.quantized.gguf import FORMATS
+from rankwise.kernels.quantized.tensor import QuantizedTensor
+from rankwise.methods.inject import inject
+from rankwise.planning.batches import DECODED
+
+SHAPE = {
+    "vocab_size": 96, "hidden_size": 80, "intermediate_size": 120, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
+}  # fmt: skip
+KINDS = {
+    "llama": LlamaConfig(**SHAPE), "mistral": MistralConfig(**SHAPE, sliding_window=None),
+    "qwen2": Qwen2Config(**SHAPE, tie_word_embeddings=True), "qwen3": Qwen3Config(**SHAPE, head_dim=12),
+    "gemma": GemmaConfig(**SHAPE, head_dim=24),
+}  # fmt: skip
+
+
+def model_of(kind, dtype=torch.float32):
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(KINDS[kind]).eval()
+    for name, parameter in model.named_parameters():
+        if "bias" in name or "norm" in name:
+            torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.3)
+    return model.to(dtype).requires_grad_(False)
+
+
+IDS = torch.tensor([[0, 0, 5, 7, 9], [4, 8, 1, 2, 3], [0, 6, 11, 20, 30]])
+MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]])
+"""Padded on the left."""
+
+
+@torch.inference_mode()
+def read(model, rows):
+    """The cache of what was read of the first rows, and the tokens that come next."""
+    cache = new_cache(model)
+    ids, mask = IDS[:rows], MASK[:rows]
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    model(input_ids=ids, attention_mask=mask, position_ids=positions, **{cache_name(model): cache})
+    return cache, mask, torch.tensor([[17], [40], [3]])[:rows]
+
+
+@torch.inference_mode()
+def both(model, rows=3, steps=2, key=None):
+    """Logits and caches of some steps by compiled code, and by the model."""
+    (ours, mask, ids), (theirs, _, _) = read(model, rows), read(model, rows)
+    step, made = DecodeStep.of(model), []
+    assert step is not None
+    for at in range(steps):
+        mask = torch.cat([mask, mask.new_ones((rows, 1))], 1)
+        positions = (mask.cumsum(-1) - 1)[:, -1:]
+        logits = step(ids + at, positions, mask, ours, key)
+        wanted = model(
+            input_ids=ids + at, attention_mask=mask, position_ids=positions, **{cache_name(model): theirs}
+        ).logits[:, -1].float()  # fmt: skip
+        made.append((logits, wanted))
+    caches = [[(one.keys, one.values) for one in cache.layers] for cache in (ours, theirs)]
+    return made, caches
+
+
+def apart(one, two):
+    return ((one - two).norm() / two.norm()).item()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_and_caches_are_those_of_the_model(kind, rows):
+    made, (ours, theirs) = both(model_of(kind), rows)
+    assert all(apart(*pair) < 2e-6 for pair in made)
+    for layer, wanted in zip(ours, theirs, strict=True):
+        assert all(apart(*pair) < 2e-6 for pair in zip(layer, wanted, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_in_bfloat16_it_is_at_least_as_near_to_float32_as_the_model_is(kind):
+    model = model_of(kind, torch.bfloat16)
+    made, _ = both(model)
+    exact, _ = both(model.float())
+    for (ours, theirs), (_, wanted) in zip(made, exact, strict=True):
+        assert apart(ours, wanted) < apart(theirs, wanted)
+
+
+@pytest.mark.parametrize("spec", [LoraConfig(rank=3, alpha=5), AdaLoraConfig(budget=3),
+                                  LoraConfig(rank=20, targets=("q_proj", "down_proj"), layers=(1,))])  # fmt: skip
+def test_adapters_that_are_active_are_added(spec):
+    model = model_of("llama")
+    base, _ = both(model)
+    adapters = inject(model, spec)
+    unsettle(adapters, 1)
+    made, _ = both(model)
+    assert all(apart(*pair) < 2e-6 for pair in made) and apart(made[0][0], base[0][0]) > 1e-3
+    with adapters.base():
+        assert apart(both(model)[0][0][0], base[0][0]) < 2e-6
+
+
+def test_a_base_in_int8_is_read_as_it_lies_and_one_in_nf4_by_a_copy():
+    made, _ = both(quantize(model_of("llama"), "int8"))
+    assert all(apart(*pair) < 2e-6 for pair in made)
+    ours, wanted = both(quantize(wide_model().requires_grad_(False), "nf4"))[0][0]
+    assert 0 < apart(ours, wanted) < 0.02
+
+
+HALVES = {"BF16": (), "Q6_K": (208,)} | dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_blocks_of_a_gguf_file_are_read_as_they_lie(name):
+    """Random ones, whose factors are small numbers."""
+    torch.manual_seed(3)
+    sizes = SHAPE | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1}
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**sizes)).eval().requires_grad_(False)
+    form, generator = FORMATS[name], np.random.default_rng(0)
+    for layer in (model.model.layers[0].self_attn.v_proj, model.model.layers[0].mlp.down_proj):
+        outputs, inputs = layer.weight.shape
+        blocks = generator.integers(0, 256, (outputs * inputs // form.numbers, form.bytes), dtype=np.uint8)
+        if name == "BF16":
+            blocks = layer.weight.detach().bfloat16().view(torch.uint8).numpy()
+        for at in HALVES.get(name, (0,)):
+            small = generator.uniform(-0.002, 0.002, (len(blocks), 1)).astype(np.float16)
+            blocks[:, at : at + 2] = small.view(np.uint8)
+        rows = torch.from_numpy(blocks.reshape(outputs, -1))
+        layer.weight = nn.Parameter(
+            QuantizedTensor(form, [rows], (outputs, inputs), torch.float32), requires_grad=False
+        )
+    made, _ = both(model)
+    assert all(apart(*pair) < 3e-6 for pair in made)
+
+
+def test_what_it_does_not_know_is_left_to_the_model():
+    assert (
+        DecodeStep.of(AutoModelForCausalLM.from_config(GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=2)))
+        is None
+    )
+    model = model_of("llama")
+    inject(model, LoraConfig(rank=3, dora=True))
+    cache, mask, ids = read(model, 1)
+    mask = torch.cat([mask, mask.new_ones((1, 1))], 1)
+    step = DecodeStep.of(model)
+    assert step is not None and step(ids, mask.sum(-1, keepdim=True) - 1, mask, cache, None) is None
+    assert cache.layers[0].keys.shape[2] == 5, "nothing was written"
+
+
+def test_rows_with_different_adapters_are_left_to_the_model():
+    model = model_of("llama")
+    adapters = inject(model, LoraConfig(rank=3))
+    (name,) = adapters.names
+    step, (cache, mask, ids) = DecodeStep.of(model), read(model, 2)
+    mask = torch.cat([mask, mask.new_ones((2, 1))], 1)
+    with AdaptersByRow(adapters).of([name, None]):
+        assert step(ids, mask.sum(-1, keepdim=True) - 1, mask, cache, "mixed") is None
+
+
+def test_a_forecast_knows_for_which_families_there_is_compiled_code():
+    others = {kind: AutoConfig.for_model(kind, vocab_size=96, **SETTINGS[kind]) for kind in set(SETTINGS) - {"llama3"}}
+    models = {kind: AutoModelForCausalLM.from_config(settings) for kind, settings in (others | KINDS).items()}
+    assert {kind for kind, model in models.items() if DecodeStep.of(model) is not None} == DECODED
