@@ -79,7 +79,8 @@ def test_answers_take_the_bytes_that_decoding_lays_out(dtype: torch.dtype) -> No
     assert answering.memory["answers"] == packed and quiet.memory["answers"] == few.memory["answers"] == 0
     assert answering.peak - quiet.peak == packed
     other = replace(shape, family="gemma3_text")
-    assert forecast(config(0, model={"name": "m", "dtype": name}, prompts=("Hello",)), other, device, amount).memory["answers"] == packed
+    asked = config(0, model={"name": "m", "dtype": name}, prompts=("Hello",))
+    assert forecast(asked, other, device, amount).memory["answers"] == packed
 
 
 def test_what_is_read_beside_the_steps_takes_its_time_once() -> None:
