@@ -30,7 +30,6 @@ from rankwise.base.loading import load
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import EvaluationError
-from rankwise.forward.decode_step import DecodeStep
 from rankwise.inference import generate as generation
 from rankwise.inference.decoding import STAGE
 from rankwise.inference.generate import PADDING, TOKENS, answers_in_turn, batches, decode
@@ -230,7 +229,7 @@ def test_weights_are_laid_out_once_for_all_batches_or_not_at_all(tiny, monkeypat
     for rows, wanted in ((17, True), (17, False), (3, True)):  # compiled code reads few rows' weights as they lie
         answers_in_turn(tiny, prompts_of([5] * rows), GenerationConfig(max_new_tokens=2), 9, lay_out=wanted)
     assert laid_out == [tiny.module]
-    monkeypatch.setattr(DecodeStep, "of", lambda module: None)
+    monkeypatch.setattr(generation, "has_decode_step", lambda module: False)
     answers_in_turn(tiny, prompts_of([5, 9, 2]), GenerationConfig(max_new_tokens=2), 1)
     assert laid_out == [tiny.module] * 2
 

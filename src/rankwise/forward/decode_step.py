@@ -1,8 +1,8 @@
 """One more token of each row by compiled code (kernels/decode.py), for decoders whose blocks are Llama's.
 
 Everything is taken from the model's own modules, with the adapters that are active. Weights in int8 are read as they
-lie, and so are blocks of GGUF files; those of NF4 in a copy in int8, which is made once for a model. Whatever else
-there is, such as DoRA, rows with different adapters, or a GPU, is left to the model's own forward pass.
+lie, and so are blocks of GGUF files. Whatever else there is, such as NF4, DoRA, a head that was trained, rows with
+different adapters, or a GPU, is left to the model's own forward pass.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from rankwise.adapters.heads import HeadWrapper
 from rankwise.adapters.wrapper import AdapterWrapper
 from rankwise.forward.decoders import Decoder, DecoderParts, angles
 from rankwise.forward.fused import decoder_of, is_computed_by_kernels
@@ -30,12 +30,9 @@ from rankwise.kernels.decode import (
 from rankwise.kernels.linear import LinearSpec, linear_spec_of
 from rankwise.kernels.quantized.formats import Int8, Int8Products
 from rankwise.kernels.quantized.given_back import GivenBack
-from rankwise.kernels.quantized.tensor import QuantizedTensor, in_full
+from rankwise.kernels.quantized.tensor import QuantizedTensor
 from rankwise.rows.encoded.batches import Batch
-from rankwise.system.memory import available_memory
 
-COPIES = WeakTensorKeyDictionary()
-"""Numbers and scales in int8 of weights in other formats."""
 MOST_ADAPTERS = 8
 """Whose factors are held at once."""
 
@@ -55,6 +52,7 @@ class DecodeStep:
             parts.last.eps, parts.scale, linears[0].shape[0] // parts.size, linears[1].shape[0] // parts.size,
             parts.size, parts.activation, parts.last.weight.dtype,
         )  # fmt: skip
+        self._count = len(blocks)
         self._kernel = DecodeKernel(blocks, parts.last.factor.float(), head, self._settings)
         self._factors: dict[str | None, LowRankFactors | None] = {}
 
@@ -62,26 +60,32 @@ class DecodeStep:
     def of(cls, module: nn.Module) -> DecodeStep | None:
         """Return None where the model's own forward pass is needed, whichever adapters are active."""
         model: Any = module
-        if not is_computed_by_kernels(module, 1) or not can_decode():
-            return None
-        decoder = decoder_of(model)
+        decoder = decoder_of(model) if _is_computable(module) else None
         parts = None if decoder is None else decoder.parts(model.base_model)
         if decoder is None or parts is None or parts.activation not in ACTIVATIONS:
             return None
         hosts = [one.base_layer if isinstance(one, AdapterWrapper) else one for row in parts.linears for one in row]
         specs = [linear_spec_of(one) for one in (*hosts, model.get_output_embeddings())]
         there = [spec for spec in specs if spec is not None and _is_readable(spec.weight)]
-        eps = {norm.eps for norms in parts.norms for norm in norms} | {parts.last.eps}
-        if len(there) < len(specs) or len(eps) > 1 or parts.last.weight.dtype not in PLAIN:
+        width, eps = len(parts.linears[0]), {norm.eps for norms in parts.norms for norm in norms} | {parts.last.eps}
+        shapes = {tuple(spec.weight.shape for spec in there[at : at + width]) for at in range(0, len(hosts), width)}
+        if len(there) < len(specs) or len(eps) > 1 or len(shapes) > 1 or parts.last.weight.dtype not in PLAIN:
             return None
-        copied = {id(one.weight): one.weight.numel() for one in there if _needs_copy(one.weight)}
-        return cls(module, decoder, parts, there) if 2 * sum(copied.values()) <= available_memory() else None
+        return cls(module, decoder, parts, there) if can_decode() else None
+
+    def knows(self, key: str | None) -> bool:
+        """Whether it computes what is active of the adapters."""
+        return self._factors_of(key) is not None
 
     def __call__(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: Any, key: str | None) -> Tensor | None:
         """Return the logits (B, V) behind ids (B, 1), whose keys and values are added to the cache, or None. `mask`
         (B, T) says which of all positions are seen. `key` stands for the adapters that are active."""
         settings, factors = self._settings, self._factors_of(key)
-        if factors is None or not self._decoder.suits(self._model, mask.shape[1]):
+        stored = {one.dtype for layer in cache.layers if layer.is_initialized for one in (layer.keys, layer.values)}
+        fits = stored <= {settings.dtype} and len(cache.layers) == self._count
+        if factors is None or not fits or torch.is_autocast_enabled("cpu"):
+            return None
+        if not self._decoder.suits(self._model, mask.shape[1]):
             return None
         x = self._model.embed_tokens(ids[:, 0]).float()
         cos, sin = angles(self._model, x, Batch.of_tokens(ids.T, ids.T, len(ids), positions.T))
@@ -92,11 +96,11 @@ class DecodeStep:
         return self._kernel(x, cos.contiguous(), sin.contiguous(), mask.bool().contiguous(), caches, factors)
 
     def _factors_of(self, key: str | None) -> LowRankFactors | None:
-        """The modules are looked at anew: an adapter that came later is a module around a layer."""
+        """The modules are looked at anew: an adapter that came later is a module around a layer, and may have brought
+        a head."""
         if key not in self._factors:
-            parts = self._decoder.parts(self._model)
-            assert parts is not None, "it had them before"
-            specs = [[linear_spec_of(one) for one in row] for row in parts.linears]
+            parts = self._decoder.parts(self._model) if _is_computable(self._module) else None
+            specs = [[None]] if parts is None else [[linear_spec_of(one) for one in row] for row in parts.linears]
             for old in list(self._factors)[: 1 - MOST_ADAPTERS]:
                 del self._factors[old]
             self._factors[key] = _factors(specs)
@@ -118,16 +122,16 @@ def _factors(specs: Sequence[Sequence[LinearSpec | None]]) -> LowRankFactors | N
 PLAIN = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
+def _is_computable(module: nn.Module) -> bool:
+    """A part that was trained as a whole, such as a norm, is another module than the one that is named so."""
+    return is_computed_by_kernels(module, 1) and not any(isinstance(one, HeadWrapper) for one in module.modules())
+
+
 def _is_readable(weight: Tensor) -> bool:
     if not isinstance(weight, QuantizedTensor):
         return weight.dtype in PLAIN and weight.is_contiguous() and type(weight) in (Tensor, nn.Parameter)
-    known = weight.format.name in (*READERS, "BF16", "nf4")
+    known = weight.format.name in (*READERS, "BF16") or isinstance(weight.format, Int8Products)
     return known and not isinstance(weight.format, GivenBack) and not weight.transposed
-
-
-def _needs_copy(weight: Tensor) -> bool:
-    form = weight.format if isinstance(weight, QuantizedTensor) else None
-    return form is not None and form.name == "nf4" and not isinstance(form, Int8Products) and weight not in COPIES
 
 
 @torch.no_grad()
@@ -138,10 +142,6 @@ def _stored(linear: LinearSpec) -> StoredLinear:
         kind, numbers = PLAIN[weight.dtype], weight.detach()
     elif isinstance(weight.format, Int8 | Int8Products):
         kind, (numbers, scales) = "int8", weight.parts[-2:]
-    elif weight.format.name == "nf4":
-        if weight not in COPIES:
-            COPIES[weight] = Int8().pack(in_full(weight))
-        kind, (numbers, scales) = "int8", COPIES[weight]
     else:
         kind, numbers = weight.format.name.replace("BF16", "bfloat16"), weight.parts[0]
     return StoredLinear(kind, numbers, (outputs, inputs), scales, bias)

@@ -197,8 +197,8 @@ class GenerationBatch:
     def _by_kernel(
         self, ids: Tensor, positions: Tensor, mask: Tensor, cache: Any, rows: Sequence[GenerationRow]
     ) -> Tensor | None:
-        """Compiled code gives the same for one token of each row. None where there is none for the model and the
-        rows."""
+        """Compiled code computes one token of each row, with less rounding. None where there is none for the model and
+        the rows."""
         keys = {row.adapter for row in rows}
         if len(keys) > 1 or len(rows) > FEW_ANSWERS or not isinstance(cache, DynamicCache) or not keeps_all(cache):
             return None
@@ -348,6 +348,12 @@ def can_grow(module: nn.Module) -> bool:
     """Whether the model keeps all keys and values of all layers, and nothing else."""
     cache = new_cache(module)
     return cache is not None and keeps_all(cache)
+
+
+def has_decode_step(module: nn.Module) -> bool:
+    """Whether compiled code writes few answers of the model, with the adapters that are active."""
+    step = DecodeStep.of(module) if can_grow(module) else None
+    return step is not None and step.knows(None)
 
 
 def keeps_all(cache: DynamicCache) -> bool:

@@ -22,8 +22,14 @@ from rankwise.config.generation import GenerationConfig
 from rankwise.constraints.constraint import checked_grammar
 from rankwise.constraints.matcher import Matcher, Vocabulary
 from rankwise.errors import ConfigError, ModelError
-from rankwise.forward.decode_step import DecodeStep
-from rankwise.inference.batch import Draw, EncodedBatch, GenerationBatch, GenerationRow, by_samplers
+from rankwise.inference.batch import (
+    Draw,
+    EncodedBatch,
+    GenerationBatch,
+    GenerationRow,
+    by_samplers,
+    has_decode_step,
+)  # fmt: skip
 from rankwise.inference.decoding import STAGE, Answer, Draft, TextCallback
 from rankwise.inference.sampling import Chosen, drawn_together
 from rankwise.kernels.prepacked import prepacked_weights
@@ -159,7 +165,7 @@ def answers_in_turn(
         return []
     _check_room(model, max(map(len, prompts)), config.max_new_tokens)
     found: dict[int, Answer] = {}
-    lays_out = lay_out and (len(prompts) > FEW_ANSWERS or DecodeStep.of(model.module) is None)
+    lays_out = lay_out and (len(prompts) > FEW_ANSWERS or not has_decode_step(model.module))
     with prepacked_weights(model.module) if lays_out else nullcontext():
         for batch in batches(prompts, config.max_new_tokens, batch_size):
             on_progress(len(found))

@@ -353,7 +353,7 @@ def forecast(
         shape, counted or parameters_of(shape, method), method, amount, form,
         device.dtype if base.dtype == "auto" else base.dtype, storage, int8, limited and storage != "none",
         PROCESSOR if device.kind == "processor" else GPU, 0,
-        bool(shape.task.writes) and lays_out_weights(config, shape.family),
+        bool(shape.task.writes) and lays_out_weights(config, "" if storage == "nf4" and not int8 else shape.family),
         compiled and form == "fast" and shape.task.compiled,
     )  # fmt: skip
     return made if twice == "auto" else replace(made, recomputed=min(twice, made.blocks))

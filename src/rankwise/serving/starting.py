@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 from rankwise.errors import ConfigError, RunError
+from rankwise.inference.batch import has_decode_step
 from rankwise.methods.artifact import Artifact, Opening, open_artifact
 from rankwise.runs.queue import Queue
 from rankwise.runs.records import Callback
@@ -55,6 +56,7 @@ def _language_models(offer: Offer, artifacts: Sequence[Artifact], limits: Limits
         unconstrained=offer.unconstrained, trust_code=offer.trust_code,
     )  # fmt: skip
     serving.model.module.eval()
+    has_decode_step(serving.model.module)  # so that no request waits for a compiler
     with ServingEngine(serving.model.module, serving.rows, limits) as engine:
         changes = Changes(serving, engine, folder=offer.load_from, force_base=offer.force_base, callback=callback)
         with _tuning(serving, changes) if offer.fine_tuning else nullcontext() as tuning:
