@@ -71,16 +71,13 @@ def test_answers_take_the_bytes_that_decoding_lays_out(dtype: torch.dtype) -> No
     shape = shape_of_config(settings.to_dict(), "small", "config.json")
     device, amount = replace(this_processor(), memory=10**10), AtOnce(64, 64, 64)
     name = str(dtype).removeprefix("torch.")
-    quiet, few, answering = (
+    quiet, answering = (
         forecast(config(0, model={"name": "m", "dtype": name}, prompts=prompts), shape, device, amount)
-        for prompts in ((), ("Hello",), ("Hello",) * 17)
+        for prompts in ((), ("Hello",))
     )
     packed = sum(weight.nbytes for weight in prepacked._weights(module))
-    assert answering.memory["answers"] == packed and quiet.memory["answers"] == few.memory["answers"] == 0
+    assert answering.memory["answers"] == packed and quiet.memory["answers"] == 0
     assert answering.peak - quiet.peak == packed
-    other = replace(shape, family="gemma3_text")
-    asked = config(0, model={"name": "m", "dtype": name}, prompts=("Hello",))
-    assert forecast(asked, other, device, amount).memory["answers"] == packed
 
 
 def test_what_is_read_beside_the_steps_takes_its_time_once() -> None:

@@ -33,6 +33,8 @@ from rankwise.kernels.quantized.given_back import GivenBack
 from rankwise.kernels.quantized.tensor import QuantizedTensor
 from rankwise.rows.encoded.batches import Batch
 
+MOST_ROWS = 16
+"""Up to so many rows reading the weights takes longer than computing; the model's own products are faster for more."""
 MOST_ADAPTERS = 8
 """Whose factors are held at once."""
 

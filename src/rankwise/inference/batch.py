@@ -36,11 +36,10 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from rankwise.constraints.matcher import Matcher
 from rankwise.errors import EvaluationError
-from rankwise.forward.decode_step import DecodeStep
+from rankwise.forward.decode_step import MOST_ROWS, DecodeStep
 from rankwise.inference.kv_cache import RoomyLayer, cache_name, is_of_keys_and_values, new_cache
 from rankwise.inference.prefixes import Prefixes
 from rankwise.inference.sampling import GREEDY, Chosen, Sampler, chosen
-from rankwise.planning.batches import FEW_ANSWERS
 
 NO_NUMBERS = (
     "the highest logit of an answer is {}. The model's weights are damaged, or its number format overflows; try "
@@ -200,7 +199,7 @@ class GenerationBatch:
         """Compiled code computes one token of each row, with less rounding. None where there is none for the model and
         the rows."""
         keys = {row.adapter for row in rows}
-        if len(keys) > 1 or len(rows) > FEW_ANSWERS or not isinstance(cache, DynamicCache) or not keeps_all(cache):
+        if len(keys) > 1 or len(rows) > MOST_ROWS or not isinstance(cache, DynamicCache) or not keeps_all(cache):
             return None
         if not self._kernel:
             self._kernel.append(DecodeStep.of(self._module))

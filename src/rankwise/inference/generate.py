@@ -22,6 +22,7 @@ from rankwise.config.generation import GenerationConfig
 from rankwise.constraints.constraint import checked_grammar
 from rankwise.constraints.matcher import Matcher, Vocabulary
 from rankwise.errors import ConfigError, ModelError
+from rankwise.forward.decode_step import MOST_ROWS
 from rankwise.inference.batch import (
     Draw,
     EncodedBatch,
@@ -35,7 +36,6 @@ from rankwise.inference.sampling import Chosen, drawn_together
 from rankwise.kernels.prepacked import prepacked_weights
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, text_objective
-from rankwise.planning.batches import FEW_ANSWERS
 from rankwise.rows.text.example import Message
 from rankwise.rows.text.tokenizer import HubTokenizer
 
@@ -165,7 +165,7 @@ def answers_in_turn(
         return []
     _check_room(model, max(map(len, prompts)), config.max_new_tokens)
     found: dict[int, Answer] = {}
-    lays_out = lay_out and (len(prompts) > FEW_ANSWERS or not has_decode_step(model.module))
+    lays_out = lay_out and (len(prompts) > MOST_ROWS or not has_decode_step(model.module))
     with prepacked_weights(model.module) if lays_out else nullcontext():
         for batch in batches(prompts, config.max_new_tokens, batch_size):
             on_progress(len(found))

@@ -220,19 +220,6 @@ def writes_answers(config: Planned) -> bool:
     return bool(settings.prompts if settings.prompts is not None else has_rows) or bool(settings.answers and has_rows)
 
 
-FEW_ANSWERS = 16
-"""Up to so many rows reading the weights of a model takes longer than computing (forward/decode_step.py)."""
-DECODED = {"llama", "qwen2", "qwen3", "gemma"}
-"""Families whose few answers compiled code writes, which lays out no weights. Mistral may have a sliding window, and
-then it does not."""
-
-
-def lays_out_weights(config: Planned, family: str) -> bool:
-    """Whether answers on the way are written by products that need the weights in another layout."""
-    few = len(config.validation.prompts or ()) <= FEW_ANSWERS
-    return writes_answers(config) and not (few and family in DECODED)
-
-
 def validation_tokens(
     config: Planned, rows: PlannedRows | None, steps: int | None, step_tokens: float, task: PlannedTask = TASKS[CAUSAL]
 ) -> float:

@@ -53,7 +53,7 @@ from rankwise.config.parameters import Parameters
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
 from rankwise.planning.activations import ADAPTED, DTYPES, block_bytes, positions_of, saved_bytes
-from rankwise.planning.batches import AtOnce, lays_out_weights
+from rankwise.planning.batches import AtOnce, writes_answers
 from rankwise.planning.devices import Device
 from rankwise.planning.operations import Load, Operations
 from rankwise.planning.parameters import parameters_of, seen
@@ -194,7 +194,7 @@ class Forecast:
     overheads: Overheads
     recomputed: int
     """Blocks that are computed twice."""
-    lays_out_weights: bool
+    writes_answers: bool
     compiled: bool
     """Whether the training is compiled, or may be."""
 
@@ -352,8 +352,7 @@ def forecast(
     made = Forecast(
         shape, counted or parameters_of(shape, method), method, amount, form,
         device.dtype if base.dtype == "auto" else base.dtype, storage, int8, limited and storage != "none",
-        PROCESSOR if device.kind == "processor" else GPU, 0,
-        bool(shape.task.writes) and lays_out_weights(config, "" if storage == "nf4" and not int8 else shape.family),
+        PROCESSOR if device.kind == "processor" else GPU, 0, bool(shape.task.writes) and writes_answers(config),
         compiled and form == "fast" and shape.task.compiled,
     )  # fmt: skip
     return made if twice == "auto" else replace(made, recomputed=min(twice, made.blocks))
@@ -384,7 +383,7 @@ def memory_of(planned: Forecast) -> Memory:
     count, beside, tokens = counted.trainable, counted.in_memory, planned.amount.tokens
     outputs = planned.shape.outputs or planned.shape.vocabulary
     logits = MemoryPart("logits", *planned.shape.task.logits(planned.amount.learned, outputs, number, planned.form))
-    copies = planned.lays_out_weights and planned.overheads.prepacks and not planned.given_back
+    copies = planned.writes_answers and planned.overheads.prepacks and not planned.given_back
     linear = sum(one.inputs * one.outputs for one in planned.shape.layers if one.kind == "linear")  # and a tied head
     packed = number * linear if copies else 0
     compiler = planned.overheads.compiler if planned.compiled else 0
