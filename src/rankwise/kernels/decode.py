@@ -396,7 +396,7 @@ class DecodeKernel:
 
     def __call__(
         self, x: Tensor, cos: Tensor, sin: Tensor, seen: Tensor, caches: Sequence[tuple[Tensor, Tensor]],
-        factors: LowRankFactors | None,
+        factors: LowRankFactors,
     ) -> Tensor:  # fmt: skip
         """Logits (B, V) of x (B, d), by cosines and sines (B, D), all in float32, and which positions (B, T) are seen,
         in bool. x is changed."""
@@ -405,7 +405,7 @@ class DecodeKernel:
         )
         logits = x.new_empty(len(x), self._outputs)
         compiled_library(SOURCE, FLAGS).decode_step(
-            ctypes.byref(self._model), kept, None if factors is None else factors.described,
+            ctypes.byref(self._model), kept, factors.described,
             *map(address, (x, cos, sin, seen)), *map(ctypes.c_int64, seen.shape), address(logits),
             ctypes.c_int64(torch.get_num_threads()),
         )  # fmt: skip

@@ -10,6 +10,7 @@ written once to a folder in the cache that is named after the file's SHA-256.
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from hashlib import sha256
 from pathlib import Path
@@ -92,7 +93,6 @@ def settings_folder(file: Path, header: GgufHeader) -> Path:
         need_space(folder, 50_000_000)
         with published(folder, first_stays=True) as temporary:
             _write_settings(file, header, temporary)
-            write_json(temporary / SOURCE, {"file": file.name})
     mark_used(folder)
     return folder
 
@@ -144,7 +144,8 @@ def _write_settings(file: Path, header: GgufHeader, folder: Path) -> None:
     of a head of Qwen 3 and the positions of GPT-2; those are the file's."""
     import transformers
 
-    config, tokenizer = _config(header), _tokenizer(file, header)
+    shutil.copytree(tokenizer_folder(file), folder, dirs_exist_ok=True)  # a plan may have made it
+    config = _config(header)
     for name, value in config_of_gguf(header, file).items():
         if name not in ("model_type", "pad_token_id"):
             setattr(config, name, value)
@@ -153,7 +154,6 @@ def _write_settings(file: Path, header: GgufHeader, folder: Path) -> None:
     config.architectures = [type(_skeleton(config)).__name__]
     config.save_pretrained(folder)
     transformers.GenerationConfig.from_model_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def _skeleton(config: Any) -> Any:
