@@ -22,8 +22,10 @@ from kit.gguf_models import SETTINGS
 from kit.quantized_models import quantize, wide_model
 from rankwise.adapters.by_row import AdaptersByRow
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
-from rankwise.forward.decode_step import DecodeStep
+from rankwise.forward.decode_step import MOST_ROWS, DecodeStep
+from rankwise.inference.batch import GenerationBatch, GenerationRow
 from rankwise.inference.kv_cache import cache_name, new_cache
+from rankwise.kernels import decode
 from rankwise.kernels.quantized.gguf import FORMATS
 from rankwise.kernels.quantized.tensor import QuantizedTensor
 from rankwise.methods.inject import inject
@@ -51,16 +53,17 @@ def model_of(kind, dtype=torch.float32):
 IDS = torch.tensor([[0, 0, 5, 7, 9], [4, 8, 1, 2, 3], [0, 6, 11, 20, 30]])
 MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]])
 """Padded on the left."""
+NEXT = torch.tensor([[17], [40], [3]])
 
 
 @torch.inference_mode()
 def read(model, rows):
     """The cache of what was read of the first rows, and the tokens that come next."""
     cache = new_cache(model)
-    ids, mask = IDS[:rows], MASK[:rows]
+    ids, mask, next_ids = (one.repeat(6, 1)[:rows] for one in (IDS, MASK, NEXT))
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     model(input_ids=ids, attention_mask=mask, position_ids=positions, **{cache_name(model): cache})
-    return cache, mask, torch.tensor([[17], [40], [3]])[:rows]
+    return cache, mask, next_ids
 
 
 @torch.inference_mode()
@@ -138,12 +141,13 @@ def test_damage_in_sixteen_bits_is_seen(value):
 HALVES = {"BF16": (), "Q6_K": (208,)} | dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2))
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_blocks_of_a_gguf_file_are_read_as_they_lie(name):
-    """Random ones, whose factors are small numbers."""
+def model_in(name):
+    """Of random blocks whose factors are small numbers, or of weights in int8."""
     torch.manual_seed(3)
     sizes = SHAPE | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1}
     model = AutoModelForCausalLM.from_config(LlamaConfig(**sizes)).eval().requires_grad_(False)
+    if name == "int8":
+        return quantize(model, name)
     form, generator = FORMATS[name], np.random.default_rng(0)
     for layer in (model.model.layers[0].self_attn.v_proj, model.model.layers[0].mlp.down_proj):
         outputs, inputs = layer.weight.shape
@@ -157,8 +161,34 @@ def test_blocks_of_a_gguf_file_are_read_as_they_lie(name):
         layer.weight = nn.Parameter(
             QuantizedTensor(form, [rows], (outputs, inputs), torch.float32), requires_grad=False
         )
-    made, _ = both(model)
+    return model
+
+
+@pytest.fixture
+def unrounded(monkeypatch):
+    """As processors compute that cannot multiply bytes."""
+    monkeypatch.setattr(decode, "FLAGS", (*decode.FLAGS, "-DUNROUNDED"))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_blocks_of_a_gguf_file_are_read_as_they_lie(name, unrounded):
+    made, _ = both(model_in(name))
     assert all(apart(*pair) < 3e-6 for pair in made)
+
+
+@pytest.mark.parametrize("rows", [1, 13])
+@pytest.mark.parametrize("name", [*FORMATS, "int8"])
+def test_inputs_are_rounded_to_sixteen_bits_at_most(name, rows):
+    made, _ = both(model_in(name), rows)
+    assert all(apart(*pair) < 6e-5 for pair in made)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_an_input_that_is_no_number_is_seen_where_inputs_are_rounded(value):
+    model = model_in("Q8_0")
+    model.model.layers[0].post_attention_layernorm.weight[7] = value
+    (ours, theirs), *_ = both(model)[0]
+    assert not ours.isfinite().any() and not theirs.isfinite().any()
 
 
 def test_what_it_does_not_know_is_left_to_the_model():
@@ -217,3 +247,13 @@ def test_families_with_compiled_code_are_these():
     others = {kind: AutoConfig.for_model(kind, vocab_size=96, **SETTINGS[kind]) for kind in set(SETTINGS) - {"llama3"}}
     models = {kind: AutoModelForCausalLM.from_config(settings) for kind, settings in (others | KINDS).items()}
     assert {kind for kind, model in models.items() if DecodeStep.of(model) is not None} == set(KINDS)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_more_rows_than_it_is_faster_for_are_left_to_the_model(more, monkeypatch):
+    asked = []
+    monkeypatch.setattr(DecodeStep, "__call__", lambda self, ids, *given: asked.append(len(ids)))
+    batch = GenerationBatch(model_of("llama"))
+    batch.begin([GenerationRow([5, 7]) for _ in range(MOST_ROWS + more)])
+    batch.step()
+    assert asked == [MOST_ROWS] * (1 - more)

@@ -10,6 +10,13 @@ model. Here nothing stands between them. Weights are read as they lie, in float3
 for each row, or blocks of a GGUF file; inputs, sums and factors are in float32. Keys and values of the token are
 written to the last position of each block's cache (B, K, T, D), which has room for them. The model's own forward pass
 is the reference for tests.
+
+Where a processor multiplies bytes (VNNI), weights of eight bits and fewer are not unpacked to float32 but to their
+codes q, and inputs are whole numbers of 16 bits with a scale s for each 64 of them, in two bytes u and l:
+
+    x = s (256 u + l)       sum of w x = d s (256 sum of q u + sum of q l) + m s sum of (256 u + l),  w = d q + m
+
+That rounds an input by 1/65,024 of the largest of its 64 at most.
 """
 
 from __future__ import annotations
@@ -35,8 +42,11 @@ ACTIVATIONS = {"silu": 0, "gelu-tanh": 1}
 DOTS = NUMBERS + r"""
 #include <algorithm>
 #include <vector>
-#ifdef __AVX512F__
+#ifdef __x86_64__
 #include <immintrin.h>
+#endif
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && !defined(UNROUNDED)
+#define MULTIPLIES_BYTES
 #endif
 
 typedef float Floats __attribute__((vector_size(64)));
@@ -47,6 +57,7 @@ typedef int16_t Shorts __attribute__((vector_size(32)));
 typedef int8_t Bytes __attribute__((vector_size(16)));
 typedef uint8_t Codes __attribute__((vector_size(16)));
 static const int64_t W = 16;
+static inline void fetch_ahead(const void* from) { __builtin_prefetch((const char*)from + 3072); }
 #define TO(type, values) __builtin_convertvector(values, type)
 
 template <class V, class T> static inline V loaded(const T* from) {
@@ -66,7 +77,11 @@ static inline float half(uint16_t bits) {
   float size = moved < 0x0f800000 ? same_bits<float>(moved) * 0x1p112f : same_bits<float>(moved | 0x7f800000);
   return bits & 0x8000 ? -size : size;
 }
+#ifdef __F16C__
+static inline float half(const uint8_t* from) { return _cvtsh_ss(loaded<uint16_t>(from)); }
+#else
 static inline float half(const uint8_t* from) { return half(loaded<uint16_t>(from)); }
+#endif
 
 static inline Floats read(const float* from) { return loaded<Floats>(from); }
 static inline Floats read(const uint16_t* from) {
@@ -88,14 +103,102 @@ static inline float total(Floats values) {
   return sum;
 }
 
+// Inputs as 256 `upper` + `lower`, times a scale for each 64 of them; `sums` of each four, with their scale
+struct Rounded {
+  int8_t *upper, *lower;
+  float *sums, *scales;
+  Rounded(int8_t* upper, int8_t* lower, float* sums, float* scales)
+    : upper(upper), lower(lower), sums(sums), scales(scales) {}
+  Rounded(int8_t* room, int64_t n) : upper((int8_t*)(((uintptr_t)room + 63) / 64 * 64)), lower(upper + n),
+    sums((float*)(lower + n)), scales(sums + n / 4) {}  // where a cache line begins
+  Rounded from(int64_t row, int64_t n) const {
+    return Rounded(upper + row * n, lower + row * n, sums + row * n / 4, scales + row * n / 64);
+  }
+};
+static const int64_t MOST = 8;  // rows that a row of weights is read for at once
+#ifdef MULTIPLIES_BYTES
+static const bool BYTES = true;
+typedef uint8_t Codes64 __attribute__((vector_size(64)));
+typedef uint8_t Bytes32 __attribute__((vector_size(32)));
+static inline Codes64 two_of(Bytes32 first, Bytes32 second) {
+  return (Codes64)_mm512_inserti64x4(_mm512_castsi256_si512((__m256i)first), (__m256i)second, 1);
+}
+static inline Floats of_two(float first, float second) {
+  return (Floats)_mm512_mask_mov_ps(_mm512_set1_ps(first), 0xff00, _mm512_set1_ps(second));
+}
+// The same number for each 16 bytes of a vector
+static inline __m512i quarters(int16_t a, int16_t b, int16_t c, int16_t d) {
+  __m256i low = _mm256_set_m128i(_mm_set1_epi16(b), _mm_set1_epi16(a));
+  return _mm512_inserti64x4(_mm512_castsi256_si512(low), _mm256_set_m128i(_mm_set1_epi16(d), _mm_set1_epi16(c)), 1);
+}
+static inline Floats chosen(Floats from, int a, int b, int c, int d) {
+  Integers places = {a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d};
+  return (Floats)_mm512_permutexvar_ps((__m512i)places, (__m512)from);
+}
+static inline Floats times_bytes(Codes64 codes, const int8_t* upper, const int8_t* lower) {
+  __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), (__m512i)codes, _mm512_loadu_si512(upper));
+  sum = _mm512_dpbusd_epi32(_mm512_slli_epi32(sum, 8), (__m512i)codes, _mm512_loadu_si512(lower));
+  return (Floats)_mm512_cvtepi32_ps(sum);
+}
+static void round_inputs(const float* x, int64_t at, const Rounded& to) {
+  Floats parts[4], most = {}, none = {};
+  for (int i = 0; i < 4; i++) {
+    parts[i] = read(x + at + 16 * i);
+    most = (Floats)_mm512_max_ps((__m512)most, _mm512_abs_ps((__m512)parts[i]));
+    none += parts[i] * 0.0f;  // no number, if one is none
+  }
+  float largest = _mm512_reduce_max_ps((__m512)most), scale = largest / 32512.0f + total(none);
+  float inverse = largest > 0 ? 32512.0f / largest : 0.0f;
+  for (int i = 0; i < 4; i++) {
+    __m512i whole = _mm512_cvtps_epi32((__m512)(parts[i] * inverse));
+    __m512i upper = _mm512_srai_epi32(_mm512_add_epi32(whole, _mm512_set1_epi32(128)), 8);
+    __m512i lower = _mm512_sub_epi32(whole, _mm512_slli_epi32(upper, 8));
+    _mm_storeu_si128((__m128i*)(to.upper + at + 16 * i), _mm512_cvtepi32_epi8(upper));
+    _mm_storeu_si128((__m128i*)(to.lower + at + 16 * i), _mm512_cvtepi32_epi8(lower));
+  }
+  to.scales[at / 64] = scale;
+  Codes64 ones = (Codes64)_mm512_set1_epi8(1);
+  _mm512_storeu_ps(to.sums + at / 4, (__m512)(scale * times_bytes(ones, to.upper + at, to.lower + at)));
+}
+// N rows, each of n inputs, times a row of weights
+template <int N, class F, class T>
+static inline void rounded_dots(const T* weight, const Rounded& x, int64_t n, float* sums) {
+  Floats found[N] = {}, offset[N] = {};
+  F::codes(weight, n, [&](int64_t at, Codes64 codes, Floats factors, Floats least) {
+    fetch_ahead((const char*)weight + at * F::bytes / F::numbers);
+#pragma GCC unroll 8
+    for (int row = 0; row < N; row++) {
+      Floats whole = times_bytes(codes, x.upper + row * n + at, x.lower + row * n + at);
+      found[row] += whole * x.scales[(row * n + at) / 64] * factors;
+      offset[row] += least * read(x.sums + (row * n + at) / 4);
+    }
+  });
+#pragma GCC unroll 8
+  for (int row = 0; row < N; row++) sums[row] = total(found[row] + offset[row]);
+}
+#else
+static const bool BYTES = false;
+#endif
 // N rows of x, `step` apart, times a row of weights
 template <class T> struct Numbers {
+  static const bool coded = BYTES && sizeof(T) == 1;
+  static const int64_t numbers = 1, bytes = sizeof(T);
+#ifdef MULTIPLIES_BYTES
+  template <class To> static inline void codes(const T* from, int64_t n, To to) {
+    Floats factors = of_two(1.0f, 1.0f), least = of_two(-128.0f, -128.0f);
+    for (int64_t i = 0; i < n; i += 64) to(i, loaded<Codes64>(from + i) ^ 0x80, factors, least);
+  }
+  template <int N> static inline void dots(const void* weight, int64_t o, const Rounded& x, int64_t n, float* sums) {
+    rounded_dots<N, Numbers>((const T*)weight + o * n, x, n, sums);
+  }
+#endif
   template <int N> static inline void dots(const void* weight, int64_t o, const float* x, int64_t step, int64_t n,
                                            float* sums) {
     const T* w = (const T*)weight + o * n;
     Floats even[N] = {}, odd[N] = {};
     int64_t i = 0;
     for (; i + 2 * W <= n; i += 2 * W) {
+      fetch_ahead(w + i);
       Floats first = read(w + i), second = read(w + i + W);
 #pragma GCC unroll 8
       for (int row = 0; row < N; row++) {
@@ -111,6 +214,12 @@ template <class T> struct Numbers {
   }
 };
 template <class F> struct Blocks {
+  static const bool coded = BYTES;
+#ifdef MULTIPLIES_BYTES
+  template <int N> static inline void dots(const void* weight, int64_t o, const Rounded& x, int64_t n, float* sums) {
+    rounded_dots<N, F>((const uint8_t*)weight + o * (n / F::numbers) * F::bytes, x, n, sums);
+  }
+#endif
   template <int N> static inline void dots(const void* weight, int64_t o, const float* x, int64_t step, int64_t n,
                                            float* sums) {
     const uint8_t* block = (const uint8_t*)weight + o * (n / F::numbers) * F::bytes;
@@ -146,20 +255,32 @@ struct Model {
   int64_t width, heads, groups, size, kind, activation;
 };
 
+static inline bool whole(int64_t inputs) { return inputs % 64 == 0; }
+// N rows, rounded where the weights have codes
+template <class R, int N>
+static inline void dots(const Linear& layer, int64_t o, const float* x, const Rounded& rounded, int64_t row,
+                        float* sums) {
+  int64_t n = layer.inputs;
+  if constexpr (R::coded) {
+    if (whole(n)) return R::template dots<N>(layer.weight, o, rounded.from(row, n), n, sums);
+  }
+  R::template dots<N>(layer.weight, o, x + row * n, n, n, sums);
+}
+
 template <class R>
-static void multiply(const Linear& layer, const Factors* factors, const float* x, const float* h, float* y,
-                     int64_t rows, int64_t adds) {
+static void multiply(const Linear& layer, const Factors* factors, const float* x, const Rounded& rounded,
+                     const float* h, float* y, int64_t rows, int64_t adds) {
+  int64_t n = layer.inputs, rank = factors ? factors->rank : 0;
 #pragma omp for schedule(static) nowait
   for (int64_t o = 0; o < layer.outputs; o++) {
-    float scale = layer.scales ? layer.scales[o] : 1.0f, bias = layer.bias ? layer.bias[o] : 0.0f, sums[4];
+    float scale = layer.scales ? layer.scales[o] : 1.0f, bias = layer.bias ? layer.bias[o] : 0.0f, sums[MOST];
     for (int64_t row = 0; row < rows;) {
-      int64_t many = rows - row >= 4 ? 4 : 1;
-      const float* from = x + row * layer.inputs;
-      many == 4 ? R::template dots<4>(layer.weight, o, from, layer.inputs, layer.inputs, sums)
-                : R::template dots<1>(layer.weight, o, from, 0, layer.inputs, sums);
+      int64_t many = rows - row >= MOST ? MOST : rows - row >= 4 ? 4 : 1;
+      many == MOST ? dots<R, MOST>(layer, o, x, rounded, row, sums)
+      : many == 4  ? dots<R, 4>(layer, o, x, rounded, row, sums)
+                   : dots<R, 1>(layer, o, x, rounded, row, sums);
       for (int64_t i = 0; i < many; i++, row++) {
         float value = sums[i] * scale + bias;
-        int64_t rank = factors ? factors->rank : 0;
         if (rank) value += dot(factors->B + o * rank, h + row * rank, rank);
         float* out = y + row * layer.outputs + o;
         *out = adds ? *out + value : value;
@@ -168,12 +289,16 @@ static void multiply(const Linear& layer, const Factors* factors, const float* x
   }
 }
 
+// By all threads together, which do not wait for each other at the end. `rounded` is each thread's own, since to wait
+// takes longer than to round.
 static void apply(const Linear* const* layers, const Factors* const* factors, int64_t count, const float* x,
-                  float* const* h, float* const* y, int64_t rows, int64_t adds) {
+                  const Rounded& rounded, float* const* h, float* const* y, int64_t rows, int64_t adds) {
   static decltype(&multiply<Numbers<float>>) const by_kind[] = {KINDS};
-  bool adapted = false;
+  static const bool coded[] = {CODED};
+  bool adapted = false, rounds = false;
   for (int64_t number = 0; number < count; number++) {
     const Factors* own = factors[number];
+    rounds = rounds || (coded[layers[number]->kind] && whole(layers[number]->inputs));
     if (!own || !own->rank) continue;
     adapted = true;
     int64_t inputs = layers[number]->inputs;
@@ -184,11 +309,13 @@ static void apply(const Linear* const* layers, const Factors* const* factors, in
   if (adapted) {
 #pragma omp barrier
   }
+#ifdef MULTIPLIES_BYTES
+  for (int64_t at = 0; rounds && at < rows * layers[0]->inputs; at += 64) round_inputs(x, at, rounded);
+#endif
   for (int64_t number = 0; number < count; number++) {
     const Linear& layer = *layers[number];
-    by_kind[layer.kind](layer, factors[number], x, h[number], y[number], rows, adds);
+    by_kind[layer.kind](layer, factors[number], x, rounded, h[number], y[number], rows, adds);
   }
-#pragma omp barrier
 }
 
 static void normed(const float* x, const float* factor, float eps, int64_t n, float* y) {
@@ -228,26 +355,32 @@ static void step(const Model& model, const Cache* caches, const Factors* factors
   const Block& first = model.blocks[0];
   int64_t size = model.size, wide = model.heads * size, few = model.groups * size, inner = first.gate.outputs, rank = 0;
   for (int64_t at = 0; factors && at < 7 * model.count; at++) rank = std::max(rank, factors[at].rank);
-  std::vector<float> room(rows * (model.width + 2 * wide + 2 * few + 2 * inner + 3 * rank));
-  float* n = room.data();
-  float *q = n + rows * model.width, *k = q + rows * wide, *v = k + rows * few, *seen_values = v + rows * few;
+  std::vector<float> room(rows * (2 * wide + 2 * few + 2 * inner + 3 * rank));
+  float *q = room.data(), *k = q + rows * wide, *v = k + rows * few, *seen_values = v + rows * few;
   float *gate = seen_values + rows * wide, *up = gate + rows * inner, *h = up + rows * inner;
   float* hs[3] = {h, h + rows * rank, h + 2 * rows * rank};
+  int64_t most = (rows * std::max(std::max(model.width, wide), inner) + 63) / 64 * 64;
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<float> scores(length);
+    std::vector<float> scores(length), normed_rows(rows * model.width);
+    std::vector<int8_t> bytes(3 * most + most / 16 + 64);
+    Rounded rounded(bytes.data(), most);
+    float* n = normed_rows.data();
+    auto norm = [&](const float* factor) {  // by each thread for itself
+      for (int64_t row = 0; row < rows; row++)
+        normed(x + row * model.width, factor, model.eps, model.width, n + row * model.width);
+    };
     for (int64_t number = 0; number < model.count; number++) {
       const Block& block = model.blocks[number];
       const Cache& cache = caches[number];
       const Factors* own = factors ? factors + 7 * number : nullptr;
 #define FACTORS(at) (own ? own + at : nullptr)
-#pragma omp for schedule(static)
-      for (int64_t row = 0; row < rows; row++)
-        normed(x + row * model.width, block.norm, model.eps, model.width, n + row * model.width);
+      norm(block.norm);
       const Linear* readers[3] = {&block.q, &block.k, &block.v};
       const Factors* of_readers[3] = {FACTORS(0), FACTORS(1), FACTORS(2)};
       float* read_values[3] = {q, k, v};
-      apply(readers, of_readers, 3, n, hs, read_values, rows, 0);
+      apply(readers, of_readers, 3, n, rounded, hs, read_values, rows, 0);
+#pragma omp barrier
 #pragma omp for schedule(static)
       for (int64_t at = 0; at < rows * model.groups; at++) {
         int64_t row = at / model.groups, group = at % model.groups;
@@ -271,30 +404,29 @@ static void step(const Model& model, const Cache* caches, const Factors* factors
       }
       const Linear *writer = &block.o, *last = &block.down;
       const Factors *of_writer = FACTORS(3), *of_last = FACTORS(6);
-      apply(&writer, &of_writer, 1, seen_values, hs, &x, rows, 1);
-#pragma omp for schedule(static)
-      for (int64_t row = 0; row < rows; row++)
-        normed(x + row * model.width, block.middle, model.eps, model.width, n + row * model.width);
+      apply(&writer, &of_writer, 1, seen_values, rounded, hs, &x, rows, 1);
+#pragma omp barrier
+      norm(block.middle);
       const Linear* pair[2] = {&block.gate, &block.up};
       const Factors* of_pair[2] = {FACTORS(4), FACTORS(5)};
       float* fed[2] = {gate, up};
-      apply(pair, of_pair, 2, n, hs, fed, rows, 0);
-#pragma omp for schedule(static)
-      for (int64_t i = 0; i < rows * inner; i++) {
-        float e = gate[i];
-        float active = model.activation == 0
-          ? e / (1.0f + std::exp(-e))
-          : 0.5f * e * (1.0f + std::tanh(0.7978845608028654f * (e + 0.044715f * e * e * e)));
-        gate[i] = active * up[i];
-      }
-      apply(&last, &of_last, 1, gate, hs, &x, rows, 1);
+      apply(pair, of_pair, 2, n, rounded, hs, fed, rows, 0);
+#pragma omp for schedule(static)  // the places that this thread has just written
+      for (int64_t o = 0; o < inner; o++)
+        for (int64_t i = o; i < rows * inner; i += inner) {
+          float e = gate[i];
+          float active = model.activation == 0
+            ? e / (1.0f + std::exp(-e))
+            : 0.5f * e * (1.0f + std::tanh(0.7978845608028654f * (e + 0.044715f * e * e * e)));
+          gate[i] = active * up[i];
+        }
+      apply(&last, &of_last, 1, gate, rounded, hs, &x, rows, 1);
+#pragma omp barrier
     }
-#pragma omp for schedule(static)
-    for (int64_t row = 0; row < rows; row++)
-      normed(x + row * model.width, model.last, model.eps, model.width, n + row * model.width);
+    norm(model.last);
     const Linear* head = &model.head;
     const Factors* none = nullptr;
-    apply(&head, &none, 1, n, hs, &logits, rows, 0);
+    apply(&head, &none, 1, n, rounded, hs, &logits, rows, 0);
   }
 }
 
@@ -304,7 +436,9 @@ extern "C" void decode_step(const Model* model, const Cache* caches, const Facto
   if (model->kind == 0) step<float>(*model, caches, factors, x, cos, sin, seen, rows, length, logits, threads);
   else step<uint16_t>(*model, caches, factors, x, cos, sin, seen, rows, length, logits, threads);
 }
-""".replace("KINDS", ", ".join(f"multiply<{reader}>" for reader in READERS.values()))  # fmt: skip
+"""  # fmt: skip
+for _word, _value in (("KINDS", "multiply<{}>"), ("CODED", "{}::coded")):
+    SOURCE = SOURCE.replace(_word, ", ".join(map(_value.format, READERS.values())))
 FLAGS = ("-ftree-loop-vectorize", "-fno-math-errno", "-ffp-contract=fast")
 
 

@@ -230,7 +230,8 @@ FORMATS: Mapping[str, GgufFormat] = {
 }
 """By the name that the gguf package has for the type."""
 READ_BLOCKS = r"""
-// Blocks of GGUF, sixteen numbers at a time
+// Blocks of GGUF, sixteen numbers at a time; where a processor multiplies bytes, as 64 codes, with a factor and a
+// second factor for each four of them
 struct Q8_0 {
   static const int64_t numbers = 32, bytes = 34;
   template <class To> static inline void unpack(const uint8_t* block, To to) {
@@ -238,6 +239,14 @@ struct Q8_0 {
     to(0, d * read((const int8_t*)block + 2));
     to(W, d * read((const int8_t*)block + 2 + W));
   }
+#ifdef MULTIPLIES_BYTES
+  template <class To> static inline void codes(const uint8_t* block, int64_t n, To to) {
+    for (int64_t i = 0; i < n; i += 64, block += 2 * bytes) {
+      Floats d = of_two(half(block), half(block + bytes));
+      to(i, two_of(loaded<Bytes32>(block + 2), loaded<Bytes32>(block + bytes + 2)) ^ 0x80, d, -128.0f * d);
+    }
+  }
+#endif
 };
 // 32 numbers of four bits, and of a fifth, above which there is a second factor or a constant
 template <bool FIFTH, int CENTRE> struct Low {
@@ -254,6 +263,22 @@ template <bool FIFTH, int CENTRE> struct Low {
     to(0, TO(Floats, (Integers)low) * d + m);
     to(W, TO(Floats, (Integers)high) * d + m);
   }
+#ifdef MULTIPLIES_BYTES
+  template <class To> static inline void codes(const uint8_t* block, int64_t n, To to) {
+    for (int64_t i = 0; i < n; i += 64, block += 2 * bytes) {
+      const uint8_t* next = block + bytes;
+      __m512i both = _mm512_broadcast_i32x4(loaded<__m128i>(block + bytes - 16));
+      both = _mm512_mask_broadcast_i32x4(both, 0xff00, loaded<__m128i>(next + bytes - 16));
+      Codes64 code = (Codes64)_mm512_srlv_epi16(both, quarters(0, 4, 0, 4)) & 15;
+      if (FIFTH) {
+        uint64_t fifth = loaded<uint32_t>(block + factors) | (uint64_t)loaded<uint32_t>(next + factors) << 32;
+        code = (Codes64)_mm512_mask_add_epi8((__m512i)code, fifth, (__m512i)code, _mm512_set1_epi8(16));
+      }
+      Floats d = of_two(half(block), half(next));
+      to(i, code, d, CENTRE ? d * (float)-CENTRE : of_two(half(block + 2), half(next + 2)));
+    }
+  }
+#endif
 };
 template <int64_t FIFTH> struct K {  // bytes of fifth bits before the codes
   static const int64_t numbers = 256, bytes = 144 + FIFTH;
@@ -273,6 +298,31 @@ template <int64_t FIFTH> struct K {  // bytes of fifth bits before the codes
       }
     }
   }
+#ifdef MULTIPLIES_BYTES
+  template <class To> static inline void codes(const uint8_t* block, int64_t n, To to) {
+    for (int64_t i = 0; i < n; i += 256, block += bytes) {
+      uint32_t first = loaded<uint32_t>(block + 4), second = loaded<uint32_t>(block + 8);
+      uint32_t third = loaded<uint32_t>(block + 12), low = 0x0f0f0f0f, six = 0x3f3f3f3f, two = 0x30303030;
+      uint32_t both[4] = {first & six, (third & low) | (first >> 2 & two), second & six,
+                          (third >> 4 & low) | (second >> 2 & two)};
+      Floats factors = TO(Floats, (Integers)read_codes((const uint8_t*)both));
+      factors *= of_two(half(block), -half(block + 2));  // eight d, then eight m
+#pragma GCC unroll 4
+      for (int part = 0; part < 4; part++) {
+        __m512i pair = _mm512_broadcast_i64x4(loaded<__m256i>(block + 16 + FIFTH + 32 * part));
+        Codes64 code = (Codes64)_mm512_srlv_epi16(pair, quarters(0, 0, 4, 4)) & 15;
+        if (FIFTH) {
+          __m512i fifth = _mm512_broadcast_i64x4(loaded<__m256i>(block + 16));
+          fifth = _mm512_srlv_epi16(fifth, quarters(2 * part, 2 * part, 2 * part + 1, 2 * part + 1));
+          code |= ((Codes64)fifth & 1) << 4;
+        }
+        int at = 2 * part;
+        to(i + 64 * part, code, chosen(factors, at, at, at + 1, at + 1),
+           chosen(factors, at + 8, at + 8, at + 9, at + 9));
+      }
+    }
+  }
+#endif
 };
 struct Q6_K {
   static const int64_t numbers = 256, bytes = 210;
@@ -287,9 +337,24 @@ struct Q6_K {
       to(16 * s, TO(Floats, (Integers)code - 32) * d);
     }
   }
+#ifdef MULTIPLIES_BYTES
+  template <class To> static inline void codes(const uint8_t* block, int64_t n, To to) {
+    for (int64_t i = 0; i < n; i += 256, block += bytes) {
+      Floats factors = half(block + 208) * read((const int8_t*)block + 192);
+#pragma GCC unroll 4
+      for (int part = 0; part < 4; part++) {
+        __m512i upper = _mm512_broadcast_i64x4(loaded<__m256i>(block + 128 + part / 2 * 32));
+        upper = _mm512_srlv_epi16(upper, part % 2 ? quarters(4, 4, 6, 6) : quarters(0, 0, 2, 2));
+        Codes64 lower = loaded<Codes64>(block + part / 2 * 64) >> part % 2 * 4 & 15;
+        Floats d = chosen(factors, 4 * part, 4 * part + 1, 4 * part + 2, 4 * part + 3);
+        to(i + 64 * part, lower | ((Codes64)upper & 3) << 4, d, -32.0f * d);
+      }
+    }
+  }
+#endif
 };
 """
-"""C++ that reads the same numbers, sixteen at a time and never in memory. kernels/decode.py has the vectors for it."""
+"""C++ that reads the same numbers, never in memory. kernels/decode.py has the vectors for it."""
 READERS = {
     "Q4_0": "Low<false, 8>", "Q4_1": "Low<false, 0>", "Q5_0": "Low<true, 16>", "Q5_1": "Low<true, 0>", "Q8_0": "Q8_0",
     "Q4_K": "K<0>", "Q5_K": "K<32>", "Q6_K": "Q6_K",
