@@ -257,3 +257,39 @@ def test_more_rows_than_it_is_faster_for_are_left_to_the_model(more, monkeypatch
     batch.begin([GenerationRow([5, 7]) for _ in range(MOST_ROWS + more)])
     batch.step()
     assert asked == [MOST_ROWS] * (1 - more)
+
+
+@pytest.mark.parametrize("count", [1, 7, 16, 40])
+def test_a_short_prompt_is_read_in_parts_over_weights_that_would_be_unpacked(count):
+    """Behind what was read before, some of which nobody sees."""
+    model = model_in("Q4_K")
+    (ours, before, _), (theirs, _, _) = read(model, 1), read(model, 1)
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(0, 96, (1, count), generator=generator)
+    mask = torch.cat([before, before.new_ones((1, count))], 1)
+    positions = (mask.cumsum(-1) - 1)[:, -count:]
+    step = DecodeStep.of(model)
+    assert step is not None and step.most_tokens > 40 and DecodeStep.of(model_of("llama")).most_tokens == 1
+    with torch.inference_mode():
+        logits = step(ids, positions, mask, ours, None)
+        wanted = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, **{cache_name(model): theirs}
+        ).logits[:, -1]
+    assert apart(logits, wanted) < 6e-5 and logits.shape == wanted.shape
+    for layer, other in zip(ours.layers, theirs.layers, strict=True):
+        assert apart(layer.keys, other.keys) < 6e-5 and apart(layer.values, other.values) < 6e-5
+
+
+def test_a_whole_prompt_is_read_so():
+    model, asked = model_in("Q4_K"), []
+    real = DecodeStep.__call__
+
+    def counted(self, ids, *given):
+        asked.append(ids.shape[1])
+        return real(self, ids, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DecodeStep, "__call__", counted)
+        GenerationBatch(model).begin([GenerationRow(list(range(5, 45)))])
+        GenerationBatch(model).begin([GenerationRow(list(range(5, 45))) for _ in range(2)])
+    assert asked == [40]

@@ -1,4 +1,5 @@
-"""One more token of each row by compiled code (kernels/decode.py), for decoders whose blocks are Llama's.
+"""Few tokens by compiled code (kernels/decode.py), for decoders whose blocks are Llama's: one more of each row, or a
+short prompt.
 
 Everything is taken from the model's own modules, with the adapters that are active. Weights in int8 are read as they
 lie, and so are blocks of GGUF files. Whatever else there is, such as NF4, DoRA, a head that was trained, rows with
@@ -35,6 +36,8 @@ from rankwise.rows.encoded.batches import Batch
 
 MOST_ROWS = 16
 """Up to so many rows reading the weights takes longer than computing; the model's own products are faster for more."""
+PROMPT = 96
+"""To unpack all weights takes the model longer than so many tokens take compiled code, which unpacks none."""
 MOST_ADAPTERS = 8
 """Whose factors are held at once."""
 
@@ -55,6 +58,9 @@ class DecodeStep:
             parts.size, parts.activation, parts.last.weight.dtype,
         )  # fmt: skip
         self._count = len(blocks)
+        unpacks = any(isinstance(spec.weight, QuantizedTensor) for spec in specs)
+        self.most_tokens = PROMPT if unpacks else 1
+        """Of one row, which it reads faster than the model does."""
         self._kernel = DecodeKernel(blocks, parts.last.factor.float(), head, self._settings)
         self._factors: dict[str | None, LowRankFactors | None] = {}
 
@@ -80,22 +86,30 @@ class DecodeStep:
         return self._factors_of(key) is not None
 
     def __call__(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: Any, key: str | None) -> Tensor | None:
-        """Return the logits (B, V) behind ids (B, 1), whose keys and values are added to the cache, or None. `mask`
-        (B, T) says which of all positions are seen. `key` stands for the adapters that are active."""
+        """Return the logits (B, V) behind ids (B, 1), or behind the last of (1, N), whose keys and values are added to
+        the cache, or None. `mask` (B, T) says which of all positions are seen. `key` stands for the adapters that are
+        active."""
         settings, factors = self._settings, self._factors_of(key)
         stored = {one.dtype for layer in cache.layers if layer.is_initialized for one in (layer.keys, layer.values)}
         fits = stored <= {settings.dtype} and len(cache.layers) == self._count
         if factors is None or not fits or torch.is_autocast_enabled("cpu"):
             return None
-        if not self._decoder.suits(self._model, mask.shape[1]):
+        if not self._decoder.suits(self._model, mask.shape[1]) or (len(ids) > 1 and ids.shape[1] > 1):
             return None
-        x = self._model.embed_tokens(ids[:, 0]).float()
-        cos, sin = angles(self._model, x, Batch.of_tokens(ids.T, ids.T, len(ids), positions.T))
-        if cos.shape[1] != settings.size:
-            return None
-        blank = x.new_empty((len(x), settings.groups, 1, settings.size), dtype=settings.dtype)
-        caches = [layer.update(blank, blank) for layer in cache.layers]
-        return self._kernel(x, cos.contiguous(), sin.contiguous(), mask.bool().contiguous(), caches, factors)
+        count, mask, logits = ids.shape[1], mask.bool(), None
+        for first in range(0, count, MOST_ROWS):
+            part, until = slice(first, first + MOST_ROWS), mask.shape[1] - max(0, count - first - MOST_ROWS)
+            tokens, places = ids[:, part].reshape(1, -1), positions[:, part].reshape(1, -1)
+            x = self._model.embed_tokens(tokens[0]).float()
+            cos, sin = angles(self._model, x, Batch.of_tokens(tokens, tokens, tokens.shape[1], places))
+            if cos.shape[1] != settings.size:
+                return None
+            blank = x.new_empty((len(ids), settings.groups, len(x) // len(ids), settings.size), dtype=settings.dtype)
+            caches = [layer.update(blank, blank) for layer in cache.layers]
+            logits = self._kernel(
+                x, cos.contiguous(), sin.contiguous(), mask[:, :until].contiguous(), caches, factors
+            )  # fmt: skip
+        return logits
 
     def _factors_of(self, key: str | None) -> LowRankFactors | None:
         """The modules are looked at anew: an adapter that came later is a module around a layer, and may have brought

@@ -36,7 +36,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from rankwise.constraints.matcher import Matcher
 from rankwise.errors import EvaluationError
-from rankwise.forward.decode_step import MOST_ROWS, DecodeStep
+from rankwise.forward.decode_step import MOST_ROWS, PROMPT, DecodeStep
 from rankwise.inference.kv_cache import RoomyLayer, cache_name, is_of_keys_and_values, new_cache
 from rankwise.inference.prefixes import Prefixes
 from rankwise.inference.sampling import GREEDY, Chosen, Sampler, chosen
@@ -183,7 +183,7 @@ class GenerationBatch:
     def _forward(self, ids: Tensor, mask: Tensor, cache: Any, rows: Sequence[GenerationRow]) -> Tensor:
         """The logits (B, V) of each row's last position."""
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        if ids.shape[1] == 1 and (logits := self._by_kernel(ids, positions, mask, cache, rows)) is not None:
+        if (logits := self._by_kernel(ids, positions, mask, cache, rows)) is not None:
             return logits
         given = {"attention_mask": mask, "position_ids": positions, "logits_to_keep": 1}
         given = {name: value for name, value in given.items() if name in self._takes} | self._encoded
@@ -196,15 +196,18 @@ class GenerationBatch:
     def _by_kernel(
         self, ids: Tensor, positions: Tensor, mask: Tensor, cache: Any, rows: Sequence[GenerationRow]
     ) -> Tensor | None:
-        """Compiled code computes one token of each row, with less rounding. None where there is none for the model and
-        the rows."""
-        keys = {row.adapter for row in rows}
-        if len(keys) > 1 or len(rows) > MOST_ROWS or not isinstance(cache, DynamicCache) or not keeps_all(cache):
+        """Compiled code computes one token of each row, or few of one, with less rounding. None where there is none for
+        the model and the rows."""
+        keys, count = {row.adapter for row in rows}, ids.shape[1]
+        fits = len(keys) == 1 and len(rows) <= MOST_ROWS and count <= (PROMPT if len(rows) == 1 else 1)
+        if not fits or not isinstance(cache, DynamicCache) or not keeps_all(cache):
             return None
         if not self._kernel:
             self._kernel.append(DecodeStep.of(self._module))
         (kernel,) = self._kernel
-        return None if kernel is None else kernel(ids, positions, mask, cache, keys.pop())
+        if kernel is None or count > kernel.most_tokens:
+            return None
+        return kernel(ids, positions, mask, cache, keys.pop())
 
     def _choose(self, logits: Tensor, rows: Sequence[GenerationRow]) -> list[RowTokens]:
         """None for a row whose logits are no numbers; the others do not depend on it."""

@@ -1,4 +1,4 @@
-"""One more token of each row through a whole decoder, in one call of compiled code.
+"""One more token of each row, or some of one row, through a whole decoder, in one call of compiled code.
 
     x = x + o(attention(q, k, v of n(x))),   x = x + down(f(gate(n(x))) up(n(x)))      in each block, n is RMSNorm
     y = W x + b + B (A x)                                                              in each linear layer
@@ -351,7 +351,8 @@ static void attend(const Model& model, const Cache& cache, const float* q, const
 
 template <class C>
 static void step(const Model& model, const Cache* caches, const Factors* factors, float* x, const float* cos,
-                 const float* sin, const uint8_t* seen, int64_t rows, int64_t length, float* logits, int64_t threads) {
+                 const float* sin, const uint8_t* seen, int64_t rows, int64_t length, int64_t in_turn, float* logits,
+                 int64_t threads) {
   const Block& first = model.blocks[0];
   int64_t size = model.size, wide = model.heads * size, few = model.groups * size, inner = first.gate.outputs, rank = 0;
   for (int64_t at = 0; factors && at < 7 * model.count; at++) rank = std::max(rank, factors[at].rank);
@@ -366,6 +367,8 @@ static void step(const Model& model, const Cache* caches, const Factors* factors
     std::vector<int8_t> bytes(3 * most + most / 16 + 64);
     Rounded rounded(bytes.data(), most);
     float* n = normed_rows.data();
+    auto place = [&](int64_t row) { return in_turn ? 0 : row; };  // in the caches
+    auto until = [&](int64_t row) { return in_turn ? length - rows + row + 1 : length; };
     auto norm = [&](const float* factor) {  // by each thread for itself
       for (int64_t row = 0; row < rows; row++)
         normed(x + row * model.width, factor, model.eps, model.width, n + row * model.width);
@@ -387,10 +390,10 @@ static void step(const Model& model, const Cache* caches, const Factors* factors
         float *key = k + at * size, *value = v + at * size;
         if (block.k_norm) normed(key, block.k_norm, model.eps, size, key);
         turned(key, cos + row * size, sin + row * size, size);
-        int64_t place = row * cache.row + group * cache.head + (length - 1) * size;
+        int64_t to = place(row) * cache.row + group * cache.head + (until(row) - 1) * size;
         for (int64_t i = 0; i < size; i++) {
-          store(key[i], (C*)cache.keys + place + i);
-          store(value[i], (C*)cache.values + place + i);
+          store(key[i], (C*)cache.keys + to + i);
+          store(value[i], (C*)cache.values + to + i);
         }
       }
 #pragma omp for schedule(static)
@@ -399,8 +402,8 @@ static void step(const Model& model, const Cache* caches, const Factors* factors
         float* query = q + at * size;
         if (block.q_norm) normed(query, block.q_norm, model.eps, size, query);
         turned(query, cos + row * size, sin + row * size, size);
-        attend<C>(model, cache, query, seen + row * length, row, at % model.heads, length, seen_values + at * size,
-                  scores);
+        attend<C>(model, cache, query, seen + place(row) * length, place(row), at % model.heads, until(row),
+                  seen_values + at * size, scores);
       }
       const Linear *writer = &block.o, *last = &block.down;
       const Factors *of_writer = FACTORS(3), *of_last = FACTORS(6);
@@ -426,15 +429,16 @@ static void step(const Model& model, const Cache* caches, const Factors* factors
     norm(model.last);
     const Linear* head = &model.head;
     const Factors* none = nullptr;
-    apply(&head, &none, 1, n, rounded, hs, &logits, rows, 0);
+    int64_t before = in_turn ? rows - 1 : 0;
+    apply(&head, &none, 1, n + before * model.width, rounded, hs, &logits, rows - before, 0);
   }
 }
 
 extern "C" void decode_step(const Model* model, const Cache* caches, const Factors* factors, float* x,
                             const float* cos, const float* sin, const uint8_t* seen, int64_t rows, int64_t length,
-                            float* logits, int64_t threads) {
-  if (model->kind == 0) step<float>(*model, caches, factors, x, cos, sin, seen, rows, length, logits, threads);
-  else step<uint16_t>(*model, caches, factors, x, cos, sin, seen, rows, length, logits, threads);
+                            int64_t in_turn, float* logits, int64_t threads) {
+  (model->kind == 0 ? step<float> : step<uint16_t>)(*model, caches, factors, x, cos, sin, seen, rows, length, in_turn,
+                                                    logits, threads);
 }
 """  # fmt: skip
 for _word, _value in (("KINDS", "multiply<{}>"), ("CODED", "{}::coded")):
@@ -533,14 +537,16 @@ class DecodeKernel:
         factors: LowRankFactors,
     ) -> Tensor:  # fmt: skip
         """Logits (B, V) of x (B, d), by cosines and sines (B, D), all in float32, and which positions (B, T) are seen,
-        in bool. x is changed."""
+        in bool. x is changed. Where there is one row of positions (1, T), the tokens follow each other at its end, and
+        the logits (1, V) are those of the last."""
         kept = (CacheStruct * self._count)(
             *((keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1)) for keys, values in caches)
         )
-        logits = x.new_empty(len(x), self._outputs)
+        logits = x.new_empty(len(seen), self._outputs)
         compiled_library(SOURCE, FLAGS).decode_step(
             ctypes.byref(self._model), kept, factors.described,
-            *map(address, (x, cos, sin, seen)), *map(ctypes.c_int64, seen.shape), address(logits),
+            *map(address, (x, cos, sin, seen)),
+            *map(ctypes.c_int64, (len(x), seen.shape[1], len(seen) < len(x))), address(logits),
             ctypes.c_int64(torch.get_num_threads()),
         )  # fmt: skip
         return logits
