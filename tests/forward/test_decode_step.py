@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -141,10 +143,10 @@ def test_damage_in_sixteen_bits_is_seen(value):
 HALVES = {"BF16": (), "Q6_K": (208,)} | dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2))
 
 
-def model_in(name):
+def model_in(name, inner=512):
     """Of random blocks whose factors are small numbers, or of weights in int8."""
     torch.manual_seed(3)
-    sizes = SHAPE | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1}
+    sizes = SHAPE | {"hidden_size": 256, "intermediate_size": inner, "num_hidden_layers": 1}
     model = AutoModelForCausalLM.from_config(LlamaConfig(**sizes)).eval().requires_grad_(False)
     if name == "int8":
         return quantize(model, name)
@@ -185,10 +187,44 @@ def test_inputs_are_rounded_to_sixteen_bits_at_most(name, rows):
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_an_input_that_is_no_number_is_seen_where_inputs_are_rounded(value):
-    model = model_in("Q8_0")
+    """One of 64."""
+    model = model_in("int8")
     model.model.layers[0].post_attention_layernorm.weight[7] = value
     (ours, theirs), *_ = both(model)[0]
     assert not ours.isfinite().any() and not theirs.isfinite().any()
+
+
+@pytest.mark.parametrize("name", ["Q5_0", "Q6_K", "int8"])
+def test_a_row_is_the_same_alone_and_in_company_to_the_bit(name):
+    model, made = model_in(name), []
+    for rows in (13, 1):
+        cache, mask, ids = read(model, 13)
+        cache.batch_select_indices(torch.arange(rows))
+        mask = torch.cat([mask, mask.new_ones((13, 1))], 1)[:rows]
+        with torch.inference_mode():
+            made.append(DecodeStep.of(model)(ids[:rows], (mask.cumsum(-1) - 1)[:, -1:], mask, cache, None)[0])
+    assert torch.equal(*made)
+
+
+@pytest.mark.parametrize("inner", [96, 512])
+def test_layers_of_several_widths_and_adapters_lie_in_one_model(inner):
+    """Inputs of 96 are not rounded, those of 256 are."""
+    model = model_in("int8", inner)
+    unsettle(inject(model, LoraConfig(rank=3)), 1)
+    made, _ = both(model)
+    assert all(apart(*pair) < 6e-5 for pair in made)
+
+
+VNNI = "avx512_vnni" in (Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else "")
+
+
+@pytest.mark.skipif(not VNNI, reason="this processor does not multiply bytes")
+def test_bytes_are_multiplied_where_they_can_be(monkeypatch):
+    model = model_in("Q8_0")
+    ((rounded, _), _), _ = both(model)
+    monkeypatch.setattr(decode, "FLAGS", (*decode.FLAGS, "-DUNROUNDED"))
+    ((exact, _), _), _ = both(model)
+    assert 1e-7 < apart(rounded, exact) < 6e-5
 
 
 def test_what_it_does_not_know_is_left_to_the_model():

@@ -196,8 +196,8 @@ class GenerationBatch:
     def _by_kernel(
         self, ids: Tensor, positions: Tensor, mask: Tensor, cache: Any, rows: Sequence[GenerationRow]
     ) -> Tensor | None:
-        """Compiled code computes one token of each row, or few of one, with less rounding. None where there is none for
-        the model and the rows."""
+        """Compiled code computes one token of each row, or few of one. None where there is none for the model and the
+        rows."""
         keys, count = {row.adapter for row in rows}, ids.shape[1]
         fits = len(keys) == 1 and len(rows) <= MOST_ROWS and count <= (PROMPT if len(rows) == 1 else 1)
         if not fits or not isinstance(cache, DynamicCache) or not keeps_all(cache):

@@ -7,7 +7,7 @@
 To write a token, every weight is read once and hardly anything is computed, so the time is that of reading, and of all
 that stands between two products: a few hundred small operations, which take torch longer than the products of a small
 model. Here nothing stands between them. Weights are read as they lie, in float32, bfloat16, float16, int8 with a scale
-for each row, or blocks of a GGUF file; inputs, sums and factors are in float32. Keys and values of the token are
+for each row, or blocks of a GGUF file; sums and factors are in float32. Keys and values of the token are
 written to the last position of each block's cache (B, K, T, D), which has room for them. The model's own forward pass
 is the reference for tests.
 
@@ -41,6 +41,7 @@ KINDS = {name: number for number, name in enumerate(READERS)}
 ACTIVATIONS = {"silu": 0, "gelu-tanh": 1}
 DOTS = NUMBERS + r"""
 #include <algorithm>
+#include <memory>
 #include <vector>
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -107,15 +108,19 @@ static inline float total(Floats values) {
 struct Rounded {
   int8_t *upper, *lower;
   float *sums, *scales;
-  Rounded(int8_t* upper, int8_t* lower, float* sums, float* scales)
-    : upper(upper), lower(lower), sums(sums), scales(scales) {}
-  Rounded(int8_t* room, int64_t n) : upper((int8_t*)(((uintptr_t)room + 63) / 64 * 64)), lower(upper + n),
-    sums((float*)(lower + n)), scales(sums + n / 4) {}  // where a cache line begins
   Rounded from(int64_t row, int64_t n) const {
-    return Rounded(upper + row * n, lower + row * n, sums + row * n / 4, scales + row * n / 64);
+    return {upper + row * n, lower + row * n, sums + row * n / 4, scales + row * n / 64};
   }
 };
-static const int64_t MOST = 8;  // rows that a row of weights is read for at once
+static inline Rounded in_room(int8_t* room, int64_t n) {  // n % 64 == 0; it begins where a cache line does
+  room += (64 - (uintptr_t)room % 64) % 64;
+  return {room, room + n, (float*)(room + 2 * n), (float*)(room + 3 * n)};
+}
+#ifdef __AVX512F__
+static const int64_t MOST = 8;  // rows that a row of weights is read for at once, by the number of registers
+#else
+static const int64_t MOST = 4;
+#endif
 #ifdef MULTIPLIES_BYTES
 static const bool BYTES = true;
 typedef uint8_t Codes64 __attribute__((vector_size(64)));
@@ -126,7 +131,7 @@ static inline Codes64 two_of(Bytes32 first, Bytes32 second) {
 static inline Floats of_two(float first, float second) {
   return (Floats)_mm512_mask_mov_ps(_mm512_set1_ps(first), 0xff00, _mm512_set1_ps(second));
 }
-// The same number for each 16 bytes of a vector
+// Shifts of words of 16 bits, one for each quarter of a vector
 static inline __m512i quarters(int16_t a, int16_t b, int16_t c, int16_t d) {
   __m256i low = _mm256_set_m128i(_mm_set1_epi16(b), _mm_set1_epi16(a));
   return _mm512_inserti64x4(_mm512_castsi256_si512(low), _mm256_set_m128i(_mm_set1_epi16(d), _mm_set1_epi16(c)), 1);
@@ -141,13 +146,13 @@ static inline Floats times_bytes(Codes64 codes, const int8_t* upper, const int8_
   return (Floats)_mm512_cvtepi32_ps(sum);
 }
 static void round_inputs(const float* x, int64_t at, const Rounded& to) {
-  Floats parts[4], most = {}, none = {};
+  Floats parts[4];
+  Integers most = {};  // of the bits of sizes, above all of which lie those of what is no number
   for (int i = 0; i < 4; i++) {
     parts[i] = read(x + at + 16 * i);
-    most = (Floats)_mm512_max_ps((__m512)most, _mm512_abs_ps((__m512)parts[i]));
-    none += parts[i] * 0.0f;  // no number, if one is none
+    most = (Integers)_mm512_max_epi32((__m512i)most, (__m512i)(same_bits<Integers>(parts[i]) & 0x7fffffff));
   }
-  float largest = _mm512_reduce_max_ps((__m512)most), scale = largest / 32512.0f + total(none);
+  float largest = same_bits<float>(_mm512_reduce_max_epi32((__m512i)most)), scale = largest / 32512.0f;
   float inverse = largest > 0 ? 32512.0f / largest : 0.0f;
   for (int i = 0; i < 4; i++) {
     __m512i whole = _mm512_cvtps_epi32((__m512)(parts[i] * inverse));
@@ -169,7 +174,7 @@ static inline void rounded_dots(const T* weight, const Rounded& x, int64_t n, fl
 #pragma GCC unroll 8
     for (int row = 0; row < N; row++) {
       Floats whole = times_bytes(codes, x.upper + row * n + at, x.lower + row * n + at);
-      found[row] += whole * x.scales[(row * n + at) / 64] * factors;
+      found[row] += whole * (x.scales[(row * n + at) / 64] * factors);
       offset[row] += least * read(x.sums + (row * n + at) / 4);
     }
   });
@@ -185,7 +190,7 @@ template <class T> struct Numbers {
   static const int64_t numbers = 1, bytes = sizeof(T);
 #ifdef MULTIPLIES_BYTES
   template <class To> static inline void codes(const T* from, int64_t n, To to) {
-    Floats factors = of_two(1.0f, 1.0f), least = of_two(-128.0f, -128.0f);
+    Floats factors = Floats{} + 1.0f, least = Floats{} - 128.0f;
     for (int64_t i = 0; i < n; i += 64) to(i, loaded<Codes64>(from + i) ^ 0x80, factors, least);
   }
   template <int N> static inline void dots(const void* weight, int64_t o, const Rounded& x, int64_t n, float* sums) {
@@ -198,7 +203,6 @@ template <class T> struct Numbers {
     Floats even[N] = {}, odd[N] = {};
     int64_t i = 0;
     for (; i + 2 * W <= n; i += 2 * W) {
-      fetch_ahead(w + i);
       Floats first = read(w + i), second = read(w + i + W);
 #pragma GCC unroll 8
       for (int row = 0; row < N; row++) {
@@ -215,6 +219,7 @@ template <class T> struct Numbers {
 };
 template <class F> struct Blocks {
   static const bool coded = BYTES;
+  static const int64_t numbers = F::numbers;
 #ifdef MULTIPLIES_BYTES
   template <int N> static inline void dots(const void* weight, int64_t o, const Rounded& x, int64_t n, float* sums) {
     rounded_dots<N, F>((const uint8_t*)weight + o * (n / F::numbers) * F::bytes, x, n, sums);
@@ -255,16 +260,16 @@ struct Model {
   int64_t width, heads, groups, size, kind, activation;
 };
 
-static inline bool whole(int64_t inputs) { return inputs % 64 == 0; }
+static inline bool in_64s(int64_t inputs) { return inputs % 64 == 0; }
 // N rows, rounded where the weights have codes
 template <class R, int N>
 static inline void dots(const Linear& layer, int64_t o, const float* x, const Rounded& rounded, int64_t row,
                         float* sums) {
   int64_t n = layer.inputs;
   if constexpr (R::coded) {
-    if (whole(n)) return R::template dots<N>(layer.weight, o, rounded.from(row, n), n, sums);
+    if (R::numbers == 256 || in_64s(n)) return R::template dots<N>(layer.weight, o, rounded.from(row, n), n, sums);
   }
-  R::template dots<N>(layer.weight, o, x + row * n, n, n, sums);
+  if constexpr (!R::coded || R::numbers < 256) R::template dots<N>(layer.weight, o, x + row * n, n, n, sums);
 }
 
 template <class R>
@@ -276,9 +281,9 @@ static void multiply(const Linear& layer, const Factors* factors, const float* x
     float scale = layer.scales ? layer.scales[o] : 1.0f, bias = layer.bias ? layer.bias[o] : 0.0f, sums[MOST];
     for (int64_t row = 0; row < rows;) {
       int64_t many = rows - row >= MOST ? MOST : rows - row >= 4 ? 4 : 1;
-      many == MOST ? dots<R, MOST>(layer, o, x, rounded, row, sums)
-      : many == 4  ? dots<R, 4>(layer, o, x, rounded, row, sums)
-                   : dots<R, 1>(layer, o, x, rounded, row, sums);
+      if (many == MOST) dots<R, MOST>(layer, o, x, rounded, row, sums);
+      else if (many == 4) dots<R, 4>(layer, o, x, rounded, row, sums);
+      else dots<R, 1>(layer, o, x, rounded, row, sums);
       for (int64_t i = 0; i < many; i++, row++) {
         float value = sums[i] * scale + bias;
         if (rank) value += dot(factors->B + o * rank, h + row * rank, rank);
@@ -289,16 +294,15 @@ static void multiply(const Linear& layer, const Factors* factors, const float* x
   }
 }
 
-// By all threads together, which do not wait for each other at the end. `rounded` is each thread's own, since to wait
-// takes longer than to round.
+// Called by all threads, who need a barrier before they use y. Each thread rounds all inputs for itself, which is
+// shorter than a barrier.
 static void apply(const Linear* const* layers, const Factors* const* factors, int64_t count, const float* x,
                   const Rounded& rounded, float* const* h, float* const* y, int64_t rows, int64_t adds) {
-  static decltype(&multiply<Numbers<float>>) const by_kind[] = {KINDS};
-  static const bool coded[] = {CODED};
+  static const struct { decltype(&multiply<Numbers<float>>) multiply; bool coded; } by_kind[] = {KINDS};
   bool adapted = false, rounds = false;
   for (int64_t number = 0; number < count; number++) {
     const Factors* own = factors[number];
-    rounds = rounds || (coded[layers[number]->kind] && whole(layers[number]->inputs));
+    rounds = rounds || (by_kind[layers[number]->kind].coded && in_64s(layers[number]->inputs));
     if (!own || !own->rank) continue;
     adapted = true;
     int64_t inputs = layers[number]->inputs;
@@ -314,7 +318,7 @@ static void apply(const Linear* const* layers, const Factors* const* factors, in
 #endif
   for (int64_t number = 0; number < count; number++) {
     const Linear& layer = *layers[number];
-    by_kind[layer.kind](layer, factors[number], x, rounded, h[number], y[number], rows, adds);
+    by_kind[layer.kind].multiply(layer, factors[number], x, rounded, h[number], y[number], rows, adds);
   }
 }
 
@@ -364,8 +368,8 @@ static void step(const Model& model, const Cache* caches, const Factors* factors
 #pragma omp parallel num_threads(threads)
   {
     std::vector<float> scores(length), normed_rows(rows * model.width);
-    std::vector<int8_t> bytes(3 * most + most / 16 + 64);
-    Rounded rounded(bytes.data(), most);
+    std::unique_ptr<int8_t[]> bytes(new int8_t[BYTES ? 3 * most + most / 16 + 64 : 0]);
+    Rounded rounded = in_room(bytes.get(), most);
     float* n = normed_rows.data();
     auto place = [&](int64_t row) { return in_turn ? 0 : row; };  // in the caches
     auto until = [&](int64_t row) { return in_turn ? length - rows + row + 1 : length; };
@@ -414,7 +418,8 @@ static void step(const Model& model, const Cache* caches, const Factors* factors
       const Factors* of_pair[2] = {FACTORS(4), FACTORS(5)};
       float* fed[2] = {gate, up};
       apply(pair, of_pair, 2, n, rounded, hs, fed, rows, 0);
-#pragma omp for schedule(static)  // the places that this thread has just written
+// Static loops of equal length have equal shares: each thread reads what it has just written, and there is no barrier.
+#pragma omp for schedule(static)
       for (int64_t o = 0; o < inner; o++)
         for (int64_t i = o; i < rows * inner; i += inner) {
           float e = gate[i];
@@ -440,9 +445,7 @@ extern "C" void decode_step(const Model* model, const Cache* caches, const Facto
   (model->kind == 0 ? step<float> : step<uint16_t>)(*model, caches, factors, x, cos, sin, seen, rows, length, in_turn,
                                                     logits, threads);
 }
-"""  # fmt: skip
-for _word, _value in (("KINDS", "multiply<{}>"), ("CODED", "{}::coded")):
-    SOURCE = SOURCE.replace(_word, ", ".join(map(_value.format, READERS.values())))
+""".replace("KINDS", ", ".join(f"{{multiply<{reader}>, {reader}::coded}}" for reader in READERS.values()))  # fmt: skip
 FLAGS = ("-ftree-loop-vectorize", "-fno-math-errno", "-ffp-contract=fast")
 
 

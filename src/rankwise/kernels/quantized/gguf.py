@@ -230,8 +230,7 @@ FORMATS: Mapping[str, GgufFormat] = {
 }
 """By the name that the gguf package has for the type."""
 READ_BLOCKS = r"""
-// Blocks of GGUF, sixteen numbers at a time; where a processor multiplies bytes, as 64 codes, with a factor and a
-// second factor for each four of them
+// Blocks of GGUF, sixteen numbers at a time; where a processor multiplies bytes, 64 codes q with d and m of each four
 struct Q8_0 {
   static const int64_t numbers = 32, bytes = 34;
   template <class To> static inline void unpack(const uint8_t* block, To to) {
