@@ -46,7 +46,7 @@ DOTS = NUMBERS + r"""
 #ifdef __x86_64__
 #include <immintrin.h>
 #endif
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && !defined(UNROUNDED)
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__F16C__) && !defined(UNROUNDED)
 #define MULTIPLIES_BYTES
 #endif
 
@@ -128,8 +128,12 @@ typedef uint8_t Bytes32 __attribute__((vector_size(32)));
 static inline Codes64 two_of(Bytes32 first, Bytes32 second) {
   return (Codes64)_mm512_inserti64x4(_mm512_castsi256_si512((__m256i)first), (__m256i)second, 1);
 }
-static inline Floats of_two(float first, float second) {
-  return (Floats)_mm512_mask_mov_ps(_mm512_set1_ps(first), 0xff00, _mm512_set1_ps(second));
+static inline Floats of_two(__m128 two) {
+  const Integers places = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
+  return (Floats)_mm512_permutexvar_ps((__m512i)places, _mm512_castps128_ps512(two));
+}
+static inline Floats halves(const uint8_t* first, const uint8_t* second) {
+  return of_two(_mm_cvtph_ps(_mm_cvtsi32_si128(loaded<uint16_t>(first) | (uint32_t)loaded<uint16_t>(second) << 16)));
 }
 // Shifts of words of 16 bits, one for each quarter of a vector
 static inline __m512i quarters(int16_t a, int16_t b, int16_t c, int16_t d) {
@@ -165,17 +169,18 @@ static void round_inputs(const float* x, int64_t at, const Rounded& to) {
   Codes64 ones = (Codes64)_mm512_set1_epi8(1);
   _mm512_storeu_ps(to.sums + at / 4, (__m512)(scale * times_bytes(ones, to.upper + at, to.lower + at)));
 }
-// N rows, each of n inputs, times a row of weights
+// N rows, each of n inputs, times a row of weights. `least` is a second factor, or a number of codes for all of them.
 template <int N, class F, class T>
 static inline void rounded_dots(const T* weight, const Rounded& x, int64_t n, float* sums) {
   Floats found[N] = {}, offset[N] = {};
-  F::codes(weight, n, [&](int64_t at, Codes64 codes, Floats factors, Floats least) {
-    fetch_ahead((const char*)weight + at * F::bytes / F::numbers);
+  F::codes(weight, n, [&](int64_t at, Codes64 codes, Floats factors, auto least) {
 #pragma GCC unroll 8
     for (int row = 0; row < N; row++) {
-      Floats whole = times_bytes(codes, x.upper + row * n + at, x.lower + row * n + at);
-      found[row] += whole * (x.scales[(row * n + at) / 64] * factors);
-      offset[row] += least * read(x.sums + (row * n + at) / 4);
+      int64_t place = row * n + at;
+      Floats whole = times_bytes(codes, x.upper + place, x.lower + place) * x.scales[place / 64];
+      if constexpr (sizeof(least) == sizeof(float)) whole += least * read(x.sums + place / 4);
+      else offset[row] += least * read(x.sums + place / 4);
+      found[row] += whole * factors;
     }
   });
 #pragma GCC unroll 8
@@ -190,8 +195,10 @@ template <class T> struct Numbers {
   static const int64_t numbers = 1, bytes = sizeof(T);
 #ifdef MULTIPLIES_BYTES
   template <class To> static inline void codes(const T* from, int64_t n, To to) {
-    Floats factors = Floats{} + 1.0f, least = Floats{} - 128.0f;
-    for (int64_t i = 0; i < n; i += 64) to(i, loaded<Codes64>(from + i) ^ 0x80, factors, least);
+    for (int64_t i = 0; i < n; i += 64) {
+      fetch_ahead(from + i);
+      to(i, loaded<Codes64>(from + i) ^ 0x80, Floats{} + 1.0f, -128.0f);
+    }
   }
   template <int N> static inline void dots(const void* weight, int64_t o, const Rounded& x, int64_t n, float* sums) {
     rounded_dots<N, Numbers>((const T*)weight + o * n, x, n, sums);

@@ -241,8 +241,9 @@ struct Q8_0 {
 #ifdef MULTIPLIES_BYTES
   template <class To> static inline void codes(const uint8_t* block, int64_t n, To to) {
     for (int64_t i = 0; i < n; i += 64, block += 2 * bytes) {
-      Floats d = of_two(half(block), half(block + bytes));
-      to(i, two_of(loaded<Bytes32>(block + 2), loaded<Bytes32>(block + bytes + 2)) ^ 0x80, d, -128.0f * d);
+      fetch_ahead(block);
+      Codes64 code = two_of(loaded<Bytes32>(block + 2), loaded<Bytes32>(block + bytes + 2)) ^ 0x80;
+      to(i, code, halves(block, block + bytes), -128.0f);
     }
   }
 #endif
@@ -266,6 +267,7 @@ template <bool FIFTH, int CENTRE> struct Low {
   template <class To> static inline void codes(const uint8_t* block, int64_t n, To to) {
     for (int64_t i = 0; i < n; i += 64, block += 2 * bytes) {
       const uint8_t* next = block + bytes;
+      fetch_ahead(block);
       __m512i both = _mm512_broadcast_i32x4(loaded<__m128i>(block + bytes - 16));
       both = _mm512_mask_broadcast_i32x4(both, 0xff00, loaded<__m128i>(next + bytes - 16));
       Codes64 code = (Codes64)_mm512_srlv_epi16(both, quarters(0, 4, 0, 4)) & 15;
@@ -273,8 +275,8 @@ template <bool FIFTH, int CENTRE> struct Low {
         uint64_t fifth = loaded<uint32_t>(block + factors) | (uint64_t)loaded<uint32_t>(next + factors) << 32;
         code = (Codes64)_mm512_mask_add_epi8((__m512i)code, fifth, (__m512i)code, _mm512_set1_epi8(16));
       }
-      Floats d = of_two(half(block), half(next));
-      to(i, code, d, CENTRE ? d * (float)-CENTRE : of_two(half(block + 2), half(next + 2)));
+      if constexpr (CENTRE) to(i, code, halves(block, next), (float)-CENTRE);
+      else to(i, code, halves(block, next), halves(block + 2, next + 2));
     }
   }
 #endif
@@ -299,16 +301,18 @@ template <int64_t FIFTH> struct K {  // bytes of fifth bits before the codes
   }
 #ifdef MULTIPLIES_BYTES
   template <class To> static inline void codes(const uint8_t* block, int64_t n, To to) {
+    const Floats signs = {1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1};
     for (int64_t i = 0; i < n; i += 256, block += bytes) {
       uint32_t first = loaded<uint32_t>(block + 4), second = loaded<uint32_t>(block + 8);
       uint32_t third = loaded<uint32_t>(block + 12), low = 0x0f0f0f0f, six = 0x3f3f3f3f, two = 0x30303030;
       uint32_t both[4] = {first & six, (third & low) | (first >> 2 & two), second & six,
                           (third >> 4 & low) | (second >> 2 & two)};
       Floats factors = TO(Floats, (Integers)read_codes((const uint8_t*)both));
-      factors *= of_two(half(block), -half(block + 2));  // eight d, then eight m
+      factors *= halves(block, block + 2) * signs;  // eight d, then eight m
 #pragma GCC unroll 4
       for (int part = 0; part < 4; part++) {
         __m512i pair = _mm512_broadcast_i64x4(loaded<__m256i>(block + 16 + FIFTH + 32 * part));
+        fetch_ahead(block + 36 * part);
         Codes64 code = (Codes64)_mm512_srlv_epi16(pair, quarters(0, 0, 4, 4)) & 15;
         if (FIFTH) {
           __m512i fifth = _mm512_broadcast_i64x4(loaded<__m256i>(block + 16));
@@ -345,8 +349,9 @@ struct Q6_K {
         __m512i upper = _mm512_broadcast_i64x4(loaded<__m256i>(block + 128 + part / 2 * 32));
         upper = _mm512_srlv_epi16(upper, part % 2 ? quarters(4, 4, 6, 6) : quarters(0, 0, 2, 2));
         Codes64 lower = loaded<Codes64>(block + part / 2 * 64) >> part % 2 * 4 & 15;
-        Floats d = chosen(factors, 4 * part, 4 * part + 1, 4 * part + 2, 4 * part + 3);
-        to(i + 64 * part, lower | ((Codes64)upper & 3) << 4, d, -32.0f * d);
+        fetch_ahead(block + 52 * part);
+        to(i + 64 * part, lower | ((Codes64)upper & 3) << 4,
+           chosen(factors, 4 * part, 4 * part + 1, 4 * part + 2, 4 * part + 3), -32.0f);
       }
     }
   }
