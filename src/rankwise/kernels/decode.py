@@ -41,6 +41,7 @@ KINDS = {name: number for number, name in enumerate(READERS)}
 ACTIVATIONS = {"silu": 0, "gelu-tanh": 1}
 DOTS = NUMBERS + r"""
 #include <algorithm>
+#include <initializer_list>
 #include <memory>
 #include <vector>
 #ifdef __x86_64__
@@ -279,10 +280,11 @@ static inline void dots(const Linear& layer, int64_t o, const float* x, const Ro
   if constexpr (!R::coded || R::numbers < 256) R::template dots<N>(layer.weight, o, x + row * n, n, n, sums);
 }
 
+struct Product { const Linear& layer; const Factors& factors; float *h, *y; };
 template <class R>
-static void multiply(const Linear& layer, const Factors* factors, const float* x, const Rounded& rounded,
-                     const float* h, float* y, int64_t rows, int64_t adds) {
-  int64_t n = layer.inputs, rank = factors ? factors->rank : 0;
+static void multiply(const Product& one, const float* x, const Rounded& rounded, int64_t rows, bool adds) {
+  const Linear& layer = one.layer;
+  int64_t rank = one.factors.rank;
 #pragma omp for schedule(static) nowait
   for (int64_t o = 0; o < layer.outputs; o++) {
     float scale = layer.scales ? layer.scales[o] : 1.0f, bias = layer.bias ? layer.bias[o] : 0.0f, sums[MOST];
@@ -293,8 +295,8 @@ static void multiply(const Linear& layer, const Factors* factors, const float* x
       else dots<R, 1>(layer, o, x, rounded, row, sums);
       for (int64_t i = 0; i < many; i++, row++) {
         float value = sums[i] * scale + bias;
-        if (rank) value += dot(factors->B + o * rank, h + row * rank, rank);
-        float* out = y + row * layer.outputs + o;
+        if (rank) value += dot(one.factors.B + o * rank, one.h + row * rank, rank);
+        float* out = one.y + row * layer.outputs + o;
         *out = adds ? *out + value : value;
       }
     }
@@ -303,30 +305,27 @@ static void multiply(const Linear& layer, const Factors* factors, const float* x
 
 // Called by all threads, who need a barrier before they use y. Each thread rounds all inputs for itself, which is
 // shorter than a barrier.
-static void apply(const Linear* const* layers, const Factors* const* factors, int64_t count, const float* x,
-                  const Rounded& rounded, float* const* h, float* const* y, int64_t rows, int64_t adds) {
+static void apply(std::initializer_list<Product> products, const float* x, const Rounded& rounded, int64_t rows,
+                  bool adds) {
   static const struct { decltype(&multiply<Numbers<float>>) multiply; bool coded; } by_kind[] = {KINDS};
   bool adapted = false, rounds = false;
-  for (int64_t number = 0; number < count; number++) {
-    const Factors* own = factors[number];
-    rounds = rounds || (by_kind[layers[number]->kind].coded && in_64s(layers[number]->inputs));
-    if (!own || !own->rank) continue;
+  int64_t n = products.begin()->layer.inputs;
+  for (const Product& one : products) {
+    const Factors& own = one.factors;
+    rounds = rounds || (by_kind[one.layer.kind].coded && in_64s(n));
+    if (!own.rank) continue;
     adapted = true;
-    int64_t inputs = layers[number]->inputs;
 #pragma omp for schedule(static) nowait
-    for (int64_t at = 0; at < rows * own->rank; at++)
-      h[number][at] = dot(own->A + at % own->rank * inputs, x + at / own->rank * inputs, inputs);
+    for (int64_t at = 0; at < rows * own.rank; at++)
+      one.h[at] = dot(own.A + at % own.rank * n, x + at / own.rank * n, n);
   }
   if (adapted) {
 #pragma omp barrier
   }
 #ifdef MULTIPLIES_BYTES
-  for (int64_t at = 0; rounds && at < rows * layers[0]->inputs; at += 64) round_inputs(x, at, rounded);
+  for (int64_t at = 0; rounds && at < rows * n; at += 64) round_inputs(x, at, rounded);
 #endif
-  for (int64_t number = 0; number < count; number++) {
-    const Linear& layer = *layers[number];
-    by_kind[layer.kind].multiply(layer, factors[number], x, rounded, h[number], y[number], rows, adds);
-  }
+  for (const Product& one : products) by_kind[one.layer.kind].multiply(one, x, rounded, rows, adds);
 }
 
 static void normed(const float* x, const float* factor, float eps, int64_t n, float* y) {
@@ -366,11 +365,11 @@ static void step(const Model& model, const Cache* caches, const Factors* factors
                  int64_t threads) {
   const Block& first = model.blocks[0];
   int64_t size = model.size, wide = model.heads * size, few = model.groups * size, inner = first.gate.outputs, rank = 0;
-  for (int64_t at = 0; factors && at < 7 * model.count; at++) rank = std::max(rank, factors[at].rank);
+  for (int64_t at = 0; at < 7 * model.count; at++) rank = std::max(rank, factors[at].rank);
   std::vector<float> room(rows * (2 * wide + 2 * few + 2 * inner + 3 * rank));
   float *q = room.data(), *k = q + rows * wide, *v = k + rows * few, *seen_values = v + rows * few;
   float *gate = seen_values + rows * wide, *up = gate + rows * inner, *h = up + rows * inner;
-  float* hs[3] = {h, h + rows * rank, h + 2 * rows * rank};
+  float *h2 = h + rows * rank, *h3 = h2 + rows * rank;
   int64_t most = (rows * std::max(std::max(model.width, wide), inner) + 63) / 64 * 64;
 #pragma omp parallel num_threads(threads)
   {
@@ -387,13 +386,9 @@ static void step(const Model& model, const Cache* caches, const Factors* factors
     for (int64_t number = 0; number < model.count; number++) {
       const Block& block = model.blocks[number];
       const Cache& cache = caches[number];
-      const Factors* own = factors ? factors + 7 * number : nullptr;
-#define FACTORS(at) (own ? own + at : nullptr)
+      const Factors* own = factors + 7 * number;
       norm(block.norm);
-      const Linear* readers[3] = {&block.q, &block.k, &block.v};
-      const Factors* of_readers[3] = {FACTORS(0), FACTORS(1), FACTORS(2)};
-      float* read_values[3] = {q, k, v};
-      apply(readers, of_readers, 3, n, rounded, hs, read_values, rows, 0);
+      apply({{block.q, own[0], h, q}, {block.k, own[1], h2, k}, {block.v, own[2], h3, v}}, n, rounded, rows, false);
 #pragma omp barrier
 #pragma omp for schedule(static)
       for (int64_t at = 0; at < rows * model.groups; at++) {
@@ -416,15 +411,10 @@ static void step(const Model& model, const Cache* caches, const Factors* factors
         attend<C>(model, cache, query, seen + place(row) * length, place(row), at % model.heads, until(row),
                   seen_values + at * size, scores);
       }
-      const Linear *writer = &block.o, *last = &block.down;
-      const Factors *of_writer = FACTORS(3), *of_last = FACTORS(6);
-      apply(&writer, &of_writer, 1, seen_values, rounded, hs, &x, rows, 1);
+      apply({{block.o, own[3], h, x}}, seen_values, rounded, rows, true);
 #pragma omp barrier
       norm(block.middle);
-      const Linear* pair[2] = {&block.gate, &block.up};
-      const Factors* of_pair[2] = {FACTORS(4), FACTORS(5)};
-      float* fed[2] = {gate, up};
-      apply(pair, of_pair, 2, n, rounded, hs, fed, rows, 0);
+      apply({{block.gate, own[4], h, gate}, {block.up, own[5], h2, up}}, n, rounded, rows, false);
 // Static loops of equal length have equal shares: each thread reads what it has just written, and there is no barrier.
 #pragma omp for schedule(static)
       for (int64_t o = 0; o < inner; o++)
@@ -435,14 +425,12 @@ static void step(const Model& model, const Cache* caches, const Factors* factors
             : 0.5f * e * (1.0f + std::tanh(0.7978845608028654f * (e + 0.044715f * e * e * e)));
           gate[i] = active * up[i];
         }
-      apply(&last, &of_last, 1, gate, rounded, hs, &x, rows, 1);
+      apply({{block.down, own[6], h, x}}, gate, rounded, rows, true);
 #pragma omp barrier
     }
     norm(model.last);
-    const Linear* head = &model.head;
-    const Factors* none = nullptr;
     int64_t before = in_turn ? rows - 1 : 0;
-    apply(&head, &none, 1, n + before * model.width, rounded, hs, &logits, rows - before, 0);
+    apply({{model.head, Factors{}, h, logits}}, n + before * model.width, rounded, rows - before, false);
   }
 }
 
