@@ -160,14 +160,14 @@ def llama_cpp_serving(made: Made, library: Path | None) -> Iterator[tuple[tuple[
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ) as process:  # fmt: skip
         try:
-            _wait_for(port, process)
+            wait_for(port, process)
             yield ("127.0.0.1", port), process.pid
         finally:
             process.terminate()
             process.wait(60)
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     for _ in range(600):
         assert process.poll() is None, "llama_cpp.server ended"
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):

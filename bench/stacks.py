@@ -39,6 +39,8 @@ class Case:
     dropout: float = 0.0
     joined: bool = False
     max_batch_tokens: int = 2048
+    rows: str = ""
+    """A file of rows to take instead of Dolly's."""
 
     @property
     def alpha(self) -> int:
@@ -130,10 +132,14 @@ class StepBatches:
 
 
 def peft_stack(name: str, count: int, case: Case) -> Step:
-    """A loop as peft's documentation has it, over padded batches with their mask and labels. `best`: adapters in
-    bfloat16 too, the fused optimizer, memory kept, float32 products that may be made of bfloat16 ones, and rows of like
-    length together, padded on the right and so without a mask; `packed`: that, with rows packed and kept apart by their
-    positions."""
+    return peft_loop(name, count, case)[1]
+
+
+def peft_loop(name: str, count: int, case: Case, rate: float = RATE, decay_over: int = 0) -> tuple[Any, Step]:
+    """The model, and a step of a loop as peft's documentation has it, over padded batches with their mask and labels.
+    `best`: adapters in bfloat16 too, the fused optimizer, memory kept, float32 products that may be made of bfloat16
+    ones, and rows of like length together, padded on the right and so without a mask; `packed`: that, with rows packed
+    and kept apart by their positions. The rate falls to zero in `decay_over` steps, or stays."""
     import torch
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
@@ -155,7 +161,7 @@ def peft_stack(name: str, count: int, case: Case) -> Step:
     begin_at(module, first)
     module.train()
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=best)
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0, fused=best)
     arrange = pack if name == "peft-packed" else portion
     batches = Batches(sequences(model, count, case), case.batch, case.max_batch_tokens if best else 10**9, 0, arrange)
 
@@ -168,6 +174,8 @@ def peft_stack(name: str, count: int, case: Case) -> Step:
 
     def step(number: int) -> float:
         total, parts = 0.0, batches.at(number)
+        if decay_over:
+            optimizer.param_groups[0]["lr"] = rate * (1 - number / decay_over)
         supervised = sum(int(batch.loss_mask.sum()) for batch in parts)
         for batch in parts:
             mask = (
@@ -183,7 +191,7 @@ def peft_stack(name: str, count: int, case: Case) -> Step:
         optimizer.zero_grad()
         return total
 
-    return step
+    return module, step
 
 
 def peft_settings(case: Case) -> dict[str, Any]:
@@ -218,7 +226,8 @@ def sequences(model: Any, count: int, case: Case) -> list[Any]:
     from rankwise.rows.text.encode import Encoder
     from rankwise.rows.text.tokenize import Tokens
 
-    spec = DataConfig(path=str(Path(os.environ["RANKWISE_DATA"]) / "dolly" / "train.jsonl"), max_length=512)
+    rows = case.rows or str(Path(os.environ["RANKWISE_DATA"]) / "dolly" / "train.jsonl")
+    spec = DataConfig(path=rows, max_length=512)
     reading = open_source(spec, spec.all_sources[0])
     examples = [example for chunk in reading.chunks() for row in chunk for example in row]
     outcomes = Encoder(model.template, model.tokenizer, spec, 512).encode(
