@@ -60,7 +60,7 @@ class DecodeStep:
         self._count = len(blocks)
         unpacks = any(isinstance(spec.weight, QuantizedTensor) for spec in specs)
         self.most_tokens = PROMPT if unpacks else 1
-        """Of one row, which it reads faster than the model does."""
+        """The most tokens of one row that are read faster here than by the model."""
         self._kernel = DecodeKernel(blocks, parts.last.factor.float(), head, self._settings)
         self._factors: dict[str | None, LowRankFactors | None] = {}
 
