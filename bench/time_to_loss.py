@@ -11,12 +11,13 @@ A LoRA adapter of rank 16 and alpha 32 on all linear layers of SmolLM2-135M-Inst
     unsloth-cpu   Unsloth on the CPU, without checkpointing, 8 rows a step. Both of its flags are on; the one for frozen
                   weights has no effect where Unsloth takes bfloat16, as on this processor
 
-The others run at three rates each. Each run compiles its code anew. While the others train, their adapters are saved
-eight times, with the clock stopped, and one process measures the held-out loss of each; rankwise validates as often,
-and that time counts. The loss to reach is the highest of the lowest losses, each stack's at its own best rate, so that
-all reach it; times to half of the fall to it stand beside. Between two measured losses time is a straight line.
-Finished cells, a set with a stack and a rate, lie in FOLDER/cells.jsonl. TRL needs the extra `bench`, and Unsloth an
-environment of its own (make .venv-engines-unsloth/.ready).
+The others run at three rates each. Each run compiles its code anew; for that, what rankwise's cache has compiled is
+removed. While the others train, their adapters are saved eight times, with the clock stopped, and one process measures
+the held-out loss of each; rankwise validates after every step (6 to 15 of them), and that time counts. The loss to
+reach is the highest of the lowest losses, each stack's at its own best rate, so that all reach it; times to half of the
+fall to it stand beside. Between two measured losses time is a straight line. Finished cells, a set with a stack and a
+rate, lie in FOLDER/cells.jsonl. TRL needs the extra `bench`, and Unsloth an environment of its own
+(make .venv-engines-unsloth/.ready).
 """
 
 from __future__ import annotations
@@ -141,10 +142,10 @@ def ours(cell: Cell, folder: Path) -> Points:
     """Each validation as it is written."""
     from rankwise.system.cache import cache_folder
 
-    task, run, every = cell[0], folder / "runs" / cell[0], max(1, ROWS[cell[0]] // 16 // LOOKS)
+    task, run = cell[0], folder / "runs" / cell[0]
     shutil.rmtree(cache_folder() / "compiled", ignore_errors=True)
     words = [sys.executable, "-m", "rankwise", "train", "--model", MODEL, "--data", f"{task}-learned.jsonl", "--epochs"]
-    words += ["1", "--validation-data", f"{task}-measured.jsonl", "--validate-every", str(every)]
+    words += ["1", "--validation-data", f"{task}-measured.jsonl", "--validate-every", "1"]
     words += ["--run", task, "--quiet"]
     began, found = time.time(), list[tuple[float, float]]()
     shutil.rmtree(run, ignore_errors=True)

@@ -20,20 +20,8 @@ from typing import Any
 SYSTEM = "Answer with one query for SQLite."
 PARENTS, CHILDREN = 12, 60
 FIRST = (
-    "amber",
-    "bright",
-    "calm",
-    "dusty",
-    "early",
-    "faint",
-    "gentle",
-    "hollow",
-    "iron",
-    "jade",
-    "keen",
-    "late",
-    "pale",
-)
+    "amber", "bright", "calm", "dusty", "early", "faint", "gentle", "hollow", "iron", "jade", "keen", "late", "pale",
+)  # fmt: skip
 SECOND = ("anchor", "bridge", "cedar", "delta", "ember", "field", "grove", "hill", "inlet", "jetty", "knoll", "lake")
 
 
