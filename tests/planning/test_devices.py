@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 
 from rankwise.errors import ConfigError
+from rankwise.planning import devices
 from rankwise.planning.devices import (
-    BFLOAT16,
     DEVICES,
     GIB,
     apple,
     find_device,
+    flags_in,
+    float32_rate,
     graphics_cards,
+    processor_with,
     read_cards,
-    read_processor,
     this_machine,
 )
 from rankwise.system.memory import available_memory
@@ -93,29 +96,32 @@ def test_a_larger_mac_gives_its_gpu_more():
     assert apple("m1", 16).rate("bfloat16") == pytest.approx(2.65e12, rel=0.01)
 
 
-AMX = "flags\t\t: fpu avx2 avx512f avx512_bf16 amx_bf16 amx_tile\ncpu MHz\t\t: 800.0\n"
-ZEN = "cpu MHz\t\t: 2600.0\ncpu MHz\t\t: 3100.5\nflags\t\t: fpu avx2 avx512f avx512_bf16\n"
+AMX = "flags\t\t: fpu avx2 avx512f avx512_bf16 amx_bf16 amx_tile\n"
+ZEN = "vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx2 avx512f avx512_bf16 avx512_fp16\n"
+XEON = "vendor_id : GenuineIntel\nflags : avx2 avx512f avx512_bf16 avx512_fp16 avx_vnni\n"
 
 
-def test_a_processors_rate_is_cores_times_clock_times_its_widest_products():
-    assert read_processor(ZEN, "AMD EPYC", 4).rate("bfloat16") == 4 * 3100.5e6 * 128
-    assert read_processor(ZEN, "AMD EPYC", 4).rate("float32") == 4 * 3100.5e6 * 64
-    amx = read_processor(AMX, "Intel(R) Xeon(R) CPU @ 2.00GHz", 2)
-    assert amx.rate("bfloat16") == 2 * 2e9 * 1024  # the name's clock, not that of a core at rest
-    assert read_processor(AMX, "x", 1, highest=3e9).rate("bfloat16") == 3e9 * 1024
-    assert read_processor("flags : avx2\ncpu MHz : 3000\n", "old", 8).rate("bfloat16") is None
-    assert read_processor("", "unknown", 8).rate("float32") is None
+@pytest.mark.parametrize(
+    ("cpuinfo", "times", "dtype"),
+    [
+        (AMX, 16, "bfloat16"), (ZEN, 2, "bfloat16"), (XEON, 0.5, "float32"),  # Intel's without AMX is slower
+        ("flags : avx2\n", None, "float32"), ("Features : asimd bf16\n", None, "bfloat16"), ("", None, "float32"),
+    ],
+)  # fmt: skip
+def test_a_processors_rate_in_bfloat16_is_a_multiple_of_what_was_measured_in_float32(cpuinfo, times, dtype):
+    found = processor_with(flags_in(cpuinfo), 2e11)
+    assert (found.rate("float32"), found.rate("bfloat16"), found.dtype) == (2e11, times and times * 2e11, dtype)
 
 
-XEON = "vendor_id : GenuineIntel\nflags : avx2 avx512f avx512_bf16 avx512_fp16 {}\ncpu MHz : 2600.0\n"
-
-
-def test_intels_bfloat16_without_amx_is_slower_than_float32():
-    hidden = read_processor(XEON.format("avx_vnni"), "Xeon", 2)
-    assert hidden.rate("bfloat16") == 2 * 2.6e9 * 32 == (hidden.rate("float32") or 0) / 2
-    assert not hidden.flags.intersection(BFLOAT16)
-    for fast in (XEON.format("amx_bf16"), XEON.format("").replace("GenuineIntel", "AuthenticAMD"), ZEN):
-        assert read_processor(fast, "x", 2).flags.intersection(BFLOAT16)
+@pytest.mark.parametrize(("given", "times"), [(None, 1), ("", 1), ("4", 1), ("8", 1), ("1", 4), ("2,1", 1)])
+def test_the_rate_in_float32_is_that_of_the_fastest_product_on_all_cores(monkeypatch, given, times):
+    clock = iter([0.0, *[0.0, 0.5], *[0.5, 0.75], *[1.0, 2.0], 2.0])  # a product takes what lies between two
+    monkeypatch.setattr(devices, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(devices, "usable_cores", lambda: 4)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert float32_rate.__wrapped__() == times * 2 * 1024**3 / 0.25
 
 
 def test_this_machine_has_the_memory_that_is_free():

@@ -5,9 +5,9 @@ in float16, twice as much again; training has neither. `bfloat16` is the rate of
 where the card cannot multiply bfloat16 (rankwise computes in float32 there); `float32` that of its ordinary units.
 
 A device is one of the list, or what is here: this processor and its free memory, the cards that nvidia-smi tells of, or
-Apple's chip. A processor's rate is cores x clock x operations in each cycle, by the widest products that its flags
-name. It is an assumption: virtual machines tell a base clock, laptops a clock they cannot hold, and not every core has
-two units. A probe (time.py) knows better.
+Apple's chip. A processor's rate in float32 is measured, by a few matrix products of numpy, since neither the clock nor
+the cores that a system tells say what a virtual machine or a laptop can do. The rate in bfloat16 is a multiple of it, by
+the widest products that the flags name. Of a whole step a probe (time.py) knows better.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import suppress
+import time
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -237,50 +238,29 @@ def _plain(name: str) -> str:
 HERE = (None, "auto", "cpu", "cuda", "mps")
 """Names of what this machine has."""
 CPUINFO = Path("/proc/cpuinfo")
-HIGHEST_CLOCK = Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
+SIDE, MEASURED_FOR = 1024, 0.1
+"""Rows and columns of the matrices whose product is timed, and for how many seconds that is repeated."""
 PATIENCE = 5.0
 """Seconds that another program may take to answer."""
 
 
 @dataclass(frozen=True)
 class Instructions:
-    """`cycle` is operations of one core in one cycle."""
+    """By which a processor multiplies in bfloat16, `times` as many operations in a cycle as in float32."""
 
     flag: str
-    dtype: str
-    cycle: int
+    times: float
     source: str
 
 
 HALF_RATE = "avx512_bf16 at half the rate of float32"
 """In place of `avx512_bf16` where a processor has the instruction and is slower for it."""
-BOTH_UNITS = "two units of 512 bits: 16 sums each in float32"
 INSTRUCTIONS = (
-    Instructions("amx_bf16", "bfloat16", 1024, "Intel: 1,024 bfloat16 operations in each cycle of a core with AMX"),
-    Instructions("avx512_bf16", "bfloat16", 128, f"VDPBF16PS, two products for each sum (wikichip.org); {BOTH_UNITS}"),
-    Instructions("avx512f", "float32", 64, BOTH_UNITS),
-    Instructions("avx2", "float32", 32, "two units of 256 bits: 8 sums each in float32"),
-    Instructions(HALF_RATE, "bfloat16", 32, "VDPBF16PS in every second cycle: half the sums of float32 (design/0004)"),
+    Instructions("amx_bf16", 16, "Intel: 1,024 operations in each cycle of a core with AMX, and 64 in float32"),
+    Instructions("avx512_bf16", 2, "VDPBF16PS, two products for each sum (wikichip.org)"),
+    Instructions(HALF_RATE, 0.5, "VDPBF16PS in every second cycle (design/0004)"),
 )
-"""The first that a processor has decides for its dtype."""
-
-
-@dataclass(frozen=True)
-class Processor:
-    name: str
-    cores: int
-    clock: float | None
-    """Cycles per second, as the system tells it."""
-    flags: frozenset[str]
-
-    def instructions(self, dtype: str) -> Instructions | None:
-        return next((known for known in INSTRUCTIONS if known.flag in self.flags and known.dtype == dtype), None)
-
-    def rate(self, dtype: str) -> float | None:
-        known = self.instructions(dtype)
-        return self.cores * self.clock * known.cycle if known is not None and self.clock else None
-
-
+"""The first that a processor has decides."""
 BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")
 """Flags of processors that multiply faster in it than in float32."""
 
@@ -331,32 +311,44 @@ def this_machine() -> Device:
 
 
 def this_processor() -> Device:
-    found = processor()
-    dtype = "bfloat16" if found.flags.intersection(BFLOAT16) else "float32"
-    known = found.instructions(dtype)
-    clock = f"{found.clock / 1e9:.2f} GHz" if found.clock else "an unknown clock"
-    how = (
-        f"{known.cycle} operations per cycle ({known.flag}; {known.source})"
-        if known
-        else "an unknown number of operations per cycle"
-    )
+    flags = flags_in(_cpuinfo())
+    return processor_with(flags, float32_rate())
+
+
+def processor_with(flags: frozenset[str], float32: float) -> Device:
+    """This processor, with the memory that is free now, as one with these flags and this rate in float32."""
+    known = next((one for one in INSTRUCTIONS if one.flag in flags), None)
+    source = f"measured: {float32 / 1e9:.0f} GFLOP/s in float32 on {usable_cores()} cores"
     return Device(
-        found.name, "processor", available_memory(), 0, found.rate("bfloat16"), found.rate("float32"),
-        f"assumed: {found.cores} cores x {clock} x {how}", dtype, known and known.flag, found.flags,
+        processor_name(), "processor", available_memory(), 0, known and known.times * float32, float32,
+        source if known is None else f"{source}; assumed: {known.times:g} times that ({known.flag}; {known.source})",
+        "bfloat16" if flags.intersection(BFLOAT16) else "float32", known and known.flag, flags,
     )  # fmt: skip
 
 
-def processor() -> Processor:
-    text = CPUINFO.read_text(encoding="utf-8") if CPUINFO.exists() else ""
-    clock = None
-    with suppress(OSError, ValueError):
-        clock = float(HIGHEST_CLOCK.read_text(encoding="utf-8")) * 1e3
-    return read_processor(text, processor_name(), usable_cores(), clock)
+@cache
+def float32_rate() -> float:
+    """Operations that all cores together make in a second in matrix products of numpy, the fastest of several. Where the
+    environment gives this process fewer threads than there are cores, so many times as many."""
+    import numpy as np  # takes a tenth of a second
+
+    square, seconds, began = np.ones((SIDE, SIDE), np.float32), list[float](), time.perf_counter()
+    while len(seconds) < 3 or time.perf_counter() - began < MEASURED_FOR:
+        start = time.perf_counter()
+        _ = square @ square
+        seconds.append(time.perf_counter() - start)
+    cores, given = usable_cores(), os.environ.get("OMP_NUM_THREADS", "")
+    threads = min(cores, int(given)) if given.isdecimal() and int(given) else cores
+    return 2 * SIDE**3 / min(seconds) * cores / threads
 
 
 def processor_vendor() -> str:
     """As the processor calls its maker, such as `GenuineIntel`; empty where the system does not tell it."""
-    return _vendor(CPUINFO.read_text(encoding="utf-8") if CPUINFO.exists() else "") or platform.processor()
+    return _vendor(_cpuinfo()) or platform.processor()
+
+
+def _cpuinfo() -> str:
+    return CPUINFO.read_text(encoding="utf-8") if CPUINFO.exists() else ""
 
 
 def _vendor(cpuinfo: str) -> str:
@@ -364,15 +356,10 @@ def _vendor(cpuinfo: str) -> str:
     return line[1] if line is not None else ""
 
 
-def read_processor(cpuinfo: str, name: str, cores: int, highest: float | None = None) -> Processor:
-    """`highest`, or the clock in the name, or the fastest that a core runs with now."""
+def flags_in(cpuinfo: str) -> frozenset[str]:
     found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
     listed = frozenset(found[1].split()) if found is not None else frozenset[str]()
-    flags = with_rates(listed, _vendor(cpuinfo))
-    named = re.search(r"@ ([\d.]+)GHz", name)
-    told = [float(clock) * 1e6 for clock in re.findall(r"^cpu MHz\s*:\s*([\d.]+)$", cpuinfo, re.MULTILINE)]
-    clock = highest or (float(named[1]) * 1e9 if named is not None else max(told, default=None))
-    return Processor(name, cores, clock, flags)
+    return with_rates(listed, _vendor(cpuinfo))
 
 
 def graphics_cards() -> list[Device]:

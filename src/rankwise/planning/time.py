@@ -1,6 +1,7 @@
 """How long a step takes, and the whole run.
 
-    seconds = operations / (rate x efficiency)     by assumption, and on a GPU no less than its kernels take to start
+    seconds = operations / (rate x efficiency)     the rate is a card's by its maker's word, and a processor's as it was
+                                                   measured; a GPU takes no less than its kernels need to start
             + numbers unpacked / rate of unpacking of each micro-batch, where weights are packed
     seconds = a + b x tokens                       as a probe measured it: two steps of different size
 
@@ -57,21 +58,22 @@ EFFICIENCIES: dict[Kind, Efficiency] = {
 }
 PROCESSORS = {
     "avx512_bf16": Efficiency(
-        Estimate(0.40, 0.73, 1.02),
-        "docs/speed.md, two cores that report 2.6 GHz and run faster, so 665 GFLOP/s are assumed: the starter model "
-        "reached 482 with the fused backend and 264 with the eager one, and a model of 7B parameters 679",
+        Estimate(0.28, 0.58, 0.80),
+        "docs/speed.md, of the best product in bfloat16, which is 1.05 times the rate that is assumed here: the starter "
+        "model reached 53 % with the compiled backend and 28 % with the eager one, and models of 0.5B, 1.5B and 7B "
+        "parameters 73, 77 and 70 %",
     ),
     "amx_bf16": Efficiency(
         Estimate(0.17, 0.24, 0.34),
-        "matrix products on two cores with AMX reached 1.8 to 2.4 of the assumed 5.3 TFLOP/s; training reached half of "
-        "the rate of such products on the starter model and three quarters on 7B parameters, on another processor "
-        "(docs/speed.md)",
+        "matrix products on two cores with AMX reached 1.8 to 2.4 of the 5.3 TFLOP/s that their clock would give; "
+        "training reached half of the rate of such products on the starter model and three quarters on 7B parameters, "
+        "on another processor (docs/speed.md)",
     ),
     "float32": Efficiency(
         Estimate(0.25, 0.55, 0.85),
-        "lab/LOG.md, 2026-11-28: one core of a Xeon: the starter model reached 0.71 of the assumed rate with LoRA and "
-        "the fused backend, and 0.63 with full fine-tuning and the eager one; on two cores of an EPYC full fine-tuning "
-        "reached 0.40 (docs/speed.md); the range around this is a guess",
+        "lab/LOG.md, 2026-11-28: of 64 operations in a cycle of a core, the starter model reached 0.71 on one core of "
+        "a Xeon with LoRA and the fused backend, and 0.63 with full fine-tuning and the eager one; on two cores of an "
+        "EPYC full fine-tuning reached 0.40 (docs/speed.md); the range around this is a guess",
     ),
 }
 IMAGES_SOURCE = (
@@ -109,7 +111,7 @@ class Step:
 @dataclass(frozen=True)
 class Speed:
     rate: float
-    """Operations per second that were assumed."""
+    """Operations per second, by `source`."""
     efficiency: Efficiency
     launch: Estimate
     """Seconds that a micro-batch takes at least: a GPU computes while its next operation is prepared."""
