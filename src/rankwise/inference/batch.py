@@ -36,7 +36,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from rankwise.constraints.matcher import Matcher
 from rankwise.errors import EvaluationError
-from rankwise.forward.decode_step import MOST_ROWS, PROMPT, DecodeStep
+from rankwise.forward.decode_step import MOST_ROWS, DecodeStep
 from rankwise.inference.kv_cache import RoomyLayer, cache_name, is_of_keys_and_values, new_cache
 from rankwise.inference.prefixes import Prefixes
 from rankwise.inference.sampling import GREEDY, Chosen, Sampler, chosen
@@ -199,7 +199,7 @@ class GenerationBatch:
         """Compiled code computes one token of each row, or few of one. None where there is none for the model and the
         rows."""
         keys, count = {row.adapter for row in rows}, ids.shape[1]
-        fits = len(keys) == 1 and len(rows) <= MOST_ROWS and count <= (PROMPT if len(rows) == 1 else 1)
+        fits = len(keys) == 1 and len(rows) <= MOST_ROWS and (len(rows) == 1 or count == 1)
         if not fits or not isinstance(cache, DynamicCache) or not keeps_all(cache):
             return None
         if not self._kernel:
