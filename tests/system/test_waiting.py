@@ -20,6 +20,26 @@ sys.modules["rankwise.cli.main"] = types.SimpleNamespace(app=app)
 run()
 """
 
+HANDS_OVER = """
+import os, torch
+from rankwise.serving.engine import EngineThread, Limits
+
+class Idle(EngineThread):
+    waiting = running = 0
+    def _run(self):
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping)
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+def works():
+    return torch.ones(2**20).exp().sum().item()
+torch.set_num_threads(3)
+alone, first, together = threads(), works(), threads()
+with Idle(Limits()):
+    print(together - alone, threads() - alone, works() == first, threads() - alone)
+"""
+
 
 def test_the_command_line_sets_the_policy_before_torch_is_loaded() -> None:
     assert _printed(AS_COMMAND, {}).split() == ["False", str(SPINS), "None"]
@@ -37,6 +57,12 @@ def test_the_library_that_torch_brings_reads_it() -> None:
     if "GOMP_SPINCOUNT" not in printed:
         pytest.skip("torch has another OpenMP library here")
     assert f"GOMP_SPINCOUNT = '{SPINS}'" in printed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP library comes with torch on Linux")
+def test_who_hands_over_to_an_engine_has_no_workers_until_it_needs_them_again() -> None:
+    """Two workers, then the engine's thread alone, then both."""
+    assert _printed(HANDS_OVER, {}).split() == ["2", "1", "True", "3"]
 
 
 def _printed(code: str, own: dict[str, str]) -> str:

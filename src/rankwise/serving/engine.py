@@ -29,6 +29,7 @@ from rankwise.inference.batch import GrowingBatch, RowTokens
 from rankwise.inference.decoding import Draft, Piece
 from rankwise.inference.prefixes import MOST, Prefixes
 from rankwise.serving.served import Served
+from rankwise.system.processor import let_workers_go
 
 _log = logging.getLogger(__name__)
 
@@ -116,6 +117,8 @@ class EngineThread(ABC):
         self.stop()
 
     def start(self) -> None:
+        """The calling thread, which has loaded the model, has no workers any more."""
+        let_workers_go()
         self._thread.start()
 
     def stop(self) -> None:

@@ -9,18 +9,28 @@ slower. With SPINS rounds a thread outlasts the gaps between operations, which s
 its core soon after.
 
 OpenMP reads the setting once, when torch is loaded. What the user has set is left as it is.
+
+Each thread that calls torch has workers of its own, which sleep until it calls again. Where there are more of all these
+than cores, GNU's library lets none of them spin: they sleep and wake at the end of every operation. So a thread that
+hands its work to another one lets its workers go.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import re
+from contextlib import suppress
 from pathlib import Path
 
 SPINS = 20_000
 """About a millisecond, where a round takes some 50 nanoseconds."""
 USER_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 """The variables by which users choose a policy themselves."""
+MAPS = Path("/proc/self/maps")
+SOFT = 1
+"""What is let go comes back when it is needed."""
 
 
 def usable_cores() -> int:
@@ -40,3 +50,12 @@ def wait_briefly() -> None:
     """Let threads sleep early, in this process and in those that it starts; before torch is imported."""
     if not any(name in os.environ for name in USER_VARIABLES):
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)
+
+
+def let_workers_go() -> None:
+    """End the workers of the calling thread; it gets new ones when it needs them. With another system or library
+    nothing is changed."""
+    maps = MAPS.read_text(encoding="utf-8") if MAPS.exists() else ""
+    for library in set(re.findall(r"/.*/libgomp[^/\n]*$", maps, re.MULTILINE)):
+        with suppress(AttributeError):  # one of before 2019
+            ctypes.CDLL(library).omp_pause_resource_all(SOFT)
