@@ -113,15 +113,20 @@ def test_a_processors_rate_in_bfloat16_is_a_multiple_of_what_was_measured_in_flo
     assert (found.rate("float32"), found.rate("bfloat16"), found.dtype) == (2e11, times and times * 2e11, dtype)
 
 
-@pytest.mark.parametrize(("given", "times"), [(None, 1), ("", 1), ("4", 1), ("8", 1), ("1", 4), ("2,1", 1)])
-def test_the_rate_in_float32_is_that_of_the_fastest_product_on_all_cores(monkeypatch, given, times):
-    clock = iter([0.0, *[0.0, 0.5], *[0.5, 0.75], *[1.0, 2.0], 2.0])  # a product takes what lies between two
+@pytest.mark.parametrize(
+    ("cores", "processes", "given", "side", "times"),
+    [
+        (4, 1, "1", 1024, 1), (4, 4, "1", 1024, 4), (4, 2, "2,1", 1024, 2), (4, 2, "8", 1024, 1), (4, 2, "", 1024, 1),
+        (128, 1, "", 2048, 2),
+    ],
+)  # fmt: skip
+def test_the_rate_in_float32_is_that_of_products_on_all_cores(monkeypatch, cores, processes, given, side, times):
+    clock = iter([0.0, 0.3, 0.3])  # when three have ended
     monkeypatch.setattr(devices, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    monkeypatch.setattr(devices, "usable_cores", lambda: 4)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if given is not None:
-        monkeypatch.setenv("OMP_NUM_THREADS", given)
-    assert float32_rate.__wrapped__() == times * 2 * 1024**3 / 0.25
+    monkeypatch.setattr(devices, "usable_cores", lambda: cores)
+    monkeypatch.setattr(devices, "processes_here", lambda: processes)
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert float32_rate() == pytest.approx(times * 3 * 2 * side**3 / 0.3)
 
 
 def test_this_machine_has_the_memory_that_is_free():

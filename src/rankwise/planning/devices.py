@@ -5,9 +5,9 @@ in float16, twice as much again; training has neither. `bfloat16` is the rate of
 where the card cannot multiply bfloat16 (rankwise computes in float32 there); `float32` that of its ordinary units.
 
 A device is one of the list, or what is here: this processor and its free memory, the cards that nvidia-smi tells of, or
-Apple's chip. A processor's rate in float32 is measured, by a few matrix products of numpy, since neither the clock nor
-the cores that a system tells say what a virtual machine or a laptop can do. The rate in bfloat16 is a multiple of it, by
-the widest products that the flags name. Of a whole step a probe (time.py) knows better.
+Apple's chip. A processor's rate in float32 is measured, by a few matrix products of numpy: neither the clock nor the
+number of cores that a system tells says what a virtual machine or a laptop can do. The rate in bfloat16 is a multiple
+of it, by the widest products that the flags name. A probe (time.py) measures whole steps instead.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +27,7 @@ import psutil
 
 from rankwise.config.experiment import Planned
 from rankwise.errors import ConfigError, did_you_mean
+from rankwise.system.launched import processes_here
 from rankwise.system.memory import available_memory
 from rankwise.system.processor import processor_name, usable_cores
 
@@ -238,8 +238,11 @@ def _plain(name: str) -> str:
 HERE = (None, "auto", "cpu", "cuda", "mps")
 """Names of what this machine has."""
 CPUINFO = Path("/proc/cpuinfo")
-SIDE, MEASURED_FOR = 1024, 0.1
-"""Rows and columns of the matrices whose product is timed, and for how many seconds that is repeated."""
+SIDE, FEW, MEASURED_FOR = 1024, 8, 0.1
+"""Rows and columns of the matrices whose product is timed; how many cores are too many for ones so small; and for how
+many seconds the product is repeated."""
+MOST_THREADS = 64
+"""numpy's library uses no more."""
 PATIENCE = 5.0
 """Seconds that another program may take to answer."""
 
@@ -326,20 +329,22 @@ def processor_with(flags: frozenset[str], float32: float) -> Device:
     )  # fmt: skip
 
 
-@cache
 def float32_rate() -> float:
-    """Operations that all cores together make in a second in matrix products of numpy, the fastest of several. Where the
-    environment gives this process fewer threads than there are cores, so many times as many."""
+    """Operations that all cores together make in a second, by matrix products of numpy, as busy as the machine is now.
+    One of several processes has a part of the cores, and its rate counts for the others too."""
     import numpy as np  # takes a tenth of a second
 
-    square, seconds, began = np.ones((SIDE, SIDE), np.float32), list[float](), time.perf_counter()
-    while len(seconds) < 3 or time.perf_counter() - began < MEASURED_FOR:
-        start = time.perf_counter()
+    cores = usable_cores()
+    side = SIDE if cores <= FEW else 2 * SIDE
+    square, made = np.ones((side, side), np.float32), 0
+    _ = square @ square  # the first one begins threads
+    began = time.perf_counter()
+    while made < 3 or time.perf_counter() - began < MEASURED_FOR:
         _ = square @ square
-        seconds.append(time.perf_counter() - start)
-    cores, given = usable_cores(), os.environ.get("OMP_NUM_THREADS", "")
-    threads = min(cores, int(given)) if given.isdecimal() and int(given) else cores
-    return 2 * SIDE**3 / min(seconds) * cores / threads
+        made += 1
+    rate = 2 * side**3 * made / (time.perf_counter() - began)
+    given = re.match(r"[1-9]\d*", os.environ.get("OMP_NUM_THREADS", "")) if processes_here() > 1 else None
+    return rate * cores / min(cores, MOST_THREADS, int(given[0]) if given else cores)
 
 
 def processor_vendor() -> str:

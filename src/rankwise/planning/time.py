@@ -59,9 +59,9 @@ EFFICIENCIES: dict[Kind, Efficiency] = {
 PROCESSORS = {
     "avx512_bf16": Efficiency(
         Estimate(0.28, 0.58, 0.80),
-        "docs/speed.md, of the best product in bfloat16, which is 1.05 times the rate that is assumed here: the starter "
-        "model reached 53 % with the compiled backend and 28 % with the eager one, and models of 0.5B, 1.5B and 7B "
-        "parameters 73, 77 and 70 %",
+        "docs/speed.md, of the best product in bfloat16: the starter model reached 53 % with the compiled backend and "
+        "28 % with the eager one, models of 0.5B, 1.5B and 7B parameters 73, 77 and 75 %; twice the rate in float32 "
+        "was 0.95 of that product where both were measured (docs/plan.md)",
     ),
     "amx_bf16": Efficiency(
         Estimate(0.17, 0.24, 0.34),
@@ -71,20 +71,20 @@ PROCESSORS = {
     ),
     "float32": Efficiency(
         Estimate(0.25, 0.55, 0.85),
-        "lab/LOG.md, 2026-11-28: of 64 operations in a cycle of a core, the starter model reached 0.71 on one core of "
-        "a Xeon with LoRA and the fused backend, and 0.63 with full fine-tuning and the eager one; on two cores of an "
-        "EPYC full fine-tuning reached 0.40 (docs/speed.md); the range around this is a guess",
+        "lab/LOG.md, 2026-11-28: one core of a Xeon: of the rate of its products the starter model reached 0.75 with "
+        "LoRA and the fused backend, and 0.66 with full fine-tuning and the eager one; on two cores of an EPYC full "
+        "fine-tuning reached about 0.3 (docs/speed.md); the range around this is a guess",
     ),
 }
 IMAGES_SOURCE = (
     "docs/plan.md: processor time of one core, eager backend; DINOv2-small reached 77 to 88 GFLOP/s in float32 and 121 "
-    "to 125 in bfloat16, EfficientNet-Lite0 28 to 37 and 34 to 39; the range around this is a guess"
+    "to 125 in bfloat16, EfficientNet-Lite0 28 to 37 and 34 to 39, of some 205 and 410; the range is a guess"
 )
 OF_IMAGES = {
-    ("patches", "float32"): Efficiency(Estimate(0.25, 0.48, 0.80), IMAGES_SOURCE),
-    ("patches", "bfloat16"): Efficiency(Estimate(0.20, 0.37, 0.70), IMAGES_SOURCE),
-    ("convolutions", "float32"): Efficiency(Estimate(0.10, 0.20, 0.40), IMAGES_SOURCE),
-    ("convolutions", "bfloat16"): Efficiency(Estimate(0.05, 0.11, 0.22), IMAGES_SOURCE),
+    ("patches", "float32"): Efficiency(Estimate(0.25, 0.40, 0.80), IMAGES_SOURCE),
+    ("patches", "bfloat16"): Efficiency(Estimate(0.20, 0.30, 0.70), IMAGES_SOURCE),
+    ("convolutions", "float32"): Efficiency(Estimate(0.08, 0.16, 0.40), IMAGES_SOURCE),
+    ("convolutions", "bfloat16"): Efficiency(Estimate(0.04, 0.09, 0.22), IMAGES_SOURCE),
 }
 """On processors without AMX, by what most operations of a model of images are, and by the number format."""
 LAUNCH = Estimate(1.37e-3, 4.1e-3, 4.1e-3)

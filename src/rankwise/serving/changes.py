@@ -24,6 +24,7 @@ from rankwise.serving.bodies import BadRequest
 from rankwise.serving.engine import ServingEngine
 from rankwise.serving.questions import served_by
 from rankwise.serving.served import Served, Serving, served_as
+from rankwise.system.processor import let_workers_go
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._:@/-]{0,255}$"
 MOST = 64
@@ -99,7 +100,10 @@ class Changes:
             return served_as(name, artifact, internal_name, serving.model, parent, self._callback)
 
         served = described()
-        weights = read_beside(artifact, serving.model.source, self._modules, serving.base_names, self._callback)
+        try:
+            weights = read_beside(artifact, serving.model.source, self._modules, serving.base_names, self._callback)
+        finally:
+            let_workers_go()
         if described().sha256 != served.sha256:
             raise AdapterError(f"{artifact.described} was changed while it was read. Load it again.")
         return weights, served

@@ -117,7 +117,7 @@ class EngineThread(ABC):
         self.stop()
 
     def start(self) -> None:
-        """The calling thread, which has loaded the model, has no workers any more."""
+        """The workers of the calling thread, which has loaded the model, are ended first."""
         let_workers_go()
         self._thread.start()
 

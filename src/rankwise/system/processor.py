@@ -10,9 +10,9 @@ its core soon after.
 
 OpenMP reads the setting once, when torch is loaded. What the user has set is left as it is.
 
-Each thread that calls torch has workers of its own, which sleep until it calls again. Where there are more of all these
-than cores, GNU's library lets none of them spin: they sleep and wake at the end of every operation. So a thread that
-hands its work to another one lets its workers go.
+Each thread that calls torch has workers of its own, which stay and sleep until it calls again. Where there are more
+threads than cores, counting those that sleep, GNU's library lets none of them spin for long: they sleep and wake at the
+end of every operation. So a thread that hands its work to another one lets its workers go.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def wait_briefly() -> None:
 def let_workers_go() -> None:
     """End the workers of the calling thread; it gets new ones when it needs them. With another system or library
     nothing is changed."""
-    maps = MAPS.read_text(encoding="utf-8") if MAPS.exists() else ""
+    maps = MAPS.read_text(encoding="utf-8", errors="surrogateescape") if MAPS.exists() else ""
     for library in set(re.findall(r"/.*/libgomp[^/\n]*$", maps, re.MULTILINE)):
-        with suppress(AttributeError):  # one of before 2019
+        with suppress(AttributeError, OSError):  # one of before 2019, or whose file is gone
             ctypes.CDLL(library).omp_pause_resource_all(SOFT)
