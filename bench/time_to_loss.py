@@ -13,7 +13,8 @@ A LoRA adapter of rank 16 and alpha 32 on all linear layers of SmolLM2-135M-Inst
 
 The others run at three rates each. Each run compiles its code anew; for that, what rankwise's cache has compiled is
 removed. While the others train, their adapters are saved eight times, with the clock stopped, and one process measures
-the held-out loss of each; rankwise validates after every step (6 to 15 of them), and that time counts. The loss to
+the held-out loss of each. rankwise validates before the first step, which counts, and after every step (6 to 15 of
+them), with the clock stopped. The loss to
 reach is the highest of the lowest losses, each stack's at its own best rate, so that all reach it; times to half of the
 fall to it stand beside. Between two measured losses time is a straight line. Finished cells, a set with a stack and a
 rate, lie in FOLDER/cells.jsonl. TRL needs the extra `bench`, and Unsloth an environment of its own
@@ -139,7 +140,7 @@ def model_folder() -> str:
 
 
 def ours(cell: Cell, folder: Path) -> Points:
-    """Each validation as it is written."""
+    """Each validation, at the time of its step."""
     from rankwise.system.cache import cache_folder
 
     task, run = cell[0], folder / "runs" / cell[0]
@@ -147,15 +148,20 @@ def ours(cell: Cell, folder: Path) -> Points:
     words = [sys.executable, "-m", "rankwise", "train", "--model", MODEL, "--data", f"{task}-learned.jsonl", "--epochs"]
     words += ["1", "--validation-data", f"{task}-measured.jsonl", "--validate-every", "1"]
     words += ["--run", task, "--quiet"]
-    began, found = time.time(), list[tuple[float, float]]()
+    began, ended, read, found = time.time(), time.time(), 0, list[tuple[float, float]]()
     shutil.rmtree(run, ignore_errors=True)
     with subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
             time.sleep(0.05)
             log = run / "metrics.jsonl"
-            lines = [line for line in log.read_text().splitlines() if '"validation"' in line] if log.exists() else []
-            for line in lines[len(found) :]:
-                found.append((time.time() - began, json.loads(line)["loss"]))
+            lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+            for row in (json.loads(line) for line in lines[read:] if line.endswith("\n")):
+                read += 1
+                if row["kind"] == "step":
+                    ended = time.time()
+                elif row["kind"] == "validation":
+                    found.append((ended - began if row["step"] else time.time() - began, row["loss"]))
+                    began += time.time() - ended if row["step"] else 0
     assert process.returncode == 0, "rankwise train"
     return found
 
