@@ -3,9 +3,10 @@
     python bench/time_to_loss.py FOLDER [--sets e2e,dolly,sql] [--stacks rankwise,trl,…] [--rates 5e-4,1e-3,2e-3]
     python bench/time_to_loss.py FOLDER --table
 
-A LoRA adapter of rank 16 and alpha 32 on all linear layers of SmolLM2-135M-Instruct learns a set's rows in one pass:
+A LoRA adapter of rank 16 and alpha 32 on all linear layers of SmolLM2-135M-Instruct learns a set's rows, in one pass by
+all but rankwise:
 
-    rankwise      `rankwise train` with its own defaults; its learning rate and its 16 rows a step are not chosen here
+    rankwise      `rankwise train` with its own defaults: two passes, 16 rows a step, and its own learning rate
     trl           the script of TRL's documentation, with TRL's defaults, 8 rows a step
     peft-packed   the fastest loop with peft that we could write (stacks.py), 8 rows a step
     unsloth-cpu   Unsloth on the CPU, without checkpointing, 8 rows a step. Both of its flags are on; the one for frozen
@@ -13,11 +14,10 @@ A LoRA adapter of rank 16 and alpha 32 on all linear layers of SmolLM2-135M-Inst
 
 The others run at three rates each. Each run compiles its code anew; for that, what rankwise's cache has compiled is
 removed. While the others train, their adapters are saved eight times, with the clock stopped, and one process measures
-the held-out loss of each. rankwise validates before the first step, which counts, and after every step (6 to 15 of
-them), with the clock stopped. The loss to
-reach is the highest of the lowest losses, each stack's at its own best rate, so that all reach it; times to half of the
-fall to it stand beside. Between two measured losses time is a straight line. Finished cells, a set with a stack and a
-rate, lie in FOLDER/cells.jsonl. TRL needs the extra `bench`, and Unsloth an environment of its own
+the held-out loss of each. rankwise validates before the first step, which counts, and after every step, with the clock
+stopped. The loss to reach is the highest of the lowest losses, each stack's at its own best rate, so that all reach it;
+times to half of the fall to it stand beside. Between two measured losses time is a straight line. Finished cells, a set
+with a stack and a rate, lie in FOLDER/cells.jsonl. TRL needs the extra `bench`, and Unsloth an environment of its own
 (make .venv-engines-unsloth/.ready).
 """
 
@@ -145,9 +145,8 @@ def ours(cell: Cell, folder: Path) -> Points:
 
     task, run = cell[0], folder / "runs" / cell[0]
     shutil.rmtree(cache_folder() / "compiled", ignore_errors=True)
-    words = [sys.executable, "-m", "rankwise", "train", "--model", MODEL, "--data", f"{task}-learned.jsonl", "--epochs"]
-    words += ["1", "--validation-data", f"{task}-measured.jsonl", "--validate-every", "1"]
-    words += ["--run", task, "--quiet"]
+    words = [sys.executable, "-m", "rankwise", "train", "--model", MODEL, "--data", f"{task}-learned.jsonl", "--quiet"]
+    words += ["--run", task, "--validation-data", f"{task}-measured.jsonl", "--validate-every", "1"]
     began, ended, read, found = time.time(), time.time(), 0, list[tuple[float, float]]()
     shutil.rmtree(run, ignore_errors=True)
     with subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL) as process:
