@@ -79,7 +79,7 @@ class DecodeStep:
         if len(there) < len(specs) or len(eps) > 1 or len(shapes) > 1 or parts.last.weight.dtype not in PLAIN:
             return None
         step = cls(module, decoder, parts, there)
-        return step if step._kernel.is_compiled else None
+        return None if step._kernel.library is None else step
 
     def knows(self, key: str | None) -> bool:
         """Whether it computes what is active of the adapters."""

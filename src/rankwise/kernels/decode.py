@@ -518,14 +518,14 @@ class DecodeKernel:
     def __init__(
         self, blocks: Sequence[DecoderBlock], last: Tensor, head: StoredLinear, settings: DecoderSettings
     ) -> None:
-        kinds = sorted({linear.kind for linear in (head, *(linear for one in blocks for linear in one.linears))})
+        kinds = sorted({head.kind} | {linear.kind for one in blocks for linear in one.linears})
         described = [
             BlockStruct(
                 *map(address, [*one.norms, None, None][:4]), *(linear.described(kinds) for linear in one.linears)
             )
             for one in blocks
         ]
-        self._library = decode_library(kinds)
+        self.library = decode_library(kinds)
         self._alive = blocks, last, head, (BlockStruct * len(blocks))(*described)
         self._outputs, self._count = head.shape[0], len(blocks)
         self._model = ModelStruct(
@@ -533,10 +533,6 @@ class DecodeKernel:
             settings.scale, len(last), settings.heads, settings.groups, settings.size,
             int(settings.dtype == torch.bfloat16), ACTIVATIONS[settings.activation],
         )  # fmt: skip
-
-    @property
-    def is_compiled(self) -> bool:
-        return self._library is not None
 
     def __call__(
         self, x: Tensor, cos: Tensor, sin: Tensor, seen: Tensor, caches: Sequence[tuple[Tensor, Tensor]],
@@ -549,8 +545,7 @@ class DecodeKernel:
             *((keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1)) for keys, values in caches)
         )
         logits = x.new_empty(len(seen), self._outputs)
-        assert self._library is not None, "the caller asks first"
-        self._library.decode_step(
+        self.library.decode_step(
             ctypes.byref(self._model), kept, factors.described,
             *map(address, (x, cos, sin, seen)),
             *map(ctypes.c_int64, (len(x), seen.shape[1], len(seen) < len(x))), address(logits),

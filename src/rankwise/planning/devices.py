@@ -238,32 +238,23 @@ def _plain(name: str) -> str:
 HERE = (None, "auto", "cpu", "cuda", "mps")
 """Names of what this machine has."""
 CPUINFO = Path("/proc/cpuinfo")
-SIDE, FEW, MEASURED_FOR = 1024, 8, 0.1
-"""Rows and columns of the matrices whose product is timed; how many cores are too many for ones so small; and for how
-many seconds the product is repeated."""
+SIDE, MEASURED_FOR = 1536, 0.1
+"""Rows and columns of the matrices whose product is timed, and for how many seconds that is repeated."""
 MOST_THREADS = 64
 """numpy's library uses no more."""
 PATIENCE = 5.0
 """Seconds that another program may take to answer."""
 
 
-@dataclass(frozen=True)
-class Instructions:
-    """By which a processor multiplies in bfloat16, `times` as many operations in a cycle as in float32."""
-
-    flag: str
-    times: float
-    source: str
-
-
 HALF_RATE = "avx512_bf16 at half the rate of float32"
 """In place of `avx512_bf16` where a processor has the instruction and is slower for it."""
-INSTRUCTIONS = (
-    Instructions("amx_bf16", 16, "Intel: 1,024 operations in each cycle of a core with AMX, and 64 in float32"),
-    Instructions("avx512_bf16", 2, "VDPBF16PS, two products for each sum (wikichip.org)"),
-    Instructions(HALF_RATE, 0.5, "VDPBF16PS in every second cycle (design/0004)"),
-)
-"""The first that a processor has decides."""
+INSTRUCTIONS = {
+    "amx_bf16": (16, "Intel: 1,024 operations in each cycle of a core with AMX, and 64 in float32"),
+    "avx512_bf16": (2, "VDPBF16PS, two products for each sum (wikichip.org)"),
+    HALF_RATE: (0.5, "VDPBF16PS in every second cycle (design/0004)"),
+}
+"""By the flag of a processor: how many times as many operations it makes in bfloat16 as in float32, and the source. The
+first that it has decides."""
 BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")
 """Flags of processors that multiply faster in it than in float32."""
 
@@ -320,12 +311,13 @@ def this_processor() -> Device:
 
 def processor_with(flags: frozenset[str], float32: float) -> Device:
     """This processor, with the memory that is free now, as one with these flags and this rate in float32."""
-    known = next((one for one in INSTRUCTIONS if one.flag in flags), None)
-    source = f"measured: {float32 / 1e9:.0f} GFLOP/s in float32 on {usable_cores()} cores"
+    flag = next((one for one in INSTRUCTIONS if one in flags), None)
+    times, why = INSTRUCTIONS.get(flag or "", (None, ""))
+    half = f"; assumed: {times} times that in bfloat16, {why}" if times else ""
     return Device(
-        processor_name(), "processor", available_memory(), 0, known and known.times * float32, float32,
-        source if known is None else f"{source}; assumed: {known.times:g} times that ({known.flag}; {known.source})",
-        "bfloat16" if flags.intersection(BFLOAT16) else "float32", known and known.flag, flags,
+        processor_name(), "processor", available_memory(), 0, times and times * float32, float32,
+        f"measured: {float32 / 1e9:.0f} GFLOP/s in float32 on {usable_cores()} cores{half}",
+        "bfloat16" if flags.intersection(BFLOAT16) else "float32", flag, flags,
     )  # fmt: skip
 
 
@@ -334,15 +326,13 @@ def float32_rate() -> float:
     One of several processes has a part of the cores, and its rate counts for the others too."""
     import numpy as np  # takes a tenth of a second
 
-    cores = usable_cores()
-    side = SIDE if cores <= FEW else 2 * SIDE
-    square, made = np.ones((side, side), np.float32), 0
+    cores, square, made = usable_cores(), np.ones((SIDE, SIDE), np.float32), 0
     _ = square @ square  # the first one begins threads
     began = time.perf_counter()
     while made < 3 or time.perf_counter() - began < MEASURED_FOR:
         _ = square @ square
         made += 1
-    rate = 2 * side**3 * made / (time.perf_counter() - began)
+    rate = 2 * SIDE**3 * made / (time.perf_counter() - began)
     given = re.match(r"[1-9]\d*", os.environ.get("OMP_NUM_THREADS", "")) if processes_here() > 1 else None
     return rate * cores / min(cores, MOST_THREADS, int(given[0]) if given else cores)
 
@@ -363,8 +353,7 @@ def _vendor(cpuinfo: str) -> str:
 
 def flags_in(cpuinfo: str) -> frozenset[str]:
     found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
-    listed = frozenset(found[1].split()) if found is not None else frozenset[str]()
-    return with_rates(listed, _vendor(cpuinfo))
+    return with_rates(frozenset(found[1].split() if found else ()), _vendor(cpuinfo))
 
 
 def graphics_cards() -> list[Device]:

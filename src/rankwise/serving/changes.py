@@ -100,10 +100,8 @@ class Changes:
             return served_as(name, artifact, internal_name, serving.model, parent, self._callback)
 
         served = described()
-        try:
-            weights = read_beside(artifact, serving.model.source, self._modules, serving.base_names, self._callback)
-        finally:
-            let_workers_go()
+        weights = read_beside(artifact, serving.model.source, self._modules, serving.base_names, self._callback)
+        let_workers_go()
         if described().sha256 != served.sha256:
             raise AdapterError(f"{artifact.described} was changed while it was read. Load it again.")
         return weights, served

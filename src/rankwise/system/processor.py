@@ -29,8 +29,6 @@ SPINS = 20_000
 USER_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 """The variables by which users choose a policy themselves."""
 MAPS = Path("/proc/self/maps")
-SOFT = 1
-"""What is let go comes back when it is needed."""
 
 
 def usable_cores() -> int:
@@ -58,4 +56,4 @@ def let_workers_go() -> None:
     maps = MAPS.read_text(encoding="utf-8", errors="surrogateescape") if MAPS.exists() else ""
     for library in set(re.findall(r"/.*/libgomp[^/\n]*$", maps, re.MULTILINE)):
         with suppress(AttributeError, OSError):  # one of before 2019, or whose file is gone
-            ctypes.CDLL(library).omp_pause_resource_all(SOFT)
+            ctypes.CDLL(library).omp_pause_resource_all(1)  # which is "soft"
