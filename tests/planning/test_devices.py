@@ -118,12 +118,12 @@ def test_a_processors_rate_in_bfloat16_is_a_multiple_of_what_was_measured_in_flo
     [(4, 1, "1", 1), (4, 4, "1", 4), (4, 2, "2,1", 2), (4, 2, "8", 1), (4, 2, "", 1), (128, 1, "", 2)],
 )
 def test_the_rate_in_float32_is_that_of_products_on_all_cores(monkeypatch, cores, processes, given, times):
-    clock = iter([0.0, 0.3, 0.3])  # when three have ended
+    clock = iter([0.0, 0.02, 1.0, 1.01, 2.0, 2.03, 3.0, 3.5])  # a product takes what lies between two
     monkeypatch.setattr(devices, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     monkeypatch.setattr(devices, "usable_cores", lambda: cores)
     monkeypatch.setattr(devices, "processes_here", lambda: processes)
     monkeypatch.setenv("OMP_NUM_THREADS", given)
-    assert float32_rate() == pytest.approx(times * 3 * 2 * devices.SIDE**3 / 0.3)
+    assert float32_rate() == pytest.approx(times * 2 * devices.SIDE**3 / 0.01)
 
 
 def test_this_machine_has_the_memory_that_is_free():

@@ -238,7 +238,7 @@ def _plain(name: str) -> str:
 HERE = (None, "auto", "cpu", "cuda", "mps")
 """Names of what this machine has."""
 CPUINFO = Path("/proc/cpuinfo")
-SIDE, MEASURED_FOR = 1536, 0.1
+SIDE, MEASURED_FOR = 1024, 0.1
 """Rows and columns of the matrices whose product is timed, and for how many seconds that is repeated."""
 MOST_THREADS = 64
 """numpy's library uses no more."""
@@ -322,19 +322,17 @@ def processor_with(flags: frozenset[str], float32: float) -> Device:
 
 
 def float32_rate() -> float:
-    """Operations that all cores together make in a second, by matrix products of numpy, as busy as the machine is now.
-    One of several processes has a part of the cores, and its rate counts for the others too."""
+    """Operations that all cores together make in a second, by the fastest of some matrix products of numpy. One of
+    several processes has a part of the cores, and its rate counts for the others too."""
     import numpy as np  # takes a tenth of a second
 
-    cores, square, made = usable_cores(), np.ones((SIDE, SIDE), np.float32), 0
-    _ = square @ square  # the first one begins threads
-    began = time.perf_counter()
-    while made < 3 or time.perf_counter() - began < MEASURED_FOR:
+    cores, square, seconds = usable_cores(), np.ones((SIDE, SIDE), np.float32), list[float]()
+    while len(seconds) < 3 or sum(seconds) < MEASURED_FOR:
+        began = time.perf_counter()
         _ = square @ square
-        made += 1
-    rate = 2 * SIDE**3 * made / (time.perf_counter() - began)
+        seconds.append(time.perf_counter() - began)
     given = re.match(r"[1-9]\d*", os.environ.get("OMP_NUM_THREADS", "")) if processes_here() > 1 else None
-    return rate * cores / min(cores, MOST_THREADS, int(given[0]) if given else cores)
+    return 2 * SIDE**3 / min(seconds) * cores / min(cores, MOST_THREADS, int(given[0]) if given else cores)
 
 
 def processor_vendor() -> str:

@@ -240,9 +240,7 @@ class Plan:
         step = Step(operations, tokens, max(1, -(-tokens // forecast.amount.tokens)), forecast.unpacked)
         by = self.speed
         if isinstance(by, Speed) and (forecast.dtype, forecast.int8) != (self.forecast.dtype, self.forecast.int8):
-            by = speed_of(
-                self.device, forecast.dtype, self.shape.blocks.count, self.shape.mostly, forecast.storage, forecast.int8
-            )
+            by = _speed(self.shape, self.device, forecast)
         return seconds_of(step, by, self.flops_per_token, self.device, forecast.storage)
 
     @property
@@ -328,9 +326,14 @@ def planned(
     amounts = largest_batches(own, shape, rows)
     forecasts = [(amount, planned_forecast(config, shape, device, amount)) for amount in amounts]
     amount, first = max(forecasts, key=lambda item: item[1].peak)
-    speed = probe or speed_of(device, first.dtype, shape.blocks.count, shape.mostly, first.storage, first.int8)
+    speed = probe or _speed(shape, device, first)
     plan = Plan(config, shape, device, rows, amount, first, speed, price, here, processes)
     if not plan.may_compile:
         return plan
     again = planned_forecast(config, shape, device, amount, counted=first.parameters, compiled=True)
     return replace(plan, forecast=again)
+
+
+def _speed(shape: ModelShape, device: Device, made: Forecast) -> Speed | None:
+    blocks = shape.blocks
+    return speed_of(device, made.dtype, blocks.count, shape.mostly, made.storage, made.int8, blocks.width)

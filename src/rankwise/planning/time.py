@@ -26,8 +26,12 @@ COMPILED_AFTER = 300.0
 seventh (more where products are faster), is several times what compiling takes."""
 
 
-GAIN_OF_INT8, INT8_SOURCE = 1.4, "with products in int8 1.25 to 1.6 times as fast (lab/LOG.md, 2026-12-01)"
-"""How many times as fast a training is with products of its frozen weights in int8: the larger the model, the more."""
+GAIN_OF_INT8, INT8_SOURCE = 1.28, "with products in int8 1.28 to 1.73 times as fast (docs/speed.md)"
+"""How many times as fast the training of a narrow model is with products of its frozen weights in int8."""
+NARROW, MOST_BY_WIDTH = 576, 1.35
+"""The width of the starter model, and how many times as large its share of a processor's rate in bfloat16, and what
+int8 gains, are in the widest models. Both grow with about the cube root of the width: shares of 53, 73, 77 and 75 % at
+576, 896, 1,536 and 4,096, and gains of 1.28, 1.45, 1.67 and 1.72 (docs/speed.md)."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ EFFICIENCIES: dict[Kind, Efficiency] = {
 }
 PROCESSORS = {
     "avx512_bf16": Efficiency(
-        Estimate(0.28, 0.58, 0.80),
+        Estimate(0.28, 0.54, 0.62),
         "docs/speed.md, of the best product in bfloat16: the starter model reached 53 % with the compiled backend and "
         "28 % with the eager one, models of 0.5B, 1.5B and 7B parameters 73, 77 and 75 %; twice the rate in float32 "
         "was 0.95 of that product where both were measured (docs/plan.md)",
@@ -175,19 +179,22 @@ class Duration:
 
 def speed_of(
     device: Device, dtype: str, blocks: int, images: str | None = None, storage: Storage = "none",
-    int8: bool = False,
+    int8: bool = False, width: int = NARROW,
 ) -> Speed | None:  # fmt: skip
     """None where no rate is known: then only a probe can tell. `images` is what most operations of a model of images
-    are, "patches" or "convolutions". `int8` is for products of frozen weights in int8."""
+    are, "patches" or "convolutions". `int8` is for products of frozen weights in int8; `width` is that of blocks."""
     rate = device.rate(dtype)
     if rate is None:
         return None
     none = Estimate.exactly(0.0)
     launch = LAUNCH.times(blocks) if device.kind in ("datacentre", "consumer") else none
     preparation = PREPARATION.times(blocks) if device.kind == "processor" and images is None else none
-    efficiency = _efficiency(device, dtype, images)
+    efficiency, by_width = _efficiency(device, dtype, images), min(MOST_BY_WIDTH, (width / NARROW) ** (1 / 3))
+    if efficiency is PROCESSORS["avx512_bf16"]:
+        efficiency = Efficiency(efficiency.share.times(by_width), efficiency.source)
     if int8:
-        efficiency = Efficiency(efficiency.share.times(GAIN_OF_INT8), f"{efficiency.source}; {INT8_SOURCE}")
+        gained = efficiency.share.times(GAIN_OF_INT8 * by_width)
+        efficiency = Efficiency(gained, f"{efficiency.source}; {INT8_SOURCE}")
     return Speed(
         rate, efficiency, launch, preparation, device.source,
         unpacking=unpacking_on(device, storage),
