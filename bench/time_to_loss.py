@@ -43,7 +43,7 @@ MODEL, RANK, ALPHA, BATCH = "smollm2-135m", 16, 32, 8
 Cell = tuple[Any, ...]
 Row = dict[str, Any]
 Points = list[tuple[float, float]]
-"""Seconds since the command, and the held-out loss then."""
+"""Seconds since the command, without those in which the clock stood still, and the held-out loss then."""
 
 
 class Saved:

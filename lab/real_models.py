@@ -268,7 +268,8 @@ def _took(trained: list[Row]) -> str:
 
 def _minus(first: dict[int, Row], second: dict[int, Row], groups: list[str]) -> str:
     """A model as it is has one seed, which stands for all."""
-    seeds = sorted(set(first) & set(second)) if len(first) > 1 else sorted(second)
+    several = min(len(first), len(second)) > 1
+    seeds = sorted(set(first) & set(second) if several else set(first) | set(second))
     both = []
     for rows in (first, second):
         every = [rows[seed if seed in rows else 0]["scores"] for seed in seeds]

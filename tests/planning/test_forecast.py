@@ -18,7 +18,7 @@ from rankwise.planning.devices import Device, find_device, this_machine
 from rankwise.planning.forecast import COMPILER, forecast, weights_bytes
 from rankwise.planning.operations import Load
 from rankwise.planning.plan import SLOWER_WHEN_SMALL, planned
-from rankwise.planning.time import COMPILED_AFTER, Probe
+from rankwise.planning.time import COMPILED_AFTER, MOST_BY_WIDTH, Probe
 
 STARTER = shape_of("smollm2-135m")
 SEVEN = shape_of("llama-2-7b")
@@ -34,6 +34,13 @@ def of(spec, shape=STARTER, training=TRAINING, device=HERE, dtype="bfloat16", am
 def config_of(spec, training=TRAINING, dtype="bfloat16"):
     model = ModelConfig(name="m", dtype=dtype)
     return Planned(model=model).model_copy(update={"training": training, "adapter": spec})
+
+
+def test_a_wide_model_is_planned_at_a_larger_share_of_a_processors_rate():
+    device = replace(HERE, flag="avx512_bf16", bfloat16=4e11, float32=2e11)
+    speeds = (planned(config_of(LoraConfig()), shape, device, None, None).speed for shape in (STARTER, SEVEN))
+    narrow, wide = (speed.efficiency.share.likely for speed in speeds)
+    assert wide == pytest.approx(MOST_BY_WIDTH * narrow)
 
 
 def test_rows_of_new_tokens_are_computed_by_the_model_itself():

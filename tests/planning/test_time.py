@@ -114,9 +114,15 @@ def test_what_docs_speed_measured_lies_within_what_is_assumed_of_a_processor(res
 
 def test_a_model_of_7b_reaches_what_is_assumed_of_wide_blocks():
     stored = json.loads((RESULTS / "seven-billion-2026-11-25.json").read_text())
-    likely = assumed(replace(epyc(), bfloat16=max(stored["gemm"]) / BEST)).rate * MOST_BY_WIDTH
-    likely *= PROCESSORS["avx512_bf16"].share.likely
-    assert stored["operations"] / stored["steps"][1]["seconds"] == pytest.approx(likely, rel=0.1)
+    speed = speed_of(replace(epyc(), bfloat16=max(stored["gemm"]) / BEST), "bfloat16", 0, width=4096)
+    reached = stored["operations"] / stored["steps"][1]["seconds"]
+    assert reached == pytest.approx(speed.rate * speed.efficiency.share.likely, rel=0.1)
+
+
+@pytest.mark.parametrize(("width", "times"), [(0, 1), (32, 1), (576, 1), (1152, 2 ** (1 / 3)), (16384, MOST_BY_WIDTH)])
+def test_no_width_makes_a_processor_slower_than_the_starter_does(width, times):
+    usual, found = (speed_of(epyc(), "bfloat16", 1, **named).efficiency.share for named in ({}, {"width": width}))
+    assert found.likely == pytest.approx(times * usual.likely)
 
 
 def test_where_no_rate_is_known_nothing_is_said():

@@ -26,12 +26,12 @@ COMPILED_AFTER = 300.0
 seventh (more where products are faster), is several times what compiling takes."""
 
 
-GAIN_OF_INT8, INT8_SOURCE = 1.28, "with products in int8 1.28 to 1.73 times as fast (docs/speed.md)"
+GAIN_OF_INT8, INT8_SOURCE = 1.28, "with products in int8 1.28 to 1.7 times as fast (docs/speed.md)"
 """How many times as fast the training of a narrow model is with products of its frozen weights in int8."""
 NARROW, MOST_BY_WIDTH = 576, 1.35
 """The width of the starter model, and how many times as large its share of a processor's rate in bfloat16, and what
-int8 gains, are in the widest models. Both grow with about the cube root of the width: shares of 53, 73, 77 and 75 % at
-576, 896, 1,536 and 4,096, and gains of 1.28, 1.45, 1.67 and 1.72 (docs/speed.md)."""
+int8 gains, are in the widest models. The cube root of the width is a rough fit to shares of 53, 73, 77 and 75 % at 576,
+896, 1,536 and 4,096 and to gains of 1.28, 1.45, 1.67 (docs/speed.md) and, at 4,096, 1.72 (lab/LOG.md, 2026-12-01)."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def speed_of(
     none = Estimate.exactly(0.0)
     launch = LAUNCH.times(blocks) if device.kind in ("datacentre", "consumer") else none
     preparation = PREPARATION.times(blocks) if device.kind == "processor" and images is None else none
-    efficiency, by_width = _efficiency(device, dtype, images), min(MOST_BY_WIDTH, (width / NARROW) ** (1 / 3))
+    efficiency, by_width = _efficiency(device, dtype, images), min(MOST_BY_WIDTH, max(1.0, width / NARROW) ** (1 / 3))
     if efficiency is PROCESSORS["avx512_bf16"]:
         efficiency = Efficiency(efficiency.share.times(by_width), efficiency.source)
     if int8:
