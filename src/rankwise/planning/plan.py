@@ -334,6 +334,6 @@ def planned(
     return replace(plan, forecast=again)
 
 
-def _speed(shape: ModelShape, device: Device, made: Forecast) -> Speed | None:
+def _speed(shape: ModelShape, device: Device, forecast: Forecast) -> Speed | None:
     blocks = shape.blocks
-    return speed_of(device, made.dtype, blocks.count, shape.mostly, made.storage, made.int8, blocks.width)
+    return speed_of(device, forecast.dtype, blocks.count, shape.mostly, forecast.storage, forecast.int8, blocks.width)
