@@ -49,6 +49,7 @@ from transformers import (
 
 from kit.disk import unflushed
 from kit.library import Library, shared_folder
+from rankwise.planning import devices
 from rankwise.system.cache import cache_folder
 from rankwise.system.processor import usable_cores
 
@@ -154,6 +155,14 @@ def short_documentation() -> Iterator[None]:
     all of it, in each of hundreds of commands."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(topics, "topics", dict(sorted(topics.topics.items())[:30]))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_rate() -> Iterator[None]:
+    """Two plans of a test are for the same processor, however busy it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "float32_rate", lambda: 2e11)
         yield
 
 
