@@ -159,8 +159,9 @@ def ours(cell: Cell, folder: Path) -> Points:
                 if row["kind"] == "step":
                     ended = time.time()
                 elif row["kind"] == "validation":
-                    found.append((ended - began if row["step"] else time.time() - began, row["loss"]))
-                    began += time.time() - ended if row["step"] else 0
+                    stood = time.time() - ended if row["step"] else 0.0
+                    found.append((time.time() - stood - began, row["loss"]))
+                    began += stood
     assert process.returncode == 0, "rankwise train"
     return found
 

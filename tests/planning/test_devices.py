@@ -105,6 +105,7 @@ XEON = "vendor_id : GenuineIntel\nflags : avx2 avx512f avx512_bf16 avx512_fp16 a
     ("cpuinfo", "times", "dtype"),
     [
         (AMX, 16, "bfloat16"), (ZEN, 2, "bfloat16"), (XEON, 0.5, "float32"),  # Intel's without AMX is slower
+        (XEON.replace("avx_vnni", "amx_bf16"), 16, "bfloat16"),
         ("flags : avx2\n", None, "float32"), ("Features : asimd bf16\n", None, "bfloat16"), ("", None, "float32"),
     ],
 )  # fmt: skip

@@ -26,6 +26,7 @@ from rankwise.kernels.decode import (
     DecoderSettings,
     LowRankFactors,
     StoredLinear,
+    can_decode,
 )
 from rankwise.kernels.linear import LinearSpec, linear_spec_of
 from rankwise.kernels.quantized.formats import Int8, Int8Products
@@ -78,8 +79,7 @@ class DecodeStep:
         shapes = {tuple(spec.weight.shape for spec in there[at : at + width]) for at in range(0, len(hosts), width)}
         if len(there) < len(specs) or len(eps) > 1 or len(shapes) > 1 or parts.last.weight.dtype not in PLAIN:
             return None
-        step = cls(module, decoder, parts, there)
-        return None if step._kernel.library is None else step
+        return cls(module, decoder, parts, there) if can_decode() else None
 
     def knows(self, key: str | None) -> bool:
         """Whether it computes what is active of the adapters."""

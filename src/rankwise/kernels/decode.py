@@ -25,7 +25,6 @@ import ctypes
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +37,7 @@ READERS = {
     "float32": "Numbers<float>", "bfloat16": "Numbers<uint16_t>", "int8": "Numbers<int8_t>", "F16": "Numbers<Half>",
 } | {name: f"Blocks<{reader}>" for name, reader in BLOCK_READERS.items()}  # fmt: skip
 """By how a weight lies; a weight in int8 has a scale for each of its rows."""
+KINDS = {name: number for number, name in enumerate(READERS)}
 ACTIVATIONS = {"silu": 0, "gelu-tanh": 1}
 DOTS = NUMBERS + r"""
 #include <algorithm>
@@ -307,7 +307,7 @@ static void multiply(const Product& one, const float* x, const Rounded& rounded,
 // shorter than a barrier.
 static void apply(std::initializer_list<Product> products, const float* x, const Rounded& rounded, int64_t rows,
                   bool adds) {
-  static const struct { decltype(&multiply<Numbers<float>>) multiply; bool coded; } by_kind[] = {READERS};
+  static const struct { decltype(&multiply<Numbers<float>>) multiply; bool coded; } by_kind[] = {KINDS};
   bool adapted = false, rounds = false;
   int64_t n = products.begin()->layer.inputs;
   for (const Product& one : products) {
@@ -440,7 +440,7 @@ extern "C" void decode_step(const Model* model, const Cache* caches, const Facto
   (model->kind == 0 ? step<float> : step<uint16_t>)(*model, caches, factors, x, cos, sin, seen, rows, length, in_turn,
                                                     logits, threads);
 }
-"""  # fmt: skip
+""".replace("KINDS", ", ".join(f"{{multiply<{reader}>, {reader}::coded}}" for reader in READERS.values()))  # fmt: skip
 FLAGS = ("-ftree-loop-vectorize", "-fno-math-errno", "-ffp-contract=fast")
 
 
@@ -482,8 +482,8 @@ class StoredLinear:
     scales: Tensor | None = None
     bias: Tensor | None = None
 
-    def described(self, kinds: Sequence[str]) -> LinearStruct:
-        return LinearStruct(*map(address, (self.weight, self.scales, self.bias)), kinds.index(self.kind), *self.shape)
+    def described(self) -> LinearStruct:
+        return LinearStruct(*map(address, (self.weight, self.scales, self.bias)), KINDS[self.kind], *self.shape)
 
 
 @dataclass(frozen=True)
@@ -518,18 +518,14 @@ class DecodeKernel:
     def __init__(
         self, blocks: Sequence[DecoderBlock], last: Tensor, head: StoredLinear, settings: DecoderSettings
     ) -> None:
-        kinds = sorted({head.kind} | {linear.kind for one in blocks for linear in one.linears})
         described = [
-            BlockStruct(
-                *map(address, [*one.norms, None, None][:4]), *(linear.described(kinds) for linear in one.linears)
-            )
+            BlockStruct(*map(address, [*one.norms, None, None][:4]), *(linear.described() for linear in one.linears))
             for one in blocks
-        ]
-        self.library = decode_library(kinds)
+        ]  # fmt: skip
         self._alive = blocks, last, head, (BlockStruct * len(blocks))(*described)
         self._outputs, self._count = head.shape[0], len(blocks)
         self._model = ModelStruct(
-            ctypes.addressof(self._alive[-1]), len(blocks), last.data_ptr(), head.described(kinds), settings.eps,
+            ctypes.addressof(self._alive[-1]), len(blocks), last.data_ptr(), head.described(), settings.eps,
             settings.scale, len(last), settings.heads, settings.groups, settings.size,
             int(settings.dtype == torch.bfloat16), ACTIVATIONS[settings.activation],
         )  # fmt: skip
@@ -545,7 +541,7 @@ class DecodeKernel:
             *((keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1)) for keys, values in caches)
         )
         logits = x.new_empty(len(seen), self._outputs)
-        self.library.decode_step(
+        compiled_library(SOURCE, FLAGS).decode_step(
             ctypes.byref(self._model), kept, factors.described,
             *map(address, (x, cos, sin, seen)),
             *map(ctypes.c_int64, (len(x), seen.shape[1], len(seen) < len(x))), address(logits),
@@ -565,8 +561,6 @@ class LowRankFactors:
         self.described = (FactorsStruct * len(described))(*described)
 
 
-def decode_library(kinds: Sequence[str]) -> Any:
-    """For weights of these kinds alone, since compiling for all of them takes five times as long as for one. None where
-    no C++ compiler works. That of Windows has no vectors as they are written here."""
-    readers = ", ".join(f"{{multiply<{READERS[kind]}>, {READERS[kind]}::coded}}" for kind in kinds)
-    return None if sys.platform == "win32" else compiled_library(SOURCE.replace("READERS", readers), FLAGS)
+def can_decode() -> bool:
+    """Whether there is a C++ compiler that works. That of Windows has no vectors as they are written here."""
+    return sys.platform != "win32" and compiled_library(SOURCE, FLAGS) is not None

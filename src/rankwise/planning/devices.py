@@ -305,8 +305,7 @@ def this_machine() -> Device:
 
 
 def this_processor() -> Device:
-    flags = flags_in(_cpuinfo())
-    return processor_with(flags, float32_rate())
+    return processor_with(flags_in(_cpuinfo()), float32_rate())
 
 
 def processor_with(flags: frozenset[str], float32: float) -> Device:
