@@ -48,12 +48,27 @@ REGIONS: list[CompiledRegion[..., Any]] = []
 @contextmanager
 def compiled_regions(cache: Path) -> Iterator[None]:
     """Compile each region inside the block at its first call, for tensors of any length."""
+    with compiled_code_in(cache), _as_before():
+        for region in REGIONS:
+            region.compiled = torch.compile(region.passes, dynamic=True)
+        yield
+
+
+@contextmanager
+def plain_regions() -> Iterator[None]:
+    """Run every region uncompiled inside the block: torch recompiles for another dtype, and only a few times."""
+    with _as_before():
+        for region in REGIONS:
+            region.compiled = None
+        yield
+
+
+@contextmanager
+def _as_before() -> Iterator[None]:
+    """Every region is compiled, or not, as it was before the block."""
     before = [region.compiled for region in REGIONS]
     try:
-        with compiled_code_in(cache):
-            for region in REGIONS:
-                region.compiled = torch.compile(region.passes, dynamic=True)
-            yield
+        yield
     finally:
         for region, compiled in zip(REGIONS, before, strict=True):
             region.compiled = compiled
@@ -62,14 +77,16 @@ def compiled_regions(cache: Path) -> Iterator[None]:
 @contextmanager
 def compiled_code_in(cache: Path) -> Iterator[None]:
     """Store what torch compiles inside the block in `cache`, because torch would by default store it in, and run it
-    from, a folder that every user can write to."""
+    from, a folder that every user can write to. What the processor says of its instructions is believed: to see
+    whether the C++ compiler knows them too, torch would compile six small libraries first, not two or three, which
+    takes longer than compiling ours, and load them again in each process."""
     _keep_distutils()
     from torch._inductor import config  # imported late, because it takes a second
 
     folder = os.environ.get(FOLDER)
     os.environ[FOLDER] = str(cache)
     try:
-        with config.patch(compile_threads=1):  # a pool of processes would cost more than it saves
+        with config.patch({"compile_threads": 1, "cpp.vec_isa_ok": True}):  # processes would cost more than they save
             yield
     finally:
         os.environ.pop(FOLDER, None)
@@ -114,19 +131,6 @@ def compiled_library(source: str, flags: tuple[str, ...]) -> Any:
 def address(tensor: Tensor | None) -> ctypes.c_void_p:
     """Where its numbers lie, for a function of C++; 0 for none."""
     return ctypes.c_void_p(0 if tensor is None else tensor.data_ptr())
-
-
-@contextmanager
-def plain_regions() -> Iterator[None]:
-    """Run every region uncompiled inside the block: torch recompiles for another dtype, and only a few times."""
-    before = [region.compiled for region in REGIONS]
-    try:
-        for region in REGIONS:
-            region.compiled = None
-        yield
-    finally:
-        for region, compiled in zip(REGIONS, before, strict=True):
-            region.compiled = compiled
 
 
 def _keep_distutils() -> None:
