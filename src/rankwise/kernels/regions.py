@@ -78,8 +78,8 @@ def _as_before() -> Iterator[None]:
 def compiled_code_in(cache: Path) -> Iterator[None]:
     """Store what torch compiles inside the block in `cache`, because torch would by default store it in, and run it
     from, a folder that every user can write to. What the processor says of its instructions is believed: to see
-    whether the C++ compiler knows them too, torch would compile six small libraries first, not two or three, which
-    takes longer than compiling ours, and load them again in each process."""
+    whether the C++ compiler knows them too, torch would first compile six small libraries, which takes longer than
+    compiling ours, and would load them again in each process. Now it compiles two or three."""
     _keep_distutils()
     from torch._inductor import config  # imported late, because it takes a second
 
