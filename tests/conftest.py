@@ -21,10 +21,6 @@ os.environ.setdefault(
     "RANKWISE_ENGINES", ""
 )  # an export starts no engine, which takes seconds; tests of that ask for it
 
-os.environ.setdefault(
-    "TORCHINDUCTOR_VEC_ISA_OK", "1"
-)  # torch's compiler believes the processor; for each vector unit a process that imports torch would try it
-
 import psutil
 import pytest
 import torch

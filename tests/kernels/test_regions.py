@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from rankwise.kernels import loss, norm
 from rankwise.kernels.quantized import gguf
-from rankwise.kernels.regions import REGIONS, CompiledRegion, compiled_regions
+from rankwise.kernels.regions import REGIONS, CompiledRegion, compiled_code_in, compiled_regions
 
 pytestmark = pytest.mark.skipif(
     all(shutil.which(name) is None for name in ("g++", "clang++", "cl")), reason="no C++ compiler here"
@@ -94,3 +95,19 @@ with compiled_regions(Path({str(tmp_path)!r})):
         [sys.executable, "-W", "always::UserWarning", "-c", program], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0 and "distutils" not in done.stderr, done.stderr
+
+
+def test_instructions_are_not_tested_before_something_is_compiled(tmp_path: Path) -> None:
+    from torch._inductor.cpu_vec_isa import VecAVX2
+
+    class Asked(VecAVX2):
+        """torch keeps what it has found out of its own ones."""
+
+        def __str__(self) -> str:
+            return "asked"
+
+        def check_build(self, code: str) -> bool:
+            raise AssertionError("compiles a small library")
+
+    with compiled_code_in(tmp_path):
+        assert Asked()
