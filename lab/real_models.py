@@ -151,13 +151,20 @@ def base_in_q4(rankwise: Commands, model: str, file: str) -> str:
 def files(task: str) -> None:
     """TASK-trained.jsonl, -measured.jsonl and, with three solved rows before each, -examples.jsonl."""
     trained, measured = (rows[: many[task]] for rows, many in zip(ROWS[task](), (TRAINED, MEASURED), strict=True))
-    solved = [message for row in trained[:3] for message in row["messages"] if message["role"] != "system"]
     for name, rows in (("trained", trained), ("measured", measured)):
         _write(Path(f"{task}-{name}.jsonl"), rows)
     for row in measured:
+        before = [one for one in trained if not _offered(one).keys() & _offered(row).keys()][:3]
+        solved = [message for one in before for message in one["messages"] if message["role"] != "system"]
         first = [message for message in row["messages"] if message["role"] == "system"]
         row["messages"] = [*first, *solved, *row["messages"][len(first) :]]
+        if "tools" in row:  # those of the solved rows, which call them, stand before its own
+            row["tools"] = list({name: tool for one in (*before, row) for name, tool in _offered(one).items()}.values())
     _write(Path(f"{task}-examples.jsonl"), measured)
+
+
+def _offered(row: Row) -> dict[str, Row]:
+    return {tool["name"]: tool for tool in row.get("tools", ())}
 
 
 def _write(file: Path, rows: list[Row]) -> None:
