@@ -229,7 +229,11 @@ def cells(done: object, models: list[str], cells: list[str], quantizer: list[str
     del done
     named = dict(one.split("=") for one in models)
     Path("models.json").write_text(json.dumps({"models": named, "quantizer": quantizer[0]}))
-    wanted = [(task, way, size, int(seed)) for task, way, size, seed in (one.split(":") for one in cells if one)]
+    given = [one.split(":") for one in cells if one]
+    for one in given:
+        if len(one) != 4 or one[0] not in ROWS or one[1] not in WAYS or not one[3].isdecimal():
+            sys.exit(f"{':'.join(one)} is no cell: TASK:WAY:MODEL:SEED, of {', '.join(ROWS)} and {', '.join(WAYS)}.")
+    wanted = [(task, way, size, int(seed)) for task, way, size, seed in given]
     every = [
         cell for cell in dict.fromkeys(wanted or USUAL)
         if cell[2] in named and (quantizer[0] or not WAYS[cell[1]].quantizes)
