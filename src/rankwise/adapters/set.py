@@ -214,7 +214,14 @@ class AdapterSet:
     def activate(self, *names: str) -> None:
         for name in names:
             self._check(name)
-        self._refuse_beside_another(names)
+        for path, layer in self.layers.items():
+            here = [name for name in names if name in layer.adapters]
+            alone = next((name for name in here if not layer.adapter(name).additive), None)
+            if alone is not None and len(here) > 1:
+                raise TargetError(
+                    f'adapter "{alone}" is DoRA, which rescales the whole weight and cannot be added to another; '
+                    f'"{path}" would have {some(here)}. Activate it alone.'
+                )
         for layer in self.layers.values():
             layer.active = tuple(name for name in names if name in layer.adapters)
         for path, head in self.heads.items():
@@ -277,16 +284,6 @@ class AdapterSet:
         for place in places[module]:  # a layer that a model uses in two places is adapted in both
             self.model.set_submodule(place, adapted)
         return adapted
-
-    def _refuse_beside_another(self, names: tuple[str, ...]) -> None:
-        for path, layer in self.layers.items():
-            here = [name for name in names if name in layer.adapters]
-            alone = next((name for name in here if not layer.adapter(name).additive), None)
-            if alone is not None and len(here) > 1:
-                raise TargetError(
-                    f'adapter "{alone}" is DoRA, which rescales the whole weight and cannot be added to another; '
-                    f'"{path}" would have {some(here)}. Activate it alone.'
-                )
 
     def _check(self, name: str) -> None:
         if name not in self.names:

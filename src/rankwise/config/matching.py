@@ -61,7 +61,9 @@ def select(
             f'target "{tied[0]}" shares its weight with the input embedding, so an adapter on it could not be merged '
             "or served. Leave it out."
         )
-    _refuse_without_rows(paths, modules, only_rows)
+    others = [f'"{path}" ({modules[path].name})' for path in paths if modules[path].kind not in ("linear", "conv1d")]
+    if others and only_rows:
+        raise TargetError(only_rows.format(some(others)))
     refuse_beside_experts(expert_parameters(paths, modules), settings)
     return Selection(paths, notes)
 
@@ -192,12 +194,6 @@ def _nothing_in_layers(target: str, layers: tuple[int, ...] | None, modules: Mod
 def _leaf_counts(paths: Iterable[str], modules: Modules) -> list[str]:
     counts = Counter(path.rpartition(".")[2] for path in paths if modules[path].kind)
     return [f"{leaf} ({count}x)" for leaf, count in counts.items()]
-
-
-def _refuse_without_rows(paths: list[str], modules: Modules, sentence: str) -> None:
-    others = [f'"{path}" ({modules[path].name})' for path in paths if modules[path].kind not in ("linear", "conv1d")]
-    if others and sentence:
-        raise TargetError(sentence.format(some(others)))
 
 
 def by_pattern(

@@ -199,7 +199,11 @@ class _Surveyor:
 def survey(model: nn.Module, call: Call, blocks: Sequence[str] = ()) -> Survey:
     """Make a forward pass and record how it uses the model's layers. `blocks` are the paths of all blocks, where these
     are equal or of a few kinds."""
-    attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    attention = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
+            query, key, value
+        )
+    }
     surveyor = _Surveyor(blocks)
     with ExitStack() as hooks:
         hooks.enter_context(following(model, blocks, surveyor.enter))
@@ -296,10 +300,6 @@ def measure_memory(model: nn.Module, call: Call, blocks: Sequence[str]) -> Memor
             recorder.forget()
             loss.backward()
     return MemoryPass(recorder.saved, living.most - recorder.saved.total())
-
-
-def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)
 
 
 def _drop_gradient(weight: Tensor) -> None:

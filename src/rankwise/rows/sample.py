@@ -75,8 +75,13 @@ def _sample(reading: OpenedSource, source: Rows, indices: Sequence[_Index], draw
     rows_by_index = [(index, number) for index in indices for number in range(len(index.sizes))]
     if not rows_by_index:
         raise DataError(f"{source.path}: has no rows.")
-    for index in indices:
-        _settle_form(reading, index)
+    for index in indices:  # the format is that of the file's first readable row, as in training
+        for number in range(min(len(index.sizes), DRAWN)):
+            where, row = index.row(number)
+            if not isinstance(row, DataError):
+                with suppress(DataError):
+                    reading.examples(index.part, where, row)
+                break
     by_size = sorted(rows_by_index, key=lambda row: -row[0].sizes[row[1]])[:largest]
     chosen = sorted(Random(0).sample(range(len(rows_by_index)), min(drawn, len(rows_by_index))))
     problems: list[str] = []
@@ -88,16 +93,6 @@ def _sample(reading: OpenedSource, source: Rows, indices: Sequence[_Index], draw
     size = round(size * rows / len(rows_by_index))
     every = len(rows_by_index)
     return RowSample(rows, every, size, read, _read(reading, by_size, []), tuple(problems), len(problems))
-
-
-def _settle_form(reading: OpenedSource, index: _Index) -> None:
-    """Recognise the format by the first readable row of the file, as training does."""
-    for number in range(min(len(index.sizes), DRAWN)):
-        where, row = index.row(number)
-        if not isinstance(row, DataError):
-            with suppress(DataError):
-                reading.examples(index.part, where, row)
-            return
 
 
 def _read(reading: OpenedSource, rows: Sequence[tuple[_Index, int]], problems: list[str]) -> tuple[SeenRows, ...]:

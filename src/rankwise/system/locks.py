@@ -112,7 +112,11 @@ def _taken(path: Path) -> int:
     while True:
         descriptor = _opened(path)
         try:
-            _wait_for(descriptor)
+            until = time.monotonic() + PATIENCE
+            while not _try_lock(descriptor):
+                if time.monotonic() > until:
+                    raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
+                time.sleep(BETWEEN)
             if os.fstat(descriptor).st_nlink > 0:
                 os.ftruncate(descriptor, 0)
                 os.lseek(descriptor, 0, os.SEEK_SET)
@@ -152,14 +156,6 @@ def _refuse_foreign(path: Path, there: os.stat_result | None) -> None:
     else:
         return
     raise RunError(f"{path} {problem}. It should be a lock file of rankwise; nothing was changed. Remove it yourself.")
-
-
-def _wait_for(descriptor: int) -> None:
-    until = time.monotonic() + PATIENCE
-    while not _try_lock(descriptor):
-        if time.monotonic() > until:
-            raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
-        time.sleep(BETWEEN)
 
 
 def _owner_of(descriptor: int) -> str:

@@ -203,7 +203,7 @@ class Tally:
         self.replacements += "\ufffd" in text
         self.looks_rendered += any(LOOKS_RENDERED.search(example.prompt_text) is not None for example in examples)
         if self.guards is not None:
-            self.control_tokens += self.guards.holds_control_token(text)
+            self.control_tokens += self.guards.tokenizer.special_begins.search(text) is not None
 
     def keep_unencoded(self, examples: Sequence[Example], problem: str | None) -> bool:
         """Count a readable row as used if there is no tokenizer. Returns whether it can be used."""

@@ -113,7 +113,10 @@ class ChatTemplate:
         if tokenizer.end_tokens:
             self._special["eos_token"] = tokenizer.end_tokens[0]
         self._values = {"enable_thinking": self.thinks, **self._special}
-        self.ends = tuple(dict.fromkeys((*tokenizer.end_tokens, *self._end_after_answer()) if ends is None else ends))
+        if ends is None:  # with the special token that the template writes after an answer; some configs do not name it
+            first = tokenizer.encode(self._probed[0].partition(PROBE)[2].lstrip())[:1]
+            ends = (*tokenizer.end_tokens, *(tokenizer.special[token] for token in first if token in tokenizer.special))
+        self.ends = tuple(dict.fromkeys(ends))
 
     @classmethod
     def of_model(cls, tokenizer: HubTokenizer) -> ChatTemplate:
@@ -195,9 +198,6 @@ class ChatTemplate:
     @property
     def rewrites(self) -> bool:
         return any(sign in source for source in self._sources.values() for sign in REWRITING)
-
-    def holds_control_token(self, content: str) -> bool:
-        return self.tokenizer.special_begins.search(content) is not None
 
     def guarded(self, content: str) -> str:
         return self.tokenizer.guarded(content)
@@ -285,11 +285,6 @@ class ChatTemplate:
                 except TemplateError:
                     self._placed[source] = False
         return self._placed[source]
-
-    def _end_after_answer(self) -> list[str]:
-        """The special token that the template writes after an answer. Some models' configs do not name it."""
-        first = self.tokenizer.encode(self._probed[0].partition(PROBE)[2].lstrip())[:1]
-        return [self.tokenizer.special[token] for token in first if token in self.tokenizer.special]
 
     def render_all(self, conversations: Sequence[Conversation]) -> list[RenderedText]:
         """Conversations, each whole and up to each of its answers, all rendered together."""
