@@ -114,22 +114,16 @@ def _notes(target: str, chosen: list[str], layers: tuple[int, ...] | None, modul
     if target == ALL_CONV:
         return [f'"{ALL_CONV}" leaves out {note}' for note in left_out_of_all(here, modules)]
     if target == ALL_LINEAR:
-        return _left_out_towers(here, modules)
+        towers = [path for path in tower_layers(modules) if path in here]
+        note = (
+            f"{len(towers)} layers that read images or sounds ({some(towers, 2)}) get no adapter, since rows of text "
+            "do not reach them. Name them in the targets to adapt them"
+        )
+        return [note] if towers else []
     matches = matcher(target, "target")
     old = [] if any(map(matches, chosen)) else [explained(target, chosen)]
     others = left_out([path for path in here if matches(path)], modules)
     return old + [f'"{target}" leaves out {note}' for note in others]
-
-
-def _left_out_towers(here: list[str], modules: Modules) -> list[str]:
-    """A note about the towers of a model that reads images or sounds too."""
-    towers = [path for path in tower_layers(modules) if path in here]
-    if not towers:
-        return []
-    return [
-        f"{len(towers)} layers that read images or sounds ({some(towers, 2)}) get no adapter, since rows of text do "
-        "not reach them. Name them in the targets to adapt them"
-    ]
 
 
 def _nothing_adaptable(target: str, matching: list[str], modules: Modules) -> str:

@@ -105,7 +105,15 @@ def answer_scorer(
     longest = max((row.wanted_tokens for row in rows), default=0)
     limit = config.max_new_tokens or (min(LONGEST, longest + longest // 2 + 1) if longest else UNKNOWN)
     if model.context_length is not None:
-        _refuse_no_room(config, rows, limit, model)
+        shortest = min((len(row.ids) for row in rows), default=0)
+        if config.metrics and rows and not model.fits(shortest, limit):
+            raise ConfigError(
+                [
+                    f"validation.max_new_tokens: with {limit:,} new tokens none of the validation rows fits into the "
+                    f"model's context of {model.context_length:,}; the shortest prompt has {shortest:,}. Lower it, or "
+                    "give shorter rows."
+                ]
+            )
         rows = [row for row in rows if model.fits(len(row.ids), limit)]
         if long := [one for one in named if not model.fits(len(one.ids), limit)]:
             raise ConfigError([
@@ -159,18 +167,6 @@ def _named(model: LoadedModel, prompt: str, system: str | None) -> Prompt:
 
 def _opening(system: str | None) -> list[Message]:
     return [Message("system", system)] if system else []
-
-
-def _refuse_no_room(config: ValidationConfig, rows: Sequence[Prompt], new: int, model: LoadedModel) -> None:
-    shortest = min((len(row.ids) for row in rows), default=0)
-    if config.metrics and rows and not model.fits(shortest, new):
-        raise ConfigError(
-            [
-                f"validation.max_new_tokens: with {new:,} new tokens none of the validation rows fits into the model's "
-                f"context of {model.context_length:,}; the shortest prompt has {shortest:,}. Lower it, or give "
-                "shorter rows."
-            ]
-        )
 
 
 def _refuse_unscorable(config: ValidationConfig, prompts: Sequence[Prompt]) -> None:
