@@ -114,6 +114,15 @@ def test_what_is_no_text_of_its_own_is_named_and_stops_nothing(make, why):
     assert any("'extra'" in warning for warning in found.warnings)
 
 
+def test_text_and_label_choose_the_columns_and_the_others_stop_nothing():
+    write("rows.jsonl", [row | {"kind": "ab"[n % 2]} for n, row in enumerate(passages(12))])
+    chosen = data_report(columns={"text": "question", "label": "kind"})
+    (sentence,) = [one for one in chosen.warnings if "not used" in one]
+    assert not chosen.fatal and '"passage"' in sentence.replace("'", '"') and "--text and --label choose" in sentence
+    assert data_report(columns={"label": "kind", "text": "question"} | {"text_pair": "answer"}).fatal == ()
+    assert "'passage' has text" in " ".join(data_report(columns={"prompt": "question"}).fatal)
+
+
 def test_columns_that_are_used_or_empty_are_not_named():
     write(
         "rows.jsonl", pairs(5, context=lambda n: f"a long remark on {n}", system=lambda n: "Be kind.", x=lambda n: "")

@@ -21,6 +21,7 @@ BESIDE_TEXT = {
 }  # fmt: skip
 """Columns that are an answer by their name, so that rows of `text` would be trained on without it."""
 IS_ANSWER = "an answer, by its name"
+CHOSEN = "--text and --label choose others"
 ANSWERS = (*ANSWER_FIELDS, "output", "label")
 
 
@@ -43,11 +44,12 @@ def _fact(name: str, files: Sequence[str], reading: OpenedSource) -> UnusedColum
     filled, rows = sum(column.filled for _, column in every), sum(unused.rows for unused, _ in every)
     of_text = any(part.format == "text" and part.name in files for part in reading.parts)
     is_answer = of_text and 2 * filled > rows and _is_answer(name)
+    chosen = {"text", "label"} <= reading.source.columns.keys()
     return UnusedColumn(
         column=name.encode(errors="backslashreplace").decode(),
         file=files[0] if len(files) == 1 else reading.source.path,
-        filled=filled, rows=rows, example=column.example, stops=bool(stopping) or is_answer,
-        why=IS_ANSWER if is_answer else column.why(unused.judged),
+        filled=filled, rows=rows, example=column.example, stops=not chosen and (bool(stopping) or is_answer),
+        why=CHOSEN if chosen else IS_ANSWER if is_answer else column.why(unused.judged),
     )  # fmt: skip
 
 
