@@ -220,7 +220,7 @@ def test_rules_speak_of_the_engines_that_did_not_run():
         "status": "wrong", "why": "it reads no patterns", "by": "rule", "version": None,
     }  # fmt: skip
     assert both.lines() == [
-        "peft 1: right; asked: 8 prompts", "by their rules, not run: right in vLLM",
+        "peft 1: right; asked: 8 prompts", "by their rules, not run: vLLM should read it as it was trained",
         "SGLang: wrong: it reads no patterns (by rule; not run)",
     ]  # fmt: skip
 

@@ -102,7 +102,10 @@ def test_an_export_is_the_commands_and_its_files_come_with_their_hashes(client, 
         assert sent.headers["content-type"] == "application/octet-stream"
         if name.endswith(".safetensors"):
             assert sent.content == Path("theirs", name).read_bytes()
-    assert "No engine was run" in page and "by its rule" in page and "Load it with vLLM" in page
+    assert "No engine was run" in page and "Load it with vLLM" in page
+    ruled = page.partition("By rule, not run")[2]
+    assert ">Not verified<" in page and "<li>" in ruled and "should read it as it was trained" in ruled
+    assert ">right<" not in page and "Run and compared" not in page, "nothing that was not run is called right"
     for name in ("../job.json", "..%2F..%2Frows.jsonl", "/etc/passwd", "nothing"):
         assert client.get(f"{address}/files/{name}").status_code in (400, 404)
     assert "already" in client.post("/export/begin", data=given).text

@@ -155,7 +155,7 @@ class Verification:
         ran = [f"{one.line()}; asked: {self.about}" for one in self.verdicts if one.by == "run"]
         ruled = [one for one in self.verdicts if one.by == "rule"]
         right = [one.engine for one in ruled if one.status == "right"]
-        by_rule = [f"by their rules, not run: right in {', '.join(right)}"] if right else []
+        by_rule = [f"by their rules, not run: {', '.join(right)} should read it as it was trained"] if right else []
         shift = [] if self.base_shift is None else [self.base_shift.line()]
         return why_not + ran + shift + by_rule + [one.line() for one in ruled if one.status != "right"]
 

@@ -122,10 +122,10 @@ def _begun(sent: SentForm, run: str) -> StartedJob:
 
 
 def details(state: JobState) -> dict[str, Any]:
-    """What engines said, those that ran first."""
+    """What engines said that ran, apart from what follows from the rules of others."""
     answers = (state.printed or {}).get("engines")
-    rows = list(answers.items()) if isinstance(answers, dict) else []
-    return {"engines": sorted(rows, key=lambda row: (row[1].get("by") != "run", row[0]))}
+    rows = sorted(answers.items()) if isinstance(answers, dict) else []
+    return {"engines": {by: [row for row in rows if row[1].get("by") == by] for by in ("run", "rule")}}
 
 
 SCREEN = Screen(
