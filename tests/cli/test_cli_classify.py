@@ -11,6 +11,7 @@ import pytest
 
 from kit import command
 from kit.classifiers import WORDS, encoder_folder, labelled
+from kit.light import outcomes
 
 GO = ("classify", "rows.csv", "--text", "body", "--label", "kind", "--model", "bert", "--quiet")
 
@@ -71,6 +72,15 @@ def test_both_are_runs_over_the_same_held_out_rows_which_chose_nothing(first):
 def test_the_fitted_head_is_kept_as_it_was_fitted(first):
     results = json.loads(Path("runs/rows-probe/manifest.json").read_text())["results"]
     assert results["validation_loss_after"] == pytest.approx(results["validation_loss_before"], abs=1e-6)
+
+
+def test_what_file_and_runs_show_is_refused_before_torch_is_loaded(first):
+    for way in ("probe", "adapter"):
+        Path(f"runs/half-{way}").mkdir(exist_ok=True)
+    Path("runs/half-adapter/manifest.json").write_text("{}")
+    wrong = [(*GO[:3], "boddy", *GO[4:]), (*GO, "--run", "rows"), (*GO, "--run", "half")]
+    for outcome in outcomes(wrong, Path.cwd()):
+        assert outcome.code == 2 and not outcome.loaded & {"torch", "transformers"}, outcome.printed
 
 
 def test_a_second_time_it_takes_the_next_free_name_and_says_what_is_next(first):

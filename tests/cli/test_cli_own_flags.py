@@ -59,6 +59,21 @@ def test_every_message_in_the_words_of_every_command() -> None:
             assert lacked(reworded(text, command, EVERY), command) == [], (command, text)
 
 
+def test_classify_which_has_no_settings_proposes_none() -> None:
+    for text, left in {
+        "few rows of a, b: so little is said. Give more rows of them, or raise --held-out":
+            "few rows of a, b: so little is said. Give more rows of them",
+        "longest 130; --max-length 128 is enough for 99 % of them": "longest 130",
+        "still falling, from 1 to 0.8: train longer with --epochs 8 and another --run name":
+            "still falling, from 1 to 0.8",
+        "the run is finished. Use another --run name, or --restart. It stays.":
+            "the run is finished. Use another --run name. It stays.",
+        "Choose another model with --model, or leave out --text.":
+            "Choose another model with --model, or leave out --text.",
+    }.items():  # fmt: skip
+        assert reworded(text, "classify", EVERY) == left
+
+
 def test_a_message_that_names_a_command_names_a_flag_that_it_has() -> None:
     for text in MESSAGES:
         for one in FLAG.finditer(text):

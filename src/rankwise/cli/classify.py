@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Quiet, argument, option, starters
+from rankwise.errors import DataError
 from rankwise.system.memory import keep_memory
 
 if TYPE_CHECKING:
@@ -27,12 +29,31 @@ def classify(
 ) -> None:
     """Make a classifier out of a table: check the rows, fit a probe, train LoRA if it pays, and keep the better one."""
     with report_failures(as_json):
+        _check(data, {"text": text, "label": label}, run)
         from rankwise.commands.classify import classify as classify_command
 
         keep_memory()
         with Display(quiet) as display:
             classified = classify_command(data, text, label, model=model, run=run, seed=seed, callback=display)
         print_result(as_json, classified.summary(), *_lines(classified))
+
+
+def _check(data: str, columns: dict[str, str], run: str | None) -> None:
+    """Refuse what the file and the runs show before torch is loaded: a missing column or extra, and a taken name."""
+    from rankwise.config.data import DataConfig
+    from rankwise.rows.forms.columns import renamed
+    from rankwise.rows.sources import open_source, raw_records
+    from rankwise.runs.directory import RunDirectory
+
+    config = DataConfig(path=data, columns=columns)
+    for part in open_source(config, config.all_sources[0]).parts[:1]:
+        for where, row in islice(raw_records(part), 1):
+            if isinstance(row, DataError):
+                raise row
+            renamed(row, columns, where)
+    for way in ("probe", "adapter") if run else ():
+        with RunDirectory.named(f"{run}-{way}").claimed(restart=False):
+            pass
 
 
 def _lines(classified: Classified) -> list[str]:

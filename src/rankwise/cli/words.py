@@ -3,6 +3,7 @@
     --prompt "{a}" --completion "{b}"     in train      as it is
                                           in evaluate   prompt: "{a}" completion: "{b}", for the YAML file of a task
     --max-length                          in evaluate   as it is, and a last line: a flag of rankwise train
+    Give more rows, or raise --held-out   in classify   Give more rows
 
 A flag that follows the name of its command (`rankwise export --format`) stays, and so does one that is nobody's.
 """
@@ -21,6 +22,8 @@ OF_ROWS = re.compile(
 """A flag that says how rows are read, with its value; a task's file takes the same settings."""
 NAMED = re.compile(r"rankwise ([a-z]+(?: [a-z]+)?)(?:(?!rankwise )[^.`)])*$")
 IN_A_TASK = "rankwise evaluate takes these in the YAML file of a task (--task FILE.yaml)."
+ALONE = ("classify", "demo")
+"""Commands that choose the settings of their trainings themselves, so that a flag of another is no way out."""
 _running: list[Any] = []
 """The command group, and the words it was called with."""
 
@@ -54,10 +57,19 @@ def reworded(message: str, command: str, every: dict[str, set[str]]) -> str:
     if "--task" in own and "--prompt" not in own:
         message, changes = OF_ROWS.subn(_in_a_task, message)
         notes = [IN_A_TASK] * bool(changes)
-    for flag in dict.fromkeys(one[0] for one in FLAG.finditer(message) if not _is_named(message, one, every)):
-        other = next((name for name in ("train", *every) if flag in every.get(name, ())), None)
-        notes += [f"{flag} is a flag of rankwise {other}."] * (flag not in own and other is not None)
+    flags = dict.fromkeys(one[0] for one in FLAG.finditer(message) if not _is_named(message, one, every))
+    owner = {flag: next((name for name in ("train", *every) if flag in every.get(name, ())), None) for flag in flags}
+    others = [flag for flag in flags if flag not in own and owner[flag] is not None]
+    if others and command in ALONE and (left := _without(message, others)):
+        return left
+    notes += [f"{flag} is a flag of rankwise {owner[flag]}." for flag in others]
     return " ".join([message if not notes or message.endswith(".") else f"{message}.", *notes])
+
+
+def _without(message: str, flags: Sequence[str]) -> str:
+    """The message without what proposes these flags: from the comma before one to the end of its sentence."""
+    clause = rf"(?:^|(?<=[.;:,])\s|\n)(?:(?![.;:,]\s).)*?(?:{'|'.join(flags)})(?![\w-])(?:(?![.;]\s).)*"
+    return re.sub(r"[,;:]+(?=\.|$)", "", re.sub(clause, "", message)).strip()
 
 
 def _in_a_task(flag: re.Match[str]) -> str:

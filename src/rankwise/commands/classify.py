@@ -65,7 +65,8 @@ def classify(
     name after the file."""
     file = named_after(Path(data).stem, "table")
     stems = (f"{file}{'' if number == 1 else f'-{number}'}" for number in count(1))
-    stem = run or next(one for one in stems if not (Path("runs") / f"{one}-probe").exists())
+    ways = "probe", "adapter"
+    stem = run or next(one for one in stems if not any(Path("runs", f"{one}-{way}").exists() for way in ways))
 
     def experiment(way: str, method: str, training: dict[str, Any]) -> Experiment:
         columns = {"text": text, "label": label}
