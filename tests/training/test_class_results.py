@@ -18,6 +18,7 @@ from rankwise.commands.evaluate import evaluate
 from rankwise.config.experiment import Experiment, Planned
 from rankwise.config.models import ModelConfig
 from rankwise.forward.plan import plan
+from rankwise.objectives.causal_lm import CausalLM
 from rankwise.objectives.objective import target_loss, weight_of
 from rankwise.objectives.text_classification import TextClassification
 from rankwise.objectives.text_classification.head_start import CONVERGED, features_of, fit_head
@@ -109,10 +110,10 @@ def test_figures_that_cannot_mean_anything_are_said():
     assert "sampling" not in never and "--epochs" in never
     fine = scorer([0, 1, 2] * 5, [0, 1, 2] * 5)
     assert rare_in(fine) == never_predicted(fine, 9, 1e-3) == [] == rare_in(scorer([0, 1], [0, 1], TargetFacts()))
-    (falling,) = still_falling([loss(0, 2.0), loss(5, 1.0), loss(10, 0.8)], 10, 2.0, 0.95)
+    (falling,) = still_falling([loss(0, 2.0), loss(5, 1.0), loss(10, 0.8)], 10, 2.0, CausalLM.falling)
     assert "from 1 to 0.8" in falling and "--epochs 4" in falling
-    assert not still_falling([loss(0, 2.0), loss(5, 0.81), loss(10, 0.8)], 10, 2.0, 0.95)
-    assert not still_falling([loss(0, 2.0), loss(5, 1.0), loss(8, 0.5)], 10, 2.0, 0.95)
+    assert not still_falling([loss(0, 2.0), loss(5, 0.81), loss(10, 0.8)], 10, 2.0, CausalLM.falling)
+    assert not still_falling([loss(0, 2.0), loss(5, 1.0), loss(8, 0.5)], 10, 2.0, CausalLM.falling)
 
 
 @pytest.mark.parametrize(("more", "expected"), [
@@ -121,19 +122,30 @@ def test_figures_that_cannot_mean_anything_are_said():
     ({"training": {"steps": 7}}, (None, "last", None)), ({"training": {"epochs": 3}}, (3.0, "last", None)),
     ({"data": {"path": "x", "held_out": 5}, "validation": {"keep": "last"}}, (10.0, "last", None)),
     ({"data": {"path": "x", "held_out": 5}, "validation": {"patience": 5}}, (10.0, "best", 5)),
+    ({"objective": "causal-lm"}, (6.0, "best", 2)), ({"objective": "causal-lm", "run": "300"}, (5.0, "best", 2)),
+    ({"objective": "causal-lm", "run": "534"}, (None, "last", None)),
+    ({"objective": "causal-lm", "training": {"batch_size": 2}, "run": "50"}, (4.0, "best", 2)),
+    ({"objective": "causal-lm", "training": {"replay": {}}}, (None, "last", None)),
+    ({"objective": "causal-lm", "data": {"path": "x", "held_out": 0}}, (None, "last", None)),
+    ({"objective": "causal-lm", "training": {"steps": 3}}, (None, "last", None)),
     ({"objective": "image-classification"}, (None, "last", None)), ({"objective": "auto"}, (None, "last", None)),
 ])  # fmt: skip
-def test_how_long_a_classifier_learns_where_nothing_is_said(more, expected):
-    given = {"model": "m", "data": "x", "run": "r", "objective": "sequence-classification", **more}
+def test_how_long_a_model_learns_where_nothing_is_said(more, expected):
+    """A run is named after the number of its rows."""
+    given = {"model": "m", "data": "x", "run": "40", "objective": "sequence-classification", **more}
     asked = Experiment(**given)
-    found = asked.with_defaults(has_validation=asked.data.held_out != 0, by="loss")
+    found = asked.with_defaults(rows=int(asked.run), has_validation=asked.data.held_out != 0, by="loss")
     assert (found.training.epochs, found.validation.keep, found.validation.patience) == expected
 
 
 def test_a_run_that_an_earlier_version_began_goes_on_without_these_defaults():
-    asked = Experiment(model="m", data={"path": "x", "held_out": 5}, run="r", objective="sequence-classification")
-    for targets, by in ((THREE, "accuracy"), (KINDS["several"], "loss"), (KINDS["numbers"], "loss")):
-        now = asked.with_defaults(has_validation=True, by=by)
+    texts, answers = (
+        Experiment(model="m", data={"path": "x", "held_out": 5}, run="r", objective=name)
+        for name in ("sequence-classification", "causal-lm")
+    )
+    kinds = (texts, THREE, "accuracy"), (texts, KINDS["several"], "loss"), (texts, KINDS["numbers"], "loss")
+    for asked, targets, by in (*kinds, (answers, None, "loss")):
+        now = asked.with_defaults(rows=9, has_validation=True, by=by)
         assert now.validation.by == by
         report = SimpleNamespace(
             validation_rows=5, format="classification", targets=targets, pairs=None, encoder_decoder=False,
@@ -143,10 +155,11 @@ def test_a_run_that_an_earlier_version_began_goes_on_without_these_defaults():
             begun: Any = SimpleNamespace(
                 run=SimpleNamespace(folder=Path("r")), experiment=stored,
                 checkpoint=SimpleNamespace(data_report=report),
+                manifest=SimpleNamespace(data=SimpleNamespace(training_sequences=9)),
             )  # fmt: skip
             assert settings_of(begun, asked) == stored
-    by_loss = asked.model_copy(update={"validation": type(asked.validation)(by="loss")})
-    assert by_loss.with_defaults(has_validation=True, by="accuracy").validation.by == "loss"
+    by_loss = texts.model_copy(update={"validation": type(texts.validation)(by="loss")})
+    assert by_loss.with_defaults(rows=9, has_validation=True, by="accuracy").validation.by == "loss"
 
 
 def test_a_run_of_defaults_stops_keeps_the_best_and_says_what_it_stands_beside(encoder, tmp_path, monkeypatch):

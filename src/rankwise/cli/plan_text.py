@@ -126,7 +126,7 @@ def _rows(plan: Plan) -> Iterator[str]:
         yield row_text("", f"about {rows.too_long:,.0f} rows are longer than --max-length")
     if plan.steps is not None:
         tokens = f"{plan.step.tokens:,.0f} tokens{plan.shape.task.padding}"
-        yield row_text("steps", f"{plan.steps:,}, each of about {tokens}")
+        yield row_text("steps", f"{plan.most}{plan.steps:,}, each of about {tokens}")
 
 
 def _images(plan: Plan) -> Iterator[str]:
@@ -137,7 +137,9 @@ def _images(plan: Plan) -> Iterator[str]:
     )
     if plan.steps is not None:
         tokens = plan.step.tokens
-        yield row_text("steps", f"{plan.steps:,}, each of about {tokens / each:,.0f} images ({tokens:,.0f} tokens)")
+        yield row_text(
+            "steps", f"{plan.most}{plan.steps:,}, each of about {tokens / each:,.0f} images ({tokens:,.0f} tokens)"
+        )
 
 
 def _memory(plan: Plan) -> Iterator[str]:
@@ -209,7 +211,9 @@ def _time(plan: Plan) -> Iterator[str]:
     if plan.steps is None:
         yield row_text("time", f"{step}{between_text(duration.step, '{:.2g}')}")
     else:
-        yield row_text("time", f"{rough_duration(duration.total.likely)}{spread_text(duration.total)}, {step}")
+        yield row_text(
+            "time", f"{plan.most}{rough_duration(duration.total.likely)}{spread_text(duration.total)}, {step}"
+        )
     yield row_text("", _speed(plan))
     if (money := plan.money) is not None:
         yield row_text("money", f"{money.likely:,.2f}{between_text(money, '{:,.2f}')} at {plan.price:g} per hour")

@@ -231,7 +231,7 @@ def _with_defaults(
     measured = bool(len(prepared.validation))
     if not measured and (needing := experiment.validation.needing_rows):
         raise ConfigError([NO_ROWS.format(needing[0], prepared.data_report.used)])
-    experiment = experiment.with_defaults(has_validation=measured, by=objective.best_by)
+    experiment = experiment.with_defaults(rows=len(prepared.trained), has_validation=measured, by=objective.best_by)
     return experiment, training.model_copy(update={"epochs": experiment.training.epochs})
 
 

@@ -148,10 +148,11 @@ class Experiment(Config):
             "objective (--objective)." for name in idle
         ]  # fmt: skip
 
-    def with_defaults(self, *, has_validation: bool, by: str) -> Self:
+    def with_defaults(self, *, rows: int, has_validation: bool, by: str) -> Self:
         """What the rows of a training whose objective is decided say of its settings."""
-        changes = self.objective_settings.defaults(self.training, self.validation, has_validation=has_validation, by=by)
-        return self.model_copy(update=changes)
+        return self.model_copy(update=self.objective_settings.defaults(
+            self.training, self.validation, rows=rows, has_validation=has_validation, by=by
+        ))  # fmt: skip
 
     @property
     def base(self) -> ModelConfig:

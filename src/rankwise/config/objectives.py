@@ -18,9 +18,12 @@ from rankwise.config.validation import OF_ANSWERS, ClassMetric, PairMetric, TagM
 
 PREFERENCE_SHARE = 0.1
 """The learning rate for preference pairs, as a share of the one for answers (lab/preference.md)."""
-CLASS_EPOCHS, WITHOUT_ROWS, CLASS_PATIENCE = 10, 4, 2
+CLASS_EPOCHS, WITHOUT_ROWS, PATIENCE = 10, 4, 2
 """Defaults for classifiers of texts (lab/classifiers.md): the most epochs with validation rows, the epochs without
 them, and after how many validations without improvement training stops."""
+FEWEST_EPOCHS, ANSWER_EPOCHS, ANSWER_STEPS = 2, 6, 100
+"""Defaults for language models (lab/passes.md): the epochs of many rows, and with validation rows those of few, in at
+most so many steps."""
 OTHER_MODEL = "Choose another model with --model, or leave out --objective."
 OF_IMAGES = f"is a model of images. {OTHER_MODEL}"
 OF_BOTH = (
@@ -103,12 +106,27 @@ class ObjectiveSettings:
         """What the learning rate `auto` is at width 576."""
         return adapter.auto_rate
 
+    def most_epochs(self, training: TrainingConfig, rows: int, *, has_validation: bool) -> int | None:
+        """By default; None where they follow from nothing."""
+        return None
+
     def defaults(
-        self, training: TrainingConfig, validation: ValidationConfig, *, has_validation: bool, by: str
+        self, training: TrainingConfig, validation: ValidationConfig, *, rows: int, has_validation: bool, by: str
     ) -> dict[str, Config]:
-        """Parts of an experiment that follow from its rows. `has_validation`: whether there are validation rows, of
-        which the metric `by` says best what was learned."""
-        return {}
+        """Parts of an experiment that follow from its `rows`, which training shows. `has_validation`: whether there are
+        validation rows, of which the metric `by` says best what was learned. Where neither passes nor steps are given,
+        the model learns until its validation stops improving."""
+        epochs = self.most_epochs(training, rows, has_validation=has_validation)
+        if epochs is None or training.epochs or training.steps:
+            return {}
+        changes: dict[str, Any] = {}
+        if has_validation and validation.keep == "last" and "keep" not in validation.model_fields_set:
+            changes = {"keep": "best", "patience": validation.patience or PATIENCE}
+            changes |= {"by": by} if by != validation.by and "by" not in validation.model_fields_set else {}
+        return {
+            "training": training.model_copy(update={"epochs": float(epochs)}),
+            "validation": validation.model_copy(update=changes),
+        }
 
 
 class Undecided(ObjectiveSettings):
@@ -137,6 +155,11 @@ class OfAnswers(ObjectiveSettings):
     gives = frozenset({"tokens"})
     no_shards = ""
     idle = frozenset({"classification", "images", "preference"})
+
+    def most_epochs(self, training: TrainingConfig, rows: int, *, has_validation: bool) -> int | None:
+        """More of few rows than of many, where some are validated. Replay rows are drawn for two epochs beforehand."""
+        most = min(ANSWER_EPOCHS, ANSWER_STEPS * training.rows_per_step(rows) // rows)
+        return most if has_validation and most > FEWEST_EPOCHS and training.replay is None else None
 
 
 class OfSequences(ObjectiveSettings):
@@ -218,23 +241,10 @@ class OfTexts(OfClasses):
     def rate(self, adapter: MethodConfig) -> float:
         return adapter.text_rate or adapter.classifier_rate
 
-    def defaults(
-        self, training: TrainingConfig, validation: ValidationConfig, *, has_validation: bool, by: str
-    ) -> dict[str, Config]:
-        """Where neither passes nor steps are given, it learns until its validation stops improving. Of rows with one
-        class each, the best is so by accuracy, since the loss grows with each sure answer to a row whose label is
-        wrong."""
-        if training.epochs or training.steps:
-            return {}
-        changes: dict[str, Any] = {}
-        if has_validation and validation.keep == "last" and "keep" not in validation.model_fields_set:
-            changes = {"keep": "best", "patience": validation.patience or CLASS_PATIENCE}
-            changes |= {"by": by} if by != validation.by and "by" not in validation.model_fields_set else {}
-        epochs = float(CLASS_EPOCHS if has_validation else WITHOUT_ROWS)
-        return {
-            "training": training.model_copy(update={"epochs": epochs}),
-            "validation": validation.model_copy(update=changes),
-        }
+    def most_epochs(self, training: TrainingConfig, rows: int, *, has_validation: bool) -> int:
+        """Of rows with one class each, the best is so by accuracy, since the loss grows with each sure answer to a row
+        whose label is wrong."""
+        return CLASS_EPOCHS if has_validation else WITHOUT_ROWS
 
 
 class OfTags(OfClasses):

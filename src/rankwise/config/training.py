@@ -20,12 +20,13 @@ class TrainingConfig(Config):
 
     epochs: Annotated[
         Annotated[Number, Field(gt=0, le=1000)] | None,
-        Flag("--epochs", "2; of a classifier of texts, until its validation stops improving"),
+        Flag("--epochs", "2; of few rows and of a classifier of texts, until validation stops improving"),
         Label("Epochs", "knobs"),
     ] = None
-    """Passes over the training rows. The default is 2 if steps is not given either; for a classifier of texts it is
-    4, or, with validation rows, at most 10: training then ends when they show no improvement (validation.keep is `best`
-    and validation.patience 2)."""
+    """Passes over the training rows. The default is 2 if steps is not given either, and 4 for a classifier of texts.
+    With validation rows it is at most 10 for a classifier of texts, and for a language model as many as make 100 steps,
+    at most 6, where that is more than 2 (530 rows or fewer, by default): training then ends when validation shows no
+    improvement (validation.keep is `best` and validation.patience 2)."""
     steps: Annotated[PositiveInt | None, Flag("--steps"), Label("Or steps", "knobs")] = None
     """Number of optimizer steps, instead of epochs."""
     batch_size: Annotated[PositiveInt, Flag("--batch-size"), Label("Rows in a step", "knobs")] = 16

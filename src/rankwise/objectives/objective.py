@@ -123,7 +123,7 @@ class Objective(ABC):
     """What is learned of rows of a format, where it is not what the format is for."""
     far_above = 3.0
     """How many times what it was before a loss must be for the training to have diverged."""
-    falling = 0.0
+    falling = 0.95
     """More steps are suggested where the last validation loss is below this share of the best one before it."""
 
     @property
@@ -334,7 +334,6 @@ class Classifier(Objective):
     use = "predict {run} --data FILE --out predictions.csv"
     shown_as = "classes"
     far_above = 10.0  # a head may overshoot for long
-    falling = 0.95
 
     @property
     def targets(self) -> TargetFacts:

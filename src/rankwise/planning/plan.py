@@ -84,6 +84,11 @@ class Plan:
         training = self.config.training
         return training.steps if self.rows is None else self.rows.steps(training)
 
+    @property
+    def most(self) -> str:
+        """Before the steps and the time of a run that ends where its validation stops improving."""
+        return "" if self.config.validation.patience is None else "up to "
+
     @cached_property
     def load(self) -> Load:
         """What goes through the model, as a sample of documents."""
@@ -312,7 +317,7 @@ def plan_for(
         refuse_elsewhere(device)
     rows, data = rows_of_training(config, shape, tokens), config.data
     apart = rows is not None and data is not None and bool(rows.held_out or data.validation)
-    config = config.with_defaults(has_validation=apart, by="loss")
+    config = config.with_defaults(rows=rows.count if rows is not None else 1, has_validation=apart, by="loss")
     found = on or processes.part_of(planned_device(device, config), here=device in HERE)
     return planned(config, shape, found, rows, probe, price, here=device in HERE, processes=processes)
 

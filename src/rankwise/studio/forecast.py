@@ -207,14 +207,14 @@ def _figures(plan: Plan) -> list[Figure]:
     if plan.trained:
         figures.append(Figure("Memory", size(plan.fit.peak)))
     if duration is not None and plan.steps is not None:
-        figures.append(Figure("Time", rough_duration(duration.total.likely), _between(duration.total)))
+        figures.append(Figure("Time", f"{plan.most}{rough_duration(duration.total.likely)}", _between(duration.total)))
     elif duration is not None:
         figures.append(Figure("Time of a step", rough_duration(duration.step.likely), _between(duration.step)))
     if counted.file_bytes is not None:
         figures.append(Figure("Adapter", f"{most}{size(counted.file_bytes)}", "in float32"))
     if plan.steps is not None and plan.rows is not None:
         tokens = plan.rows.tokens.likely
-        figures.append(Figure("Steps", f"{plan.steps:,}", f"over {tokens:,.0f} tokens"))
+        figures.append(Figure("Steps", f"{plan.most}{plan.steps:,}", f"over {tokens:,.0f} tokens"))
     if plan.disk is not None:
         figures.append(Figure("Disk while it trains", size(plan.disk.total)))
     return figures

@@ -66,7 +66,8 @@ def settings_of(resumable: Resumable, experiment: Experiment) -> Experiment:
     if stored.training.epochs or stored.training.steps:  # earlier versions had no defaults of classifiers
         report = resumable.checkpoint.data_report
         by = objective_for(report).best_by
-        experiment = experiment.with_defaults(has_validation=bool(report.validation_rows), by=by)
+        rows = resumable.manifest.data.training_sequences
+        experiment = experiment.with_defaults(rows=rows, has_validation=bool(report.validation_rows), by=by)
     begun, asked = (leaves(one.model_dump(mode="json")) for one in (stored, experiment))
     differing = sorted(key for key in begun | asked if key not in ANY and begun.get(key) != asked.get(key))
     if differing:

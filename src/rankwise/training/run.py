@@ -131,7 +131,7 @@ class TrainingRun:
 
     def describe(self) -> str:
         data, facts, trainable = data_facts(self.prepared), self.model.facts, self.trainable
-        interval = self.validation_interval
+        interval, most = self.validation_interval, "up to " if self.experiment.validation.patience else ""
         unit, amount = "images", ""
         if (processing := self.model.processing) is None:
             learned = self.work.objective.learned_share(data.loss_tokens, data.tokens)
@@ -143,7 +143,7 @@ class TrainingRun:
             + (f"; {data.validation_sequences:,} validation {unit}{often}" if data.validation_sequences else "")
             + (f"\n{processing.describe()}" if processing is not None else "")
             + f"\n{self.trained_parameters:,} trainable parameters in {len(trainable.names)} {trainable.unit}; "
-            f"{self.steps} steps at learning rate {self.rate:.2g}"
+            f"{most}{self.steps} steps at learning rate {self.rate:.2g}"
             + (f"\nheld to its base on {self.anchor_text.about}" if self.anchor_text is not None else "")
             + (f"\nreplay: {replay.describe()}" if (replay := self.prepared.data_report.replay) is not None else "")
             + "".join(f"\n{about(file)}" for file in self.prepared.data_report.files)

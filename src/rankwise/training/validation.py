@@ -268,7 +268,7 @@ def refuse_no_choice(config: ValidationConfig, interval: int, early_stopping: Ea
     """Before a run begins: among fewer than two validations there is no best."""
     first = early_stopping.first
     count = len([step for step in range(interval, steps, interval) if step >= first]) + 1
-    if config.keep == "best" and count < 2:
+    if config.keep == "best" and config.patience is None and count < 2:  # with patience it may be a default
         ranks = f", of which the ranks are decided after {first}" if first > 1 else ""
         raise ConfigError(
             [

@@ -149,7 +149,7 @@ def still_falling(losses: Sequence[LossRecord], steps: int, epochs: float, falli
         return []
     return [
         f"the validation loss was still falling at the end, from {losses[-2].loss:.3g} to {losses[-1].loss:.3g}: "
-        f"to train longer, use --epochs {2 * epochs:.3g} and another --run name"
+        f"train longer with --epochs {2 * epochs:.3g} and another --run name"
     ]
 
 
