@@ -185,6 +185,57 @@ def test_wrong_parameters_and_labels_are_refused_all_at_once():
         TextClassifier("bert").predict(TEXTS)
 
 
+class Missing:
+    """As pandas' NA, which answers each comparison with itself."""
+
+    def __ne__(self, other):
+        return self
+
+    def __bool__(self):
+        raise TypeError("boolean value of NA is ambiguous")
+
+    def __repr__(self):
+        return "<NA>"
+
+
+@pytest.mark.parametrize("missing", [float("nan"), None, np.nan, np.datetime64("NaT"), Missing()], ids=repr)
+@pytest.mark.parametrize("kind", [TextClassifier, TextRegressor])
+def test_a_missing_label_is_refused_with_its_row_and_never_a_class(kind, missing):
+    others = ["a"] if kind is TextClassifier else [1.0, 2.5]
+    y = [*others, missing, *others * len(TEXTS)][: len(TEXTS)]
+    for given in (y, np.array(y, dtype=object)):
+        with pytest.raises(RankwiseError, match=rf"item {len(others)} of y is .*this row has no label\. Leave it out"):
+            kind("bert").fit(TEXTS, given)
+
+
+@pytest.mark.parametrize("other", [1, 1.0, True, b"1", np.int64(1)])
+def test_texts_beside_other_labels_are_refused_before_they_are_merged(other):
+    with pytest.raises(RankwiseError, match=r"item 1 of y is '1', a text, and item 0 is .*, which is none"):
+        TextClassifier("bert").fit(TEXTS, [other, "1"] * (len(TEXTS) // 2))
+
+
+def test_a_number_whose_square_overflows_is_refused_where_it_would_predict_nan():
+    with pytest.raises(RankwiseError, match=r"item 3 of y is -1e\+300; numbers beyond 1e\+18"):
+        TextRegressor("bert").fit(TEXTS, [1.0, 2.0, 3.0, -1e300] * (len(TEXTS) // 4))
+    numbers = [1e18, -1e18, 0.0, 5.0] * (len(TEXTS) // 4)
+    assert np.isfinite(TextRegressor("bert", features="words").fit(TEXTS, numbers).predict(TEXTS)).all()
+
+
+@pytest.mark.parametrize("other", ["Good", "good ", "caf\u00e9"])
+def test_labels_that_differ_in_their_spelling_alone_are_told(other, caplog):
+    first = "cafe\u0301" if other.startswith("caf") else "good"
+    TextClassifier("bert", features="words").fit(TEXTS, [first if at % 2 else other for at in range(len(TEXTS))])
+    assert "these labels differ only in case, spaces, Unicode form" in caplog.text and "item 0 of y" in caplog.text
+
+
+def test_an_adapter_s_labels_may_have_spaces_around_them_but_not_differ_in_these_alone():
+    y = [f" {label}" for label in LABELS]
+    fitted = TextClassifier("bert", method="lora", settings=FEW).fit(TEXTS, y)
+    assert set(fitted.predict(TEXTS)) <= set(y)
+    with pytest.raises(RankwiseError, match="differ only in spaces around them"):
+        TextClassifier("bert", method="lora", settings=FEW).fit(TEXTS, ["good", "good "] * (len(TEXTS) // 2))
+
+
 def test_texts_without_words_and_parameters_of_numpy_are_learned_and_saved(tmp_path):
     fitted = TextClassifier("bert", max_length=np.int64(32)).fit(["?", "!!", "?", "!!"] * 3, ["a", "b", "a", "b"] * 3)
     fitted.save(tmp_path / "saved")

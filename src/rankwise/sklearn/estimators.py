@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -30,7 +31,8 @@ from sklearn.utils.validation import (
 
 from rankwise import __version__
 from rankwise.config.base import shown
-from rankwise.errors import ConfigError, DataError, ModelError, RankwiseError
+from rankwise.errors import ConfigError, DataError, ModelError, RankwiseError, joined_problems
+from rankwise.rows.forms.labels import Labels
 from rankwise.runs.advice import Advice
 from rankwise.sklearn.probe import CLASSES, COLUMNS, NUMBERS, LinearKind, LinearProbe
 from rankwise.sklearn.tuned import LOG, Tuned, advise
@@ -42,6 +44,7 @@ METHODS: dict[str, type[LinearProbe | Tuned]] = {"probe": LinearProbe, "lora": T
 FILE, FORMAT = "estimator.json", 1
 SHORTEST = 3
 """Tokens of a text: its begin, its end, and one between them."""
+LARGEST = 1e18
 LEARNED = ("classes_", "n_features_in_", "feature_names_in_")
 
 
@@ -102,10 +105,29 @@ class _Estimator(_Reading):
         items = self._items(X, reset=True)
         if y is None:
             raise DataError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
+        self._check_labels(np.asarray(y, dtype=object).ravel().tolist())
         kind: Any = self.dtype
         y = column_or_1d(check_array(y, ensure_2d=False, dtype=kind, input_name="y"), warn=True)
         check_consistent_length(items, y)
         return items, self._targets(y)
+
+    def _check_labels(self, y: list[Any]) -> None:
+        """Before NumPy gives them one type. DataError where a label is missing, or is a text and another none."""
+        missing = [f"item {at} of y is {shown(one)}, so this row has no label. Leave it out of X and y."
+                   for at, one in enumerate(y) if one is None or str(one != one) in ("True", "<NA>")]  # fmt: skip
+        if missing:
+            raise DataError(joined_problems(missing))
+        texts = [isinstance(one, str) for one in y]
+        if self.dtype is None and len(set(texts)) > 1:
+            first, other = texts.index(True), texts.index(False)
+            raise DataError(
+                f"item {first} of y is {shown(y[first])}, a text, and item {other} is {shown(y[other])}, which is none."
+                " Write all labels as texts, or none."
+            )
+        if self.dtype is None and all(texts):
+            places = {one: f"item {at} of y" for at, one in reversed([*enumerate(y)])}
+            for remark in Labels(Counter(y), places).remarks():
+                LOG.warning(remark)
 
     def _targets(self, y: Any) -> Any:
         """What the linear models learn: numbers of classes, or numbers."""
@@ -187,6 +209,11 @@ class TextRegressor(RegressorMixin, _Estimator):
     kind, dtype = NUMBERS, np.float64
 
     def _targets(self, y: Any) -> Any:
+        if (large := np.flatnonzero(np.abs(y) > LARGEST)).size:
+            raise DataError(
+                f"item {large[0]} of y is {shown(y[large[0]].item())}; numbers beyond {LARGEST:g} are not learned, "
+                "since their squares overflow. Divide them, or learn their logarithms."
+            )
         return y
 
     def predict(self, X: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from rankwise.commands.advise import advise as advise_command
+from rankwise.errors import DataError
 from rankwise.python.train import experiment_with, train
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.advice import Advice, LabelAdvice
@@ -48,7 +49,9 @@ def workplace(folder: str | None) -> Iterator[None]:
 
 def settings_of(estimator: Any, items: Sequence[Any], targets: Any) -> dict[str, Any]:
     """As `rankwise.train` takes them."""
-    names = estimator.names
+    names = estimator.names and [name.strip() for name in estimator.names]
+    if names is not None and len(set(names)) < len(names):
+        raise DataError("some labels of y differ only in spaces around them, which no adapter learns. Remove these.")
     labels = targets.tolist() if names is None else [names[at] for at in targets]
     rows = [{estimator.reads.column: one, "label": label} for one, label in zip(items, labels, strict=True)]
     cut = {"too_long": "truncate", "max_length": estimator.max_length} if estimator.max_length else {}
@@ -90,7 +93,7 @@ class Tuned:
 
     def outputs(self, items: Sequence[Any], names: Sequence[str] | None) -> Any:
         found, classes = self.reader.outputs(items), self.reader.objective.targets.classes
-        return found[:, 0] if names is None else found[:, [classes.index(name) for name in names]]
+        return found[:, 0] if names is None else found[:, [classes.index(name.strip()) for name in names]]
 
     def write(self, folder: Path) -> dict[str, Any]:
         (folder / FOLDER).mkdir()

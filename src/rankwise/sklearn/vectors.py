@@ -87,8 +87,8 @@ class Reader:
     @staticmethod
     def items(values: Sequence[Any]) -> list[Any]:
         """DataError names the items that are no texts."""
-        problems = [f"item {at} of X is {shown(one)}; a text is expected." for at, one in enumerate(values)
-                    if not isinstance(one, str) or not is_unicode(one)]  # fmt: skip
+        problems = [f"item {at} of X is {shown(one)}; a text is expected. Write one, or leave the item out."
+                    for at, one in enumerate(values) if not isinstance(one, str) or not is_unicode(one)]  # fmt: skip
         if problems:
             raise DataError(joined_problems(problems))
         return list(map(str, values))
