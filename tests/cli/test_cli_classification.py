@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,10 @@ def test_evaluation_counts_what_predict_says(here):
 
 
 def test_the_most_confident_wrong_rows_come_first_with_their_text(here):
-    wrong_labels = [row | {"label": "bad" if row["label"] == "good" else "good"} for row in labelled(9, 24)]
+    wrong_labels = [
+        {"label": "bad" if row["label"] == "good" else "good", "text": f"{row['text']}. I can't log  In: é!"}
+        for row in labelled(9, 24)
+    ]  # not as its tokens decode
     result = rankwise("evaluate", "lora", "--data", write_rows("swapped.jsonl", wrong_labels), "--json", "--quiet")
     details = json.loads(result.stdout)["classification"]
     rows = {row["text"]: row for row in predicted("lora", "swapped.jsonl", "swapped-out.jsonl")}
@@ -205,6 +209,7 @@ def test_the_most_confident_wrong_rows_come_first_with_their_text(here):
     numbers = [int(one["name"].removeprefix("swapped.jsonl:")) for one in details["wrong"]]
     assert len(set(numbers)) == len(numbers)
     assert [lines[number - 1] for number in numbers] == [one["text"] for one in details["wrong"]]
+    assert "I can't log  In: é!" in unescape(Path("runs/lora/report.html").read_text())
     for one in details["wrong"]:
         row = rows[one["text"]]
         assert (one["actual"], one["predicted"]) == (row["label"], row["prediction"])

@@ -143,7 +143,14 @@ def test_evaluation_counts_what_predict_says(here):
     right, said, actual = (sum(len(one) for one in part) for part in (
         [one & two for one, two in pairs], [one for one, _ in pairs], [two for _, two in pairs]
     ))  # fmt: skip
-    result = done("evaluate", "lora", "--json", "--quiet")
+    result = done("evaluate", "lora", "--quiet", "--json")
+    write_rows("shouted.jsonl", [{"text": row["text"].upper(), "spans": row["spans"]} for row in rows])
+    done("evaluate", "lora", "--data", "shouted.jsonl", "--out", "shouted.json")
+    shouted = json.loads(Path("shouted.json").read_text())
+    said_of = [", ".join(f"{one['label']}: {one['text']}" for one in row["prediction"]) for row in
+               predicted("lora", "shouted.jsonl", "shouted-out.jsonl")]  # fmt: skip
+    assert shouted["tuned"]["answers"] == said_of and any(said_of)
+    assert {one["text"] for one in shouted["tuned"]["sets"]["wrong"]} <= {row["text"].upper() for row in rows}
     metrics = json.loads(result.stdout)["metrics"]
     assert metrics["span_f1"]["value"] == pytest.approx(2 * right / (said + actual))
     assert metrics["span_precision"]["value"] == pytest.approx(right / said if said else 0)

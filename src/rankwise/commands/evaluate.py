@@ -394,7 +394,8 @@ def _predictions(
     if task is not None:
         return _answers(objective, subject, task, rows, batch_size, callback)
     name, found = rows.of(subject, callback)
-    return RowTask(name, found.about, objective, found.documents, found.left_out, rows.scores.functions)
+    scores = rows.scores.functions
+    return RowTask(name, found.about, objective, found.documents, found.left_out, scores, found.config)
 
 
 def _items(

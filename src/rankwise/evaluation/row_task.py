@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,17 @@ from typing import Any
 import numpy as np
 
 from rankwise.base.loaded import LoadedModel
+from rankwise.config.data import DataConfig
 from rankwise.evaluation.class_metrics import FORMS, RowView, Scored, score_rows
 from rankwise.evaluation.intervals import scores
 from rankwise.evaluation.metrics import ScoreFunction, rows_of_function
 from rankwise.evaluation.task import WithoutAnswers
+from rankwise.evaluation.validation_rows import as_written
 from rankwise.objectives.objective import Classifier
+from rankwise.objectives.predictions import Longest
 from rankwise.rows.images.pictures import thumbnail_of
-from rankwise.rows.text.example import Span
+from rankwise.rows.text.example import BREAK, Example, Span
+from rankwise.rows.text.targets import tagged_in
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.evaluations import ModelScores
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
@@ -39,8 +44,15 @@ class RowTask(WithoutAnswers):
     left_out: int = 0
     functions: Mapping[str, ScoreFunction] = field(default_factory=dict)
     """Score what is predicted by what is true, both as texts."""
-    _scored: tuple[LoadedModel, list[str]] | None = field(default=None, init=False)
-    """The model that was scored, and what is true of each row."""
+    config: DataConfig | None = None
+    """How the rows are read."""
+    _wanted: list[str] | None = field(default=None, init=False)
+    """What is true of each row, once a model was scored."""
+
+    @cached_property
+    def _written(self) -> Mapping[str, Example]:
+        """The rows by their names, as their files have them."""
+        return as_written(self.rows, self.config)
 
     @property
     def data(self) -> str:
@@ -67,9 +79,8 @@ class RowTask(WithoutAnswers):
             callback(StatusMessage(scored.baseline))
         measured = {metric: scores(metric, sums) for metric, sums in (scored.rows | scored.losses).items()}
         spell = partial(self._spelled, model)
-        wanted = scored.answers(spell, true=True)
-        self._scored = model, wanted
-        answers, details = scored.answers(spell), scored.details(partial(self._view, model), spell)
+        self._wanted = wanted = scored.answers(spell, true=True)
+        answers, details = scored.answers(spell), scored.details(self._view, spell)
         for name, function in self.functions.items():
             measured[name] = scores(name, rows_of_function(name, function, answers, [[one] for one in wanted]))
         return ModelScores(scores=measured, answers=answers, seconds=time.perf_counter() - began, **details)
@@ -82,29 +93,29 @@ class RowTask(WithoutAnswers):
         return len(self.rows), digest.hexdigest()
 
     def items(self) -> list[dict[str, Any]]:
-        assert self._scored is not None, "a model was scored"
-        model, wanted = self._scored
-        views = (self._view(model, number, with_thumbnail=False, most=None) for number in range(len(self.rows)))
+        assert self._wanted is not None, "a model was scored"
+        views = (self._view(number, with_thumbnail=False, most=None) for number in range(len(self.rows)))
         return [{"where": view.name, "prompt": view.text, "reference": one}
-                for view, one in zip(views, wanted, strict=True)]  # fmt: skip
+                for view, one in zip(views, self._wanted, strict=True)]  # fmt: skip
 
-    def _view(self, model: LoadedModel, number: int, with_thumbnail: bool, most: int | None = LONGEST_TEXT) -> RowView:
+    def _view(self, number: int, with_thumbnail: bool, most: int | None = LONGEST_TEXT) -> RowView:
         """Show an image's row by its pixels, and any other row by the beginning of its text; each part of it stands on
         a line of its own."""
         row = self.rows[number]
         name = row.name or f"row {number + 1:,} of {self.about}"
         if row.image is not None:
             return RowView(name, thumbnail=thumbnail_of(row.image) if with_thumbnail else None)
-        parts = self.objective.parts(row)
-        text = "\n".join(model.tokenizer.readable(part.tolist()) for part in parts if len(part))
+        parts = self.objective.texts(self._written[name]) if name in self._written else ()
+        text = "\n".join(filter(None, parts)).replace(BREAK, "")
         return RowView(name, text if most is None or len(text) <= most else f"{text[: most - 1]}…")
 
     def _spelled(self, model: LoadedModel, number: int, spans: set[Span]) -> list[str]:
-        """From the first token of a span's first word to before the next learned word."""
-        row = self.rows[number]
-        begins = [*np.flatnonzero(np.asarray(row.loss_mask, bool)).tolist(), len(row.ids)]
-        ids = [int(one) for one in row.ids]
+        """From a span's first word to before the next learned word."""
+        example = self._written[str(self.rows[number].name)]
+        (outcome,) = self.objective.encoded(model, [example], Longest(sys.maxsize, cuts=False))
+        text, words = example.messages[0].content, tagged_in(example).words
+        begins = [*outcome.learned_words, len(words)]
         return [
-            f"{span.label}: {model.tokenizer.readable(ids[begins[span.first] : begins[span.stop]]).strip()}"
+            f"{span.label}: {text[words[begins[span.first]][0] : words[begins[span.stop] - 1][1]]}"
             for span in sorted(spans, key=lambda span: (span.first, span.stop))
         ]

@@ -22,7 +22,7 @@ from rankwise.rows.forms.formats import ANSWER_FIELDS, form_of
 from rankwise.rows.preparation import Prepared
 from rankwise.rows.preparing import RowEncoding, prepare, refuse_fatal
 from rankwise.rows.sources import open_source, raw_records
-from rankwise.rows.text.example import Database
+from rankwise.rows.text.example import Database, Example
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.data_report import PartFacts
 from rankwise.runs.records import Callback, WarningMessage
@@ -216,3 +216,17 @@ def _validation_rows(run: RunSnapshot, config: DataConfig, row_encoding: RowEnco
         else f"the {len(prepared.validation)} validation sequences"
     )
     return Measurable(prepared.measured_rows, about, is_run_validation=True, config=run.data_here)
+
+
+def as_written(documents: Sequence[Tokens], config: DataConfig | None) -> dict[str, Example]:
+    """By their names, the rows that these were encoded from. Ids do not tell how a text was written, such as in
+    capitals."""
+    wanted, found = {one.name for one in documents}, dict[str, Example]()
+    if config is None:
+        return found
+    for source in filter(None, (config.measured_source, *config.all_sources)):
+        for chunk in open_source(config, source).chunks():
+            found |= {one.where: one for row in chunk for one in row if one.where in wanted}
+            if len(found) == len(wanted):
+                return found
+    return found

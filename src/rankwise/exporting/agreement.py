@@ -24,8 +24,9 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 from rankwise.errors import one_line, some
+from rankwise.evaluation.validation_rows import as_written
 from rankwise.exporting.engine_process import EngineReplies, EngineReply
-from rankwise.exporting.reference import Reference, ReferenceQuestion, as_written, documents_of
+from rankwise.exporting.reference import Reference, ReferenceQuestion, documents_of
 from rankwise.inference.tuned_model import TunedModel
 from rankwise.objectives.objective import WithHead
 from rankwise.objectives.predictions import THRESHOLD

@@ -37,8 +37,7 @@ from rankwise.objectives.preference.encode import conversation_of
 from rankwise.objectives.sequence_to_sequence import text_objective
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.preparing import prepare
-from rankwise.rows.sources import open_source
-from rankwise.rows.text.example import Example, Message
+from rankwise.rows.text.example import Message
 from rankwise.rows.text.tokenize import Tokens, prompt_ids
 from rankwise.runs.records import Callback, ProgressUpdate, silent
 
@@ -104,20 +103,6 @@ def documents_of(tuned: TunedModel, rows: str | None) -> tuple[Sequence[Tokens],
         return prepare(spec, writing, silent).trained_rows, "rows of its training data", spec
     except (RankwiseError, OSError):
         return (), "", None
-
-
-def as_written(documents: Sequence[Tokens], config: DataConfig | None) -> dict[str, Example]:
-    """By their names, the rows that these were encoded from. Ids do not tell how a text was written, such as in
-    capitals."""
-    wanted, found = {one.name for one in documents}, dict[str, Example]()
-    if config is None:
-        return found
-    for source in filter(None, (config.measured_source, *config.all_sources)):
-        for chunk in open_source(config, source).chunks():
-            found |= {one.where: one for row in chunk for one in row if one.where in wanted}
-            if len(found) == len(wanted):
-                return found
-    return found
 
 
 def _prompt(document: Tokens, model: LoadedModel) -> ReferencePrompt | None:

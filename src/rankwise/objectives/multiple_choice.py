@@ -235,11 +235,9 @@ class MultipleChoice(Classifier, CausalLM):
             )
         return choice_example({"question": question, "choices": choices}, where)
 
-    def parts(self, row: Tokens) -> list[np.ndarray]:
+    def texts(self, example: Example) -> Sequence[str]:
         """The question, and each choice."""
-        first, *_ = sides = sides_of(row)
-        texts = [np.asarray(side.ids)[np.asarray(side.loss_mask, bool)] for side in sides]
-        return [np.asarray(first.ids)[~np.asarray(first.loss_mask, bool)], *texts]
+        return [example.prompt_text, *(example.choices if isinstance(example, Choices) else ())]
 
     def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
         spec, most = DataConfig(path="rows"), self.targets.outputs

@@ -374,11 +374,9 @@ class Classifier(Objective):
         """The row of a request; an object has its columns, which `read` reads as in a file."""
         return read(item) if isinstance(item, dict) else self.example_of(item, where)
 
-    def parts(self, row: Tokens) -> list[np.ndarray]:
-        """The ids of each of its texts."""
-        ids = np.asarray(row.ids)
-        second = np.zeros(len(ids), bool) if row.token_type_ids is None else np.asarray(row.token_type_ids) == 1
-        return [ids[~second], ids[second]]
+    def texts(self, example: Example) -> Sequence[str]:
+        """Each text of a row that has some."""
+        return example.messages[0].content, example.messages[0].context
 
     @abstractmethod
     def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
