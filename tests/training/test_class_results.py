@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,22 +14,37 @@ import torch
 from typer.testing import CliRunner
 
 from kit.classifiers import encoder_folder, labelled, write_rows
+from kit.tagged import spanned, tagger_folder
+from rankwise import load_run
 from rankwise.cli.main import app
 from rankwise.commands.evaluate import evaluate
+from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment, Planned
 from rankwise.config.models import ModelConfig
 from rankwise.forward.plan import plan
 from rankwise.objectives.causal_lm import CausalLM
 from rankwise.objectives.objective import target_loss, weight_of
+from rankwise.objectives.tagging import Tagging
 from rankwise.objectives.text_classification import TextClassification
 from rankwise.objectives.text_classification.head_start import CONVERGED, features_of, fit_head
+from rankwise.reporting.verdict import verdict_of
 from rankwise.rows.classes import balanced_weights
+from rankwise.rows.forms.formats import parse_row
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import LossRecord, silent
 from rankwise.runs.row_facts import TargetFacts
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.training.resume import settings_of
-from rankwise.training.validation_classes import ClassScorer, never_predicted, rare_in, still_falling, words_predict
+from rankwise.training.validation_classes import (
+    WIDTH,
+    ClassScorer,
+    calibrate,
+    never_predicted,
+    rare_in,
+    still_falling,
+    temperature_of,
+    words_predict,
+)
 
 THREE = TargetFacts(classes=("ok", "fault", "attack"), counts=(300, 3, 1), pooling="mean")
 KINDS = {
@@ -196,6 +212,108 @@ def test_the_fitted_head_is_the_result_where_steps_only_harm_it(encoder, tmp_pat
     assert "the result is the head that training began with" in " ".join(result.output.split())
     measured = evaluate("r", callback=silent).tuned.metrics["cross_entropy"].value
     assert measured == pytest.approx(results.validation_loss_after, abs=1e-5)
+
+
+def tagged_rows(folder: Path) -> tuple[Any, Any, list[Tokens]]:
+    tags = TargetFacts(classes=("O", "B-LOC", "I-LOC", "B-PER", "I-PER"), counts=(9,) * 5, form="tags")
+    objective = Tagging(tags)
+    model = objective.load(ModelConfig(name=str(tagger_folder(folder)), dtype="float32"), silent)
+    encoder = objective.encoder(model.template, model.tokenizer, DataConfig(path="x"), 64)
+    examples = [one for at, row in enumerate(spanned(60)) for one in parse_row(row, "spans", f"x:{at + 1}")]
+    return objective, model, [row for outcome in encoder.encode(examples) for row in outcome.sequences]
+
+
+@pytest.mark.parametrize("kind", ["classes", "weighted", "several", "tags"])
+def test_a_temperature_keeps_every_prediction_and_never_raises_the_loss(encoder, kind, tmp_path):
+    if kind == "tags":
+        objective, model, rows = tagged_rows(tmp_path / "tagger")
+    else:
+        objective = TextClassification(KINDS[kind])
+        model = objective.load(ModelConfig(name=str(encoder), dtype="float32"), silent)
+        rows = rows_for(kind, model)
+    head, own = model.module.classifier, ClassScorer(objective, model, rows)
+    unweighted = objective.targets.model_copy(update={"weights": ()})
+
+    def read() -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(found.float(), objective.learned(batch.targets, batch.loss_mask))
+                for _, batch, found in objective.in_batches(model.module, rows, None)]  # fmt: skip
+
+    def nats(of: list[tuple[torch.Tensor, torch.Tensor]], temperature: float = 1.0) -> float:
+        return sum(float(target_loss(logits / temperature, values, unweighted)) for logits, values in of)
+
+    for factor in (8.0, 0.02):  # far too sure, then far too unsure
+        with torch.no_grad():
+            head.weight.mul_(factor)
+        before = read()
+        temperature, told = calibrate(own)
+        after = read()
+        assert temperature is not None and f"divided by {temperature:.3g}" in told
+        assert nats(after) <= nats(before) * (1 + 1e-6)
+        for (now, _), (old, _) in zip(after, before, strict=True):
+            torch.testing.assert_close(now * temperature, old, rtol=1e-4, atol=1e-5)
+            same = (now > 0) == (old > 0) if kind == "several" else now.argmax(-1) == old.argmax(-1)
+            assert bool(same.all())
+        cost = [nats(before, math.exp(log)) + (log / WIDTH) ** 2 / 2 for log in np.linspace(-2, 2, 81)]
+        assert nats(after) + (math.log(temperature) / WIDTH) ** 2 / 2 <= min(cost) * 1.001
+    weight = head.weight.clone()
+    nothing, told = calibrate(ClassScorer(objective, model, rows[:9]))
+    assert nothing is None and "takes 50 validation rows" in told and torch.equal(head.weight, weight)
+    head.requires_grad_(False)
+    assert calibrate(own) == (None, "") and torch.equal(head.weight, weight)
+
+
+def test_a_head_whose_logits_do_not_follow_is_left_alone(encoder):
+    objective = TextClassification(KINDS["classes"])
+    model = objective.load(ModelConfig(name=str(encoder), dtype="float32"), silent)
+    rows, head = rows_for("classes", model), model.module.classifier
+    with torch.no_grad():
+        head.weight.mul_(40)
+    weight = head.weight.clone()
+    head.register_forward_hook(lambda _, inputs, outputs: outputs.tanh() * 9)
+    temperature, told = calibrate(ClassScorer(objective, model, rows))
+    assert temperature is None and "does not divide the logits" in told
+    torch.testing.assert_close(head.weight, weight)
+
+
+def test_rows_that_are_all_right_make_nothing_certain():
+    logits, right = torch.tensor([[2.0, 0.0]]).expand(60, 2), torch.zeros(60, dtype=torch.long)
+    assert 0.3 < temperature_of([(logits, right)], THREE) < 1.0
+    assert temperature_of([(logits, torch.arange(60) % 2)], THREE) > 2.0
+
+
+def test_a_result_that_is_too_sure_is_told_and_calibrated_for_every_reader(encoder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wrong = {"good": "bad", "bad": "good"}
+    noisy = [row | {"label": row["label"] if at % 4 else wrong[row["label"]]} for at, row in enumerate(labelled(60, 3))]
+    words = ("--data", write_rows("rows.jsonl", labelled(24)), "--validation-data", write_rows("apart.jsonl", noisy))
+    words = (
+        "train",
+        "--model",
+        str(encoder),
+        *words,
+        "--set",
+        "model.dtype=float32",
+        "--run",
+        "r",
+        "--batch-size",
+        "8",
+    )
+    words = (*words, "--steps", "60", "--learning-rate", "0.01", "--set", "classification.pooling=mean")
+    result = CliRunner().invoke(app, list(words))
+    said = " ".join(result.output.split())
+    assert result.exit_code == 0, (result.output, result.exception)
+    run = RunSnapshot.finished("r")
+    results, last = run.manifest.results, run.history.losses[-1]
+    assert results.temperature > 1.2 and f"divided by {results.temperature:.3g}" in said
+    assert "the result is surer than it is right" in said and f"instead of {last.loss:.4f}" in said
+    assert results.validation_loss_after < last.loss
+    assert f"to {results.validation_loss_after:.3f} nats per row" in verdict_of(run)
+    measured = evaluate("r", callback=silent).tuned.metrics["cross_entropy"].value
+    assert measured == pytest.approx(results.validation_loss_after, abs=1e-5)
+    tuned = load_run("r")
+    found = tuned.predict([row["text"] for row in noisy])
+    nats = [-math.log(one["probabilities"][row["label"]]) for one, row in zip(found, noisy, strict=True)]
+    assert np.mean(nats) == pytest.approx(results.validation_loss_after, abs=1e-5)
 
 
 def test_words_are_those_of_scikit_learn():

@@ -163,11 +163,13 @@ def _losses(run: RunSnapshot) -> str:
             f"The loss on {plural(first.sequences, 'validation sequence')} was {figure(first.loss)} "
             f"{run.learned.loss_unit} {when}; it was not measured at any other time."
         )
-    how = _way(first.loss, last.loss)
+    calibrated = results is not None and results.temperature is not None and results.validation_loss_after
+    end = calibrated or last.loss
+    how = _way(first.loss, end)
     when = "" if last is losses[-1] else f" at the selected step {last.step:,}"
     return (
         f"The loss on {plural(last.sequences, 'validation sequence')} {how}, from {figure(first.loss)} to "
-        f"{figure(last.loss)} {run.learned.loss_unit}{when}{run.learned.unmeasured}."
+        f"{figure(end)} {run.learned.loss_unit}{when}{run.learned.unmeasured}."
     )
 
 

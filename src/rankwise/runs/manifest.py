@@ -238,6 +238,8 @@ class Results(Config):
     """Share of validation rows whose class is predicted right, by the weights of `kept_step`. None without classes or
     validation rows."""
 
+    temperature: float | None = None
+    """What the logits of a classifier's head were divided by, as the saved weights have it."""
     baselines: dict[str, float] | None = None
     """The accuracy of simpler answers to the same rows: `largest_class`, and logistic regression on the frozen model's
     `vectors` and on `words` (TF-IDF, where scikit-learn is installed)."""

@@ -117,14 +117,13 @@ class _Estimator(_Reading):
                    for at, one in enumerate(y) if one is None or str(one != one) in ("True", "<NA>")]  # fmt: skip
         if missing:
             raise DataError(joined_problems(missing))
-        texts = [isinstance(one, str) for one in y]
-        if self.dtype is None and len(set(texts)) > 1:
-            first, other = texts.index(True), texts.index(False)
-            raise DataError(
-                f"item {first} of y is {shown(y[first])}, a text, and item {other} is {shown(y[other])}, which is none."
-                " Write all labels as texts, or none."
-            )
-        if self.dtype is None and all(texts):
+        if self.dtype is not None:
+            return
+        first = {isinstance(one, str): at for at, one in reversed([*enumerate(y)])}
+        if len(first) > 1:
+            text, other = (f"item {first[kind]} is {shown(y[first[kind]])}" for kind in (True, False))
+            raise DataError(f"y: {text}, a text, and {other}, which is none. Write all labels as texts, or none.")
+        if True in first:
             places = {one: f"item {at} of y" for at, one in reversed([*enumerate(y)])}
             for remark in Labels(Counter(y), places).remarks():
                 LOG.warning(remark)

@@ -311,6 +311,7 @@ class TrainingRun:
             ended_early=validation.stopped_early,
             validation_accuracy_before=accuracies[0].value if accuracies[0] else None,
             validation_accuracy_after=accuracies[1].value if accuracies[1] else None,
+            temperature=validation.temperature,
             baselines=self._baselines(accuracies[0]) if self.world.is_first else None,
             preference=pair_results(validation.score_after, *ends),
         )

@@ -27,17 +27,26 @@ from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.preparation import Prepared
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.metrics_log import History
-from rankwise.runs.records import OF_LANGUAGE_MODELS, LossRecord, SampleRecord, ScoreRecord, StatusMessage
+from rankwise.runs.records import (
+    OF_LANGUAGE_MODELS,
+    LossRecord,
+    SampleRecord,
+    ScoreRecord,
+    StatusMessage,
+    WarningMessage,
+)
 from rankwise.training.checkpoints import check_snapshot, load_snapshot, save_snapshot
 from rankwise.training.losses import Backend, sum_loss
 from rankwise.training.pairs import PairBackend, pair_scorer
 from rankwise.training.state import Diverged, TrainState
 from rankwise.training.trainer import Hook, Trainer
-from rankwise.training.validation_classes import class_scorer, tag_scorer
+from rankwise.training.validation_classes import calibrate, class_scorer, tag_scorer
 from rankwise.training.validation_prompts import answer_scorer
 from rankwise.training.world import ONE_PROCESS, World, filled_up
 
 Validated = LossRecord | ScoreRecord
+RISEN = 1.05
+"""Above how many times the lowest validation loss that of the result is remarked on."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +132,8 @@ class Validation(Hook):
     result_step: int = 0
     result_why: str = "the last step"
     stopped_early: str | None = None
+    temperature: float | None = None
+    """What a classifier's head is divided by in the result."""
 
     def before_first_step(self, trainer: Trainer) -> None:
         self._validate_now(trainer)
@@ -158,6 +169,22 @@ class Validation(Hook):
                 told = f"the adapter after step {best.step}, not that after step {trainer.state.step}"
                 told = told if best.step else "the head that training began with, which no step improved"
                 trainer.emit(StatusMessage(f"the result is {told}: {self.result_why}"))
+        self._calibrate(trainer)
+
+    def _calibrate(self, trainer: Trainer) -> None:
+        """A classifier's result; and say whether it was surer than it was right."""
+        kept, losses = self.loss_after(self.result_step), [one.value for one in self.records if one.metric == "loss"]
+        with trainer.aside():
+            self.temperature, told = calibrate(self.scorer)
+            if self.temperature is not None and kept is not None:
+                now = self._loss(trainer, self.result_step)
+                self.records = [now if one is kept else one for one in self.records]
+                told += f": a validation loss of {now.loss:.4f} instead of {kept.loss:.4f}"
+        risen = kept is not None and kept.loss > RISEN * min(losses)
+        if risen and told:
+            told = f"the result is surer than it is right, as its validation loss was {min(losses):.4f} earlier; {told}"
+        if told:
+            trainer.emit((WarningMessage if risen and not self.temperature else StatusMessage)(told))
 
     def after_training(self, trainer: Trainer) -> None:
         self._sample(trainer, self.result_step)

@@ -1,7 +1,15 @@
-"""A classifier's metrics on the validation rows while it trains."""
+"""A classifier's metrics on the validation rows while it trains, and the temperature by which its result is calibrated,
+so that it is right as often as it is sure (Guo et al. 2017):
+
+    T = argmin  sum over rows of loss(logits / T) + (log T / WIDTH)^2 / 2
+
+The last term keeps T near 1 where nothing else is known: a few rows that are all right are no reason to be certain. The
+head's weights and bias are divided by T, so whatever reads them is calibrated, and no prediction changes.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -9,14 +17,15 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.validation import ValidationConfig
 from rankwise.errors import ConfigError, one_line, some
 from rankwise.evaluation.class_metrics import FORMS, metric_rows, one_target, score_rows
 from rankwise.evaluation.metrics import METRICS
-from rankwise.objectives.objective import Classifier
+from rankwise.objectives.objective import Classifier, target_loss
 from rankwise.objectives.predictions import Done
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.preparation import Prepared
@@ -31,7 +40,9 @@ FEW, UNEVEN = 5, 10
 """Validation rows of a class below which its figures tell little, and from how many times as many rows of the largest
 class as of the smallest balanced sampling is proposed."""
 MOST_READ = 5000
-"""Training rows of the baseline on words."""
+"""Training rows of the baseline on words, and validation rows that a temperature is fitted to."""
+FEWEST, WIDTH = 50, 0.5
+"""Rows that a temperature is fitted to at least, and the width that its logarithm is expected to have."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,40 @@ class ClassScorer:
     def samples(self, step: int) -> list[SampleRecord]:
         """A classifier writes no answers."""
         return []
+
+
+def temperature_of(read: Sequence[tuple[Tensor, Tensor]], targets: TargetFacts) -> float:
+    """For logits with their targets, in batches."""
+    unweighted = targets.model_copy(update={"weights": ()})
+
+    def cost(temperature: float) -> float:
+        nats = sum(float(target_loss(logits / temperature, values, unweighted)) for logits, values in read)
+        return nats + (math.log(temperature) / WIDTH) ** 2 / 2
+
+    return min((math.exp(at / 50) for at in range(-100, 101)), key=cost)
+
+
+@torch.no_grad()
+def calibrate(scorer: object) -> tuple[float | None, str]:
+    """Divide a head that was learned by a temperature. Returns it, or None where none fits, and what to say of it."""
+    if not isinstance(scorer, ClassScorer) or not (targets := scorer.objective.targets).classes:
+        return None, ""
+    objective, module, rows = scorer.objective, scorer.model.module, evenly(scorer.rows, MOST_READ)
+    layers = (one for one in module.modules() if isinstance(one, nn.Linear) and one.out_features == targets.outputs)
+    head = [one for layer in layers if layer.weight.requires_grad for one in layer.parameters()]
+    if len(rows) < FEWEST or not head:
+        return None, f"the probabilities are not calibrated, which takes {FEWEST} validation rows" * bool(head)
+    read = [(logits.float().cpu(), objective.learned(batch.targets, batch.loss_mask))
+            for _, batch, logits in objective.in_batches(module, rows, None)]  # fmt: skip
+    temperature = scorer.world.share(lambda: temperature_of(read, targets))
+    for one in head:
+        one.div_(temperature)
+    _, _, again = next(objective.in_batches(module, rows, None))
+    if torch.allclose(again.float().cpu() * temperature, read[0][0], 1e-3, 1e-3):
+        return temperature, f"the logits are divided by {temperature:.3g}, which fits the validation rows best"
+    for one in head:
+        one.mul_(temperature)
+    return None, "the probabilities are not calibrated: dividing the last layer does not divide the logits"
 
 
 def class_scorer(
