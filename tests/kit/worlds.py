@@ -44,7 +44,7 @@ from rankwise.rows.encoded.dealing import share_of
 from rankwise.rows.encoded.packing import pack
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.directory import FollowedRun, RunDirectory
-from rankwise.runs.records import SampleRecord, ScoreRecord
+from rankwise.runs.records import OF_LANGUAGE_MODELS, SampleRecord, ScoreRecord
 from rankwise.training import step as step_module
 from rankwise.training.step import StepTotals
 from rankwise.training.trainer import Trainer
@@ -153,7 +153,7 @@ def learn(case: Case, world: World, folder: Path) -> Learned:
     held_out = share_of(random_rows(5, seed=7), world.rank, world.size)
     validation = Validation(
         checks, 2, early_stopping_of(checks, trainable), case.arrange(held_out, case.tokens) if held_out else [], 5,
-        NoScores(), run, backend := Arranged(forward, case.arrange), world=world,
+        NoScores(), run, backend := Arranged(forward, case.arrange), OF_LANGUAGE_MODELS, world=world,
     )  # fmt: skip
     batches = Batches.of(random_rows(11), replace_tokens(config, case.tokens), case.arrange)
     if world.is_several:

@@ -210,7 +210,7 @@ def test_a_missing_label_is_refused_with_its_row_and_never_a_class(kind, missing
 
 @pytest.mark.parametrize("other", [1, 1.0, True, b"1", np.int64(1)])
 def test_texts_beside_other_labels_are_refused_before_they_are_merged(other):
-    with pytest.raises(RankwiseError, match=r"y: item 1 is '1', a text, and item 0 is .*, which is none"):
+    with pytest.raises(RankwiseError, match=r"y has the labels .* and '1', which is a text"):
         TextClassifier("bert").fit(TEXTS, [other, "1"] * (len(TEXTS) // 2))
 
 

@@ -135,6 +135,15 @@ def test_a_verdict_claims_no_more_than_was_found(better, said):
     assert report("r").verdict.startswith(said)
 
 
+def test_better_than_nothing_is_not_called_good():
+    run = made_run()
+    evaluation = read_evaluation(evaluation_path(run, "task"))
+    for metric, right, said in (("exact", 0.039, True), ("exact", 0.5, False), ("rouge_l", 0.039, False)):
+        one = evaluation.differences["exact"].model_copy(update={"a": 0.0, "b": right})
+        write_evaluation(evaluation_path(run, "task"), evaluation.model_copy(update={"differences": {metric: one}}))
+        assert ("n = 40); 96.1 % are still wrong" in report("r").verdict) is said
+
+
 def test_several_tasks_are_counted_by_their_verdicts():
     run = made_run()
     evaluation = read_evaluation(evaluation_path(run, "task"))

@@ -21,6 +21,7 @@ from rankwise.commands.evaluate import evaluate
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment, Planned
 from rankwise.config.models import ModelConfig
+from rankwise.evaluation.intervals import measured_share
 from rankwise.forward.plan import plan
 from rankwise.objectives.causal_lm import CausalLM
 from rankwise.objectives.objective import target_loss, weight_of
@@ -197,6 +198,10 @@ def test_a_run_of_defaults_stops_keeps_the_best_and_says_what_it_stands_beside(e
     right = {one.step: one.value for one in run.history.scores if one.metric == "accuracy"}
     assert results.kept_step == min(right, key=lambda step: (-right[step], step))
     assert results.validation_accuracy_after == max(right.values())
+    whole = measured_share(20 * max(right.values()), 20)
+    interval = f"on 20 rows (95 % interval {whole.low:.3f} to {whole.high:.3f}; expect a little less on new rows)"
+    assert interval in results.kept_why and f"selected step {results.kept_step}: the highest accuracy of" in said
+    assert "the probabilities are not calibrated, which takes 50 validation rows" in said
 
 
 def test_the_fitted_head_is_the_result_where_steps_only_harm_it(encoder, tmp_path, monkeypatch):

@@ -176,7 +176,7 @@ def _finished(manifest: Manifest, results: Results, unit: str) -> list[tuple[str
         ("validation accuracy", _changed(results.validation_accuracy_before, results.validation_accuracy_after, ".1%")),
         ("for comparison", results.comparison),
         ("stopped early", results.ended_early),
-        ("selected step", None if results.kept_step in (None, results.steps) else
+        ("selected step", None if results.kept_why in (None, "the last step") else
          f"{results.kept_step}: {results.kept_why}"),
         *_budgets(results),
         ("trained parameters", f"{results.trainable_parameters:,} of {results.total_parameters:,} "

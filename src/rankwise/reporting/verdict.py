@@ -26,7 +26,9 @@ OPENING: dict[Verdict, str] = {
     "better": "Better than", "worse": "Worse than", "cannot tell": "No significant difference from",
 }  # fmt: skip
 FOLLOWING: dict[Verdict, str] = {"better": "better", "worse": "worse", "cannot tell": "undecided"}
-TOLERANCE, LOSS = 1e-9, "loss"
+TOLERANCE, LOSS, MOSTLY = 1e-9, "loss", 0.5
+OF_RIGHT = ("accuracy", "exact", "exact_match", "number", "json_exact", "tool_call", "sql", "regex")
+"""Shares of answers that are right as a whole."""
 _Value = TypeVar("_Value")
 
 
@@ -99,10 +101,11 @@ def _sentence(compared: dict[str, Evaluation], base: str) -> str:
     if len(compared) == 1:
         ((task, evaluation),) = compared.items()
         metric, one = headline(evaluation.differences)
+        few = one.verdict == "better" and metric in OF_RIGHT and one.b < MOSTLY
         return (
             f"{OPENING[one.verdict]} {against} on {task}: {metric} {figure(one.b)} against {figure(one.a)} "
             f"({figure(one.difference, signed=True)}, 95 % interval {interval(one.low, one.high, signed=True)}, "
-            f"n = {one.n:,}){_also(evaluation.differences, metric)}"
+            f"n = {one.n:,}){f'; {share(1 - one.b, 1)} are still wrong' * few}{_also(evaluation.differences, metric)}"
         )
     counted_by = {task: headline(evaluation.differences)[1] for task, evaluation in compared.items()}
     (first, many), *rest = counted(list(counted_by.values())).items()
@@ -163,8 +166,7 @@ def _losses(run: RunSnapshot) -> str:
             f"The loss on {plural(first.sequences, 'validation sequence')} was {figure(first.loss)} "
             f"{run.learned.loss_unit} {when}; it was not measured at any other time."
         )
-    calibrated = results is not None and results.temperature is not None and results.validation_loss_after
-    end = calibrated or last.loss
+    end = (results and results.validation_loss_after) or last.loss
     how = _way(first.loss, end)
     when = "" if last is losses[-1] else f" at the selected step {last.step:,}"
     return (

@@ -119,11 +119,11 @@ class _Estimator(_Reading):
             raise DataError(joined_problems(missing))
         if self.dtype is not None:
             return
-        first = {isinstance(one, str): at for at, one in reversed([*enumerate(y)])}
-        if len(first) > 1:
-            text, other = (f"item {first[kind]} is {shown(y[first[kind]])}" for kind in (True, False))
-            raise DataError(f"y: {text}, a text, and {other}, which is none. Write all labels as texts, or none.")
-        if True in first:
+        texts = [isinstance(one, str) for one in y]
+        if len(set(texts)) > 1:
+            other, text = (shown(y[texts.index(kind)]) for kind in (False, True))
+            raise DataError(f"y has the labels {other} and {text}, which is a text. Write all as texts, or none.")
+        if all(texts):
             places = {one: f"item {at} of y" for at, one in reversed([*enumerate(y)])}
             for remark in Labels(Counter(y), places).remarks():
                 LOG.warning(remark)

@@ -292,6 +292,7 @@ class TrainingRun:
         together = sum(parameter.numel() for parameter in self.model.module.parameters())
         ends = 0, validation.result_step
         before, after = map(validation.loss_after, ends)
+        after = validation.calibrated or after
         accuracies = [validation.score_after(step, "accuracy") for step in ends]
         return Results(
             steps=len(records),

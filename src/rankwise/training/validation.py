@@ -17,30 +17,23 @@ from rankwise.base.loaded import LoadedModel
 from rankwise.config.experiment import Experiment
 from rankwise.config.validation import ValidationConfig
 from rankwise.errors import ConfigError, TrainingError
+from rankwise.evaluation.intervals import measured_share
 from rankwise.evaluation.metrics import METRICS
 from rankwise.methods.trainable import Trainable
 from rankwise.objectives.causal_lm import CausalLM
 from rankwise.objectives.objective import Classifier, Objective
 from rankwise.objectives.preference import Preference
-from rankwise.objectives.tagging import Tagging
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.preparation import Prepared
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.metrics_log import History
-from rankwise.runs.records import (
-    OF_LANGUAGE_MODELS,
-    LossRecord,
-    SampleRecord,
-    ScoreRecord,
-    StatusMessage,
-    WarningMessage,
-)
+from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord, StatusMessage, WarningMessage
 from rankwise.training.checkpoints import check_snapshot, load_snapshot, save_snapshot
 from rankwise.training.losses import Backend, sum_loss
 from rankwise.training.pairs import PairBackend, pair_scorer
 from rankwise.training.state import Diverged, TrainState
 from rankwise.training.trainer import Hook, Trainer
-from rankwise.training.validation_classes import calibrate, class_scorer, tag_scorer
+from rankwise.training.validation_classes import calibrate, class_scorer
 from rankwise.training.validation_prompts import answer_scorer
 from rankwise.training.world import ONE_PROCESS, World, filled_up
 
@@ -98,7 +91,7 @@ class Scorer(Protocol):
 
 
 SCORERS: dict[type[Objective], Callable[[ValidationConfig, LoadedModel, Prepared, Any], Scorer]] = {
-    CausalLM: answer_scorer, Preference: pair_scorer, Classifier: class_scorer, Tagging: tag_scorer,
+    CausalLM: answer_scorer, Preference: pair_scorer, Classifier: class_scorer,
 }  # fmt: skip
 OVER: dict[type[Objective], Callable[[Any, Any], Backend]] = {
     Objective: lambda backend, _: backend,
@@ -124,7 +117,7 @@ class Validation(Hook):
     run: RunDirectory
     backend: Backend
     """What computes the losses of `batches`."""
-    unit: str = OF_LANGUAGE_MODELS
+    unit: str
     """The unit of the loss."""
     world: World = ONE_PROCESS
     """`batches` are this process's share of the rows."""
@@ -134,6 +127,8 @@ class Validation(Hook):
     stopped_early: str | None = None
     temperature: float | None = None
     """What a classifier's head is divided by in the result."""
+    calibrated: LossRecord | None = None
+    """The result's loss after that."""
 
     def before_first_step(self, trainer: Trainer) -> None:
         self._validate_now(trainer)
@@ -173,18 +168,19 @@ class Validation(Hook):
 
     def _calibrate(self, trainer: Trainer) -> None:
         """A classifier's result; and say whether it was surer than it was right."""
-        kept, losses = self.loss_after(self.result_step), [one.value for one in self.records if one.metric == "loss"]
+        kept, lowest = self.loss_after(self.result_step), [one.value for one in self.records if one.metric == "loss"]
         with trainer.aside():
             self.temperature, told = calibrate(self.scorer)
-            if self.temperature is not None and kept is not None:
-                now = self._loss(trainer, self.result_step)
-                self.records = [now if one is kept else one for one in self.records]
-                told += f": a validation loss of {now.loss:.4f} instead of {kept.loss:.4f}"
-        risen = kept is not None and kept.loss > RISEN * min(losses)
-        if risen and told:
-            told = f"the result is surer than it is right, as its validation loss was {min(losses):.4f} earlier; {told}"
-        if told:
-            trainer.emit((WarningMessage if risen and not self.temperature else StatusMessage)(told))
+            if not told or kept is None:
+                return
+            if self.temperature is not None:
+                self.calibrated = self._loss(trainer, self.result_step)
+                told += f": a validation loss of {self.calibrated.loss:.4f} instead of {kept.loss:.4f}"
+        kind = StatusMessage
+        if kept.loss > RISEN * min(lowest):
+            kind = StatusMessage if self.temperature else WarningMessage
+            told = f"the result is surer than it is right, as its validation loss was {min(lowest):.4f} earlier; {told}"
+        trainer.emit(kind(told))
 
     def after_training(self, trainer: Trainer) -> None:
         self._sample(trainer, self.result_step)
@@ -261,7 +257,12 @@ class Validation(Hook):
     def _praise(self, best: Validated) -> str:
         order = "highest" if self.early_stopping.more_is_better else "lowest"
         count = len(self.early_stopping.candidates(self.records))
-        return f"the {order} {self._measure} of {count} validations, {best.value:.4f}"
+        praise = f"the {order} {self._measure} of {count} validations, {best.value:.4f}"
+        rows = best.n if isinstance(best, ScoreRecord) and best.metric == "accuracy" else 0
+        if (share := measured_share(best.value * rows, rows)) is None:
+            return praise
+        interval = f"95 % interval {share.low:.3f} to {share.high:.3f}"
+        return f"{praise} on {rows:,} rows ({interval}; expect a little less on new rows)"
 
 
 def validations_in(history: History) -> list[Validated]:

@@ -126,19 +126,15 @@ def calibrate(scorer: object) -> tuple[float | None, str]:
 def class_scorer(
     config: ValidationConfig, model: LoadedModel, prepared: Prepared, objective: Classifier
 ) -> ClassScorer:
+    """Make the scorer. Of tags, it was checked with the settings that `validation.by` is one of their metrics."""
     targets = objective.targets
     names = ["loss", *(OF_SEVERAL if targets.form == "several" else metric_rows(targets, [0.0], [0.0]))]
-    if config.by not in names:
+    if config.by not in names and targets.form != "tags":
         predicts = "several labels" if targets.form == "several" else "classes" if targets.classes else "numbers"
         raise ConfigError([
             f"validation.by is {config.by}, but the rows have {predicts}, whose metrics are {', '.join(names)}. "
             "Choose one of these."
         ])  # fmt: skip
-    return ClassScorer(objective, model, prepared.measured_rows)
-
-
-def tag_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepared, objective: Classifier) -> ClassScorer:
-    """Make the scorer for words with tags. That `validation.by` is one of its metrics was checked with the settings."""
     return ClassScorer(objective, model, prepared.measured_rows)
 
 
