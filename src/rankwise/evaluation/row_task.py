@@ -46,7 +46,7 @@ class RowTask(WithoutAnswers):
     """Score what is predicted by what is true, both as texts."""
     config: DataConfig | None = None
     """How the rows are read."""
-    _wanted: list[str] | None = field(default=None, init=False)
+    _true: list[str] | None = field(default=None, init=False)
     """What is true of each row, once a model was scored."""
 
     @cached_property
@@ -79,7 +79,7 @@ class RowTask(WithoutAnswers):
             callback(StatusMessage(scored.baseline))
         measured = {metric: scores(metric, sums) for metric, sums in (scored.rows | scored.losses).items()}
         spell = partial(self._spelled, model)
-        self._wanted = wanted = scored.answers(spell, true=True)
+        self._true = wanted = scored.answers(spell, true=True)
         answers, details = scored.answers(spell), scored.details(self._view, spell)
         for name, function in self.functions.items():
             measured[name] = scores(name, rows_of_function(name, function, answers, [[one] for one in wanted]))
@@ -93,10 +93,10 @@ class RowTask(WithoutAnswers):
         return len(self.rows), digest.hexdigest()
 
     def items(self) -> list[dict[str, Any]]:
-        assert self._wanted is not None, "a model was scored"
+        assert self._true is not None, "a model was scored"
         views = (self._view(number, with_thumbnail=False, most=None) for number in range(len(self.rows)))
         return [{"where": view.name, "prompt": view.text, "reference": one}
-                for view, one in zip(views, self._wanted, strict=True)]  # fmt: skip
+                for view, one in zip(views, self._true, strict=True)]  # fmt: skip
 
     def _view(self, number: int, with_thumbnail: bool, most: int | None = LONGEST_TEXT) -> RowView:
         """Show an image's row by its pixels, and any other row by the beginning of its text; each part of it stands on
