@@ -7,17 +7,27 @@ import copy
 import itertools
 import json
 import shutil
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
+import rankwise
 from rankwise.base.loading import load
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
+from rankwise.evaluation.likelihood import likelihoods
+from rankwise.forward.reference import random_documents
+from rankwise.inference.batch import GenerationRow, GrowingBatch
 from rankwise.inference.generate import answer, answers_in_turn, asking_ids
+from rankwise.inference.prefixes import Prefixes
+from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.rows.text.example import Message
+from rankwise.rows.text.tokenize import Tokens
 
 SHORT = GenerationConfig(max_new_tokens=24)
 PROMPTS = ["hi", "What is the capital of France?", "the quick brown fox " * 6, "refund", "é中😀 " * 5]
@@ -202,3 +212,98 @@ def test_asking_leaves_the_model_in_the_mode_it_was_in(tiny):
         model.module.train(mode)
         answer(model, asked("hi"), GenerationConfig(max_new_tokens=1))
         assert model.module.training is mode
+
+
+SIZES = {"vocab_size": 0, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 0, "eos_token_id": 2,
+         "pad_token_id": 2}  # fmt: skip
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 61, "factor": 8.0,
+        "short_factor": [1.0] * 4, "long_factor": [1.0, 3.0, 7.0, 20.0]}  # fmt: skip
+BY_LENGTH = {
+    "longrope": (LlamaForCausalLM, LlamaConfig, {"rope_parameters": LONG}),
+    "longrope of Phi-3": (
+        Phi3ForCausalLM, Phi3Config, {"rope_parameters": LONG, "original_max_position_embeddings": 61}
+    ),
+    "dynamic": (
+        LlamaForCausalLM, LlamaConfig,
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}, "max_position_embeddings": 61},
+    ),
+}  # fmt: skip
+"""Angles that depend on the length of a row that is longer than 61 tokens."""
+LENGTHS, NEW = (10, 45, 58, 61, 62, 100, 150), 24
+
+
+@pytest.fixture(scope="module", params=BY_LENGTH)
+def by_length(request, tiny, tiny_folder, tmp_path_factory):
+    """The kind, a folder, and the model as it is loaded."""
+    folder = shutil.copytree(tiny_folder, tmp_path_factory.mktemp("models") / "by-length")
+    (folder / "config.json").unlink()
+    kind, config, settings = BY_LENGTH[request.param]
+    torch.manual_seed(0)
+    model = kind(config(**(SIZES | {"vocab_size": tiny.vocabulary} | settings)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8 if parameter.ndim > 1 else 1)
+    model.save_pretrained(folder)
+    return request.param, folder, replace(loaded(folder), context_length=None)
+
+
+def texts(model, lengths):
+    return random_documents(model.vocabulary, lengths, torch.Generator().manual_seed(1))
+
+
+def test_an_answer_depends_on_its_own_length_and_not_on_that_of_its_neighbours(by_length):
+    """transformers writes each alone. Its cache keeps what was read before a row outgrew `longrope`'s short angles, but
+    for Phi-3; here both are read anew."""
+    kind, folder, model = by_length
+    prompts = [list(text.ids[:-1]) for text in texts(model, LENGTHS)]
+    spec = GenerationConfig(max_new_tokens=NEW)
+    together = answers_in_turn(model, prompts, spec)
+    assert [facts(one) for one in together] == [facts(*answers_in_turn(model, [one], spec)) for one in prompts]
+    prompts += [[*prompts[5][:80]], [*prompts[5][:50], 7]]  # they share a beginning
+    batch, rows = GrowingBatch(model.module, lambda names: nullcontext(), Prefixes()), list(map(GenerationRow, prompts))
+    for row in rows:
+        while batch.read(row, 23) is None:
+            if batch.rows:
+                batch.step()
+    while min(len(row.ids) for row in rows) < NEW:
+        batch.step()
+    for row in rows:
+        fresh: Any = AutoModelForCausalLM.from_pretrained(folder)
+        alone = fresh.generate(
+            torch.tensor([row.prompt]), do_sample=False, max_new_tokens=NEW, eos_token_id=None,
+            use_cache=kind != "longrope",
+        )  # fmt: skip
+        assert row.ids[:NEW] == alone[0, len(row.prompt) :].tolist(), len(row.prompt)
+
+
+def test_a_loss_depends_on_its_own_row_and_not_on_those_beside_it(by_length):
+    """Neither does an output that is told by a mask where its row ends."""
+    _, folder, model = by_length
+    rows = [Tokens((*row.ids, 5), (*row.loss_mask, False)) for row in texts(model, LENGTHS)]  # an end is not learned
+    alone = [CAUSAL_LM.loss(model.module, *CAUSAL_LM.batches([row], 1)) for row in rows]
+    (batch,) = CAUSAL_LM.batches(rows, 10**6)
+    torch.testing.assert_close(CAUSAL_LM.loss(model.module, batch), torch.stack(alone).sum())
+    nats = [one.nats for one in likelihoods(model.module, rows)]
+    torch.testing.assert_close(torch.tensor(nats), torch.stack(alone).detach().double().float())
+    ids, mask = torch.zeros(len(rows), 150, dtype=torch.long), torch.zeros(len(rows), 150)
+    for at, length in enumerate(LENGTHS):
+        ids[at, :length], mask[at, :length] = torch.tensor(rows[at].ids[:length]), 1
+    with torch.no_grad():
+        every = model.module(input_ids=ids, attention_mask=mask).logits
+        for at, length in enumerate(LENGTHS):
+            own = AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids[at : at + 1, :length]).logits
+            torch.testing.assert_close(every[at, :length], own[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_training_does_not_pack_rows_of_such_a_model(by_length, tmp_path, monkeypatch):
+    kind, folder, _ = by_length
+    if kind == "dynamic":
+        pytest.skip("its rows have no room to be longer than what is alike")
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": "hi", "completion": "a1b2" * count} for count in range(2, 50, 6)]
+    said = []
+    rankwise.train(
+        model=str(folder), data=rows, steps=1, packing=True, device="cpu", run="r", callback=said.append, rank=2
+    )
+    assert sum("rows are not packed" in str(one) for one in said) == 1

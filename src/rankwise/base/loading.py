@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from rankwise.base.kind import CAUSAL_LM, ModelKind, kind_for
 from rankwise.base.loaded import LoadedModel, TextReader
 from rankwise.base.precision import choose_precision
 from rankwise.base.quantized_folder import QuantizedFolder, bitsandbytes_folder, mapped_folder, quantized_folder
+from rankwise.base.rotary_names import alike_up_to, turn_by_row
 from rankwise.base.sharding import load_sharded
 from rankwise.base.skeleton import built
 from rankwise.base.sources import Source, find
@@ -64,6 +66,8 @@ def load_unchecked(config: ModelConfig, callback: Callback = silent, kind: Model
         tokenizer = _tokenizer(source, trusted).with_tokens(config.new_tokens)
         reader = TextReader(tokenizer, ChatTemplate.of_model(tokenizer))
         give_rows(module, tokenizer.new, str(source.folder))
+    if (alike := alike_up_to(module)) < inf:
+        turn_by_row(module, alike)
     module.to(precision.device).eval()
     if on_cpu.memory is not None:
         give_back_after_use(module)

@@ -7,13 +7,21 @@ missing they take their own default of the base of the angles without a word: 10
     {"rope_theta": t, "rope_type": "default"}                rope_theta (and partial_rotary_factor, where there is one)
     {"rope_theta": t, "rope_type": other, …}                 the same, and rope_scaling {"rope_type": other, …}
     {"full_attention": {…}, "sliding_attention": {…}}        Gemma 3's: the same, and rope_local_base_freq of the second
+
+In models of the types `longrope` and `dynamic` the angles of a long sequence depend on its length. transformers takes
+that of the longest sequence of a call, so that a row would change with its neighbours; here each turns by its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rankwise.system.files import write_json
 from rankwise.system.foreign_json import read_json
@@ -21,6 +29,55 @@ from rankwise.system.foreign_json import read_json
 CONFIG = "config.json"
 PARTS = ("text_config", "llm_config")
 """Where a model of several parts has the settings of its language model."""
+BY_LENGTH = {"dynamic": "max_position_embeddings", "longrope": "original_max_position_embeddings"}
+"""Types whose angles depend on the length, and the setting that has the last length at which they do not."""
+
+
+def alike_up_to(module: nn.Module, types: Collection[str] = tuple(BY_LENGTH)) -> float:
+    """The most tokens of a sequence whose rotary angles depend on positions alone; infinite for other types."""
+    config = vars(module).get("config")
+    settings = {} if config is None else vars(config.get_text_config(decoder=True))
+    parameters = settings.get("rope_parameters") or {}
+    kinds = [one for one in parameters.values() if isinstance(one, dict)] or [parameters]
+    own = [(settings | one, BY_LENGTH[one["rope_type"]]) for one in kinds if one.get("rope_type") in types]
+    return min((every[name] for every, name in own), default=inf)
+
+
+class AnglesByRow(nn.Module):
+    """Gives a sequence the rotary angles that `inner` gives it alone. A sequence begins where positions do not count
+    on."""
+
+    def __init__(self, inner: Any, alike: float) -> None:
+        super().__init__()
+        self.inner, self.rope_type, self._alike = inner, inner.rope_type, int(alike)
+
+    def forward(self, x: Tensor, position_ids: Tensor, *kind: Any, **named: Any) -> tuple[Tensor, ...]:
+        """Map positions (B, T) to cosines and sines (B, T, D)."""
+        run = F.pad(position_ids.diff() != 1, (1, 0)).cumsum(-1)
+        last = torch.zeros_like(run).scatter_reduce(1, run, position_ids, "amax").gather(1, run)
+        last, made = last.clamp(min=self._alike - 1), ()
+        for one in last.unique():
+            self.inner(x, torch.zeros_like(run), *kind, **named)  # it would keep the angles of a longer sequence
+            own, here = self.inner(x, position_ids.where(last == one, 0), *kind, **named), (last == one)[..., None]
+            made = own if not made else tuple(torch.where(here, *both) for both in zip(own, made, strict=True))
+        return made
+
+
+def turn_by_row(module: nn.Module, alike: float) -> None:
+    """Let each row of a batch turn by its own length; `attention_mask` says where padded rows end."""
+    for part in list(module.modules()):
+        for name, inner in part.named_children():
+            if name == "rotary_emb" and "rope_type" in vars(inner):
+                setattr(part, name, AnglesByRow(inner, alike))
+                part.register_forward_pre_hook(_with_positions, with_kwargs=True)
+
+
+def _with_positions(module: nn.Module, arguments: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    mask = given.get("attention_mask")
+    there = any(given.get(name) is not None for name in ("position_ids", "cache", "past_key_values"))
+    if not there and mask is not None and mask.ndim == 2:
+        given["position_ids"] = (mask.long().cumsum(-1) - 1) * mask.long()
+    return arguments, given
 
 
 def with_older_names(settings: Mapping[str, Any]) -> dict[str, Any]:

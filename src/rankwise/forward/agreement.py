@@ -213,7 +213,7 @@ def _judged(
     """Judge by how far the backends are from each other, and by both in float32; where neither decides, return how far
     each is from float32."""
     dtype = next(module.parameters()).dtype
-    apart, limits, name = distance(fast, usual), _limits(dtype), _name(dtype)
+    apart, limits, name = distance(fast, usual), _limits(dtype), str(dtype).removeprefix("torch.")
     outcome = f"in {name}, the fused and the eager backend differ in {apart}"
     if apart.within(*limits):
         return Agreement(True, outcome)
@@ -253,13 +253,9 @@ def _nearer(module: nn.Module, rounded: Sequence[Roundings]) -> Agreement:
     drawn = "" if len(rounded) == 1 else f" and in the median of {len(rounded)} comparisons"
     return Agreement(
         ours.within(max(limits[0], CHANCE * theirs.logits), max(limits[1], CHANCE * theirs.gradients)),
-        f"in {_name(dtype)}, the fused backend differs from float32 in {ours} in the median block{drawn}, and the "
+        f"in {str(dtype).removeprefix('torch.')}, the fused backend differs from float32 in {ours} in the median block{drawn}, and the "
         f"eager backend in {theirs}",
     )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _limits(dtype: torch.dtype) -> tuple[float, float]:

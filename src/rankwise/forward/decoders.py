@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from rankwise.base.rotary_names import BY_LENGTH
 from rankwise.kernels.attention import causal_attention, rotated
 from rankwise.kernels.linear import Identity, Prologue, apply_prologue, linear_spec_of, shared_linears
 from rankwise.kernels.norm import Activation, ActivationPrologue, LayerNorm, RmsNorm, ShiftedRmsNorm
@@ -89,8 +90,6 @@ ACTIVATIONS: dict[str, Activation] = {
     "NewGELUActivation": "gelu-tanh",
 }
 """Kernels by the class of the activation module; any other module is called as it is."""
-BY_LONGEST = {"dynamic", "longrope"}
-"""Kinds of rotary positions that depend on the longest sequence of a call, and so on the neighbours of a sequence."""
 
 
 def linears(modules: Sequence[nn.Module], prologue: Prologue, *values: Tensor) -> Sequence[Tensor]:
@@ -128,7 +127,7 @@ def angles(model: Any, x: Tensor, batch: Batch, *kind: str) -> tuple[Tensor, ...
 def turns_by_place(model: Any) -> bool:
     """Tell whether rotary angles depend only on a token's position in its sequence."""
     kinds = getattr(getattr(model, "rotary_emb", None), "rope_type", "dynamic")
-    return BY_LONGEST.isdisjoint(kinds.values() if isinstance(kinds, dict) else [kinds])
+    return BY_LENGTH.keys().isdisjoint(kinds.values() if isinstance(kinds, dict) else [kinds])
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankwise.base.rotary_names import alike_up_to
 from rankwise.errors import ModelError, is_out_of_memory
 from rankwise.rows.encoded.batches import Batch, collate, input_length
 from rankwise.rows.encoded.packing import lay
@@ -46,7 +47,11 @@ class SupervisedLogits:
 
     def __call__(self, batch: Batch, **cached: Any) -> Tensor:
         """`cached` is a cache of tokens that every row continues, as the model takes it."""
-        packed = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
+        positions = batch.position_ids
+        if positions is None and batch.input_ids.shape[1] > alike_up_to(self._module):
+            read = batch.loss_mask.flip(1).cumsum(1).flip(1) > 0  # a row is as long as what its loss depends on
+            positions = torch.arange(read.shape[1], device=read.device) * read
+        packed = {} if positions is None else {"position_ids": positions}
         with logits_at(self._module, batch.loss_mask):
             return self._module(input_ids=batch.input_ids, use_cache=bool(cached), **packed, **cached).logits
 

@@ -17,6 +17,9 @@ pass for each: they are read together with the last chosen one, while rows with 
     row 2   a b c d e f | g h i      h and i had to follow g
 
 What a prompt shares with an earlier one is not read again (prefixes.py). All logits pass `_choose`.
+
+Where rotary angles depend on a row's length (base/rotary_names.py), long prompts are read at once and share nothing. A
+row that outgrows the length up to which `longrope` is alike is read anew, as transformers does for Phi-3.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DynamicCache, EncoderDecoderCache
 
+from rankwise.base.rotary_names import alike_up_to
 from rankwise.constraints.matcher import Matcher
 from rankwise.errors import EvaluationError
 from rankwise.forward.decode_step import MOST_ROWS, DecodeStep
@@ -118,6 +122,7 @@ class GenerationBatch:
         self._module: Any = module
         self._draw = draw
         self._name = cache_name(module)
+        self._alike, self._anew = (alike_up_to(module, *one) for one in ([], [["longrope"]]))
         self._takes = inspect.signature(self._module.forward).parameters
         self._cache: Any = None
         self._encoded: dict[str, Any] = {}
@@ -144,6 +149,10 @@ class GenerationBatch:
     def step(self) -> list[RowTokens]:
         """What each row goes on with, in the order of `rows`. A row that cannot go on must leave."""
         if self._cache is None:  # of a model that keeps nothing
+            return self._read_all()
+        lengths = [len(row.prompt) + len(row.ids) for row in self.rows]
+        if any(one - row.unread <= self._anew < one for one, row in zip(lengths, self.rows, strict=True)):
+            self._cache = new_cache(self._module)
             return self._read_all()
         unread = [row.unread for row in self.rows]
         width = -(-sum(unread) // len(unread))
@@ -187,10 +196,11 @@ class GenerationBatch:
             return logits
         given = {"attention_mask": mask, "position_ids": positions, "logits_to_keep": 1}
         given = {name: value for name, value in given.items() if name in self._takes} | self._encoded
+        own = {} if cache is None else {str(self._name): cache}
         inputs = self._module.prepare_inputs_for_generation(
-            ids, is_first_iteration=mask.shape[1] == ids.shape[1], use_cache=cache is not None,
-            **given, **({} if cache is None else {str(self._name): cache}),
-        )  # fmt: skip
+            ids, is_first_iteration=mask.shape[1] == ids.shape[1], use_cache=cache is not None, **given, **own
+        )
+        inputs |= own  # which Phi-3 leaves out of a long prompt
         return self._module(**inputs, return_dict=True).logits[:, -1].float()
 
     def _by_kernel(
@@ -280,7 +290,7 @@ class GrowingBatch(GenerationBatch):
         tokens = [*row.prompt, *row.ids]
         if row.cache is None:
             row.cache = self._with_beginning(row)
-        begin, row.read = row.read, min(len(tokens), row.read + most)
+        begin, row.read = row.read, min(len(tokens), row.read + (most if len(tokens) <= self._alike else len(tokens)))
         ids = torch.tensor([tokens[begin : row.read]], device=self._device)
         mask = ids.new_ones((1, row.read))
         logits = self._forward(ids, mask, row.cache, [row])
@@ -289,7 +299,7 @@ class GrowingBatch(GenerationBatch):
         cache, row.cache, row.unread = row.cache, None, 0
         self.rows.append(row)
         (first,) = self._choose(logits, [row])
-        if first is not None:
+        if first is not None and len(tokens) <= self._alike:
             prompt = slice(0, len(row.prompt))
             layers = [(one.keys[0][:, prompt], one.values[0][:, prompt]) for one in cache.layers]
             self._prefixes.add(row.prompt, row.adapter, layers)
@@ -315,6 +325,8 @@ class GrowingBatch(GenerationBatch):
     def _with_beginning(self, row: GenerationRow) -> Any:
         """The cache of a prompt that is read from here on, with what need not be read again."""
         cache: Any = new_cache(self._module)
+        if len(row.prompt) + len(row.ids) > self._alike:
+            return cache
         row.reused, layers = self._prefixes.beginning_of(row.prompt, row.adapter)
         for layer, (keys, values) in zip(cache.layers, layers, strict=False):
             layer.update(keys[None], values[None])
@@ -324,7 +336,7 @@ class GrowingBatch(GenerationBatch):
     def _store(self, number: int) -> None:
         """What the row has read, for others that begin so."""
         row = self.rows[number]
-        if row.problem is None and self._cache is not None:
+        if row.problem is None and self._cache is not None and len(row.prompt) + len(row.ids) <= self._alike:
             read = self._mask[number].bool()
             layers = [(one.keys[number][:, read], one.values[number][:, read]) for one in self._cache.layers]
             self._prefixes.add([*row.prompt, *row.ids][: int(read.sum())], row.adapter, layers)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from copy import deepcopy
+from math import inf
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from rankwise.base.rotary_names import alike_up_to
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.rows.encoded.batches import Batch
 
@@ -87,8 +89,9 @@ def is_of_keys_and_values(cache: DynamicCache) -> bool:
 
 
 def can_share(module: nn.Module) -> bool:
-    """Whether the model's cache is one of keys and values alone."""
-    return (cache := new_cache(module)) is not None and is_of_keys_and_values(cache)
+    """Whether the model's cache is one of keys and values alone, which are the same whatever is written behind them."""
+    alike, cache = alike_up_to(module), new_cache(module)
+    return alike == inf and cache is not None and is_of_keys_and_values(cache)
 
 
 class LogitsAfter:

@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from rankwise.base.rotary_names import alike_up_to
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError
 from rankwise.forward.activation_memory import (
@@ -76,6 +77,9 @@ class Workload:
         """Describe a run over prepared rows, before a checkpoint takes ranks away. `varied`: no row is seen twice."""
         longest, rows = prepared.longest, prepared.rows_in_pass
         largest = max(prepared.widest, min(config.max_batch_tokens, config.batch_size * prepared.widest))
+        if packing and alike_up_to(module) < longest:
+            callback(WarningMessage("rows are not packed: this model's rotary angles depend on the length of a row"))
+            packing = False
         first = 0 if varied else _first_trained_block(module, config, rows, longest, objective)
         return cls(
             module, trainable, objective, longest, largest, first, packing, config.activation_checkpointing, callback
