@@ -248,12 +248,12 @@ def _nearer(module: nn.Module, rounded: Sequence[Roundings]) -> Agreement:
     """Accept a fused backend that is no farther from float32 than rounding explains, or than the eager one and chance
     explain."""
     dtype = next(module.parameters()).dtype
-    limits = _limits(dtype)
+    limits, name = _limits(dtype), str(dtype).removeprefix("torch.")
     ours, theirs = (middle([getattr(one, backend) for one in rounded]) for backend in ("fused", "eager"))
     drawn = "" if len(rounded) == 1 else f" and in the median of {len(rounded)} comparisons"
     return Agreement(
         ours.within(max(limits[0], CHANCE * theirs.logits), max(limits[1], CHANCE * theirs.gradients)),
-        f"in {str(dtype).removeprefix('torch.')}, the fused backend differs from float32 in {ours} in the median block{drawn}, and the "
+        f"in {name}, the fused backend differs from float32 in {ours} in the median block{drawn}, and the "
         f"eager backend in {theirs}",
     )
 
