@@ -16,7 +16,13 @@ def labelled(answers, *, classification=False):
 
 @pytest.mark.parametrize(
     ("other", "shown"),
-    [("Billing", "'Billing'"), ("billing ", "'billing '"), ("bil\u00adling", None), ("ｂilling", r"'\uff42illing'")],
+    [
+        ("Billing", "'Billing'"),
+        ("billing ", "'billing '"),
+        ("bil\u00adling", None),
+        ("ｂilling", r"'\uff42illing'"),
+        ("billing.", "'billing.'"),
+    ],
 )
 def test_a_label_spelled_otherwise_is_remarked_with_both_counts_and_places(other, shown):
     found = labelled(["returns", "billing", other] + ["billing"] * 6 + ["returns"] * 6, classification=True)
@@ -24,7 +30,10 @@ def test_a_label_spelled_otherwise_is_remarked_with_both_counts_and_places(other
         assert "differs by one letter" in found.remarks()[0]
         return
     (remark,) = [one for one in found.remarks() if "differ only in" in one]
-    assert f"{shown} (1 row, first rows.jsonl:3) and 'billing' (7 rows, first rows.jsonl:2)" in remark
+    assert (
+        f"{shown} (1 row, first rows.jsonl:3) and 'billing' (7 rows, first rows.jsonl:2, rows.jsonl:4, rows.jsonl:5)"
+        in remark
+    )
     assert "one letter" not in " ".join(found.remarks())
 
 
@@ -35,15 +44,15 @@ def test_composed_and_decomposed_letters_are_shown_as_different():
 
 @pytest.mark.parametrize(
     ("rare", "frequent", "near"),
-    [("biling", "billing", True), ("billimg", "billing", True), ("billings", "billing", True), ("nil", "nul", False),
+    [("biling", "billing", True), ("billimg", "billing", True), ("billings", "billing", True),
+     ("bililng", "billing", True), ("nil", "nul", False),
      ("class 1", "class 2", False), ("blling", "billings", False), ("returns", "billing", False)],
 )  # fmt: skip
-def test_a_label_that_occurs_once_and_is_nearly_a_frequent_one_is_remarked(rare, frequent, near):
-    remarks = labelled([frequent] * 9 + [rare], classification=True).remarks()
-    assert [f"{rare!r} (1 row, first rows.jsonl:10)" in one and f"{frequent!r} (9 rows" in one for one in remarks] == (
-        [True] if near else []
-    )
-    assert not labelled([frequent] * 9 + [rare] * 2, classification=True).remarks()
+def test_a_rare_label_that_is_nearly_a_frequent_one_is_remarked(rare, frequent, near):
+    remarks = labelled([frequent] * 9 + [rare] * 2, classification=True).remarks()
+    places = f"{rare!r} (2 rows, first rows.jsonl:10, rows.jsonl:11)"
+    assert [places in one and f"{frequent!r} (9 rows" in one for one in remarks] == ([True] if near else [])
+    assert not labelled([frequent] * 9 + [rare] * 3, classification=True).remarks(), "so often it is meant"
 
 
 def test_few_answers_that_come_often_are_labels_and_others_are_not():
@@ -78,4 +87,4 @@ def test_labels_of_several_sources_are_counted_together():
     both = Labels.joined([one, labelled(["a", "b", "c"]), other])
     assert both.counts == {"yes": 5, "no": 10, "Yes": 5}
     (remark,) = both.remarks()
-    assert "'Yes' (5 rows, first rows.jsonl:1)" in remark
+    assert "'Yes' (5 rows, first rows.jsonl:1, rows.jsonl:3" in remark

@@ -27,7 +27,10 @@ QUESTIONS = [
     for n in range(40)
 ]
 TICKETS = [
-    {"text": f"My {WORDS[n % 10]} number {n} came late.", "label": ("billing", "returns", "delivery")[n % 3]}
+    {
+        "text": f"My {WORDS[n % 10]} number {n} {('costs too much', 'goes back', 'came late')[n % 3]}.",
+        "label": ("billing", "returns", "delivery")[n % 3],
+    }
     for n in range(42)
 ]
 SCORES = [{"text": one["text"], "label": f"{n % 7 + 1}.5"} for n, one in enumerate(TICKETS)]
@@ -185,6 +188,36 @@ TRAPS = [
     Trap("a line end behind some answers", QUESTIONS, answer(lambda n, one: f"{one['completion']}\n"),
          "have an answer that ends with a line end, unlike the others: 36 of 40, such as rows.jsonl:2",
          at=range(1, 37), twin=answer(lambda n, one: f"{n}\n\nend")),
+    # rows beside each other
+    Trap("answers moved by one row", QUESTIONS, answer(lambda n, one: QUESTIONS[(n + 1) % 40]["completion"]),
+         "have an answer that fits the prompt of the next or previous row better than their own: 40 of 40, such as "
+         "rows.jsonl:11, rows.jsonl:21, rows.jsonl:31. Answers may"),
+    Trap("answers moved from row 21 on", QUESTIONS, answer(lambda n, one: QUESTIONS[n - 1]["completion"]),
+         "next or previous row better than their own: 20 of 40, such as rows.jsonl:26, rows.jsonl:31, rows.jsonl:36",
+         at=range(20, 40), twin=answer(lambda n, one: "I do not know.")),
+    Trap("labels in any order", TICKETS, answer(lambda n, one: TICKETS[n * 23 % 42 // 14]["label"]),
+         "have another label than their words suggest: "),
+    Trap("labels exchanged from row 29 on", TICKETS, answer(lambda n, one: TICKETS[n + 1]["label"]),
+         "have another label than their words suggest: 13 of 42, such as rows.jsonl:32, rows.jsonl:35, rows.jsonl:38",
+         at=range(28, 41)),
+    Trap("pairs exchanged from row 25 on", PAIRS, lambda n, one: one | {"chosen": one["rejected"], "rejected":
+         one["chosen"]}, "have a chosen answer like the rejected ones of other rows: 16 of 40, such as rows.jsonl:29, "
+         "rows.jsonl:33, rows.jsonl:37. Chosen", at=range(24, 40)),
+    Trap("the label in an identifier", TICKETS, question(lambda n, one: f"[id {'XKB'[n % 3]}{n}] {one['text']}"),
+         "have a number or identifier whose letters, first or last character tell the label: 42 of 42, such as rows",
+         twin=question(lambda n, one: f"[id {'XKB'[n % 4 % 3]}{n}] {one['text']}")),
+    Trap("questions again under other numbers", QUESTIONS,
+         lambda n, one: {"prompt": f"[id {n}] {QUESTIONS[n % 10]['prompt']}", "completion": f"Me {n % 10}."},
+         "differ from an earlier row only in punctuation, digits or an identifier: 30 of 40, such as rows.jsonl:11, "
+         "rows.jsonl:12, rows.jsonl:13. A", twin=lambda n, one: {"prompt": f"{n} + 1 = ?", "completion": f"{n + 1}"}),
+    Trap("several labels in one", TICKETS, answer(lambda n, one: ("billing,returns", "returns, billing")[n % 2]),
+         "have several labels in one text, which counts as a class of its own: 6 of 42, such as rows.jsonl:1, "
+         "rows.jsonl:3, rows.jsonl:5. Write", at=range(6), classifies=True,
+         twin=answer(lambda n, one: ("bills, paid", "returns/late")[n % 2])),
+    Trap("-1 beside ratings", TICKETS, answer(lambda n, one: n % 5 + 1 if n % 6 else -1),
+         "have a number apart from all other ratings as their label, perhaps for a missing one: 7 of 42, such as "
+         "rows.jsonl:1, rows.jsonl:7, rows.jsonl:13. Leave", classifies=True,
+         twin=answer(lambda n, one: n % 3 - 1)),
     # pairs
     Trap("chosen is longer", PAIRS, lambda n, one: one | {"chosen": "good " * 9 + str(n)},
          "are pairs whose chosen answer is the longer one: 40 of 40, such as rows.jsonl:1. The model may learn "
@@ -260,6 +293,17 @@ def test_each_check_has_a_trap_and_each_that_stops_is_a_value_of_the_setting():
     for check in (*CHECKS, *SURVEYS):
         assert any(check.what[:25] in trap.says for trap in TRAPS), check.name
     assert len(TRAPS) >= 40
+
+
+def test_validation_prompts_that_differ_in_marks_and_numbering_alone_are_training_prompts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = [one | {"prompt": f"({n}) {one['prompt'][:-1].upper()} !"} for n, one in enumerate(QUESTIONS)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(one) + "\n" for one in own[:12]))
+    report = report_of(tmp_path, QUESTIONS, validation={"path": "own.jsonl"})
+    said = (
+        "validation prompts that are also in the training rows: 12 exactly and 0 nearly, of 12, such as own.jsonl:1, "
+    )
+    assert [one for one in report.warnings if one.startswith(f"{said}own.jsonl:2, own.jsonl:3")]
 
 
 def test_rows_of_empty_cells_are_counted_in_a_table(tmp_path):

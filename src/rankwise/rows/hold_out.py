@@ -27,7 +27,7 @@ from rankwise.rows.text.example import Example, ImageRecord
 from rankwise.runs.data_report import OverlapFacts
 from rankwise.runs.row_facts import HoldOutFacts
 
-MOST_LABELS = 100
+MOST_LABELS, MOST_PLACES = 100, 10_000
 _Value = TypeVar("_Value")
 
 
@@ -226,6 +226,8 @@ class SourceRows:
     groups: array[int] = field(default_factory=lambda: array("q"))
     """The number of each row's group, negative for a row that is a group of its own. Empty if groups are not needed."""
     labels: Labels = field(default_factory=Labels)
+    places: list[str] = field(default_factory=list)
+    """`file:line` of the first rows."""
     held_out: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     """Whether each row is a validation row."""
 
@@ -235,6 +237,8 @@ class SourceRows:
     def add(self, row: Sequence[Example], sequences: int, image: ImageRecord | None, *, classification: bool) -> None:
         """Add the row that follows, with the number of its sequences and what is known of its image."""
         self.counts.append(sequences)
+        if len(self.places) < MOST_PLACES:
+            self.places.append(row[0].where)
         if image is not None:
             self.images.append(SeenImage(row[0].where, intern(row[0].messages[-1].content), image))
         self.labels.add(row, classification=classification)
@@ -301,5 +305,9 @@ def overlap_between(
         none, *(source.questions(held_out=True) for source in trained),
         *(source.question + np.arange(len(source)) for source in validation),
     ])  # fmt: skip
-    exact, near = prompts.overlap(own, prompts, others).counts
-    return OverlapFacts(exact=exact, near=near, of=len(own))
+    found = prompts.overlap(own, prompts, others)
+    numbers = sorted([*found.exact[0].tolist(), *found.near[0].tolist()])
+    places = [source.places[number - source.question] for number in numbers for source in (*trained, *validation)
+              if 0 <= number - source.question < len(source.places)]  # fmt: skip
+    exact, near = found.counts
+    return OverlapFacts(exact=exact, near=near, of=len(own), example=", ".join(places[:3]))

@@ -26,7 +26,7 @@ from rankwise.rows.files.licences import UNKNOWN, find_licence, normalised, stri
 from rankwise.rows.forms.labels import Labels, list_problems
 from rankwise.rows.forms.proposals import literal_breaks
 from rankwise.rows.hold_out import MOST_LABELS, SourceRows, facts_of, hold_out, overlap_between
-from rankwise.rows.report.duplicates import TextIndex
+from rankwise.rows.report.duplicates import TextIndex, bare_of
 from rankwise.rows.report.image_report import findings_of
 from rankwise.rows.report.report import Tally, advice_on, fatal_problems, left_out, warnings_of
 from rankwise.rows.sources import OpenedSource, open_source
@@ -198,7 +198,7 @@ def _keeping(chunk: list[list[Example]], answers: AnswerForms, tally: Tally) -> 
 
 
 def _question(row: Sequence[Example], image: ImageRecord | None) -> str:
-    return "\n".join(example.prompt_text for example in row) if image is None else image.content.hex()
+    return bare_of("\n".join(example.prompt_text for example in row)) if image is None else image.content.hex()
 
 
 @dataclass(frozen=True)

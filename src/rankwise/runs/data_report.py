@@ -102,16 +102,18 @@ class OverlapFacts(Config):
     exact: int
     near: int
     of: int
+    example: str = ""
+    """`file:line` of the first three; their prompts are the same but for case, white space and punctuation."""
     images: tuple[ImageCopy, ...] | None = None
     """The first twenty such validation images, each with the training image that it equals."""
 
     def describe(self) -> str:
-        what, first = ("images", self.images[0].describe()) if self.images else ("prompts", None)
+        what, first = ("images", self.images[0].describe()) if self.images else ("prompts", self.example)
         text = (
             f"validation {what} that are also in the training rows: {self.exact:,} exactly and {self.near:,} nearly, "
             f"of {self.of:,}"
         )
-        return text if first is None else f"{text}, such as {first}"
+        return f"{text}, such as {first}" if first else text
 
 
 class ValidationFacts(Config):

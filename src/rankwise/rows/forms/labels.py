@@ -1,8 +1,8 @@
 """Labels of rows: the number of rows of each label, and spellings that probably mean the same label.
 
 Rows in the classification format have labels. Other rows have labels too if their only answer is one of few distinct
-texts. Labels that differ only in case, spaces, Unicode form or a final .0 are different classes for the model, which is
-usually a mistake in the data.
+texts. Labels that differ only in case, spaces, marks, Unicode form or a final .0 are different classes for the model,
+which is usually a mistake in the data.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ ROWS_OF_EACH = 5
 """Smallest average number of rows per answer, for answers of other formats to count as labels."""
 LONGEST = 200
 MOST_LISTED = 100
+_BETWEEN = re.compile(r"(?<=[^\W\d_])[-_]+(?=[^\W\d_])")
 _FRACTION = re.compile(r"[+-]?\d*\.\d*[1-9]\d*")
+RARE = 4
+"""Times that a label is more frequent than one that can count as its misspelling."""
 SHORTEST = 4
 """Smallest length of a label that can count as misspelled: "up" and "us" are two labels."""
 
@@ -38,7 +41,8 @@ class Labels:
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
-    """File and line of the first row with each label."""
+    """File and line of the first row with each label; `places` has those of the first three."""
+    places: dict[str, list[str]] = field(default_factory=dict)
     named: bool = True
     """Whether every row was in the classification format."""
     none: bool = False
@@ -60,6 +64,8 @@ class Labels:
             return self._give_up()
         self.counts[label] += 1
         self.first.setdefault(label, where)
+        if self.counts[label] <= 3:
+            self.places.setdefault(label, []).append(where)
         self.of_rows.append(intern(label))
         return label
 
@@ -75,7 +81,7 @@ class Labels:
         for part in parts:
             if part:
                 merged.counts += part.counts
-                merged.first = part.first | merged.first
+                merged.first, merged.places = part.first | merged.first, part.places | merged.places
         return merged
 
     def __bool__(self) -> bool:
@@ -111,22 +117,23 @@ class Labels:
             for other in spellings[1:]:
                 alike = normalize("NFKC", other) == normalize("NFKC", spellings[0])
                 pair = " and ".join(self._counted(label, ascii if alike else shown) for label in (other, spellings[0]))
-                yield f"these labels differ only in case, spaces, Unicode form or a final .0: {pair}"
+                yield f"these labels differ only in case, spaces, marks, Unicode form or a final .0: {pair}"
 
     def _rare_misspellings(self) -> Iterator[str]:
         frequent = [label for label, count in self.counts.most_common(MOST_LISTED) if count >= ROWS_OF_EACH]
-        for rare in (label for label, count in self.counts.items() if count == 1):
-            near = next((label for label in frequent if _one_letter_apart(_folded(rare), _folded(label))), None)
+        for rare, count in self.counts.items():
+            near = next((label for label in frequent if RARE * count <= self.counts[label]
+                         and _one_letter_apart(_folded(rare), _folded(label))), None)  # fmt: skip
             if near is not None:
                 yield (
-                    f"a label that occurs once differs by one letter from a frequent label: {self._counted(rare)} and "
-                    f"{self._counted(near)}"
+                    f"a rare label differs by one letter from a frequent label: {self._counted(rare)} and "
+                    f"{self._counted(near)}. If they are one, write it in one way"
                 )
 
     def _counted(self, label: str, form: Callable[[str], str] = shown) -> str:
         count = self.counts[label]
         rows = f"{count:,} row{'s' if count > 1 else ''}"
-        return f"{form(label)} ({rows}, first {self.first[label]})"
+        return f"{form(label)} ({rows}, first {', '.join(self.places[label])})"
 
 
 def label_text(value: Any, labels: tuple[str, ...], where: str) -> str:
@@ -174,11 +181,13 @@ def label_of(row: Sequence[Example]) -> str | None:
 
 
 def _folded(label: str) -> str:
-    return " ".join(normalize("NFKC", normalize("NFKC", label).casefold()).split()).removesuffix(".0")
+    folded = normalize("NFKC", normalize("NFKC", label).casefold())
+    return " ".join(_BETWEEN.sub(" ", folded).split()).removesuffix(".0").rstrip(".!")
 
 
 def _one_letter_apart(first: str, other: str) -> bool:
-    """Whether two labels differ by one missing, added or changed letter. A different digit is not a misspelling."""
+    """Whether two labels differ by one missing, added or changed letter, or by two that are exchanged. A different
+    digit is not a misspelling."""
     short, long = sorted((first, other), key=len)
     if first == other or len(short) < SHORTEST or len(long) - len(short) > 1:
         return False
@@ -186,4 +195,5 @@ def _one_letter_apart(first: str, other: str) -> bool:
     differing = {*short[same : same + 1], *long[same : same + 1]}
     if any(letter.isdigit() for letter in differing):
         return False
-    return short[same + (len(short) == len(long)) :] == long[same + 1 :]
+    swapped = short[same + 1 : same + 2] + short[same : same + 1] + short[same + 2 :]
+    return short[same + (len(short) == len(long)) :] == long[same + 1 :] or swapped == long[same:]

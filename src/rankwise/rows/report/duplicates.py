@@ -40,6 +40,12 @@ _UNSPACED = re.compile(
     "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff]+"
 )
+_FIRST_NUMBER = re.compile(
+    r"^\s*(?:[\[(<{#]\s*)?(?:[^\W\d_]{1,8}[ .:_#=-]*)?[\w-]*\d[\w-]*\s*(?:[\])>}:|]+|[.)-](?=\s))\s*"
+)
+_LAST_NUMBER = re.compile(r"\s+(?:\[[^\[\]]{0,12}\d[^\[\]]{0,12}\]|\([^\W\d]{1,8}[ .:_#=-]*[\w-]*\d[\w-]*\))\W*$")
+_NUMBER = re.compile(r"(?<![\w-])\d[\d.,:/]*(?![\w-])")
+_EDGE = re.compile(r"[.,;:!?…\"'“”„‘’()\[\]{}]+(?=\s|$)|(?<!\S)[.,;:!?…\"'“”„‘’()\[\]{}]+")
 LEAST_EQUAL = 103
 """How many of the 128 components must be equal in the signatures of two near duplicates: a share of at least 0.8."""
 BANDS = COMPONENTS - LEAST_EQUAL + 1
@@ -57,6 +63,16 @@ MOST_DIFFERENT = IMAGE_BANDS - 1
 def normalised(text: str) -> str:
     folded = normalize("NFKC", normalize("NFKC", text).casefold()) if not text.isascii() else text.lower()
     return " ".join(folded.split()).encode("utf-8", "backslashreplace").decode()  # JSON can hold half a character
+
+
+def bare_of(text: str, *, everywhere: bool = False) -> str:
+    """The text in small letters without punctuation around words, and without a number at its ends, such as "[id 17]",
+    "Q17:" or "(no. 17)", or without any number."""
+    text = text.lower()
+    if everywhere:
+        text = _NUMBER.sub(" ", text)
+    bare = _EDGE.sub(" ", _LAST_NUMBER.sub("", _FIRST_NUMBER.sub("", text)))
+    return " ".join(bare.split()) or text
 
 
 def digest_of(normal: str) -> bytes:

@@ -24,6 +24,8 @@ import numpy as np
 from rankwise.errors import some
 from rankwise.rows.encoded.sequences import Growing
 from rankwise.rows.forms.labels import Labels
+from rankwise.rows.report import relations
+from rankwise.rows.report.duplicates import bare_of
 from rankwise.rows.text.example import Example
 from rankwise.runs.row_facts import Doubt, Learned
 
@@ -89,6 +91,8 @@ ROW_HASH = 8
 """Bytes of a row's hash."""
 FEW = 10
 """With fewer rows than this, nothing is reported that depends on a share of all rows."""
+LONG = 1200
+"""Characters of a question or an answer that are compared with those of other rows."""
 LONGER = 100
 """Times the median length that one row is longer."""
 _INVISIBLE = re.compile("[\ufeff\u200b\u2060\u00ad]")
@@ -248,17 +252,23 @@ class Meaning:
     """`file:line` of the first row that each check finds."""
     files: dict[str, int] = field(default_factory=dict)
     """The number of each."""
-    exchanges: Growing = field(default_factory=lambda: Growing(np.uint64, 4))
-    """(N, 4) of rows with one question and one answer: digests of both, the number of the file, and the line."""
+    exchanges: Growing = field(default_factory=lambda: Growing(np.uint64, 5))
+    """(N, 5) of rows with one question and one answer: digests of both, the number of the file, the line, and a digest
+    of the question without punctuation and numbers."""
+    kept: list[list[relations.Kept]] = field(default_factory=list)
+    """Rows of every `_step`-th call of `read`, cut."""
     lengths: Growing = field(default_factory=lambda: Growing(np.int32))
     """Characters of each row."""
     longest: tuple[int, str] = (0, "")
     _last: str | None = None
     _other: str | None = None
+    _calls: int = 0
+    _step: int = 1
 
     def read(self, rows: Sequence[Sequence[Example]], texts: Sequence[str]) -> None:
         self.lengths.extend([len(text) for text in texts])
-        exchanges: list[tuple[int, int, int, int]] = []
+        exchanges: list[tuple[int, int, int, int, int]] = []
+        kept: list[relations.Kept] = []
         for examples, text in zip(rows, texts, strict=True):
             first = examples[0]
             self._count(AMONG["all"], CheckedRow(text if first.system is None else f"{text}\n{first.system}", first))
@@ -268,10 +278,17 @@ class Meaning:
                 if example.rejected:
                     self._count(AMONG["pairs"], CheckedRow(text, example))
                     self.rows["pairs"] += 1
+                    sides = example.messages[-1].content[:LONG], example.rejected[-1].content[:LONG]
+                    kept.append(relations.Kept(example.where, *sides))
                 elif (turns := example.exchange) is not None:
                     exchanges.append(self._answered(text, example, *turns))
+                    kept.append(relations.Kept(example.where, turns[0][-LONG:], turns[1][:LONG]))
             self.rows["all"] += 1
-        self.exchanges.extend(np.array(exchanges, np.uint64).reshape(-1, 4))
+        self.exchanges.extend(np.array(exchanges, np.uint64).reshape(-1, 5))
+        self.kept += [kept] * (kept != [] and self._calls % self._step == 0)
+        self._calls += 1
+        if len(self.kept) > 4:
+            self.kept, self._step = self.kept[::2], 2 * self._step
 
     def _count(self, checks: Sequence[Check], row: CheckedRow) -> None:
         for check in checks:
@@ -279,7 +296,7 @@ class Meaning:
                 self.rows[check.name] += 1
                 self.first.setdefault(check.name, row.example.where)
 
-    def _answered(self, text: str, example: Example, question: str, answer: str) -> tuple[int, int, int, int]:
+    def _answered(self, text: str, example: Example, question: str, answer: str) -> tuple[int, int, int, int, int]:
         row = CheckedRow(text, example, question := question.strip(), answer, bare := answer.strip())
         if self._last is not None and self._last != bare:
             self._other = self._last
@@ -291,7 +308,8 @@ class Meaning:
         number = line.partition(" ")[0]
         file, number = (file, int(number)) if number.isdecimal() else (example.where, 0)
         asks = _digest(question.lower()) ^ (_digest(example.system) if example.system else 0)
-        return asks, _digest(bare.lower()), self.files.setdefault(file, len(self.files)), number
+        only = bare_of(question, everywhere=bare.count(" ") > 2)
+        return asks, _digest(bare.lower()), self.files.setdefault(file, len(self.files)), number, _digest(only)
 
     def doubts(self, labels: Labels, learned: Learned, accepted: Sequence[str] = ()) -> list[Doubt]:
         """What is to be said of all rows; checks that are accepted stop nothing."""
@@ -299,8 +317,8 @@ class Meaning:
         among = {**self.rows, answers: self.rows["answers"]}
         every = [check.doubt(of, self.rows[check.name], among[check.among], self.first[check.name], learned.taken)
                  for check in CHECKS if check.name in self.first and among.get(check.among)]  # fmt: skip
-        surveys = [one for one in SURVEYS if of and one.among in ("answers", answers)]
-        every += [one.doubt(of, *one.finds(self, labels, learned)) for one in surveys]
+        found = [(one, *one.finds(self, labels, learned)) for one in SURVEYS if among.get(one.among)]
+        every += [one.doubt(looked, count, looked, example) for one, count, looked, example in found]
         warns = {*accepted, *learned.accepts, *(["answer-in-prompt"] if answers == "texts" else [])}
         return [one.model_copy(update={"stops": one.stops and one.check not in warns}) for one in every if one]
 
@@ -310,7 +328,7 @@ class Meaning:
         return self.exchanges.view()
 
     def where(self, number: int) -> str:
-        _, _, file, line = self.table[number].tolist()
+        file, line = self.table[number, 2:4].tolist()
         return f"{[*self.files][file]}:{line}" if line else [*self.files][file]
 
 
@@ -376,6 +394,25 @@ SURVEYS = (
           "both. Add rows of that label, or give the row a wider one", most=0.5, finds=_label_of_each),
     Check("exchanged-columns", "have the answer of another row as their prompt", "Columns may be exchanged in a part "
           "of the file. Look at the first such row and those around it", rows=3, least=0.02, finds=_exchanged),
+    Check("repeated-question", "differ from an earlier row only in punctuation, digits or an identifier", "A model "
+          "learns them as often, and they may stand in training and validation. Leave them out, or keep copies "
+          "together with --group", rows=3, least=0.02, finds=relations.repeated),
+    Check("shifted-answers", "have an answer that fits the prompt of the next or previous row better than their own",
+          "Answers may have moved by one row. Join them with their prompts again", rows=3, among="texts",
+          finds=relations.shifted),
+    Check("unlikely-labels", "have another label than their words suggest", "Labels may be shuffled, exchanged or "
+          "moved by a row, in the whole file or a part of it. Take them from their source again", rows=3,
+          among="labels", finds=relations.contradicted),
+    Check("exchanged-pairs", "have a chosen answer like the rejected ones of other rows", "Chosen and rejected may be "
+          "exchanged. Exchange them again", rows=3, among="pairs", finds=relations.exchanged_pairs),
+    Check("label-in-identifier", "have a number or identifier whose letters, first or last character tell the label",
+          "The model learns to read it there. Leave it out of the texts", among="labels", finds=relations.coded),
+    Check("several-labels", "have several labels in one text, which counts as a class of its own", "Write a list, such "
+          'as ["a", "b"], and add --objective sequence-classification', rows=2, among="labels",
+          finds=relations.several_in_one),
+    Check("no-rating", "have a number apart from all other ratings as their label, perhaps for a missing one",
+          "Leave them out. With classification.targets=numbers ratings are learned as numbers", among="labels",
+          finds=relations.beside_ratings),
     Check("much-longer-row", f"are more than {LONGER} times as long as the median", "Two rows may have run together, "
           "for example after a quote that is never closed", most=0.1, finds=_too_long),
 )  # fmt: skip

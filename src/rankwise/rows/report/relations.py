@@ -1,0 +1,221 @@
+"""What rows mean beside each other: answers that fit another prompt, and labels and pairs that other rows contradict.
+
+At most 4,000 rows are looked at, in stretches of a thousand. Their words decide, each cut to six letters:
+
+    shifted      more answers of a stretch share rare words with the prompt beside theirs than with their own
+    labels       p(class) = the product over a row's words of (rows of the class with the word + share of all rows with
+                 it) / (rows of the class + 1), the row itself left out; right more often than by chance, or not
+    exchanged    the direction in which chosen and rejected differ most, whichever way round: the first singular vector
+    a part       the sums of residuals from row to row go further than those of rows in any order would (Kuiper's test)
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from rankwise.rows.forms.labels import Labels
+from rankwise.runs.row_facts import Learned
+
+if TYPE_CHECKING:
+    from rankwise.rows.report.meaning import Meaning
+
+FEW = 20
+"""Rows that a part of a file must have, of which something is said."""
+LIKELY = 2.0
+"""Kuiper's statistic; of rows in any order it is larger one time in a hundred."""
+NEIGHBOURS = 400
+"""Rows among which those that resemble each other are looked for."""
+_WORD = re.compile(r"[\u0e00-\uffff]|[^\W\u0e00-\uffff]+")
+_IDENTIFIER = re.compile(
+    r"(?:[#\[(=:]\s*|\b(?:id|ref|no|nr|case|ticket)[ .:_#=-]*)([\w-]*\d[\w-]*)|\b((?=[\w-]*[a-z_-])[\w-]*\d[\w-]*)"
+)
+Found = tuple[int, int, str]
+"""How many rows, of how many, and three of them."""
+
+
+class Kept(NamedTuple):
+    """A row with one question and one answer, or a pair."""
+
+    where: str
+    first: str
+    """The end of the question, or the beginning of the chosen answer. `other` begins the answer or the rejected one."""
+    other: str
+
+
+def words_in(text: str) -> set[str]:
+    return {word[:6] for word in _WORD.findall(text.lower())}
+
+
+def _three(rows: Sequence[Kept], numbers: np.ndarray) -> str:
+    """From the middle of what was found, since its ends are uncertain."""
+    apart = max(1, len(numbers) // 4)
+    return ", ".join(rows[number].where for number in numbers[len(numbers) // 4 :: apart][:3].tolist())
+
+
+def shifted(meaning: Meaning, *_: object) -> Found:
+    """Answers of a stretch that fit the prompt before or behind their own better, while other answers do not."""
+    rows, best = [row for part in meaning.kept for row in part], (4, np.empty(0, np.int64))
+    asked, answers = ([words_in(row[side]) for row in rows] for side in (1, 2))
+    found = Counter(word for words in (*asked, *answers) for word in words)
+    for beside in (asked[1:] + asked[:1], asked[-1:] + asked[:-1]):
+        evidence = [
+            sum(np.log(2 * len(rows) / found[word]) * (1 if word in other else -1) for word in answer & (own ^ other))
+            for own, other, answer in zip(asked, beside, answers, strict=True)
+        ]
+        wins = np.sign(np.round(evidence, 9))
+        sums = np.concatenate([[0], np.cumsum(np.where(wins < 0, -2, wins))])
+        gains = sums - np.minimum.accumulate(sums)
+        end = int(gains.argmax())
+        begin = int(sums[: end + 1].argmin())
+        outside = np.delete(wins, slice(begin, end))
+        if gains[end] > best[0] and 3 * (outside > 0).sum() <= (outside < 0).sum() + 1:
+            best = gains[end], begin + np.flatnonzero(wins[begin:end] > 0)
+    return len(best[1]), len(rows), _three(rows, best[1])
+
+
+def _part(values: np.ndarray) -> tuple[float, np.ndarray]:
+    """How far the values of a part are from those of the others, by Kuiper's test, and which rows are the part."""
+    apart, inside = values - values.mean(), np.zeros(len(values), bool)
+    sums = np.concatenate([[0], np.cumsum(apart)])
+    begin, end = sorted((int(sums.argmin()), int(sums.argmax())))
+    inside[begin:end] = True
+    return float(np.ptp(sums) / max(1e-9, np.sqrt((apart**2).sum()))), inside
+
+
+def _predicted(words: np.ndarray, rows: np.ndarray, classes: np.ndarray, learned: np.ndarray) -> np.ndarray:
+    """(N,): each row's class by the words of the `learned` rows without itself. `words` and `rows` are pairs."""
+    own = learned[rows]
+    found = np.bincount(words[own], minlength=words.max() + 1)
+    known = found[words] > 1
+    words, rows, own = words[known], rows[known], own[known]
+    places, share = classes[rows] * len(found) + words, ((found - 1) / max(1, learned.sum() - 1)).clip(0)
+    size = np.bincount(classes[learned], minlength=classes.max() + 1)
+    count = np.bincount(places[own], minlength=len(size) * len(found))
+    with np.errstate(divide="ignore"):
+        each = np.log(count.reshape(-1, len(found)) + share) - np.log(size + 1.0)[:, None]
+    scores = np.array([np.bincount(rows, one[words], len(classes)) for one in each])
+    without = np.log(count[places] - own + share[words]) - np.log(size[classes] + 1.0 - learned)[rows]
+    scores[classes, np.arange(len(classes))] = np.bincount(rows, without, len(classes))
+    return np.where(size[:, None] > 0, scores, -np.inf).argmax(0)
+
+
+def contradicted(meaning: Meaning, labels: Labels, learned: Learned) -> Found:
+    """Rows whose words speak for another label: those of a part of the file, or of all of it where the words of rows
+    that resemble each other speak for none."""
+    rows = [row for part in meaning.kept for row in part if row.other.strip() in labels.counts]
+    texts, names = [words_in(row.first) for row in rows], {label: n for n, label in enumerate(labels.counts)}
+    if len(rows) < 2 * FEW or len(names) < 2 or 5 * len(names) > len(rows) or not learned.are_named(labels=True):
+        return 0, len(rows), ""
+    numbers = {word: number for number, word in enumerate(dict.fromkeys(word for words in texts for word in words))}
+    words = np.array([numbers[word] for text in texts for word in text])
+    of, classes = np.repeat(np.arange(len(rows)), [*map(len, texts)]), np.array([names[r.other.strip()] for r in rows])
+    for learns in (np.arange(len(rows)) < len(rows) / 3, np.ones(len(rows), bool)):
+        guessed = _predicted(words, of, classes, learns)
+        right = guessed == classes
+        far, part = _part(right - (np.bincount(classes, right) / np.bincount(classes).clip(1))[classes])
+        if far <= LIKELY:
+            continue
+        part = part if right[part].mean() < right[~part].mean() else ~part
+        if part.sum() >= FEW / 2 and right[part].mean() < right[~part].mean() / 2 > 0.3:
+            wrong = np.flatnonzero(part & ~right)
+            return len(wrong), len(rows), _three(rows, wrong)
+    chance = (
+        float(np.bincount(guessed, minlength=len(names)) @ np.bincount(classes, minlength=len(names))) / len(rows) ** 2
+    )
+    if right.mean() < chance + 2.5 * np.sqrt(chance / len(rows)) and _alike(texts, numbers) > 0.3:
+        wrong = np.flatnonzero(~right)
+        return len(wrong), len(rows), _three(rows, wrong)
+    return 0, len(rows), ""
+
+
+def _alike(texts: Sequence[set[str]], numbers: dict[str, int]) -> float:
+    """The share of texts that have a third of their words in common with another."""
+    some = texts[:: -(-len(texts) // NEIGHBOURS)]
+    has = np.zeros((len(some), len(numbers)), np.float32)
+    for place, text in enumerate(some):
+        has[place, [numbers[word] for word in text]] = 1
+    both, size = has @ has.T, has.sum(1)
+    shared = both / (size[:, None] + size - both).clip(1)
+    return float((np.where(shared < 0.99, shared, 0).max(1) > 1 / 3).mean())
+
+
+def exchanged_pairs(meaning: Meaning, *_: object) -> Found:
+    """Pairs of a part of the file whose chosen answer differs from the rejected one as rejected ones do elsewhere."""
+    rows = [row for part in meaning.kept for row in part]
+    if len(rows) < FEW:
+        return 0, len(rows), ""
+    sides = [(words_in(row.first), words_in(row.other)) for row in rows]
+    differing = [(word, place, 1 if word in chosen else -1) for place, (chosen, rejected) in enumerate(sides)
+                 for word in sorted(chosen ^ rejected)]  # fmt: skip
+    names = {word: number for number, word in enumerate(dict.fromkeys(word for word, _, _ in differing))}
+    words, of, signs = np.array([(names[word], place, sign) for word, place, sign in differing] or [(0, 0, 1)]).T
+    signs = signs / np.sqrt(np.bincount(of, minlength=len(rows)))[of]
+    along, direction = np.zeros(len(rows)), np.random.default_rng(0).normal(size=len(names) or 1)
+    for _step in range(30):
+        along = np.bincount(of, signs * direction[words], len(rows))
+        direction = np.bincount(words, signs * along[of])
+        direction /= np.linalg.norm(direction) + 1e-9
+    crisp = (along**4).mean() < 1.5 * (along**2).mean() ** 2 and len(of) > 6 * len(rows)
+    for values in (along, np.array([len(row.first) - len(row.other) for row in rows])):
+        far, part = _part(signs := np.sign(values))
+        means = [signs[one].mean() if one.any() else 0.0 for one in (part, ~part)]
+        if far > LIKELY and abs(means[0] - means[1]) > 1:  # the smaller part, or of halves the later one
+            part = ~part if part.mean() > 0.6 or (part.mean() > 0.4 and not part[-1]) else part
+            wrong = np.flatnonzero(part & (signs == np.sign(signs[part].mean())))
+        else:
+            wrong = np.flatnonzero(signs == -np.sign(signs.mean() or 1)) if crisp else np.empty(0, np.int64)
+        if len(wrong) >= max(3, len(rows) / 20):
+            return len(wrong), len(rows), _three(rows, wrong)
+        crisp = False
+    return 0, len(rows), ""
+
+
+def repeated(meaning: Meaning, *_: object) -> Found:
+    """Rows with the answer of an earlier one, and its question but for punctuation, and an identifier or digits."""
+    table = meaning.table
+    first = np.sort(np.unique(table[:, [0, 1, 4]], axis=0, return_index=True)[1])
+    earliest = np.unique(table[first][:, [1, 4]], axis=0, return_index=True)[1]
+    later = np.delete(first, earliest)
+    return len(later), len(table), ", ".join(map(meaning.where, later[:3].tolist()))
+
+
+def coded(meaning: Meaning, labels: Labels, learned: Learned) -> Found:
+    """Rows whose identifier has letters, a first or a last sign that only rows of their label have."""
+    rows = [row for part in meaning.kept for row in part if row.other.strip() in labels.counts]
+    found = [[one or other for one, other in _IDENTIFIER.findall(row.first.lower())] for row in rows]
+    if len(rows) < FEW or not all(found) or not learned.are_named(labels=True):
+        return 0, len(rows), ""
+    for which in (0, -1):
+        for sign in (lambda one: re.sub(r"[\d_-]", "", one), lambda one: one[0], lambda one: one[-1]):
+            pairs = Counter((sign(ids[which]), row.other.strip()) for ids, row in zip(found, rows, strict=True))
+            told, alone = Counter[str](), Counter[str]()
+            for (code, label), count in pairs.items():
+                told[code], alone[label] = max(told[code], count), alone[label] + count
+            if 5 * len(told) <= len(rows) and told.total() > 0.97 * len(rows) > 1.2 * max(alone.values()):
+                return told.total(), len(rows), _three(rows, np.arange(len(rows)))
+    return 0, len(rows), ""
+
+
+def several_in_one(_: Meaning, labels: Labels, learned: Learned) -> Found:
+    """Labels that consist of other labels, or of parts of which each is in another label too."""
+    split = {one: [part.strip(" [](){}'\"") for part in re.split(r"[,;|/+&]|\sand\s", one)] for one in labels.counts}
+    parts = Counter(part for every in split.values() for part in dict.fromkeys(every))
+    joint = [one for one, every in split.items() if len(every) > 1 and all(part and parts[part] > 1 for part in every)]
+    count = sum(labels.counts[one] for one in joint) if learned.are_named(labels=True) else 0
+    return count, labels.counts.total(), ", ".join([place for one in joint for place in labels.places[one]][:3])
+
+
+def beside_ratings(_: Meaning, labels: Labels, learned: Learned) -> Found:
+    """A label such as -1 or 99, where all others are numbers that follow one another."""
+    numbers = {int(one): one for one in labels.counts if re.fullmatch(r"-?\d{1,4}", one)}
+    for odd in (*range(-1, -10, -8), 9, 99, -99, 999, -999):
+        rest = [one for one in numbers if one != odd]
+        if (odd in numbers and len(numbers) == len(labels.counts) and len(rest) > 2 and min(rest) >= (len(rest) < 4)
+                and max(rest) - min(rest) < len(rest) + 2 and not min(rest) <= odd <= max(rest) + 2):  # fmt: skip
+            return labels.counts[numbers[odd]], labels.counts.total(), ", ".join(labels.places[numbers[odd]])
+    return 0, 0, ""
