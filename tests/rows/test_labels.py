@@ -52,7 +52,7 @@ def test_a_rare_label_that_is_nearly_a_frequent_one_is_remarked(rare, frequent, 
     remarks = labelled([frequent] * 9 + [rare] * 2, classification=True).remarks()
     places = f"{rare!r} (2 rows, first rows.jsonl:10, rows.jsonl:11)"
     assert [places in one and f"{frequent!r} (9 rows" in one for one in remarks] == ([True] if near else [])
-    assert not labelled([frequent] * 9 + [rare] * 3, classification=True).remarks(), "so often it is meant"
+    assert not labelled([frequent] * 9 + [rare] * 4, classification=True).remarks(), "so often it is meant"
 
 
 def test_few_answers_that_come_often_are_labels_and_others_are_not():

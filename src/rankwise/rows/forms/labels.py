@@ -29,7 +29,7 @@ LONGEST = 200
 MOST_LISTED = 100
 _BETWEEN = re.compile(r"(?<=[^\W\d_])[-_]+(?=[^\W\d_])")
 _FRACTION = re.compile(r"[+-]?\d*\.\d*[1-9]\d*")
-RARE = 4
+RARE = 3
 """Times that a label is more frequent than one that can count as its misspelling."""
 SHORTEST = 4
 """Smallest length of a label that can count as misspelled: "up" and "us" are two labels."""

@@ -41,11 +41,14 @@ _UNSPACED = re.compile(
     "\U00020000-\U0003ffff]+"
 )
 _FIRST_NUMBER = re.compile(
-    r"^\s*(?:[\[(<{#]\s*)?(?:[^\W\d_]{1,8}[ .:_#=-]*)?[\w-]*\d[\w-]*\s*(?:[\])>}:|]+|[.)-](?=\s))\s*"
+    r"(?:[\[(<{#]\s?)?(?:[^\W\d_]{1,8}[ .:_#=-]{0,3})?[\w-]{0,12}\d[\w-]{0,12}\s?(?:[\])>}:|]|[.)-](?=\s))"
 )
-_LAST_NUMBER = re.compile(r"\s+(?:\[[^\[\]]{0,12}\d[^\[\]]{0,12}\]|\([^\W\d]{1,8}[ .:_#=-]*[\w-]*\d[\w-]*\))\W*$")
+_LAST_NUMBER = re.compile(
+    r"(?:(?<=[.?!]) #?\d{1,9}"
+    r"| \[[^\[\]]{0,12}\d[^\[\]]{0,9}\]| \((?:[^\W\d]{1,8}[ .:_#=-]{0,3}[\w-]{0,12})?\d{1,3}\))\W?$"
+)
 _NUMBER = re.compile(r"(?<![\w-])\d[\d.,:/]*(?![\w-])")
-_EDGE = re.compile(r"[.,;:!?…\"'“”„‘’()\[\]{}]+(?=\s|$)|(?<!\S)[.,;:!?…\"'“”„‘’()\[\]{}]+")
+_MARKS = ".,;:!?…\"'“”„‘’()[]{}"
 LEAST_EQUAL = 103
 """How many of the 128 components must be equal in the signatures of two near duplicates: a share of at least 0.8."""
 BANDS = COMPONENTS - LEAST_EQUAL + 1
@@ -68,11 +71,11 @@ def normalised(text: str) -> str:
 def bare_of(text: str, *, everywhere: bool = False) -> str:
     """The text in small letters without punctuation around words, and without a number at its ends, such as "[id 17]",
     "Q17:" or "(no. 17)", or without any number."""
-    text = text.lower()
+    text = text.lower().strip()
     if everywhere:
         text = _NUMBER.sub(" ", text)
-    bare = _EDGE.sub(" ", _LAST_NUMBER.sub("", _FIRST_NUMBER.sub("", text)))
-    return " ".join(bare.split()) or text
+    own = _LAST_NUMBER.sub("", text[found.end() if (found := _FIRST_NUMBER.match(text)) else 0 :])
+    return " ".join(filter(None, (word.strip(_MARKS) for word in own.split()))) or text
 
 
 def digest_of(normal: str) -> bytes:

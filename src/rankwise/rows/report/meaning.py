@@ -308,7 +308,7 @@ class Meaning:
         number = line.partition(" ")[0]
         file, number = (file, int(number)) if number.isdecimal() else (example.where, 0)
         asks = _digest(question.lower()) ^ (_digest(example.system) if example.system else 0)
-        only = bare_of(question, everywhere=bare.count(" ") > 2)
+        only = bare_of(question, everywhere=bare.count(" ") > 2 and re.search(r"\d", bare) is None)
         return asks, _digest(bare.lower()), self.files.setdefault(file, len(self.files)), number, _digest(only)
 
     def doubts(self, labels: Labels, learned: Learned, accepted: Sequence[str] = ()) -> list[Doubt]:
@@ -396,7 +396,7 @@ SURVEYS = (
           "of the file. Look at the first such row and those around it", rows=3, least=0.02, finds=_exchanged),
     Check("repeated-question", "differ from an earlier row only in punctuation, digits or an identifier", "A model "
           "learns them as often, and they may stand in training and validation. Leave them out, or keep copies "
-          "together with --group", rows=3, least=0.02, finds=relations.repeated),
+          "together with --group", rows=3, least=0.05, finds=relations.repeated),
     Check("shifted-answers", "have an answer that fits the prompt of the next or previous row better than their own",
           "Answers may have moved by one row. Join them with their prompts again", rows=3, among="texts",
           finds=relations.shifted),

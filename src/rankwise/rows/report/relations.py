@@ -59,7 +59,7 @@ def _three(rows: Sequence[Kept], numbers: np.ndarray) -> str:
 
 def shifted(meaning: Meaning, *_: object) -> Found:
     """Answers of a stretch that fit the prompt before or behind their own better, while other answers do not."""
-    rows, best = [row for part in meaning.kept for row in part], (4, np.empty(0, np.int64))
+    rows, best = [row for part in meaning.kept for row in part], (4.0, np.empty(0, np.int64))
     asked, answers = ([words_in(row[side]) for row in rows] for side in (1, 2))
     found = Counter(word for words in (*asked, *answers) for word in words)
     for beside in (asked[1:] + asked[:1], asked[-1:] + asked[:-1]):
@@ -73,7 +73,8 @@ def shifted(meaning: Meaning, *_: object) -> Found:
         end = int(gains.argmax())
         begin = int(sums[: end + 1].argmin())
         outside = np.delete(wins, slice(begin, end))
-        if gains[end] > best[0] and 3 * (outside > 0).sum() <= (outside < 0).sum() + 1:
+        alone = 3 * (outside > 0).sum() <= (outside < 0).sum() + 1 or (wins > 0).sum() > 3 * (wins < 0).sum()
+        if alone and gains[end] > max(best[0], len(rows) / 40):
             best = gains[end], begin + np.flatnonzero(wins[begin:end] > 0)
     return len(best[1]), len(rows), _three(rows, best[1])
 
@@ -87,8 +88,9 @@ def _part(values: np.ndarray) -> tuple[float, np.ndarray]:
     return float(np.ptp(sums) / max(1e-9, np.sqrt((apart**2).sum()))), inside
 
 
-def _predicted(words: np.ndarray, rows: np.ndarray, classes: np.ndarray, learned: np.ndarray) -> np.ndarray:
-    """(N,): each row's class by the words of the `learned` rows without itself. `words` and `rows` are pairs."""
+def _scores(words: np.ndarray, rows: np.ndarray, classes: np.ndarray, learned: np.ndarray) -> np.ndarray:
+    """(C, N) log p of each class by the words of the `learned` rows without the row itself. `words` and `rows` are
+    pairs."""
     own = learned[rows]
     found = np.bincount(words[own], minlength=words.max() + 1)
     known = found[words] > 1
@@ -101,33 +103,39 @@ def _predicted(words: np.ndarray, rows: np.ndarray, classes: np.ndarray, learned
     scores = np.array([np.bincount(rows, one[words], len(classes)) for one in each])
     without = np.log(count[places] - own + share[words]) - np.log(size[classes] + 1.0 - learned)[rows]
     scores[classes, np.arange(len(classes))] = np.bincount(rows, without, len(classes))
-    return np.where(size[:, None] > 0, scores, -np.inf).argmax(0)
+    return np.where(size[:, None] > 0, scores, -np.inf)
 
 
-def contradicted(meaning: Meaning, labels: Labels, learned: Learned) -> Found:
+def contradicted(meaning: Meaning, _: Labels, learned: Learned) -> Found:
     """Rows whose words speak for another label: those of a part of the file, or of all of it where the words of rows
     that resemble each other speak for none."""
-    rows = [row for part in meaning.kept for row in part if row.other.strip() in labels.counts]
-    texts, names = [words_in(row.first) for row in rows], {label: n for n, label in enumerate(labels.counts)}
-    if len(rows) < 2 * FEW or len(names) < 2 or 5 * len(names) > len(rows) or not learned.are_named(labels=True):
+    rows = [row for part in meaning.kept for row in part]
+    texts = [{word for word in words_in(row.first) if not word[0].isdigit()} for row in rows]
+    names = {label: number for number, label in enumerate(dict.fromkeys(row.other.strip() for row in rows))}
+    if (
+        len(rows) < 2 * FEW
+        or len(names) < 2
+        or 5 * len(names) > len(rows)
+        or not any(texts)
+        or not learned.are_named(labels=True)
+    ):
         return 0, len(rows), ""
     numbers = {word: number for number, word in enumerate(dict.fromkeys(word for words in texts for word in words))}
     words = np.array([numbers[word] for text in texts for word in text])
     of, classes = np.repeat(np.arange(len(rows)), [*map(len, texts)]), np.array([names[r.other.strip()] for r in rows])
-    for learns in (np.arange(len(rows)) < len(rows) / 3, np.ones(len(rows), bool)):
-        guessed = _predicted(words, of, classes, learns)
-        right = guessed == classes
+    for learns in (np.arange(len(rows)) < len(rows) / 2, np.ones(len(rows), bool)):
+        scores = _scores(words, of, classes, learns)
+        right = scores.argmax(0) == classes
         far, part = _part(right - (np.bincount(classes, right) / np.bincount(classes).clip(1))[classes])
         if far <= LIKELY:
             continue
         part = part if right[part].mean() < right[~part].mean() else ~part
-        if part.sum() >= FEW / 2 and right[part].mean() < right[~part].mean() / 2 > 0.3:
+        if part.sum() >= FEW / 2 and right[part].mean() / 0.65 < right[~part].mean() > 0.6:
             wrong = np.flatnonzero(part & ~right)
             return len(wrong), len(rows), _three(rows, wrong)
-    chance = (
-        float(np.bincount(guessed, minlength=len(names)) @ np.bincount(classes, minlength=len(names))) / len(rows) ** 2
-    )
-    if right.mean() < chance + 2.5 * np.sqrt(chance / len(rows)) and _alike(texts, numbers) > 0.3:
+    ranks, share = scores.argsort(0).argsort(0), np.bincount(classes, minlength=len(names)) / len(rows)
+    above = ranks[classes, np.arange(len(rows))].mean() - share @ ranks.mean(1)
+    if above < 2.5 * ranks.std() / np.sqrt(len(rows)) and _alike(texts, numbers) > 0.3:
         wrong = np.flatnonzero(~right)
         return len(wrong), len(rows), _three(rows, wrong)
     return 0, len(rows), ""
@@ -184,9 +192,9 @@ def repeated(meaning: Meaning, *_: object) -> Found:
     return len(later), len(table), ", ".join(map(meaning.where, later[:3].tolist()))
 
 
-def coded(meaning: Meaning, labels: Labels, learned: Learned) -> Found:
+def coded(meaning: Meaning, _: Labels, learned: Learned) -> Found:
     """Rows whose identifier has letters, a first or a last sign that only rows of their label have."""
-    rows = [row for part in meaning.kept for row in part if row.other.strip() in labels.counts]
+    rows = [row for part in meaning.kept for row in part]
     found = [[one or other for one, other in _IDENTIFIER.findall(row.first.lower())] for row in rows]
     if len(rows) < FEW or not all(found) or not learned.are_named(labels=True):
         return 0, len(rows), ""
