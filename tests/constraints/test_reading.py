@@ -62,6 +62,9 @@ BAD = {
     "multiples one in the other": (
         "schema", '{"multipleOf": 9973, "type": "integer", "anyOf": [{"multipleOf": 9967}]}', "remainders"
     ),
+    "thirty multiples": (
+        "schema", json.dumps({"properties": {f"p{n}": {"multipleOf": 99_991 - n} for n in range(30)}}), "2,999,295 rem"
+    ),
     "a pattern that is none": ("schema", '{"type": "string", "pattern": "("}', "pattern"),
     "nested too deeply": ("schema", '{"items":' * 600 + "{}" + "}" * 600, "schema"),
     "five megabytes": ("schema", json.dumps({"enum": ["x" * 5_000_000]}), "characters"),

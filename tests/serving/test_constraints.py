@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import threading
@@ -22,6 +23,7 @@ from rankwise.cli.main import app
 from rankwise.config.data import Constraint
 from rankwise.constraints.constraint import grammar_of, problem_with
 from rankwise.constraints.matcher import Matcher, Vocabulary, follows
+from rankwise.errors import ConfigError
 from rankwise.rows.text.example import calls_in
 from rankwise.runs.records import silent
 from rankwise.serving.app import Server
@@ -30,6 +32,7 @@ from rankwise.serving.calls import form_of
 from rankwise.serving.constraining import calls_constraint
 from rankwise.serving.engine import Limits, ServingEngine
 from rankwise.serving.served import load_serving
+from rankwise.serving.trial import Trials, _key
 from rankwise.studio.answering import load
 from rankwise.studio.asking import AskBody
 
@@ -270,7 +273,13 @@ BAD = {
     "a megabyte": ({"guided_regex": "a" * 300_000}, "characters"),
     "two at once": ({"guided_regex": "a", "response_format": FORMAT}, "each say what the answer may be"),
     "a deep schema": ({"guided_json": json.loads('{"items":' * 400 + "{}" + "}" * 400)}, "guided_json"),
+    "terms that never end": (
+        {"guided_grammar": "start: T\nT: " + " & ".join(f"/(.{{{n}}})*x?/" for n in (2, 3, 5, 7, 11, 13, 17, 19))},
+        "guided_grammar: no answer can be held to this grammar: to compile it takes more than 1 second"),
     "no tools": ({"tool_choice": "required"}, "there are no"),
+    **{f"a name like {name!r}"[:40]: ({"tools": [{"name": name}], "tool_choice": "required"}, "names a tool; letters")
+       for name in ('a"b\n<|im_end|>', "", "a" * 65, "caf\u00e9")},
+    "a name twice": ({"tools": [*TOOLS, TOOLS[0]]}, "several tools have the name 'weather'"),
     "another tool": (
         {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "x"}}}, "'x', which is none"),
     "a format for a call": ({"tools": TOOLS, "tool_choice": "required", "response_format": FORMAT}, "leaves no room"),
@@ -291,6 +300,28 @@ def test_what_cannot_be_held_to_is_refused_in_one_sentence(server, name):
     assert answer.status_code == 400 and reason in problem["message"], answer.text
     assert problem["message"].endswith((".", "?")) and len(problem["message"]) < 500 and "\n" not in problem["message"]
     assert server.engine.counts.failed == 0
+
+
+def test_whoever_goes_takes_the_trial_along_and_refused_texts_cost_nothing_more(server):
+    slow, trials = ("grammar", BAD["terms that never end"][0]["guided_grammar"] + " | /gone/", "x"), Trials()
+
+    async def gone():
+        leaving = asyncio.create_task(trials.check([slow, ("regex", "a", "x")]))
+        while trials._process is None:
+            await asyncio.sleep(0.01)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        await trials.check([("regex", "b", "x")])
+        assert [_key(one) in trials._known for one in (slow, ("regex", "a", "x"))] == [False, False]
+        with pytest.raises(ConfigError, match=r"^x: .*more than 1 second"):
+            await trials.check([("regex", "c", "x"), slow])
+        process = trials._started()
+        with pytest.raises(ConfigError, match="more than 1 second"):
+            await trials.check([slow])
+        assert process.poll() is None and _key(("regex", "c", "x")) in trials._known
+
+    asyncio.run(gone())
+    trials.close()
 
 
 def test_a_run_answers_by_its_rows_schema_as_predict_does_and_its_base_is_free(server, loaded, home):

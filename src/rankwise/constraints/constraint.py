@@ -102,8 +102,11 @@ def constraint_of(kind: str, text: str, where: str) -> Constraint:
         raise ConfigError(
             [f"{where}: the {kind} has {links:,} references and rules; at most {MOST_LINKS} are followed."]
         )
-    constraint = Constraint(kind=kind, text=KINDS[kind].check(text, where))  # pyright: ignore[reportArgumentType]
-    checked_grammar(constraint, of_bytes(), f"{where}: ")
+    try:
+        constraint = Constraint(kind=kind, text=KINDS[kind].check(text, where))  # pyright: ignore[reportArgumentType]
+        checked_grammar(constraint, of_bytes(), f"{where}: ")
+    except RecursionError:
+        raise ConfigError([f"{where}: the {kind} is nested too deeply."]) from None
     return constraint
 
 

@@ -87,7 +87,7 @@ def problem_of(grammar: str, vocabulary: Vocabulary) -> str | None:
 
 
 @lru_cache(maxsize=64)
-def _begun(vocabulary: Vocabulary, grammar: str) -> Any:
+def begun(vocabulary: Vocabulary, grammar: str) -> Any:
     """Compiled once for each vocabulary; an answer has a copy of it."""
     return engine()(vocabulary.tokens, grammar, log_level=0, limits=vocabulary.limits)
 
@@ -96,7 +96,7 @@ class Matcher:
     """What one answer may go on with, by a grammar of llguidance."""
 
     def __init__(self, vocabulary: Vocabulary, grammar: str) -> None:
-        self._vocabulary, self._matcher = vocabulary, _begun(vocabulary, grammar).deep_copy()
+        self._vocabulary, self._matcher = vocabulary, begun(vocabulary, grammar).deep_copy()
 
     @property
     def problem(self) -> str | None:
@@ -130,5 +130,5 @@ class Matcher:
 
 def follows(grammar: str, answer: str) -> bool:
     """Whether a whole text is an answer."""
-    matcher, written = _begun(of_bytes(), grammar).deep_copy(), list(answer.encode())
+    matcher, written = begun(of_bytes(), grammar).deep_copy(), list(answer.encode())
     return matcher.try_consume_tokens(written) == len(written) and matcher.is_accepting()

@@ -144,12 +144,12 @@ def _puts_together(schema: JsonObject) -> bool:
 
 
 def remainders(schema: JsonObject) -> int:
-    """How many remainders a number may have by `multipleOf`, each of which the engine has a state for: several of
-    them may apply to one number where schemas refer to others."""
-    numbers = {one["multipleOf"] for _, one in every_schema(schema) if isinstance(one.get("multipleOf"), int | float)}
+    """How many remainders numbers may have by `multipleOf`, each of which the engine has a state for: several of them
+    may apply to one number where schemas refer to others."""
+    numbers = [one["multipleOf"] for _, one in every_schema(schema) if isinstance(one.get("multipleOf"), int | float)]
     states = [Fraction(str(number)).numerator for number in numbers]
     together = any({"allOf", "anyOf", "oneOf", "$ref"} & one.keys() for _, one in every_schema(schema))
-    return math.prod(states) if together else max(states, default=1)
+    return max(sum(states), math.prod(set(states)) if together else 0)
 
 
 def _close(schema: JsonObject) -> JsonObject:

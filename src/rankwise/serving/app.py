@@ -27,16 +27,18 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from rankwise.config.base import Config
-from rankwise.errors import TYPED, ResourceError, typed
+from rankwise.errors import TYPED, RankwiseError, ResourceError, typed
 from rankwise.inference.decoding import Piece
 from rankwise.serving.bodies import BadRequest, ChatBody, CompletionBody, Generation, Switch
 from rankwise.serving.changes import NAME, Changes
+from rankwise.serving.constraining import given_in, refused
 from rankwise.serving.engine import STOPPED, EngineThread, Full, Pending, ServingEngine, Stopped
 from rankwise.serving.guards import Guard, problem, refusal
 from rankwise.serving.questions import Question, chat_question, completion_question, served_by
 from rankwise.serving.reading import read_json_body
 from rankwise.serving.replies import DONE, Reply, event
 from rankwise.serving.served import Listed, Served, Serving
+from rankwise.serving.trial import PATIENCE, TRIALS
 from rankwise.serving.tuning.routes import FineTuning
 
 Pieces = asyncio.Queue[tuple[int, Piece]]
@@ -179,6 +181,8 @@ class Server(Api[ServingEngine]):
             if not loop.is_closed():
                 loop.call_soon_threadsafe(pieces.put_nowait, (number, piece))
 
+        if not await self._tried(request, body):
+            return Response(status_code=499)
         with self.engine.leased(lambda: served_by(self.models, body.model)) as served:
             question = await run_in_threadpool(ask, self.serving, served, body, self.most)
             reply = Reply(question, self.serving.model.tokenizer, isinstance(body, ChatBody), listed)
@@ -193,6 +197,28 @@ class Server(Api[ServingEngine]):
             self._streamed(reply, pending, pieces, usage=usage), media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )  # fmt: skip
+
+    async def _tried(self, request: Request, body: Generation) -> bool:
+        """Whether the client has waited until the constraints that it brings were tried."""
+        try:
+            given = given_in(body)
+        except RankwiseError as error:
+            raise BadRequest(str(error), parameter="tools") from None
+        if not given:
+            return True
+        left, trying = (asyncio.ensure_future(one) for one in (disconnected(request), TRIALS.check(given)))
+        try:
+            ended, _ = await asyncio.wait({trying, left}, return_when=asyncio.FIRST_COMPLETED)
+            if trying in ended:
+                trying.result()
+        except TimeoutError:
+            raise Full(round(PATIENCE)) from None
+        except RankwiseError as error:
+            raise refused(error, str(error)) from None
+        finally:
+            left.cancel()
+            trying.cancel()
+        return trying in ended
 
     async def _full_reply(self, request: Request, reply: Reply, pending: list[Pending], pieces: Pieces) -> Response:
         """Ends early where nobody waits for it any more."""

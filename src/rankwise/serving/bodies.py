@@ -7,6 +7,7 @@ nothing about the answer and are taken without effect.
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -49,7 +50,8 @@ class Generation(Config):
     """What both kinds of requests share."""
 
     model: str = Field(min_length=1, max_length=256)
-    temperature: Number = Field(1.0, ge=0, le=2)
+    temperature: Number | None = Field(None, ge=0, le=2)
+    """1, or 0 for a run that was trained with a constraint, which its answers are held to."""
     top_p: Number = Field(1.0, gt=0, le=1)
     n: Annotated[int, Field(ge=1, le=CHOICES, strict=True)] = 1
     stop: Stop | Annotated[list[Stop], Field(max_length=STOPS)] | None = None
@@ -130,6 +132,9 @@ class NamedTool(Config):
         return self.function.name
 
 
+TOOL = re.compile("[a-zA-Z0-9_-]{1,64}")
+
+
 class ChatBody(Generation):
     messages: Annotated[list[JsonObject], Field(min_length=1, max_length=MESSAGES)]
     max_tokens: PositiveInt | None = None
@@ -153,6 +158,18 @@ class ChatBody(Generation):
         if given.json_schema is None:
             return every | {"response_format": ("schema", '{"type": "object"}')}
         return every | {"response_format.json_schema.schema": ("schema", json.dumps(given.json_schema["schema"]))}
+
+    @field_validator("tools")
+    @classmethod
+    def _names(cls, value: list[JsonObject] | None) -> list[JsonObject] | None:
+        functions = [tool.get("function", tool) for tool in value or ()]
+        names = [one["name"] for one in functions if isinstance(one, dict) and isinstance(one.get("name"), str)]
+        for at, name in enumerate(names):
+            if not TOOL.fullmatch(name):
+                raise ValueError(f"{name[:80]!r} names a tool; letters, digits, _ and - are expected, 64 at most")
+            if name in names[:at]:
+                raise ValueError(f"several tools have the name {name!r}")
+        return value
 
     @model_validator(mode="after")
     def _check_together(self) -> ChatBody:

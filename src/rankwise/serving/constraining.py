@@ -9,7 +9,7 @@ Calls are a grammar of the texts that the template writes around them (calls.py)
     rest: '\\n{"name": ' call ('}\\n</tool_call>\\n<tool_call>\\n{"name": ' call)* '}\\n</tool_call>'
     call: '"weather", "arguments": ' %json {"type": "object", …} | …
 
-All of it is compiled in the thread that reads the request; the engine's thread only follows it.
+What a request brings is tried in a process of its own (trial.py) and then compiled in the thread that reads the request.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from rankwise.config.base import JsonObject
@@ -24,13 +25,15 @@ from rankwise.config.data import Constraint
 from rankwise.constraints.constraint import constraint_of
 from rankwise.constraints.matcher import Matcher, json_options
 from rankwise.constraints.schema import closed
-from rankwise.errors import ConfigError, RankwiseError
+from rankwise.errors import RankwiseError
 from rankwise.inference.generate import matcher_of
+from rankwise.rows.forms.turns import read_tools
 from rankwise.rows.text.example import MOST_CALLS
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.serving.bodies import BadRequest, ChatBody, Generation, NamedTool
 from rankwise.serving.calls import ID, CallForm
 from rankwise.serving.served import Served, Serving
+from rankwise.serving.trial import Given
 
 ANY = "/(?s:.*)/"
 
@@ -40,14 +43,24 @@ def constraint_in(body: Generation) -> Constraint | None:
     return next((_checked(kind, text, place) for place, (kind, text) in body.structures.items()), None)
 
 
+def given_in(body: Generation) -> list[Given]:
+    """The constraints that a request brings, the schemas of its tools included."""
+    tools = read_tools(body.tools, "tools") if isinstance(body, ChatBody) and body.tool_choice != "none" else ()
+    arguments = [_arguments(tool["function"], body) for tool in tools if isinstance(body, ChatBody)]
+    return [*((kind, text, place) for place, (kind, text) in body.structures.items()), *dict.fromkeys(arguments)]
+
+
+@lru_cache(maxsize=16)
 def _checked(kind: str, text: str, where: str) -> Constraint:
     try:
         return constraint_of(kind, text, where)
-    except ConfigError as error:
-        problems = error.problems
-    except RecursionError:
-        problems = [f"{where}: the {kind} is nested too deeply."]
-    raise BadRequest(*problems, parameter=re.split(r"\W", where)[0])
+    except RankwiseError as error:
+        raise refused(error, where) from None
+
+
+def refused(error: RankwiseError, where: str) -> BadRequest:
+    """`where` begins with the field that is wrong."""
+    return BadRequest(str(error).replace("\n", " "), parameter=re.split(r"\W", where)[0])
 
 
 def matchers_for(serving: Serving, served: Served, constraint: Constraint | None, count: int) -> list[Matcher]:
@@ -109,20 +122,20 @@ def _calls(body: ChatBody, functions: Sequence[JsonObject], form: CallForm, toke
     between = literal(f"{form.tail}{form.between}{form.head}", tokenizer)
     more = f"({between} call){{0,{MOST_CALLS - 1}}}" if repeats else ""
     rest = f"rest: {literal(first, tokenizer)} call {more} {literal(form.tail + form.closing, tokenizer)}"
-    rules = [f"call{at}: {literal(json.dumps(one['name'], ensure_ascii=False) + form.middle, tokenizer)} "
-             f"{_json(_arguments(one, body))}" for at, one in enumerate(functions)]  # fmt: skip
+    schemas = [json.loads(_checked(*_arguments(one, body)).text) for one in functions]
+    rules = [f"call{at}: {literal(json.dumps(one['name']) + form.middle, tokenizer)} {_json(schemas[at])}"
+             for at, one in enumerate(functions)]  # fmt: skip
     return [rest, f"call: {' | '.join(f'call{at}' for at in range(len(functions)))}", *rules]
 
 
-def _arguments(function: JsonObject, body: ChatBody) -> JsonObject:
+def _arguments(function: JsonObject, body: ChatBody) -> Given:
     """The schema of a function's arguments; any object where they are not to be enforced."""
     schema, place = function.get("parameters") or {}, f'tools: the parameters of "{function["name"]}"'
     if body.tool_choice == "auto" and function.get("strict") is not True:
-        return {"type": "object"}
+        return "schema", '{"type": "object"}', "tools"
     if not isinstance(schema, dict) or schema.get("type", "object") != "object":
         raise BadRequest(f"{place} are not the schema of an object.", parameter="tools")
-    text = json.dumps(schema | {"type": "object"} | ({} if schema else {"properties": {}}))
-    return json.loads(_checked("schema", text, place).text)
+    return "schema", json.dumps(schema | {"type": "object"} | ({} if schema else {"properties": {}})), place
 
 
 def _json(schema: Any) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from rankwise.errors import DataError, RankwiseError, did_you_mean
 from rankwise.inference.batch import GenerationRow
 from rankwise.inference.decoding import Piece
 from rankwise.inference.sampling import Sampler, Sampling
-from rankwise.rows.asking import PLACEHOLDER
+from rankwise.rows.asking import PLACEHOLDER, filled_in
 from rankwise.rows.forms.turns import NOT_SUPPORTED, read_tools, read_turns
 from rankwise.rows.text.chat_template import WITH_TOOLS
 from rankwise.rows.text.example import Message
@@ -35,6 +36,8 @@ Send = Callable[[int, Piece], None]
 """The number of the choice, and what is new of it."""
 OF_TURNS = ("role", "content", "name", "tool_calls", "tool_call_id", *NOT_SUPPORTED)
 """The fields of a turn that are read, and those that are refused with a reason of their own."""
+BETWEEN = "\ue000"
+"""Stands for a text in a prompt, where it is looked for what is around the text."""
 _rendering = threading.Lock()
 """Templates are rendered in one process, one at a time."""
 
@@ -83,7 +86,7 @@ def served_by(models: Mapping[str, _Listed], name: str) -> _Listed:
 
 def chat_question(serving: Serving, served: Served, body: ChatBody, most: int) -> Question:
     try:
-        messages = _messages(body)
+        messages = _put(_messages(body), served)
         tools = read_tools(body.tools, "tools") if body.tool_choice != "none" else ()
         if served.system and messages[0].role != "system":
             messages = [Message("system", served.system), *messages]
@@ -100,7 +103,9 @@ def chat_question(serving: Serving, served: Served, body: ChatBody, most: int) -
     if tools:
         constraint = calls_constraint(body, tools, form, serving.model.tokenizer)
     else:
-        constraint = constraint_in(body) or (None if serving.unconstrained else served.constraint)
+        constraint = constraint_in(body)
+        if constraint is None and served.constraint is not None and not serving.unconstrained:
+            constraint, body = served.constraint, body.model_copy(update={"temperature": body.temperature or 0.0})
     likely = body.top_logprobs or 0
     names = tuple(str(tool["function"]["name"]) for tool in tools)
     return _question(
@@ -140,7 +145,13 @@ def _question(
             parameter="logit_bias",
         )
     sampling = Sampling(
-        body.temperature, body.top_p, body.presence_penalty, body.frequency_penalty, bias, likely, listed
+        1.0 if body.temperature is None else body.temperature,
+        body.top_p,
+        body.presence_penalty,
+        body.frequency_penalty,
+        bias,
+        likely,
+        listed,
     )
     matchers = matchers_for(serving, served, constraint, len(prompts) * body.n)
     return Question(served, prompts, longest or min(room, most), sampling, matchers, tools)
@@ -158,6 +169,19 @@ def _messages(body: ChatBody) -> list[Message]:
     answer = {"role": "assistant", "content": PLACEHOLDER}
     messages = read_turns([*filled, answer], "messages", "messages")[:-1]
     return [replace(message, content="") if one else message for message, one in zip(messages, empty, strict=True)]
+
+
+def _put(messages: list[Message], served: Served) -> list[Message]:
+    """A single question that is plain text is put into the prompt that the run's rows were put into, where this has one
+    column. One that has been put into it already stays, and so does a conversation."""
+    if not served.prompt or [one.role for one in messages if one.role != "system"] != ["user"]:
+        return messages
+    *before, asked = messages
+    with suppress(RankwiseError):  # other columns, or nothing to put
+        around = filled_in(BETWEEN, served.prompt, "", "messages").messages[-1].content.split(BETWEEN)
+        if not (asked.content.startswith(around[0]) and asked.content.endswith(around[-1])):
+            return [*before, filled_in(asked.content, served.prompt, "", "messages").messages[-1]]
+    return messages
 
 
 def _with_text(turn: dict[str, Any], number: int) -> dict[str, Any]:

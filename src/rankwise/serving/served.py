@@ -11,6 +11,7 @@ from typing import Any, TypeVar, Unpack
 from rankwise.adapters.by_row import AdaptersByRow
 from rankwise.adapters.set import AdapterSet
 from rankwise.base.loaded import LoadedModel
+from rankwise.base.starters import STARTERS
 from rankwise.config.data import Constraint
 from rankwise.config.models import Dtype
 from rankwise.constraints.constraint import JSON_OBJECT
@@ -20,6 +21,7 @@ from rankwise.inference.generate import matcher_of
 from rankwise.inference.tuned_model import with_own_template
 from rankwise.methods.artifact import Artifact, Opening, open_artifact
 from rankwise.methods.together import load_base, load_together
+from rankwise.rows.asking import settings_of
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.runs.records import Callback
 from rankwise.system.files import sha256_of
@@ -51,6 +53,8 @@ class Served(Listed):
     system: str | None
     constraint: Constraint | None = None
     """What its rows were held to."""
+    prompt: str = ""
+    """What its rows were put into, such as "Question: {question}"."""
 
 
 @dataclass
@@ -96,7 +100,10 @@ def load_serving(
     parent = served[0].name if served else None
     if aliases and not served:
         raise ConfigError([f"--alias {aliases[0]}: the base is not served beside a model whose own weights learned."])
-    served += [replace(served[0], name=alias) for alias in aliases]
+    short = [one.name for one in STARTERS.values() if one.hub_id == model.source.name]
+    taken = {*aliases, *(own_name(one.name) for one in artifacts)}
+    every = [*aliases, *(one for one in short if served and one not in taken)]
+    served += [replace(served[0], name=alias) for alias in every]
     for artifact, adapter in zip(artifacts, together.names, strict=True):
         served.append(served_as(own_name(artifact.name), artifact, adapter, model, parent, callback))
     models = by_name(served)
@@ -114,7 +121,11 @@ def served_as(
     system = None if report is None else report.system
     sha256, created = hash_of(artifact.result), created_at(artifact.result)
     constraint = None if report is None else report.constraint
-    return Served(name, sha256, created, parent, adapter, _template(artifact, model, callback), system, constraint)
+    prompt = ""
+    with suppress(ConfigError):  # sources that were read in several ways
+        prompt = settings_of(artifact.run).get("prompt", "")
+    template = _template(artifact, model, callback)
+    return Served(name, sha256, created, parent, adapter, template, system, constraint, prompt)
 
 
 def _template(artifact: Artifact, model: LoadedModel, callback: Callback) -> ChatTemplate:

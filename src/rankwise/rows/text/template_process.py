@@ -180,7 +180,7 @@ class TemplateProcess:
         request = json.dumps(shared | {"conversations": conversations}, ensure_ascii=False)
         process = self._started()
         try:
-            replies = _exchanged(process, request.encode("utf-8", "surrogatepass"), len(batch))
+            replies = exchanged(process, request.encode("utf-8", "surrogatepass"), len(batch))
         except BaseException:  # what is left in the pipe would be taken for the next reply
             self.close()
             raise
@@ -222,7 +222,8 @@ _PROCESS = TemplateProcess()
 atexit.register(_PROCESS.close)
 
 
-def _exchanged(process: subprocess.Popen[bytes], request: bytes, count: int) -> list[list[Any]]:
+def exchanged(process: subprocess.Popen[bytes], request: bytes, count: int) -> list[list[Any]]:
+    """A reply of a process with limits for each part of a request, the last why it ended before it had replied."""
     assert process.stdin is not None and process.stdout is not None
     with suppress(BrokenPipeError):  # a process that has ended gives no reply
         process.stdin.write(request + b"\n")
