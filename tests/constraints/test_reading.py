@@ -65,6 +65,11 @@ BAD = {
     "thirty multiples": (
         "schema", json.dumps({"properties": {f"p{n}": {"multipleOf": 99_991 - n} for n in range(30)}}), "2,999,295 rem"
     ),
+    "each n has another": (
+        "schema", json.dumps({"type": "array", "items": {"$ref": "#/$defs/t"}, "minItems": 1, "$defs": {
+            "t": {"type": "object", "properties": {"n": {"$ref": "#/$defs/t"}}, "required": ["n"]},
+        }}), "each value of #/$defs/t needs"),
+    "a number of 65 bits": ("schema", '{"type": "integer", "maximum": 18446744073709551616}', "the number 184467"),
     "a pattern that is none": ("schema", '{"type": "string", "pattern": "("}', "pattern"),
     "nested too deeply": ("schema", '{"items":' * 600 + "{}" + "}" * 600, "schema"),
     "five megabytes": ("schema", json.dumps({"enum": ["x" * 5_000_000]}), "characters"),

@@ -54,6 +54,11 @@ CONSTRAINTS = [
     Constraint(kind="regex", text="[a-c]{3}-[0-9]{2}"),
     Constraint(kind="grammar", text='start: "say " word (" " word)?\nword: "fox" | "dog"'),
 ]
+LOOSE = [Constraint(kind="schema", text=json.dumps(schema)) for schema in (
+    {"type": "string", "pattern": r"^[\x00-\x1f]{2}$"}, {"type": "string", "format": "time"},
+    {"type": "object", "minProperties": 3, "maxProperties": 4, "additionalProperties": {"enum": [1]}},
+)]  # fmt: skip
+"""Of which the engine knows less than the schema says."""
 PROMPTS = ["hi", "What is the capital of France?", "the quick brown fox " * 3]
 
 
@@ -100,7 +105,7 @@ def test_together_and_alone_answers_are_those_of_a_pass_for_each_token(tiny, con
         assert one.stopped == "length" or problem_with(constraint, one.text) is None
 
 
-@pytest.mark.parametrize("constraint", CONSTRAINTS, ids=lambda one: f"{one.kind} {one.text[:20]}")
+@pytest.mark.parametrize("constraint", [*CONSTRAINTS, *LOOSE], ids=lambda one: f"{one.kind} {one.text[:30]}")
 def test_drawn_answers_keep_to_it_too(tiny, constraint):
     for temperature, top_p in ((1.0, 1.0), (3.0, 0.5)):
         config = GenerationConfig(
@@ -109,7 +114,7 @@ def test_drawn_answers_keep_to_it_too(tiny, constraint):
         found = answers_in_turn(tiny, prompts_of(tiny) * 2, config)
         complete = [one for one in found if one.stopped == "end"]
         assert all(problem_with(constraint, one.text) is None for one in complete)
-        assert complete or "tree" in constraint.text
+        assert complete or "tree" in constraint.text or constraint in LOOSE
 
 
 def test_an_encoder_and_a_decoder_write_by_it(tmp_path):
@@ -131,7 +136,12 @@ def test_a_tokenizer_that_cannot_be_followed_is_refused(tmp_path):
 
 
 def test_a_control_token_is_no_text_that_can_be_asked_for(tiny):
-    for constraint in (Constraint(kind="choices", text='["<|im_start|>x"]'), Constraint(kind="regex", text="(")):
+    schema = Constraint(kind="schema", text='{"const": "<|im_start|>"}')
+    for constraint in (
+        schema,
+        Constraint(kind="choices", text='["<|im_start|>x"]'),
+        Constraint(kind="regex", text="("),
+    ):
         with pytest.raises(ConfigError, match=f"control token|held to this {constraint.kind}"):
             answers_in_turn(tiny, prompts_of(tiny), GenerationConfig(max_new_tokens=9, constraint=constraint))
 

@@ -146,6 +146,18 @@ def test_answers_are_what_was_asked_for_whole_in_pieces_and_as_a_continuation(se
         )
 
 
+def test_an_answer_that_breaks_its_schema_is_not_called_complete(server):
+    schema = {"type": "string", "pattern": r"^[\x00-\x1f]{2}$"}
+    held, ends = Constraint(kind="schema", text=json.dumps(schema)), set()
+    for seed in range(8):
+        body = asking(temperature=2, seed=seed, guided_json=schema)
+        made = choice(server, body)
+        ends.add(made["finish_reason"])
+        assert made["finish_reason"] == ("length" if problem_with(held, made["message"]["content"]) else "stop")
+        assert streamed(server, body)[::2] == (made["message"]["content"], made["finish_reason"])
+    assert "length" in ends
+
+
 def test_a_token_that_had_to_follow_is_listed_as_certain(server):
     listed = choice(server, asking(response_format=FORMAT, logprobs=True, top_logprobs=2))["logprobs"]["content"]
     assert all(isinstance(one["logprob"], float) for one in listed) and any(one["logprob"] == 0 for one in listed)
@@ -335,6 +347,10 @@ def test_a_run_answers_by_its_rows_schema_as_predict_does_and_its_base_is_free(s
     assert told.exit_code == 0, told.output
     said = [json.loads(line) for line in (home / "said.jsonl").read_text().splitlines()]
     assert [one["message"]["content"] for one in made] == [one["prediction"] for one in said]
+    drawn = {
+        key: one for key, one in asking(questions[0], model="people", max_tokens=64).items() if key != "temperature"
+    }
+    assert choice(server, drawn)["message"] == made[0]["message"]
     assert problem_with(SCHEMA, choice(server, asking(questions[0], max_tokens=64))["message"]["content"])
     other = choice(server, asking(questions[0], model="people", guided_choice=CHOICES))
     assert other["message"]["content"] in CHOICES

@@ -103,8 +103,7 @@ class Matcher:
         """Why it cannot be followed any more; None if it can."""
         if not self._matcher.is_error():
             return None
-        error = one_line(self._matcher.get_error().partition("<")[0], 200)
-        return f"the constraint on answers cannot be followed any further ({error})"
+        return "the constraint on answers cannot be followed any further (too many alternatives)"
 
     def allowed(self) -> np.ndarray:
         """One boolean for each token (V,)."""

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
+from urllib.parse import unquote
 
 from rankwise.config.base import JsonObject
 from rankwise.config.data import Constraint
@@ -27,7 +29,7 @@ from rankwise.system.foreign_json import loads
 
 MOST_CHARACTERS = 200_000
 """The longest schema, regular expression, grammar or list of choices that is read."""
-MOST_REMAINDERS, LARGEST = 100_000, 10**15
+MOST_REMAINDERS, LARGEST, FARTHEST = 100_000, 10**15, Fraction(2**64)
 INSIDE = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames")
 """Keywords whose value is a schema; of the next two lines, a list of schemas, and schemas by name."""
 LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
@@ -60,6 +62,14 @@ def read_schema(text: str, where: str) -> str:
         raise ConfigError(problems)
     text = json.dumps(schema, ensure_ascii=False)
     validator_of(text, where)
+    numbers = list[str]()
+    json.loads(text, parse_int=numbers.append, parse_float=numbers.append)
+    if far := [one for one in numbers if float(one) and not 1 / FARTHEST < abs(Fraction(one)) < FARTHEST]:
+        raise ConfigError(
+            [f"{where}: the schema has the number {far[0][:40]}; leave out what is beyond 2^64 or 2^-64."]
+        )
+    if (place := endless(schema)) is not None:
+        raise ConfigError([f"{where}: no answer can end, because each value of {place} needs another one inside."])
     if (states := remainders(schema)) > MOST_REMAINDERS:
         raise ConfigError([f"{where}: the multipleOf of the schema has {states:,} remainders; at most "
                            f"{MOST_REMAINDERS:,} can be followed."])  # fmt: skip
@@ -150,6 +160,40 @@ def remainders(schema: JsonObject) -> int:
     states = [Fraction(str(number)).numerator for number in numbers]
     together = any({"allOf", "anyOf", "oneOf", "$ref"} & one.keys() for _, one in every_schema(schema))
     return max(sum(states), math.prod(set(states)) if together else 0)
+
+
+def endless(schema: JsonObject) -> str | None:
+    """A reference whose values need others of it without end, where no value of the schema ends; else None."""
+    every = dict.fromkeys(one["$ref"] for _, one in every_schema(schema) if isinstance(one.get("$ref"), str))
+    ended = {ref for ref in every if not re.match(r"#(/|$)", ref)}
+
+    def ends(one: Any) -> bool:
+        if not isinstance(one, dict):
+            return True
+        several = [any(map(ends, one[key])) for key in ("anyOf", "oneOf") if one.get(key)]
+        if not all((one.get("$ref") in (None, *ended), *several, *map(ends, one.get("allOf", ())))):
+            return False
+        first, least = one.get("prefixItems", []), int(one.get("minItems", 0))
+        others = one.get("additionalProperties")
+        needed = {
+            "object": [one.get("properties", {}).get(name, others) for name in one.get("required", ())],
+            "array": [*first[:least], *([one.get("items")] if least > len(first) else ())],
+        }  # fmt: skip
+        kinds = [one.get("type", "any")] if isinstance(one.get("type", "any"), str) else one["type"]
+        return not {"enum", "const"}.isdisjoint(one) or any(all(map(ends, needed.get(kind, ()))) for kind in kinds)
+
+    while more := {ref for ref in every if ref not in ended and ends(_target(schema, ref))}:
+        ended |= more
+    return None if ends(schema) else next((ref for ref in every if ref not in ended), None)
+
+
+def _target(schema: Any, ref: str) -> Any:
+    """What a reference names inside of the schema; None where nothing is there."""
+    for name in unquote(ref).split("/")[1:]:
+        key = name.replace("~1", "/").replace("~0", "~")
+        schema = {str(at): one for at, one in enumerate(schema)} if isinstance(schema, list) else schema
+        schema = _if(dict, schema).get(key)
+    return schema
 
 
 def _close(schema: JsonObject) -> JsonObject:

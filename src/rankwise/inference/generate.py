@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import count
 
@@ -17,9 +18,9 @@ import torch
 from torch import nn
 
 from rankwise.base.loaded import LoadedModel
-from rankwise.config.data import Constraint
+from rankwise.config.data import Constrained, Constraint
 from rankwise.config.generation import GenerationConfig
-from rankwise.constraints.constraint import checked_grammar
+from rankwise.constraints.constraint import checked_grammar, problem_with
 from rankwise.constraints.matcher import Matcher, Vocabulary
 from rankwise.errors import ConfigError, ModelError
 from rankwise.forward.decode_step import MOST_ROWS
@@ -80,13 +81,19 @@ def decode(
                     _ends(draft, on_text, refuse_damage)
                     or (is_border and is_settled is not None and is_settled(at, draft.answer().text))
                 ):
-                    found[at] = draft.answer(time.perf_counter() - began)
+                    found[at] = _kept(draft.answer(time.perf_counter() - began), config.constraint)
             if len(found) == len(drafts):
                 return [found[at] for at in range(len(drafts))]
             if is_border:
                 batch.leave([drafts[at].row for at in found])
             batch.step()
     raise AssertionError("every answer ends")
+
+
+def _kept(answer: Answer, constraint: Constrained) -> Answer:
+    """An answer that has ended and breaks its schema is not called complete: the engine knows less than a schema."""
+    breaks = isinstance(constraint, Constraint) and answer.stopped == "end" and problem_with(constraint, answer.text)
+    return replace(answer, stopped="length") if breaks else answer
 
 
 def _ends(draft: Draft, on_text: TextCallback | None, refuse_damage: bool) -> bool:
@@ -113,12 +120,11 @@ def drawing(config: GenerationConfig) -> Iterator[Draw]:
 def matcher_of(model: LoadedModel, constraint: Constraint) -> Matcher:
     """What one answer of the model may go on with. ConfigError where no answer can keep to the constraint."""
     vocabulary = _vocabulary(model.tokenizer, model.vocabulary, model.template.end_ids)
-    grammar = checked_grammar(constraint, vocabulary)
     if (special := model.tokenizer.special_whole.search(constraint.text)) is not None:
         raise ConfigError(
             [f"the {constraint.kind} has the text {special[0]!r}, which is a control token of this model."]
         )
-    return Matcher(vocabulary, grammar)
+    return Matcher(vocabulary, checked_grammar(constraint, vocabulary))
 
 
 @lru_cache(maxsize=4)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Generic, TypeVar
 
 from pydantic import Field
@@ -29,6 +30,7 @@ from starlette.routing import Route
 from rankwise.config.base import Config
 from rankwise.errors import TYPED, RankwiseError, ResourceError, typed
 from rankwise.inference.decoding import Piece
+from rankwise.inference.decoding import Stopped as Ended
 from rankwise.serving.bodies import BadRequest, ChatBody, CompletionBody, Generation, Switch
 from rankwise.serving.changes import NAME, Changes
 from rankwise.serving.constraining import given_in, refused
@@ -38,7 +40,7 @@ from rankwise.serving.questions import Question, chat_question, completion_quest
 from rankwise.serving.reading import read_json_body
 from rankwise.serving.replies import DONE, Reply, event
 from rankwise.serving.served import Listed, Served, Serving
-from rankwise.serving.trial import PATIENCE, TRIALS
+from rankwise.serving.trial import ANSWERS, PATIENCE, TRIALS
 from rankwise.serving.tuning.routes import FineTuning
 
 Pieces = asyncio.Queue[tuple[int, Piece]]
@@ -234,6 +236,8 @@ class Server(Api[ServingEngine]):
                 if piece.problem is not None:
                     return refusal(500, piece.problem)
                 unfinished -= piece.stopped is not None
+            for one in pending:
+                await _judge(reply.question, one)
             return JSONResponse(reply.full_reply(pending))
         finally:
             left.cancel()
@@ -253,6 +257,8 @@ class Server(Api[ServingEngine]):
                     yield event({"error": problem(500, piece.problem)})
                     return
                 unfinished -= piece.stopped is not None
+                if piece.stopped is not None:
+                    piece = replace(piece, stopped=await _judge(reply.question, pending[number]))
                 if at_once and piece.stopped is not None:
                     yield event(reply.calls(number, pending[number]))
                 elif not at_once and (piece.text or piece.stopped or reply.listed):
@@ -262,6 +268,16 @@ class Server(Api[ServingEngine]):
             yield DONE
         finally:
             self.engine.cancel(pending)
+
+
+async def _judge(question: Question, one: Pending) -> Ended | None:
+    """Why an answer ended. One that breaks its schema is not called complete (inference/generate.py)."""
+    if question.schema is not None and one.stopped == "end" and not one.stops:
+        with suppress(RankwiseError, TimeoutError):
+            await ANSWERS.check([("schema", question.schema, "", one.answer().text)])
+            return "end"
+        one.stopped = "length"
+    return one.stopped
 
 
 async def disconnected(request: Request) -> None:

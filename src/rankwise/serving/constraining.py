@@ -9,7 +9,7 @@ Calls are a grammar of the texts that the template writes around them (calls.py)
     rest: '\\n{"name": ' call ('}\\n</tool_call>\\n<tool_call>\\n{"name": ' call)* '}\\n</tool_call>'
     call: '"weather", "arguments": ' %json {"type": "object", …} | …
 
-What a request brings is tried in a process of its own (trial.py) and then compiled in the thread that reads the request.
+What a request brings is tried in a process of its own (trial.py), then compiled in the thread that reads the request.
 """
 
 from __future__ import annotations

@@ -54,6 +54,8 @@ class Question:
     """What each choice is held to; none where choices are free."""
     tools: tuple[str, ...] = ()
     """The names of those that may be called."""
+    schema: str | None = None
+    """What complete answers are valid by."""
 
     def pending(self, body: Generation, send: Send, *, loops: bool = False) -> list[Pending]:
         """One for each choice, which ends where it repeats itself if it `loops`. Without a seed each request draws from
@@ -154,7 +156,8 @@ def _question(
         listed,
     )
     matchers = matchers_for(serving, served, constraint, len(prompts) * body.n)
-    return Question(served, prompts, longest or min(room, most), sampling, matchers, tools)
+    schema = constraint.text if constraint is not None and constraint.kind == "schema" else None
+    return Question(served, prompts, longest or min(room, most), sampling, matchers, tools, schema)
 
 
 def _messages(body: ChatBody) -> list[Message]:

@@ -22,15 +22,16 @@ from contextlib import suppress
 from hashlib import sha256
 from signal import SIGTERM
 
-from rankwise.constraints.constraint import constraint_of, grammar_of
+from rankwise.config.data import Constraint
+from rankwise.constraints.constraint import constraint_of, grammar_of, problem_with
 from rankwise.constraints.matcher import begun, problem_of
 from rankwise.constraints.schema import validator_of
 from rankwise.errors import ConfigError, ResourceError
 from rankwise.rows.text.template_process import EXCEEDED, exchanged
 from rankwise.rows.text.template_renderer import limit_memory, limit_time
 
-Given = tuple[str, str, str]
-"""The kind of a constraint, its text, and where it was given."""
+Given = tuple[str, str, str, *tuple[str, ...]]
+"""The kind of a constraint, its text, where it was given, and an answer that is to keep to it."""
 PATIENCE, REMEMBERED = 3.0, 4096
 """Seconds until a request is told to come again, and constraints whose problems are known."""
 
@@ -89,8 +90,10 @@ class Trials:
             self._process.communicate()
 
 
-TRIALS = Trials()
-atexit.register(TRIALS.close)
+TRIALS, ANSWERS = Trials(), Trials()
+"""Nobody's answer waits for somebody's constraint."""
+for _one in (TRIALS, ANSWERS):
+    atexit.register(_one.close)
 
 
 def _key(one: Given) -> bytes:
@@ -105,8 +108,11 @@ def _sentence(one: Given, problem: str | dict[str, str]) -> str:
 
 def problems_with(one: Given) -> list[str]:
     """What is wrong with a constraint, whose traces are removed."""
+    kind, text, where, *answers = one
     try:
-        constraint_of(*one)
+        for answer in answers:
+            return [*filter(None, [problem_with(Constraint.model_validate({"kind": kind, "text": text}), answer)])]
+        constraint_of(kind, text, where)
     except ConfigError as error:
         return error.problems
     finally:
