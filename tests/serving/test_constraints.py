@@ -19,20 +19,21 @@ from typer.testing import CliRunner
 
 from kit.families import BY_NAME, Family, template_of, written_by
 from kit.served_families import INST, WITH_IDS, WITHOUT_IDS
+from rankwise.base.starters import STARTERS
 from rankwise.cli.main import app
 from rankwise.config.data import Constraint
 from rankwise.constraints.constraint import grammar_of, problem_with
 from rankwise.constraints.matcher import Matcher, Vocabulary, follows
-from rankwise.errors import ConfigError
 from rankwise.rows.text.example import calls_in
 from rankwise.runs.records import silent
+from rankwise.serving import trial
 from rankwise.serving.app import Server
-from rankwise.serving.bodies import ChatBody
+from rankwise.serving.bodies import BadRequest, ChatBody
 from rankwise.serving.calls import form_of
 from rankwise.serving.constraining import calls_constraint
 from rankwise.serving.engine import Limits, ServingEngine
 from rankwise.serving.served import load_serving
-from rankwise.serving.trial import Trials, _key
+from rankwise.serving.trial import Trials
 from rankwise.studio.answering import load
 from rankwise.studio.asking import AskBody
 
@@ -82,7 +83,8 @@ def home(tiny_folder, tmp_path_factory):
     rows = [{"prompt": f"Who is {n}?", "completion": json.dumps({"name": "abcdef"[: n % 6 + 1], "age": n})}
             for n in range(20)]  # fmt: skip
     (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["--model", "tiny", "--data", "rows.jsonl", "--steps", "4", "--schema", "person.json", "--run", "people"]
+    words = ["--model", "tiny", "--data", "rows.jsonl", "--steps", "4", "--schema", "person.json", "--run", "people",
+             "--prompt", "Question: {prompt} Answer:", "--completion", "{completion}"]  # fmt: skip
     with chdir(home):
         made = CliRunner().invoke(app, ["train", *words, "--held-out", "2", "--set", "model.dtype=float32"])
     assert made.exit_code == 0, made.output
@@ -91,10 +93,19 @@ def home(tiny_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(home):
-    with chdir(home):
+    with chdir(home), pytest.MonkeyPatch.context() as patched:
+        patched.setitem(STARTERS, "small", replace(STARTERS["smollm2-135m"], name="small", hub_id="tiny"))
         serving = load_serving(["people"], silent)
     serving.model.module.eval()
     return serving
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patience():
+    """Enough for a machine that does much else."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(trial, "PATIENCE", 60)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -324,19 +335,24 @@ def test_whoever_goes_takes_the_trial_along_and_refused_texts_cost_nothing_more(
         leaving.cancel()
         await asyncio.gather(leaving, return_exceptions=True)
         await trials.check([("regex", "b", "x")])
-        assert [_key(one) in trials._known for one in (slow, ("regex", "a", "x"))] == [False, False]
-        with pytest.raises(ConfigError, match=r"^x: .*more than 1 second"):
+        assert [hash(one) in trials._known for one in (slow, ("regex", "a", "x"))] == [False, False]
+        with pytest.raises(BadRequest, match=r"^x: .*more than 1 second"):
             await trials.check([("regex", "c", "x"), slow])
-        process = trials._started()
-        with pytest.raises(ConfigError, match="more than 1 second"):
+        process = trials._process
+        with pytest.raises(BadRequest, match="more than 1 second"):
             await trials.check([slow])
-        assert process.poll() is None and _key(("regex", "c", "x")) in trials._known
+        assert trials._process is process and hash(("regex", "c", "x")) in trials._known
 
     asyncio.run(gone())
     trials.close()
 
 
-def test_a_run_answers_by_its_rows_schema_as_predict_does_and_its_base_is_free(server, loaded, home):
+def test_a_starter_has_its_short_name_too(server):
+    assert [one["id"] for one in server.client.get("/v1/models").json()["data"]] == ["tiny", "small", "people"]
+    assert choice(server, asking() | {"model": "small"})["message"] == choice(server, asking())["message"]
+
+
+def test_a_run_answers_by_its_rows_schema_and_prompt_as_predict_does_and_its_base_is_free(server, loaded, home):
     questions = [f"Who is {n}?" for n in range(4)]
     made = [choice(server, asking(text, model="people", max_tokens=64)) for text in questions]
     assert all(one["finish_reason"] == "stop" and not problem_with(SCHEMA, one["message"]["content"]) for one in made)
@@ -347,6 +363,8 @@ def test_a_run_answers_by_its_rows_schema_as_predict_does_and_its_base_is_free(s
     assert told.exit_code == 0, told.output
     said = [json.loads(line) for line in (home / "said.jsonl").read_text().splitlines()]
     assert [one["message"]["content"] for one in made] == [one["prediction"] for one in said]
+    put = asking(f"Question: {questions[0]} Answer:", model="people", max_tokens=64)
+    assert choice(server, put)["message"] == made[0]["message"]
     drawn = {
         key: one for key, one in asking(questions[0], model="people", max_tokens=64).items() if key != "temperature"
     }

@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
-from urllib.parse import unquote
 
 from rankwise.config.base import JsonObject
 from rankwise.config.data import Constraint
@@ -164,36 +162,25 @@ def remainders(schema: JsonObject) -> int:
 
 def endless(schema: JsonObject) -> str | None:
     """A reference whose values need others of it without end, where no value of the schema ends; else None."""
-    every = dict.fromkeys(one["$ref"] for _, one in every_schema(schema) if isinstance(one.get("$ref"), str))
-    ended = {ref for ref in every if not re.match(r"#(/|$)", ref)}
+    places = {f"#{path}": one for path, one in every_schema(schema)}
+    left = {ref: None for one in places.values() if isinstance(ref := one.get("$ref"), str) and ref in places}
 
     def ends(one: Any) -> bool:
         if not isinstance(one, dict):
             return True
         several = [any(map(ends, one[key])) for key in ("anyOf", "oneOf") if one.get(key)]
-        if not all((one.get("$ref") in (None, *ended), *several, *map(ends, one.get("allOf", ())))):
+        if one.get("$ref") in left or not all((*several, *map(ends, one.get("allOf", ())))):
             return False
-        first, least = one.get("prefixItems", []), int(one.get("minItems", 0))
-        others = one.get("additionalProperties")
-        needed = {
-            "object": [one.get("properties", {}).get(name, others) for name in one.get("required", ())],
-            "array": [*first[:least], *([one.get("items")] if least > len(first) else ())],
-        }  # fmt: skip
-        kinds = [one.get("type", "any")] if isinstance(one.get("type", "any"), str) else one["type"]
-        return not {"enum", "const"}.isdisjoint(one) or any(all(map(ends, needed.get(kind, ()))) for kind in kinds)
+        fields, others = one.get("properties", {}), one.get("additionalProperties")
+        items = [*one.get("prefixItems", []), one.get("items")][: int(one.get("minItems", 0))]
+        needed = {"object": [fields.get(name, others) for name in one.get("required", ())], "array": items}
+        kinds = one.get("type", "any")
+        every = kinds if isinstance(kinds, list) else [kinds]
+        return not {"enum", "const"}.isdisjoint(one) or any(all(map(ends, needed.get(kind, ()))) for kind in every)
 
-    while more := {ref for ref in every if ref not in ended and ends(_target(schema, ref))}:
-        ended |= more
-    return None if ends(schema) else next((ref for ref in every if ref not in ended), None)
-
-
-def _target(schema: Any, ref: str) -> Any:
-    """What a reference names inside of the schema; None where nothing is there."""
-    for name in unquote(ref).split("/")[1:]:
-        key = name.replace("~1", "/").replace("~0", "~")
-        schema = {str(at): one for at, one in enumerate(schema)} if isinstance(schema, list) else schema
-        schema = _if(dict, schema).get(key)
-    return schema
+    while more := [ref for ref in left if ends(places[ref])]:
+        left = {ref: None for ref in left if ref not in more}
+    return None if ends(schema) else next(iter(left), None)
 
 
 def _close(schema: JsonObject) -> JsonObject:

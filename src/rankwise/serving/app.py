@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from pydantic import Field
 from starlette.applications import Starlette
@@ -28,23 +28,24 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from rankwise.config.base import Config
-from rankwise.errors import TYPED, RankwiseError, ResourceError, typed
+from rankwise.errors import TYPED, ResourceError, typed
 from rankwise.inference.decoding import Piece
 from rankwise.inference.decoding import Stopped as Ended
 from rankwise.serving.bodies import BadRequest, ChatBody, CompletionBody, Generation, Switch
 from rankwise.serving.changes import NAME, Changes
-from rankwise.serving.constraining import given_in, refused
+from rankwise.serving.constraining import given_in
 from rankwise.serving.engine import STOPPED, EngineThread, Full, Pending, ServingEngine, Stopped
 from rankwise.serving.guards import Guard, problem, refusal
 from rankwise.serving.questions import Question, chat_question, completion_question, served_by
 from rankwise.serving.reading import read_json_body
 from rankwise.serving.replies import DONE, Reply, event
 from rankwise.serving.served import Listed, Served, Serving
-from rankwise.serving.trial import ANSWERS, PATIENCE, TRIALS
+from rankwise.serving.trial import ANSWERS, TRIALS
 from rankwise.serving.tuning.routes import FineTuning
 
 Pieces = asyncio.Queue[tuple[int, Piece]]
 _Engine = TypeVar("_Engine", bound=EngineThread)
+_Made = TypeVar("_Made")
 Name = Annotated[str, Field(pattern=NAME)]
 
 
@@ -183,8 +184,8 @@ class Server(Api[ServingEngine]):
             if not loop.is_closed():
                 loop.call_soon_threadsafe(pieces.put_nowait, (number, piece))
 
-        if not await self._tried(request, body):
-            return Response(status_code=499)
+        if (gone := await unless_gone(request, TRIALS.check(given_in(body)))) is not None:
+            return gone
         with self.engine.leased(lambda: served_by(self.models, body.model)) as served:
             question = await run_in_threadpool(ask, self.serving, served, body, self.most)
             reply = Reply(question, self.serving.model.tokenizer, isinstance(body, ChatBody), listed)
@@ -193,46 +194,18 @@ class Server(Api[ServingEngine]):
                 raise BadRequest(f"{len(pending)} answers are more than this server takes at once.", parameter="n")
             self.engine.submit(pending)
         if not body.stream:
-            return await self._full_reply(request, reply, pending, pieces)
+            return await unless_gone(request, self._full_reply(reply, pending, pieces))
         usage = body.stream_options is not None and body.stream_options.include_usage
         return StreamingResponse(
             self._streamed(reply, pending, pieces, usage=usage), media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )  # fmt: skip
 
-    async def _tried(self, request: Request, body: Generation) -> bool:
-        """Whether the client has waited until the constraints that it brings were tried."""
-        try:
-            given = given_in(body)
-        except RankwiseError as error:
-            raise BadRequest(str(error), parameter="tools") from None
-        if not given:
-            return True
-        left, trying = (asyncio.ensure_future(one) for one in (disconnected(request), TRIALS.check(given)))
-        try:
-            ended, _ = await asyncio.wait({trying, left}, return_when=asyncio.FIRST_COMPLETED)
-            if trying in ended:
-                trying.result()
-        except TimeoutError:
-            raise Full(round(PATIENCE)) from None
-        except RankwiseError as error:
-            raise refused(error, str(error)) from None
-        finally:
-            left.cancel()
-            trying.cancel()
-        return trying in ended
-
-    async def _full_reply(self, request: Request, reply: Reply, pending: list[Pending], pieces: Pieces) -> Response:
-        """Ends early where nobody waits for it any more."""
-        unfinished, left = len(pending), asyncio.ensure_future(disconnected(request))
+    async def _full_reply(self, reply: Reply, pending: list[Pending], pieces: Pieces) -> Response:
+        unfinished = len(pending)
         try:
             while unfinished:
-                following = asyncio.ensure_future(pieces.get())
-                await asyncio.wait({following, left}, return_when=asyncio.FIRST_COMPLETED)
-                if not following.done():
-                    following.cancel()
-                    return Response(status_code=499)
-                _, piece = following.result()
+                _, piece = await pieces.get()
                 if piece.problem is not None:
                     return refusal(500, piece.problem)
                 unfinished -= piece.stopped is not None
@@ -240,7 +213,6 @@ class Server(Api[ServingEngine]):
                 await _judge(reply.question, one)
             return JSONResponse(reply.full_reply(pending))
         finally:
-            left.cancel()
             self.engine.cancel(pending)
 
     async def _streamed(
@@ -273,11 +245,22 @@ class Server(Api[ServingEngine]):
 async def _judge(question: Question, one: Pending) -> Ended | None:
     """Why an answer ended. One that breaks its schema is not called complete (inference/generate.py)."""
     if question.schema is not None and one.stopped == "end" and not one.stops:
-        with suppress(RankwiseError, TimeoutError):
+        with suppress(BadRequest):
             await ANSWERS.check([("schema", question.schema, "", one.answer().text)])
             return "end"
         one.stopped = "length"
     return one.stopped
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, _Made]) -> _Made | Response:
+    """What the work makes. It ends early where nobody waits for it any more."""
+    doing, left = asyncio.ensure_future(work), asyncio.ensure_future(disconnected(request))
+    try:
+        await asyncio.wait({doing, left}, return_when=asyncio.FIRST_COMPLETED)
+        return doing.result() if doing.done() else Response(status_code=499)
+    finally:
+        left.cancel()
+        doing.cancel()
 
 
 async def disconnected(request: Request) -> None:

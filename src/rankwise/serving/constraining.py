@@ -25,7 +25,7 @@ from rankwise.config.data import Constraint
 from rankwise.constraints.constraint import constraint_of
 from rankwise.constraints.matcher import Matcher, json_options
 from rankwise.constraints.schema import closed
-from rankwise.errors import RankwiseError
+from rankwise.errors import ConfigError, RankwiseError
 from rankwise.inference.generate import matcher_of
 from rankwise.rows.forms.turns import read_tools
 from rankwise.rows.text.example import MOST_CALLS
@@ -45,22 +45,21 @@ def constraint_in(body: Generation) -> Constraint | None:
 
 def given_in(body: Generation) -> list[Given]:
     """The constraints that a request brings, the schemas of its tools included."""
-    tools = read_tools(body.tools, "tools") if isinstance(body, ChatBody) and body.tool_choice != "none" else ()
-    arguments = [_arguments(tool["function"], body) for tool in tools if isinstance(body, ChatBody)]
-    return [*((kind, text, place) for place, (kind, text) in body.structures.items()), *dict.fromkeys(arguments)]
+    every: list[Given] = [(kind, text, place) for place, (kind, text) in body.structures.items()]
+    if isinstance(body, ChatBody) and body.tools and body.tool_choice != "none":
+        try:
+            every += dict.fromkeys(_arguments(tool["function"], body) for tool in read_tools(body.tools, "tools"))
+        except RankwiseError as error:
+            raise BadRequest(str(error), parameter="tools") from None
+    return every
 
 
 @lru_cache(maxsize=16)
 def _checked(kind: str, text: str, where: str) -> Constraint:
     try:
         return constraint_of(kind, text, where)
-    except RankwiseError as error:
-        raise refused(error, where) from None
-
-
-def refused(error: RankwiseError, where: str) -> BadRequest:
-    """`where` begins with the field that is wrong."""
-    return BadRequest(str(error).replace("\n", " "), parameter=re.split(r"\W", where)[0])
+    except ConfigError as error:
+        raise BadRequest(*error.problems, parameter=re.split(r"\W", where)[0]) from None
 
 
 def matchers_for(serving: Serving, served: Served, constraint: Constraint | None, count: int) -> list[Matcher]:
@@ -122,7 +121,7 @@ def _calls(body: ChatBody, functions: Sequence[JsonObject], form: CallForm, toke
     between = literal(f"{form.tail}{form.between}{form.head}", tokenizer)
     more = f"({between} call){{0,{MOST_CALLS - 1}}}" if repeats else ""
     rest = f"rest: {literal(first, tokenizer)} call {more} {literal(form.tail + form.closing, tokenizer)}"
-    schemas = [json.loads(_checked(*_arguments(one, body)).text) for one in functions]
+    schemas = [json.loads(_checked(*_arguments(one, body)[:3]).text) for one in functions]
     rules = [f"call{at}: {literal(json.dumps(one['name']) + form.middle, tokenizer)} {_json(schemas[at])}"
              for at, one in enumerate(functions)]  # fmt: skip
     return [rest, f"call: {' | '.join(f'call{at}' for at in range(len(functions)))}", *rules]

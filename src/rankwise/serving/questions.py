@@ -9,18 +9,17 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from rankwise.config.data import Constraint
+from rankwise.config.data import Constraint, column_text
 from rankwise.constraints.matcher import Matcher
 from rankwise.errors import DataError, RankwiseError, did_you_mean
 from rankwise.inference.batch import GenerationRow
 from rankwise.inference.decoding import Piece
 from rankwise.inference.sampling import Sampler, Sampling
-from rankwise.rows.asking import PLACEHOLDER, filled_in
+from rankwise.rows.asking import PLACEHOLDER
 from rankwise.rows.forms.turns import NOT_SUPPORTED, read_tools, read_turns
 from rankwise.rows.text.chat_template import WITH_TOOLS
 from rankwise.rows.text.example import Message
@@ -36,8 +35,6 @@ Send = Callable[[int, Piece], None]
 """The number of the choice, and what is new of it."""
 OF_TURNS = ("role", "content", "name", "tool_calls", "tool_call_id", *NOT_SUPPORTED)
 """The fields of a turn that are read, and those that are refused with a reason of their own."""
-BETWEEN = "\ue000"
-"""Stands for a text in a prompt, where it is looked for what is around the text."""
 _rendering = threading.Lock()
 """Templates are rendered in one process, one at a time."""
 
@@ -175,16 +172,16 @@ def _messages(body: ChatBody) -> list[Message]:
 
 
 def _put(messages: list[Message], served: Served) -> list[Message]:
-    """A single question that is plain text is put into the prompt that the run's rows were put into, where this has one
-    column. One that has been put into it already stays, and so does a conversation."""
-    if not served.prompt or [one.role for one in messages if one.role != "system"] != ["user"]:
-        return messages
+    """A single question, put into the run's prompt if this names one column. One that begins and ends as the prompt
+    does was put into it already."""
+    parts = column_text(served.prompt).parts
+    texts = [one if isinstance(one, str) else "" for one in parts]
     *before, asked = messages
-    with suppress(RankwiseError):  # other columns, or nothing to put
-        around = filled_in(BETWEEN, served.prompt, "", "messages").messages[-1].content.split(BETWEEN)
-        if not (asked.content.startswith(around[0]) and asked.content.endswith(around[-1])):
-            return [*before, filled_in(asked.content, served.prompt, "", "messages").messages[-1]]
-    return messages
+    is_put = asked.content.startswith(texts[0]) and asked.content.endswith(texts[-1]) if texts else True
+    if is_put or len(column_text(served.prompt).columns) != 1 or any(one.role != "system" for one in before):
+        return messages
+    text = "".join(one if isinstance(one, str) else asked.content for one in parts)
+    return [*before, replace(asked, content=text)]
 
 
 def _with_text(turn: dict[str, Any], number: int) -> dict[str, Any]:
