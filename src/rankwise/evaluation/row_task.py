@@ -46,11 +46,11 @@ class RowTask(WithoutAnswers):
     """Score what is predicted by what is true, both as texts."""
     config: DataConfig | None = None
     """How the rows are read."""
-    _true: list[str] | None = field(default=None, init=False)
+    _references: list[str] | None = field(default=None, init=False)
     """What is true of each row, once a model was scored."""
 
     @cached_property
-    def _written(self) -> Mapping[str, Example]:
+    def _examples(self) -> Mapping[str, Example]:
         """The rows by their names, as their files have them."""
         return as_written(self.rows, self.config)
 
@@ -79,7 +79,7 @@ class RowTask(WithoutAnswers):
             callback(StatusMessage(scored.baseline))
         measured = {metric: scores(metric, sums) for metric, sums in (scored.rows | scored.losses).items()}
         spell = partial(self._spelled, model)
-        self._true = wanted = scored.answers(spell, true=True)
+        self._references = wanted = scored.answers(spell, true=True)
         answers, details = scored.answers(spell), scored.details(self._view, spell)
         for name, function in self.functions.items():
             measured[name] = scores(name, rows_of_function(name, function, answers, [[one] for one in wanted]))
@@ -93,10 +93,10 @@ class RowTask(WithoutAnswers):
         return len(self.rows), digest.hexdigest()
 
     def items(self) -> list[dict[str, Any]]:
-        assert self._true is not None, "a model was scored"
+        assert self._references is not None, "a model was scored"
         views = (self._view(number, with_thumbnail=False, most=None) for number in range(len(self.rows)))
         return [{"where": view.name, "prompt": view.text, "reference": one}
-                for view, one in zip(views, self._true, strict=True)]  # fmt: skip
+                for view, one in zip(views, self._references, strict=True)]  # fmt: skip
 
     def _view(self, number: int, with_thumbnail: bool, most: int | None = LONGEST_TEXT) -> RowView:
         """Show an image's row by its pixels, and any other row by the beginning of its text; each part of it stands on
@@ -105,13 +105,13 @@ class RowTask(WithoutAnswers):
         name = row.name or f"row {number + 1:,} of {self.about}"
         if row.image is not None:
             return RowView(name, thumbnail=thumbnail_of(row.image) if with_thumbnail else None)
-        parts = self.objective.texts(self._written[name]) if name in self._written else ()
+        parts = self.objective.texts(self._examples[name]) if name in self._examples else ()
         text = "\n".join(filter(None, parts)).replace(BREAK, "")
         return RowView(name, text if most is None or len(text) <= most else f"{text[: most - 1]}…")
 
     def _spelled(self, model: LoadedModel, number: int, spans: set[Span]) -> list[str]:
         """From a span's first word to before the next learned word."""
-        example = self._written[str(self.rows[number].name)]
+        example = self._examples[str(self.rows[number].name)]
         (outcome,) = self.objective.encoded(model, [example], Longest(sys.maxsize, cuts=False))
         text, words = example.messages[0].content, tagged_in(example).words
         begins = [*outcome.learned_words, len(words)]
