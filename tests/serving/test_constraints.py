@@ -347,6 +347,12 @@ def test_whoever_goes_takes_the_trial_along_and_refused_texts_cost_nothing_more(
     trials.close()
 
 
+def test_certain_tokens_beyond_the_longest_answer_are_not_read(server):
+    before = server.engine.counts.answer_tokens
+    made = choice(server, asking(guided_json={"const": "xy z" * 2000}, max_tokens=3))
+    assert made["finish_reason"] == "length" and server.engine.counts.answer_tokens == before + 3
+
+
 def test_a_starter_has_its_short_name_too(server):
     assert [one["id"] for one in server.client.get("/v1/models").json()["data"]] == ["tiny", "small", "people"]
     assert choice(server, asking() | {"model": "small"})["message"] == choice(server, asking())["message"]

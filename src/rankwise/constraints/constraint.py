@@ -122,7 +122,7 @@ def checked_grammar(constraint: Constraint, vocabulary: Vocabulary, where: str =
     return grammar
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def grammar_of(constraint: Constraint) -> str:
     return KINDS[constraint.kind].grammar(constraint)
 

@@ -86,7 +86,7 @@ def problem_of(grammar: str, vocabulary: Vocabulary) -> str | None:
     return None
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def begun(vocabulary: Vocabulary, grammar: str) -> Any:
     """Compiled once for each vocabulary; an answer has a copy of it."""
     return engine()(vocabulary.tokens, grammar, log_level=0, limits=vocabulary.limits)

@@ -108,7 +108,7 @@ def _if(kind: type, value: Any) -> Any:
     return value if isinstance(value, kind) else kind()
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def validator_of(text: str, where: str = "the schema") -> Any:
     """What checks answers. ConfigError where the text is no schema, or refers to anything outside of it."""
     need_extra("jsonschema_rs", "a schema", "schema", ConfigError)

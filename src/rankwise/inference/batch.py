@@ -76,9 +76,9 @@ class GenerationRow:
     problem: str | None = None
     """Why it cannot go on: the model gave no numbers for it, or its constraint cannot be followed."""
 
-    def hold_to(self, matcher: Matcher) -> GenerationRow:
-        """Hold the answer to a constraint. It begins with the tokens that are certain."""
-        self.matcher, self.ids = matcher, matcher.forced()
+    def hold_to(self, matcher: Matcher, most: int | None = None) -> GenerationRow:
+        """Hold the answer to a constraint. It begins with the tokens that are certain, `most` of them."""
+        self.matcher, self.ids = matcher, matcher.forced()[:most]
         self.unread = len(self.ids)
         return self
 

@@ -70,7 +70,7 @@ def decode(
     ]
     if isinstance(config.constraint, Constraint):
         for draft in drafts:
-            draft.row.hold_to(matcher_of(model, config.constraint))
+            draft.row.hold_to(matcher_of(model, config.constraint), config.max_new_tokens)
     with _evaluating(model.module), drawing(config) as draw:
         batch = BATCHES[text_objective(model).name](model.module, draw)
         batch.begin([draft.row for draft in drafts])

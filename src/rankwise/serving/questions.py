@@ -65,7 +65,7 @@ class Question:
                 prompt, self.served.adapter, Sampler.seeded(self.sampling, (seed + number % body.n) % 2**63)
             )
             if self.matchers:
-                row.hold_to(self.matchers[number])
+                row.hold_to(self.matchers[number], self.longest)
             every.append(Pending(
                 row, self.served.template, self.longest, body.stops, isinstance(body, ChatBody), loops,
                 send=partial(send, number),
