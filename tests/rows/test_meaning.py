@@ -15,7 +15,8 @@ from rankwise.errors import DataError
 from rankwise.rows.classes import read_targets
 from rankwise.rows.preparation import Encoding, EncodingFacts, prepared_of
 from rankwise.rows.preparing import refuse_fatal
-from rankwise.rows.report.meaning import CHECKS, STOPPING, SURVEYS
+from rankwise.rows.report.meaning import CHECKS
+from rankwise.rows.report.relations import STOPPING, SURVEYS
 from rankwise.rows.report.report import Tally
 from rankwise.rows.writing import count_only
 from rankwise.runs.records import silent

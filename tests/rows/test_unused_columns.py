@@ -13,8 +13,8 @@ from kit.shell import typed_in_bash
 from rankwise.config.data import DataConfig
 from rankwise.errors import ConfigError
 from rankwise.rows.report import unused as unused_module
+from rankwise.rows.report.unused import problems, sentences, unused_columns
 from rankwise.rows.sources import open_source
-from rankwise.rows.unused_columns import problems, sentences, unused_columns
 from rankwise.rows.writing import count_only
 from rankwise.runs.records import silent
 

@@ -25,12 +25,12 @@ from rankwise.rows.images.decode import decode
 from rankwise.rows.images.pictures import check_sheet, contact_sheet
 from rankwise.rows.images.processor import pixels_of
 from rankwise.rows.preparing import RowEncoding, prepare
+from rankwise.rows.report.unused import problems, sentences, unused_columns
 from rankwise.rows.samples import PICTURES, SAMPLES, pictures
 from rankwise.rows.sources import OpenedSource, open_source, raw_records
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.outcome import Shown
 from rankwise.rows.text.targets import RowTargets
-from rankwise.rows.unused_columns import problems, sentences, unused_columns
 from rankwise.rows.writing import TextWriting, count_only
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent

@@ -26,13 +26,15 @@ from rankwise.rows.files.licences import UNKNOWN, find_licence, normalised, stri
 from rankwise.rows.forms.labels import Labels, list_problems
 from rankwise.rows.forms.proposals import literal_breaks
 from rankwise.rows.hold_out import MOST_LABELS, SourceRows, facts_of, hold_out, overlap_between
-from rankwise.rows.report.duplicates import TextIndex, bare_of
+from rankwise.rows.report.duplicates import TextIndex
 from rankwise.rows.report.image_report import findings_of
+from rankwise.rows.report.meaning import bare_of
+from rankwise.rows.report.relations import SURVEYS
 from rankwise.rows.report.report import Tally, advice_on, fatal_problems, left_out, warnings_of
+from rankwise.rows.report.unused import problems, sentences, unused_columns
 from rankwise.rows.sources import OpenedSource, open_source
 from rankwise.rows.text.example import Example, ImageRecord
 from rankwise.rows.text.outcome import Outcome, RowEncoder
-from rankwise.rows.unused_columns import problems, sentences, unused_columns
 from rankwise.runs.data_report import DataReport, OverlapFacts, PartFacts, TemplateFacts, ValidationFacts
 from rankwise.runs.records import Callback, ProgressUpdate
 from rankwise.runs.row_facts import ANSWERS, HoldOutFacts, Learned
@@ -306,7 +308,7 @@ def _data_report(
     findings = findings_of(images, [name for reading in readings for name in reading.passed_over]) if images else None
     exact, near = (tally.texts.repeats() if findings is None else findings.duplicates).counts
     tags = tally.tags.facts(encoded=encodes) if tally.tags.words else None
-    doubts = tally.meaning.doubts(labels, learned, spec.accept)
+    doubts = tally.meaning.doubts(labels, learned, SURVEYS, spec.accept)
     of_measured = Labels.joined(source.labels for source in every.validation)
     path = spec.validation.path if spec.validation is not None else None
     of_validation = fatal_problems(apart, spec, limit=work.limit, trained=apart.used, name=path) if path else []
@@ -325,7 +327,7 @@ def _data_report(
         *labels.without_rows(learned.names),
         *labels.never_trained(facts),
         *(f"validation rows: {warning}" for warning in warnings_of(apart, None, 0, 0)),
-        *(f"validation rows: {doubt.text}" for doubt in apart.meaning.doubts(of_measured, learned)),
+        *(f"validation rows: {doubt.text}" for doubt in apart.meaning.doubts(of_measured, learned, SURVEYS)),
         *(f"validation {warning}" for warning in left_out(apart, spec) if not fatal),
     )
     return DataReport(

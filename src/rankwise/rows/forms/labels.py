@@ -52,9 +52,9 @@ class Labels:
 
     def add(self, row: Sequence[Example], *, classification: bool) -> str:
         """Count the row's label and return it; "" if it has none."""
-        return "" if self.none else self._add(label_of(row), row[0].where, classification)
-
-    def _add(self, label: str | None, where: str, classification: bool) -> str:
+        if self.none:
+            return ""
+        label, where = label_of(row), row[0].where
         self.named = self.named and classification
         if (
             label is None

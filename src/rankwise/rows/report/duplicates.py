@@ -40,15 +40,6 @@ _UNSPACED = re.compile(
     "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff]+"
 )
-_FIRST_NUMBER = re.compile(
-    r"(?:[\[(<{#]\s?)?(?:[^\W\d_]{1,8}[ .:_#=-]{0,3})?[\w-]{0,12}\d[\w-]{0,12}\s?(?:[\])>}:|]|[.)-](?=\s))"
-)
-_LAST_NUMBER = re.compile(
-    r"(?:(?<=[.?!]) #?\d{1,9}"
-    r"| \[[^\[\]]{0,12}\d[^\[\]]{0,9}\]| \((?:[^\W\d]{1,8}[ .:_#=-]{0,3}[\w-]{0,12})?\d{1,3}\))\W?$"
-)
-_NUMBER = re.compile(r"(?<![\w-])\d[\d.,:/]*(?![\w-])")
-_MARKS = ".,;:!?…\"'“”„‘’()[]{}"
 LEAST_EQUAL = 103
 """How many of the 128 components must be equal in the signatures of two near duplicates: a share of at least 0.8."""
 BANDS = COMPONENTS - LEAST_EQUAL + 1
@@ -66,16 +57,6 @@ MOST_DIFFERENT = IMAGE_BANDS - 1
 def normalised(text: str) -> str:
     folded = normalize("NFKC", normalize("NFKC", text).casefold()) if not text.isascii() else text.lower()
     return " ".join(folded.split()).encode("utf-8", "backslashreplace").decode()  # JSON can hold half a character
-
-
-def bare_of(text: str, *, everywhere: bool = False) -> str:
-    """The text in small letters without punctuation around words, and without a number at its ends, such as "[id 17]",
-    "Q17:" or "(no. 17)", or without any number."""
-    text = text.lower().strip()
-    if everywhere:
-        text = _NUMBER.sub(" ", text)
-    own = _LAST_NUMBER.sub("", text[found.end() if (found := _FIRST_NUMBER.match(text)) else 0 :])
-    return " ".join(filter(None, (word.strip(_MARKS) for word in own.split()))) or text
 
 
 def digest_of(normal: str) -> bytes:

@@ -17,15 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from rankwise.errors import some
 from rankwise.rows.encoded.sequences import Growing
 from rankwise.rows.forms.labels import Labels
-from rankwise.rows.report import relations
-from rankwise.rows.report.duplicates import bare_of
 from rankwise.rows.text.example import Example
 from rankwise.runs.row_facts import Doubt, Learned
 
@@ -105,6 +103,26 @@ _SHORTENED = re.compile(r"(?<![\w.])\d[.,]\d{2,5}E\+1\d(?!\w)")
 _COMMA = re.compile(r"[+-]?\d+,\d+|[+-]?\d{1,3}(?:\.\d{3})+,\d+")
 _THOUSANDS = re.compile(r"[+-]?(?:\d{2,3}\.\d{3}|\d{1,3}(?:\.\d{3}){2,}|\d{1,3}(?:,\d{3}){2,})")
 _DATE = re.compile(r"\d{4}-\d\d?-\d\d?(?:[T ][\d:.]+Z?)?|\d{1,2}[./]\d{1,2}[./](?:\d{4}|\d\d)")
+
+
+_FIRST_NUMBER = re.compile(
+    r"(?:[\[(<{#]\s?)?(?:[^\W\d_]{1,8}[ .:_#=-]{0,3})?[\w-]{0,12}\d[\w-]{0,12}\s?(?:[\])>}:|]|[.)-](?=\s))"
+)
+_LAST_NUMBER = re.compile(
+    r"(?:(?<=[.?!]) #?\d{1,9}"
+    r"| \[[^\[\]]{0,12}\d[^\[\]]{0,9}\]| \((?:[^\W\d]{1,8}[ .:_#=-]{0,3}[\w-]{0,12})?\d{1,3}\))\W?$"
+)
+_NUMBER = re.compile(r"(?<![\w-])\d[\d.,:/]*(?![\w-])")
+_MARKS = ".,;:!?…\"'“”„‘’()[]{}"
+
+
+class Kept(NamedTuple):
+    """A row with one question and one answer, or a pair."""
+
+    where: str
+    first: str
+    """The end of the question, or the beginning of the chosen answer. `other` begins the answer or the rejected one."""
+    other: str
 
 
 @dataclass(slots=True)
@@ -238,6 +256,16 @@ AMONG = {among: tuple(check for check in CHECKS if check.among in (among, others
          for among, others in (("all", ""), ("answers", "labels"), ("pairs", ""))}  # fmt: skip
 
 
+def bare_of(text: str, *, everywhere: bool = False) -> str:
+    """The text in small letters without punctuation around words, and without a number at its ends, such as "[id 17]",
+    "Q17:" or "(no. 17)", or without any number."""
+    text = text.lower().strip()
+    if everywhere:
+        text = _NUMBER.sub(" ", text)
+    own = _LAST_NUMBER.sub("", text[found.end() if (found := _FIRST_NUMBER.match(text)) else 0 :])
+    return " ".join(filter(None, (word.strip(_MARKS) for word in own.split()))) or text
+
+
 def _digest(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(errors="backslashreplace"), digest_size=8).digest())
 
@@ -255,7 +283,7 @@ class Meaning:
     exchanges: Growing = field(default_factory=lambda: Growing(np.uint64, 5))
     """(N, 5) of rows with one question and one answer: digests of both, the number of the file, the line, and a digest
     of the question without punctuation and numbers."""
-    kept: list[list[relations.Kept]] = field(default_factory=list)
+    kept: list[list[Kept]] = field(default_factory=list)
     """Rows of every `_step`-th call of `read`, cut."""
     lengths: Growing = field(default_factory=lambda: Growing(np.int32))
     """Characters of each row."""
@@ -268,7 +296,7 @@ class Meaning:
     def read(self, rows: Sequence[Sequence[Example]], texts: Sequence[str]) -> None:
         self.lengths.extend([len(text) for text in texts])
         exchanges: list[tuple[int, int, int, int, int]] = []
-        kept: list[relations.Kept] = []
+        kept: list[Kept] = []
         for examples, text in zip(rows, texts, strict=True):
             first = examples[0]
             self._count(AMONG["all"], CheckedRow(text if first.system is None else f"{text}\n{first.system}", first))
@@ -279,10 +307,10 @@ class Meaning:
                     self._count(AMONG["pairs"], CheckedRow(text, example))
                     self.rows["pairs"] += 1
                     sides = example.messages[-1].content[:LONG], example.rejected[-1].content[:LONG]
-                    kept.append(relations.Kept(example.where, *sides))
+                    kept.append(Kept(example.where, *sides))
                 elif (turns := example.exchange) is not None:
                     exchanges.append(self._answered(text, example, *turns))
-                    kept.append(relations.Kept(example.where, turns[0][-LONG:], turns[1][:LONG]))
+                    kept.append(Kept(example.where, turns[0][-LONG:], turns[1][:LONG]))
             self.rows["all"] += 1
         self.exchanges.extend(np.array(exchanges, np.uint64).reshape(-1, 5))
         self.kept += [kept] * (kept != [] and self._calls % self._step == 0)
@@ -311,112 +339,22 @@ class Meaning:
         only = bare_of(question, everywhere=bare.count(" ") > 2 and re.search(r"\d", bare) is None)
         return asks, _digest(bare.lower()), self.files.setdefault(file, len(self.files)), number, _digest(only)
 
-    def doubts(self, labels: Labels, learned: Learned, accepted: Sequence[str] = ()) -> list[Doubt]:
+    def doubts(
+        self, labels: Labels, learned: Learned, surveys: Sequence[Check], accepted: Sequence[str] = ()
+    ) -> list[Doubt]:
         """What is to be said of all rows; checks that are accepted stop nothing."""
         answers, of = learned.answers(labels=bool(labels)), max(self.rows["all"], self.rows["answers"])
         among = {**self.rows, answers: self.rows["answers"]}
         every = [check.doubt(of, self.rows[check.name], among[check.among], self.first[check.name], learned.taken)
                  for check in CHECKS if check.name in self.first and among.get(check.among)]  # fmt: skip
-        found = [(one, *one.finds(self, labels, learned)) for one in SURVEYS if among.get(one.among)]
+        found = [(one, *one.finds(self, labels, learned)) for one in surveys if among.get(one.among)]
         every += [one.doubt(looked, count, looked, example) for one, count, looked, example in found]
         warns = {*accepted, *learned.accepts, *(["answer-in-prompt"] if answers == "texts" else [])}
         return [one.model_copy(update={"stops": one.stops and one.check not in warns}) for one in every if one]
 
-    @property
-    def table(self) -> np.ndarray:
-        """The exchanges."""
-        return self.exchanges.view()
-
     def where(self, number: int) -> str:
-        file, line = self.table[number, 2:4].tolist()
+        file, line = self.exchanges.view()[number, 2:4].tolist()
         return f"{[*self.files][file]}:{line}" if line else [*self.files][file]
-
-
-_Occurrence = tuple[int, int, str]
-
-
-def _conflicts(meaning: Meaning, *_: object) -> _Occurrence:
-    """Rows with the question of another row and not its answer; the example are the first three of them."""
-    questions, answers = meaning.table[:, 0], meaning.table[:, 1]
-    order = np.lexsort((answers, questions))
-    same = questions[order][1:] == questions[order][:-1]
-    group = np.concatenate([[0], np.cumsum(~same)]) if len(order) else order
-    differs = np.flatnonzero(same & (answers[order][1:] != answers[order][:-1]))
-    rows = np.sort(order[np.isin(group, group[differs])])
-    firsts = np.sort(np.unique(questions[rows], return_index=True)[1])[:3]
-    others = [rows[(questions[rows] == questions[row]) & (answers[rows] != answers[row])][0] for row in rows[firsts]]
-    pairs = zip(map(meaning.where, rows[firsts]), map(meaning.where, others), strict=True)
-    return len(rows), len(order), ", ".join(map(" and ".join, pairs))
-
-
-def _one_answer(meaning: Meaning, *_: object) -> _Occurrence:
-    rows, of = meaning.table, meaning.rows["all"]
-    same = FEW <= len(rows) == of and len(np.unique(rows[:, 1])) == 1
-    return (of, of, meaning.where(0)) if same else (0, of, "")
-
-
-def _label_of_each(_: Meaning, labels: Labels, learned: Learned) -> _Occurrence:
-    counts, named = labels.counts, learned.are_named(labels=labels.named)
-    if not labels or not named or counts.total() < FEW or max(map(len, counts)) > 60:
-        return 0, 0, ""
-    rare = [label for label, count in counts.items() if count == 1]
-    return len(rare), counts.total(), labels.first[rare[0]] if rare else ""
-
-
-def _exchanged(meaning: Meaning, *_: object) -> _Occurrence:
-    questions, answers = meaning.table[:, 0], meaning.table[:, 1]
-    numbers = np.flatnonzero(np.isin(questions, answers) & (questions != answers))
-    return len(numbers), len(questions), meaning.where(numbers[0]) if len(numbers) else ""
-
-
-def _too_long(meaning: Meaning, *_: object) -> _Occurrence:
-    lengths, (longest, example) = meaning.lengths.view(), meaning.longest
-    alone = len(lengths) >= 2 * FEW and longest > LONGER * np.median(lengths)
-    return int((lengths > LONGER * np.median(lengths)).sum()) if alone else 0, len(lengths), example
-
-
-SURVEYS = (
-    Check("contradicting-labels", "have the text of another row and another label", "At most one of them can be "
-          "right. Correct the labels, or leave such rows out", rows=2, finds=_conflicts, among="labels"),
-    Check("several-answers", "have the prompt of another row and another answer", "Correct those that are wrong. "
-          "If all are right, write them as a list in one row, so that evaluation accepts each", rows=2, least=0.01,
-          most=0.5, finds=_conflicts, among="texts"),
-    Check("answers-to-each-prompt", "have the prompt of another row and another answer", "If several answers are "
-          "right, write them as a list in one row: evaluation then accepts each, and data.alternatives=each trains on "
-          "each. If only one is right, correct the others", least=0.5, finds=_conflicts,
-          among="texts"),
-    Check("one-answer", "all have the same answer", "The model learns to give it whatever is asked. Take the answer "
-          "from another column", stops=1.0, finds=_one_answer),
-    Check("label-of-each-row", "have a label that no other row has", "Numbers on a scale need "
-          "classification.targets=numbers, and identifiers are no labels: name another column", least=0.5, stops=0.9,
-          finds=_label_of_each),
-    Check("label-of-one-row", "are the only one with their label", "A single row is trained on or measured, never "
-          "both. Add rows of that label, or give the row a wider one", most=0.5, finds=_label_of_each),
-    Check("exchanged-columns", "have the answer of another row as their prompt", "Columns may be exchanged in a part "
-          "of the file. Look at the first such row and those around it", rows=3, least=0.02, finds=_exchanged),
-    Check("repeated-question", "differ from an earlier row only in punctuation, digits or an identifier", "A model "
-          "learns them as often, and they may stand in training and validation. Leave them out, or keep copies "
-          "together with --group", rows=3, least=0.05, finds=relations.repeated),
-    Check("shifted-answers", "have an answer that fits the prompt of the next or previous row better than their own",
-          "Answers may have moved by one row. Join them with their prompts again", rows=3, among="texts",
-          finds=relations.shifted),
-    Check("unlikely-labels", "have another label than their words suggest", "Labels may be shuffled, exchanged or "
-          "moved by a row, in the whole file or a part of it. Take them from their source again", rows=3,
-          among="labels", finds=relations.contradicted),
-    Check("exchanged-pairs", "have a chosen answer like the rejected ones of other rows", "Chosen and rejected may be "
-          "exchanged. Exchange them again", rows=3, among="pairs", finds=relations.exchanged_pairs),
-    Check("label-in-identifier", "have a number or identifier whose letters, first or last character tell the label",
-          "The model learns to read it there. Leave it out of the texts", among="labels", finds=relations.coded),
-    Check("several-labels", "have several labels in one text, which counts as a class of its own", "Write a list, such "
-          'as ["a", "b"], and add --objective sequence-classification', rows=2, among="labels",
-          finds=relations.several_in_one),
-    Check("no-rating", "have a number apart from all other ratings as their label, perhaps for a missing one",
-          "Leave them out. With classification.targets=numbers ratings are learned as numbers", among="labels",
-          finds=relations.beside_ratings),
-    Check("much-longer-row", f"are more than {LONGER} times as long as the median", "Two rows may have run together, "
-          "for example after a quote that is never closed", most=0.1, finds=_too_long),
-)  # fmt: skip
-STOPPING = tuple(check.name for check in (*CHECKS, *SURVEYS) if check.stops is not None)
 
 
 @dataclass

@@ -14,18 +14,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from rankwise.rows.forms.labels import Labels
+from rankwise.rows.report.meaning import CHECKS, FEW, LONGER, Check, Kept, Meaning
 from rankwise.runs.row_facts import Learned
 
-if TYPE_CHECKING:
-    from rankwise.rows.report.meaning import Meaning
-
-FEW = 20
-"""Rows that a part of a file must have, of which something is said."""
+MANY = 20
+"""Rows that a file must have for its parts to be compared."""
 LIKELY = 2.0
 """Kuiper's statistic; of rows in any order it is larger one time in a hundred."""
 NEIGHBOURS = 400
@@ -36,15 +33,6 @@ _IDENTIFIER = re.compile(
 )
 Found = tuple[int, int, str]
 """How many rows, of how many, and three of them."""
-
-
-class Kept(NamedTuple):
-    """A row with one question and one answer, or a pair."""
-
-    where: str
-    first: str
-    """The end of the question, or the beginning of the chosen answer. `other` begins the answer or the rejected one."""
-    other: str
 
 
 def words_in(text: str) -> set[str]:
@@ -60,7 +48,7 @@ def _three(rows: Sequence[Kept], numbers: np.ndarray) -> str:
 def shifted(meaning: Meaning, *_: object) -> Found:
     """Answers of a stretch that fit the prompt before or behind their own better, while other answers do not."""
     rows, best = [row for part in meaning.kept for row in part], (4.0, np.empty(0, np.int64))
-    asked, answers = ([words_in(row[side]) for row in rows] for side in (1, 2))
+    asked, answers = ([{word[:6] for word in _WORD.findall(row[side].lower())} for row in rows] for side in (1, 2))
     found = Counter(word for words in (*asked, *answers) for word in words)
     for beside in (asked[1:] + asked[:1], asked[-1:] + asked[:-1]):
         evidence = [
@@ -76,7 +64,7 @@ def shifted(meaning: Meaning, *_: object) -> Found:
         alone = 3 * (outside > 0).sum() <= (outside < 0).sum() + 1 or (wins > 0).sum() > 3 * (wins < 0).sum()
         if alone and gains[end] > max(best[0], len(rows) / 40):
             best = gains[end], begin + np.flatnonzero(wins[begin:end] > 0)
-    return len(best[1]), len(rows), _three(rows, best[1])
+    return len(best[1]), len(rows), _three(rows, best[1]) if len(best[1]) else ""
 
 
 def _part(values: np.ndarray) -> tuple[float, np.ndarray]:
@@ -113,7 +101,7 @@ def contradicted(meaning: Meaning, _: Labels, learned: Learned) -> Found:
     texts = [{word for word in words_in(row.first) if not word[0].isdigit()} for row in rows]
     names = {label: number for number, label in enumerate(dict.fromkeys(row.other.strip() for row in rows))}
     if (
-        len(rows) < 2 * FEW
+        len(rows) < 2 * MANY
         or len(names) < 2
         or 5 * len(names) > len(rows)
         or not any(texts)
@@ -130,7 +118,7 @@ def contradicted(meaning: Meaning, _: Labels, learned: Learned) -> Found:
         if far <= LIKELY:
             continue
         part = part if right[part].mean() < right[~part].mean() else ~part
-        if part.sum() >= FEW / 2 and right[part].mean() / 0.65 < right[~part].mean() > 0.6:
+        if part.sum() >= MANY / 2 and right[part].mean() / 0.65 < right[~part].mean() > 0.6:
             wrong = np.flatnonzero(part & ~right)
             return len(wrong), len(rows), _three(rows, wrong)
     ranks, share = scores.argsort(0).argsort(0), np.bincount(classes, minlength=len(names)) / len(rows)
@@ -155,7 +143,7 @@ def _alike(texts: Sequence[set[str]], numbers: dict[str, int]) -> float:
 def exchanged_pairs(meaning: Meaning, *_: object) -> Found:
     """Pairs of a part of the file whose chosen answer differs from the rejected one as rejected ones do elsewhere."""
     rows = [row for part in meaning.kept for row in part]
-    if len(rows) < FEW:
+    if len(rows) < MANY:
         return 0, len(rows), ""
     sides = [(words_in(row.first), words_in(row.other)) for row in rows]
     differing = [(word, place, 1 if word in chosen else -1) for place, (chosen, rejected) in enumerate(sides)
@@ -185,7 +173,7 @@ def exchanged_pairs(meaning: Meaning, *_: object) -> Found:
 
 def repeated(meaning: Meaning, *_: object) -> Found:
     """Rows with the answer of an earlier one, and its question but for punctuation, and an identifier or digits."""
-    table = meaning.table
+    table = meaning.exchanges.view()
     first = np.sort(np.unique(table[:, [0, 1, 4]], axis=0, return_index=True)[1])
     earliest = np.unique(table[first][:, [1, 4]], axis=0, return_index=True)[1]
     later = np.delete(first, earliest)
@@ -196,7 +184,7 @@ def coded(meaning: Meaning, _: Labels, learned: Learned) -> Found:
     """Rows whose identifier has letters, a first or a last sign that only rows of their label have."""
     rows = [row for part in meaning.kept for row in part]
     found = [[one or other for one, other in _IDENTIFIER.findall(row.first.lower())] for row in rows]
-    if len(rows) < FEW or not all(found) or not learned.are_named(labels=True):
+    if len(rows) < MANY or not all(found) or not learned.are_named(labels=True):
         return 0, len(rows), ""
     for which in (0, -1):
         for sign in (lambda one: re.sub(r"[\d_-]", "", one), lambda one: one[0], lambda one: one[-1]):
@@ -227,3 +215,87 @@ def beside_ratings(_: Meaning, labels: Labels, learned: Learned) -> Found:
                 and max(rest) - min(rest) < len(rest) + 2 and not min(rest) <= odd <= max(rest) + 2):  # fmt: skip
             return labels.counts[numbers[odd]], labels.counts.total(), ", ".join(labels.places[numbers[odd]])
     return 0, 0, ""
+
+
+def _conflicts(meaning: Meaning, *_: object) -> Found:
+    """Rows with the question of another row and not its answer; the example are the first three of them."""
+    questions, answers = meaning.exchanges.view()[:, 0], meaning.exchanges.view()[:, 1]
+    order = np.lexsort((answers, questions))
+    same = questions[order][1:] == questions[order][:-1]
+    group = np.concatenate([[0], np.cumsum(~same)]) if len(order) else order
+    differs = np.flatnonzero(same & (answers[order][1:] != answers[order][:-1]))
+    rows = np.sort(order[np.isin(group, group[differs])])
+    firsts = np.sort(np.unique(questions[rows], return_index=True)[1])[:3]
+    others = [rows[(questions[rows] == questions[row]) & (answers[rows] != answers[row])][0] for row in rows[firsts]]
+    pairs = zip(map(meaning.where, rows[firsts]), map(meaning.where, others), strict=True)
+    return len(rows), len(order), ", ".join(map(" and ".join, pairs))
+
+
+def _one_answer(meaning: Meaning, *_: object) -> Found:
+    rows, of = meaning.exchanges.view(), meaning.rows["all"]
+    same = FEW <= len(rows) == of and len(np.unique(rows[:, 1])) == 1
+    return (of, of, meaning.where(0)) if same else (0, of, "")
+
+
+def _label_of_each(_: Meaning, labels: Labels, learned: Learned) -> Found:
+    counts, named = labels.counts, learned.are_named(labels=labels.named)
+    if not labels or not named or counts.total() < FEW or max(map(len, counts)) > 60:
+        return 0, 0, ""
+    rare = [label for label, count in counts.items() if count == 1]
+    return len(rare), counts.total(), labels.first[rare[0]] if rare else ""
+
+
+def _exchanged(meaning: Meaning, *_: object) -> Found:
+    questions, answers = meaning.exchanges.view()[:, 0], meaning.exchanges.view()[:, 1]
+    numbers = np.flatnonzero(np.isin(questions, answers) & (questions != answers))
+    return len(numbers), len(questions), meaning.where(numbers[0]) if len(numbers) else ""
+
+
+def _too_long(meaning: Meaning, *_: object) -> Found:
+    lengths, (longest, example) = meaning.lengths.view(), meaning.longest
+    alone = len(lengths) >= 2 * FEW and longest > LONGER * np.median(lengths)
+    return int((lengths > LONGER * np.median(lengths)).sum()) if alone else 0, len(lengths), example
+
+
+SURVEYS = (
+    Check("contradicting-labels", "have the text of another row and another label", "At most one of them can be "
+          "right. Correct the labels, or leave such rows out", rows=2, finds=_conflicts, among="labels"),
+    Check("several-answers", "have the prompt of another row and another answer", "Correct those that are wrong. "
+          "If all are right, write them as a list in one row, so that evaluation accepts each", rows=2, least=0.01,
+          most=0.5, finds=_conflicts, among="texts"),
+    Check("answers-to-each-prompt", "have the prompt of another row and another answer", "If several answers are "
+          "right, write them as a list in one row: evaluation then accepts each, and data.alternatives=each trains on "
+          "each. If only one is right, correct the others", least=0.5, finds=_conflicts,
+          among="texts"),
+    Check("one-answer", "all have the same answer", "The model learns to give it whatever is asked. Take the answer "
+          "from another column", stops=1.0, finds=_one_answer),
+    Check("label-of-each-row", "have a label that no other row has", "Numbers on a scale need "
+          "classification.targets=numbers, and identifiers are no labels: name another column", least=0.5, stops=0.9,
+          finds=_label_of_each),
+    Check("label-of-one-row", "are the only one with their label", "A single row is trained on or measured, never "
+          "both. Add rows of that label, or give the row a wider one", most=0.5, finds=_label_of_each),
+    Check("exchanged-columns", "have the answer of another row as their prompt", "Columns may be exchanged in a part "
+          "of the file. Look at the first such row and those around it", rows=3, least=0.02, finds=_exchanged),
+    Check("repeated-question", "differ from an earlier row only in punctuation, digits or an identifier", "A model "
+          "learns them as often, and they may stand in training and validation. Leave them out, or keep copies "
+          "together with --group", rows=3, least=0.05, finds=repeated),
+    Check("shifted-answers", "have an answer that fits the prompt of the next or previous row better than their own",
+          "Answers may have moved by one row. Join them with their prompts again", rows=3, among="texts",
+          finds=shifted),
+    Check("unlikely-labels", "have another label than their words suggest", "Labels may be shuffled, exchanged or "
+          "moved by a row, in the whole file or a part of it. Take them from their source again", rows=3,
+          among="labels", finds=contradicted),
+    Check("exchanged-pairs", "have a chosen answer like the rejected ones of other rows", "Chosen and rejected may be "
+          "exchanged. Exchange them again", rows=3, among="pairs", finds=exchanged_pairs),
+    Check("label-in-identifier", "have a number or identifier whose letters, first or last character tell the label",
+          "The model learns to read it there. Leave it out of the texts", among="labels", finds=coded),
+    Check("several-labels", "have several labels in one text, which counts as a class of its own", "Write a list, such "
+          'as ["a", "b"], and add --objective sequence-classification', rows=2, among="labels",
+          finds=several_in_one),
+    Check("no-rating", "have a number apart from all other ratings as their label, perhaps for a missing one",
+          "Leave them out. With classification.targets=numbers ratings are learned as numbers", among="labels",
+          finds=beside_ratings),
+    Check("much-longer-row", f"are more than {LONGER} times as long as the median", "Two rows may have run together, "
+          "for example after a quote that is never closed", most=0.1, finds=_too_long),
+)  # fmt: skip
+STOPPING = tuple(check.name for check in (*CHECKS, *SURVEYS) if check.stops is not None)

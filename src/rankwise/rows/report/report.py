@@ -184,7 +184,7 @@ class Tally:
         """Count rows that could be read."""
         self.rows += len(rows)
         rows = [row for row in rows if row[0].image is None]
-        texts = [_text_of(row) for row in rows]
+        texts = ["\n".join(example.full_text for example in row) for row in rows]
         self.texts.add(texts)
         self.meaning.read(rows, texts)
         for row, text in zip(rows, texts, strict=True):
@@ -288,10 +288,6 @@ class Tally:
         return LengthFacts(
             median=median, p90=p90, p99=p99, longest=max(self.lengths), suggested_max_length=-(-p99 // 64) * 64
         )
-
-
-def _text_of(row: Sequence[Example]) -> str:
-    return "\n".join(example.full_text for example in row)
 
 
 def fatal_problems(tally: Tally, config: DataConfig, *, limit: int | None, trained: int, name: str) -> list[str]:
