@@ -1,8 +1,16 @@
 """Labels are found where rows have some, counted, and spellings that look like one are remarked."""
 
+import csv
+
 import pytest
 
+from rankwise.config.classification import ClassificationConfig
+from rankwise.config.data import DataConfig
+from rankwise.errors import DataError
+from rankwise.rows.classes import read_targets
 from rankwise.rows.forms.labels import Labels
+from rankwise.rows.forms.proposals import guessed, label_among
+from rankwise.rows.samples import tickets
 from rankwise.rows.text.example import Example, Message
 
 
@@ -88,3 +96,25 @@ def test_labels_of_several_sources_are_counted_together():
     assert both.counts == {"yes": 5, "no": 10, "Yes": 5}
     (remark,) = both.remarks()
     assert "'Yes' (5 rows, first rows.jsonl:1, rows.jsonl:3" in remark
+
+
+def test_the_label_that_is_guessed_is_the_one_that_words_tell(tmp_path):
+    rows = [
+        {
+            "no": str(at),
+            "body": f"Hello, {row['message']}",
+            "queue": row["queue"],
+            "priority": ("low", "high")[at % 7 < 3],
+        }
+        for at, row in enumerate(tickets())
+    ]
+    assert label_among(rows) == "queue" and guessed(rows[0], rows) == (["body"], "queue")
+    assert label_among([row | {"queue": str(at)} for at, row in enumerate(rows)]) is None, "nothing tells the priority"
+    assert label_among(rows[:12]) is None and guessed(rows[0] | {"label": "a"}, rows) == (["body"], "label")
+    with open(tmp_path / "rows.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    with pytest.raises(DataError, match="--text body --label queue") as refused:
+        read_targets(DataConfig(path=str(tmp_path / "rows.csv")), ClassificationConfig())
+    assert "--prompt" not in str(refused.value)

@@ -48,7 +48,8 @@ class ValidationConfig(Config):
         Label("Checkpoint to keep", "validation"),
     ] = "last"
     """Which checkpoint becomes the result: `last`, or `best` by validation loss (or by the metric named in `by`). A
-    training that goes on until its validation stops improving (training.epochs) keeps the best one. With AdaLoRA, only checkpoints after the end of pruning are compared, because earlier ones are larger than the budget."""
+    training that goes on until its validation stops improving (training.epochs) keeps the best one. With AdaLoRA, only
+    checkpoints after the end of pruning are compared, because earlier ones are larger than the budget."""
     patience: Annotated[PositiveInt | None, Flag("--patience"), Label("Stop early after", "validation")] = None
     """Early stopping: end the run after this many validations in a row without improvement."""
     by: Literal["loss", TextMetric, ClassMetric, TagMetric, PairMetric] = "loss"

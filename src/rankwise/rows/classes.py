@@ -13,20 +13,21 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from shlex import quote
 
 from rankwise.config.base import shown
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.errors import ConfigError, DataError, did_you_mean, joined_problems, some
-from rankwise.rows.forms.proposals import NO_FORM
+from rankwise.rows.forms.proposals import NO_FORM, guessed
 from rankwise.rows.forms.tagged_rows import TAGGED_FORMATS
-from rankwise.rows.sources import open_source
+from rankwise.rows.sources import first_rows, open_source
 from rankwise.rows.text.example import BEGIN, INSIDE, OUTSIDE, Example, label_in
 from rankwise.rows.text.targets import label_of, labels_of, number_of, tagged_in
 from rankwise.runs.row_facts import TargetFacts
 
 MOST_CLASSES = 1000
-NAMES = "\nA classifier needs the columns text and label. Name yours with --text COLUMN and --label COLUMN."
+NAMES = "\nA classifier needs the columns text and label. Name yours with --text COLUMN and --label COLUMN"
 OF_TAGS = (
     "\nToken classification needs the columns tokens and tags, or text and spans. Name yours with --set "
     "data.columns.tokens=COLUMN and --set data.columns.tags=COLUMN."
@@ -69,12 +70,24 @@ def read_targets(data: DataConfig, config: ClassificationConfig) -> TargetFacts:
         except DataError as error:
             problems.append(str(error))
     if problems and (data.on_bad_row == "stop" or not (labels.counts or labels.sets)):
-        raise DataError(f"{joined_problems(problems)}{NAMES if any(NO_FORM in why for why in problems) else ''}")
+        unknown = any(NO_FORM in why for why in problems)
+        every = joined_problems([re.split(" Name the columns| Known formats", why)[0] for why in problems])
+        raise DataError(f"{every}{NAMES + _guess(data) if unknown else ''}")
     if not labels.counts and not labels.sets:
         raise DataError(f"{', '.join(source.path for source in data.all_sources)}: has no rows.")
     if labels.sets:
         return _several(labels, data, config)
     return _numbers(labels, data, config) if _are_numbers(labels, config) else _classes(labels, data, config)
+
+
+def _guess(data: DataConfig) -> str:
+    """The columns to name, by the first source's own words."""
+    rows = first_rows(open_source(data, data.all_sources[0]))
+    guess = guessed(rows[0], rows) if rows else None
+    if guess is None:
+        return "."
+    text = max(guess[0], key=lambda name: len(str(rows[0][name])))
+    return f"; a guess is --text {quote(text)} --label {quote(guess[1])}."
 
 
 def examples_of(config: DataConfig, problems: list[str]) -> Iterator[Example]:

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,11 @@ def raw_records(part: Part) -> Iterator[Record]:
     except DataError as error:
         where = re.match(re.escape(part.name) + r"(:\d+)?", str(error))
         yield where[0] if where else part.name, error
+
+
+def first_rows(reading: OpenedSource, most: int = 300) -> list[dict[str, Any]]:
+    """Of its first part, as they are in the file."""
+    return [row for _, row in islice(raw_records(reading.parts[0]), most) if not isinstance(row, DataError)]
 
 
 def open_source(config: DataConfig, source: Rows) -> OpenedSource:

@@ -25,7 +25,7 @@ from rankwise.reporting.provenance import data_blocks
 from rankwise.reporting.quantities import rough_duration, size
 from rankwise.rows.forms.formats import form_of
 from rankwise.rows.forms.proposals import NO_FORM, can_be_typed, guessed
-from rankwise.rows.sources import open_source, raw_records
+from rankwise.rows.sources import first_rows, open_source, raw_records
 from rankwise.runs.records import Event, StatusMessage, WarningMessage
 from rankwise.studio.pages import drawing
 from rankwise.studio.settings_form import READING, Problem, SettingsForm, problems_of, with_labels
@@ -80,7 +80,7 @@ def columns_of(data: DataConfig) -> Columns:
         raise DataError(f"{data.all_sources[0].path}: has no rows.")
     images = part.of_images
     known = "image" if images else form_of(row)
-    guess = guessed(row) if known is None else None
+    guess = guessed(row, first_rows(reading)) if known is None else None
     prompt, completion = (None, None) if guess is None else (" ".join(f"{{{one}}}" for one in guess[0]), guess[1])
     shown = tuple(ForecastColumn(name, _example(value), can_be_typed(name)) for name, value in row.items())
     names = tuple(one.name for one in reading.parts)

@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from math import log
+from random import Random
 from typing import Any
 
 from rankwise.config.base import shown
@@ -39,6 +42,8 @@ _LINE_BREAK = re.compile(r"\\n(?!abla|eq?\b|eg\b|ot|u\b|ewline)")
 """But for commands of LaTeX."""
 PROMPT_WORDS = 3
 """Smallest number of words in a column that can be part of the prompt."""
+FEWEST_ROWS, LONGEST_LABEL, TOLD = 20, 5, 0.2
+"""Rows from which a label is guessed by words, its most words, and what the texts must tell of it."""
 
 
 def options_for(prompt: Sequence[str], completion: Sequence[str]) -> str:
@@ -80,12 +85,41 @@ def _escaped(character: str) -> str:
     return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(character, f"\\u{ord(character):04x}")
 
 
-def guessed(row: dict[str, Any]) -> tuple[list[str], str] | None:
+def told_by_words(texts: Sequence[str], labels: Sequence[str]) -> float:
+    """How much oftener than the most frequent label naive Bayes on words is right, as a share of what is left to gain:
+    learned from two thirds of the rows and measured on the others."""
+    rows = [(label, {*text.casefold().split()}) for label, text in zip(labels, texts, strict=True)]
+    Random(0).shuffle(rows)
+    others, known = rows[: len(rows) // 3], rows[len(rows) // 3 :]
+    prior = Counter(label for label, _ in known)
+    counts = Counter((label, word) for label, seen in known for word in seen)
+
+    def odds(label: str, seen: set[str]) -> float:
+        return log(prior[label]) + sum(log((counts[label, word] + 0.1) / (prior[label] + 0.2)) for word in seen)
+
+    right = sum(max(prior, key=lambda one: odds(one, seen)) == label for label, seen in others)
+    most = max(Counter(label for label, _ in others).values(), default=0)
+    return (right - most) / max(1, len(others) - most)
+
+
+def label_among(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The column with few values that the words of the texts tell best, where they tell much of one."""
+    names = [name for name in rows[0] if not _is_aside(name) and can_be_typed(name)] if len(rows) >= FEWEST_ROWS else []
+    columns = {name: [str(row.get(name, "")) for row in rows] for name in names}
+    few = [name for name, values in columns.items() if 1 < len({*values}) <= len(rows) // 5
+           and max(len(value.split()) for value in values) <= LONGEST_LABEL]  # fmt: skip
+    texts = [" ".join(one) for one in zip(*(columns[name] for name in names if name not in few), strict=True)]
+    told = {name: told_by_words(texts, columns[name]) for name in few if texts}
+    best = max(told, key=lambda name: told[name], default=None)
+    return best if best is not None and told[best] > TOLD else None
+
+
+def guessed(row: dict[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> tuple[list[str], str] | None:
     """The columns of the prompt and the column of the answer, or None if there is no good guess."""
     named = {name.casefold().strip(): name for name in reversed(row)}
     written = [name for name, value in row.items() if _is_written(value) and can_be_typed(name)]
     texts = texts_among({name: row[name] for name in written})
-    answer = next((named[one] for one in ANSWERS if one in named and named[one] in written), None)
+    answer = next((named[one] for one in ANSWERS if one in named and named[one] in written), label_among(rows))
     if answer is None:
         objects = [name for name in written if _is_object(row[name])]
         answer = objects[0] if len(objects) == 1 else _unnamed_answer(written, texts)
