@@ -133,3 +133,9 @@ def test_a_field_of_another_method_has_no_effect():
 ])  # fmt: skip
 def test_a_message_says_the_label_of_a_field_for_a_flag(said, shown):
     assert with_labels(said) == shown
+
+
+def test_a_default_that_depends_on_the_task_is_shown_as_such():
+    shown = {name: KNOBS[name].default for name in ("training.epochs", "validation.keep", "training.batch_size")}
+    assert shown == {"training.epochs": "by task and rows", "validation.keep": "by task and rows",
+                     "training.batch_size": "16"}  # fmt: skip

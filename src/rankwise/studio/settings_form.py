@@ -72,7 +72,8 @@ class Knob:
     @property
     def default(self) -> str:
         """As the form shows it where nothing is given."""
-        return self.declared.default.partition(";")[0]
+        usual, depends, _ = self.declared.default.partition(";")
+        return "by task and rows" if depends else usual
 
 
 OF_CARDS = {"adapter.start_from": ("lora",), "training.anchor.weight": ANCHORED}
