@@ -26,6 +26,7 @@ from rankwise.runs.row_facts import (
     ReplayFacts,
     TagFacts,
     TargetFacts,
+    UnusedColumn,
 )
 
 DATA_REPORT = "data_report.json"
@@ -79,21 +80,6 @@ class LengthFacts(Config):
 class Skipped(Config):
     where: str
     why: str
-
-
-class UnusedColumn(Config):
-    """A column that is not used in any row."""
-
-    column: str
-    file: str
-    filled: int
-    rows: int
-    """Rows of the file; `filled` is how many of them have a value."""
-    example: str
-    stops: bool
-    """Training is refused until the column is used or explicitly left out."""
-    why: str
-    """What the column seems to contain, and why it matters."""
 
 
 class OverlapFacts(Config):
@@ -271,7 +257,10 @@ def lines_of(data_report: DataReport) -> list[tuple[str, str, int]]:
     lines = [
         ("rows", f"{data_report.rows:,} {left_out}", data_report.rows),
         ("held out", data_report.hold_out and data_report.hold_out.counts(), data_report.validation_rows),
-        ("labels", some((f"{one_line(label)} {count:,}" for label, count in labels.items()), 12), len(labels)),
+        ("labels", some((f"{one_line(label)} {count:,}" for label, count in labels.items()), 12)
+         + ("; a classifier reads these as names, or as numbers with classification.targets=numbers"
+            if labels and data_report.learned.are_named(labels=True) and all(label.lstrip("-").isdecimal()
+            for label in labels) else ""), len(labels)),
         ("validation rows", validation and f"{validation.rows:,}{_left_out(validation.skipped_why)}",
          validation.rows if validation else 0),
         *looks.lines(),

@@ -518,6 +518,21 @@ class Doubt(Config):
         return f"{self.text}. To train on them all the same, add --set data.accept={self.check}."
 
 
+class UnusedColumn(Config):
+    """A column that is not used in any row."""
+
+    column: str
+    file: str
+    filled: int
+    rows: int
+    """Rows of the file; `filled` is how many of them have a value."""
+    example: str
+    stops: bool
+    """Training is refused until the column is used or explicitly left out."""
+    why: str
+    """What the column seems to contain, and why it matters."""
+
+
 class HoldOutFacts(Config):
     """How rows were held out for validation."""
 

@@ -24,7 +24,7 @@ from rankwise.rows.forms.proposals import REASONS, can_be_typed, ignoring, optio
 from rankwise.rows.forms.turns import is_json
 from rankwise.rows.report.meaning import holds_secret
 from rankwise.rows.text.example import Example
-from rankwise.runs.data_report import UnusedColumn
+from rankwise.runs.row_facts import UnusedColumn
 
 if TYPE_CHECKING:
     from rankwise.rows.sources import OpenedSource
