@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -10,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rankwise.kernels import loss, norm
+from rankwise.kernels import loss, norm, regions
 from rankwise.kernels.quantized import gguf
-from rankwise.kernels.regions import REGIONS, CompiledRegion, compiled_code_in, compiled_regions
+from rankwise.kernels.regions import REGIONS, CompiledRegion, compiled_code_in, compiled_library, compiled_regions
 
 pytestmark = pytest.mark.skipif(
     all(shutil.which(name) is None for name in ("g++", "clang++", "cl")), reason="no C++ compiler here"
@@ -111,3 +113,63 @@ def test_instructions_are_not_tested_before_something_is_compiled(tmp_path: Path
 
     with compiled_code_in(tmp_path):
         assert Asked()
+
+
+def in_its_place(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+    (file / "x").touch()
+
+
+def cut(to: int):
+    return lambda file: os.truncate(file, to)
+
+
+def changed(at: int):
+    return lambda file: file.write_bytes(file.read_bytes()[:at] + b"?" + file.read_bytes()[at + 1 :])
+
+
+DAMAGE = {
+    **{f"cut to {size}": cut(size) for size in (0, 1, 100, 999)}, **{f"byte {at}": changed(at) for at in (0, 500, 999)},
+    "a folder": in_its_place, "a pipe": lambda file: (file.unlink(), os.mkfifo(file)),
+    "a link to nothing": lambda file: (file.unlink(), file.symlink_to("nowhere")),
+    "another's content": lambda file: file.write_bytes(bytes(1000)),
+    "no hash": lambda file: file.rename(file.with_name(f"-{file.name.partition('-')[2]}")),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pipes with names")
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_compiled_code_that_is_not_as_it_was_stored_is_removed_with_a_line(damage, tmp_path, caplog):
+    content = bytes(i % 251 for i in range(1000))
+    file = tmp_path / f"{hashlib.sha256(content).hexdigest()}-name"
+    file.write_bytes(content)
+    other = shutil.copy(file, tmp_path / f"{file.name}s")
+    assert regions._whole(tmp_path, "name") == file and not caplog.messages
+    DAMAGE[damage](file)
+    assert regions._whole(tmp_path, "name") is None
+    assert list(tmp_path.iterdir()) == [other] and len(caplog.messages) == 1
+
+
+def test_a_new_library_that_ends_its_process_is_not_loaded(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path))
+    assert compiled_library('extern "C" double error() { __builtin_trap(); }', ()) is None
+    assert len(caplog.messages) == 1 and "(-" in caplog.text
+    assert not [*tmp_path.rglob("*")]
+
+
+def test_another_machine_has_compiled_code_of_its_own(tmp_path, monkeypatch):
+    def named() -> str | None:
+        regions.machine.cache_clear()
+        return regions.machine()
+
+    monkeypatch.setattr(regions, "CPUINFO", tmp_path / "cpuinfo")
+    names = [named()]
+    for flags in ("sse4_2 avx2", "sse4_2 avx2 avx512f"):
+        (tmp_path / "cpuinfo").write_text(f"processor : 0\ncpu MHz : {len(names)}\nflags : {flags}\n")
+        names.append(named())
+    assert len(set(names)) == 3 and named() == names[-1]
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    assert named() is None
+    monkeypatch.undo()
+    named()

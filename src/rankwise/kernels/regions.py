@@ -2,17 +2,25 @@
 
 torch's compiler fuses them if a C++ compiler is installed. Otherwise, and in runs too short to earn back the seconds
 that compiling takes, the same function runs operation by operation. The choice holds for the whole process.
+
+A cache can be damaged, or shared. So compiled code is kept by processor, compiler and versions under its SHA-256, and a
+new library first answers a known question in a process of its own.
 """
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
+import platform
+import shutil
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, update_wrapper
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -21,8 +29,12 @@ import torch
 from torch import Tensor
 
 from rankwise.system.cache import cache_folder
+from rankwise.system.files import sha256_of, temporary_folder
+from rankwise.system.locks import locked_folder
 
+CPUINFO, FEATURES = Path("/proc/cpuinfo"), ("model name", "flags", "CPU part", "Features", "isa")
 FOLDER = "TORCHINDUCTOR_CACHE_DIR"
+_log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -47,11 +59,18 @@ REGIONS: list[CompiledRegion[..., Any]] = []
 
 @contextmanager
 def compiled_regions(cache: Path) -> Iterator[None]:
-    """Compile each region inside the block at its first call, for tensors of any length."""
-    with compiled_code_in(cache), _as_before():
+    """Compile each region inside the block at its first call, for tensors of any length. What torch stores is kept in
+    an archive, and used from a copy that no other process changes."""
+    kept = _whole(cache, name := f"torch-{machine()}.zip")
+    with locked_folder(cache) as folder, compiled_code_in(code := folder / "code"), _as_before():
+        shutil.unpack_archive(kept, code) if kept else code.mkdir()
         for region in REGIONS:
             region.compiled = torch.compile(region.passes, dynamic=True)
         yield
+        with suppress(OSError):  # a full disk
+            made = Path(shutil.make_archive(str(folder / "made"), "zip", code))
+            kept.unlink() if kept else None
+            made.replace(cache / f"{sha256_of(made)}-{name}")
 
 
 @contextmanager
@@ -117,15 +136,62 @@ static inline void store(float x, uint16_t* y) {
 
 
 @cache
-def compiled_library(source: str, flags: tuple[str, ...]) -> Any:
-    """Functions of C++, compiled once and stored in the cache; None where there is no C++ compiler that works."""
-    try:
-        with compiled_code_in(cache_folder() / "compiled"):
-            from torch._inductor.codecache import CppCodeCache  # imported late, because it takes a second
-
-            return CppCodeCache.load(source, extra_flags=flags)
-    except Exception:  # of many kinds: no compiler, one that fails, a folder that no code may run from
+def machine() -> str | None:
+    """A hash of what compiled code depends on beside its source: the processor, the compiler and versions. None where
+    there is no C++ compiler."""
+    default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    if (compiler := shutil.which(os.environ.get("CXX", default))) is None:
         return None
+    said = subprocess.run([compiler, "--version"], capture_output=True, check=False)
+    lines = CPUINFO.read_text(encoding="utf-8").splitlines() if CPUINFO.exists() else []
+    features = sorted({line for line in lines if line.startswith(FEATURES)})
+    found = compiler, said.stdout, torch.__version__, sys.version, platform.machine(), platform.processor(), features
+    return sha256(repr(found).encode()).hexdigest()
+
+
+@cache
+def compiled_library(source: str, flags: tuple[str, ...]) -> Any:
+    """Functions of C++, compiled once and stored in the cache; None where there is no C++ compiler that works. One of
+    them is `error`: how far the others are from a known answer."""
+    try:
+        if machine() is None:
+            return None
+        place, name = cache_folder() / "compiled", sha256(repr((machine(), source, flags)).encode()).hexdigest()
+        if (library := _whole(place, name)) is None:
+            with temporary_folder(place / name) as folder:
+                program = f"""import sys; sys.path = {sys.path}
+from {__name__} import compile_and_ask
+compile_and_ask({source!r}, {flags!r}, {str(folder)!r}, {name!r})"""
+                done = subprocess.run([sys.executable, "-"], input=program, text=True, capture_output=True, check=False)
+                if done.returncode:
+                    raise OSError(f"{done.stderr.strip() or 'its process ended'} ({done.returncode})".splitlines()[-1])
+                library = (folder / name).replace(place / f"{sha256_of(folder / name)}-{name}")
+        return ctypes.CDLL(str(library))
+    except Exception as error:  # of many kinds: a compiler that fails, a folder that no code may run from
+        _log.warning("Compiled code is not used, so this takes longer: %s", error)
+        return None
+
+
+def compile_and_ask(source: str, flags: tuple[str, ...], folder: str, name: str) -> None:
+    """Compile a library, in a process that it may kill, and check its answer."""
+    with compiled_code_in(Path(folder)):
+        from torch._inductor.codecache import CppCodeCache  # imported late, because it takes a second
+
+        library: Any = CppCodeCache.load(source, extra_flags=flags)
+    library.error.restype = ctypes.c_double
+    if not library.error() < 0.02:
+        sys.exit("it computes wrong numbers")
+    Path(library._name).replace(Path(folder, name))
+
+
+def _whole(place: Path, name: str) -> Path | None:
+    """The file of this name behind its SHA-256. Whatever else has the name is removed."""
+    for kept in place.glob(f"*-{name}"):
+        if kept.is_file() and kept.name == f"{sha256_of(kept)}-{name}":
+            return kept
+        _log.warning("%s is damaged. It is removed and compiled again.", kept)
+        shutil.rmtree(kept) if kept.is_dir() and not kept.is_symlink() else kept.unlink(missing_ok=True)
+    return None
 
 
 def address(tensor: Tensor | None) -> ctypes.c_void_p:

@@ -33,16 +33,9 @@ ABANDONED = 86_400
 ATTEMPTS, BETWEEN = 20, 0.05
 """How often Windows is asked to rename, and the seconds between."""
 NOT_WRITABLE = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-    errno.ENOENT,
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT,
     errno.EINVAL,
-}
+}  # fmt: skip
 
 
 def _own_name(path: Path) -> Path:
@@ -107,7 +100,7 @@ def published(folder: Path, *, first_stays: bool = False) -> Iterator[Path]:
     If a folder with this name already has content, that is an error. With `first_stays`, the existing folder is used,
     because another process has written the same content.
     """
-    with _temporary_folder(folder) as temporary:
+    with temporary_folder(folder) as temporary:
         yield temporary
         readable = temporary.stat().st_mode & 0o666
         for file in temporary.rglob("*"):
@@ -132,7 +125,7 @@ def published(folder: Path, *, first_stays: bool = False) -> Iterator[Path]:
 def published_file(path: Path, *, first_stays: bool = False) -> Iterator[Path]:
     """A temporary file that takes the name `path` when the block ends, and is removed if the block fails. An existing
     file is an error, or stays with `first_stays`, because somebody has written the same content."""
-    with _temporary_folder(path) as temporary:
+    with temporary_folder(path) as temporary:
         yield temporary / path.name
         _flush(temporary / path.name)
         if os.path.lexists(path):
@@ -144,7 +137,7 @@ def published_file(path: Path, *, first_stays: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def _temporary_folder(path: Path) -> Iterator[Path]:
+def temporary_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`, which is removed with what is still in it."""
     with folders_above(path):
         temporary = _own_name(path)

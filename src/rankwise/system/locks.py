@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
+import shutil
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
 
@@ -79,6 +82,25 @@ class Lock:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+@contextmanager
+def locked_folder(within: Path) -> Iterator[Path]:
+    """A temporary folder, which is removed with what is in it. Those that killed processes have left beside it are
+    removed first."""
+    for file in within.glob("tmp*/.lock"):
+        with suppress(OSError, RunError):  # another process holds it
+            left = Lock(file)
+            left.loosen()
+            shutil.rmtree(file.parent, ignore_errors=True)
+            left.release()
+    lock = Lock.with_folder(within / f"tmp{secrets.token_hex(6)}" / ".lock")
+    try:
+        yield lock.path.parent
+    finally:
+        lock.loosen()
+        shutil.rmtree(lock.path.parent, ignore_errors=True)
+        lock.release()
 
 
 def owner_if_locked(file: Path) -> str | None:
