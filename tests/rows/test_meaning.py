@@ -201,12 +201,6 @@ TRAPS = [
     Trap("labels exchanged from row 29 on", TICKETS, answer(lambda n, one: TICKETS[n + 1]["label"]),
          "have another label than their words suggest: 13 of 42, such as rows.jsonl:32, rows.jsonl:35, rows.jsonl:38",
          at=range(28, 41)),
-    Trap("pairs exchanged from row 25 on", PAIRS, lambda n, one: one | {"chosen": one["rejected"], "rejected":
-         one["chosen"]}, "have a chosen answer like the rejected ones of other rows: 16 of 40, such as rows.jsonl:29, "
-         "rows.jsonl:33, rows.jsonl:37. Chosen", at=range(24, 40)),
-    Trap("the label in an identifier", TICKETS, question(lambda n, one: f"[id {'XKB'[n % 3]}{n}] {one['text']}"),
-         "have a number or identifier whose letters, first or last character tell the label: 42 of 42, such as rows",
-         twin=question(lambda n, one: f"[id {'XKB'[n % 4 % 3]}{n}] {one['text']}")),
     Trap("questions again under other numbers", QUESTIONS,
          lambda n, one: {"prompt": f"[id {n}] {QUESTIONS[n % 10]['prompt']}", "completion": f"Me {n % 10}."},
          "differ from an earlier row only in punctuation, digits or an identifier: 30 of 40, such as rows.jsonl:11, "

@@ -117,11 +117,11 @@ _MARKS = ".,;:!?…\"'“”„‘’()[]{}"
 
 
 class Kept(NamedTuple):
-    """A row with one question and one answer, or a pair."""
+    """A row with one question and one answer, each cut."""
 
     where: str
     first: str
-    """The end of the question, or the beginning of the chosen answer. `other` begins the answer or the rejected one."""
+    """The end of the question; `other` is the beginning of the answer."""
     other: str
 
 
@@ -306,8 +306,6 @@ class Meaning:
                 if example.rejected:
                     self._count(AMONG["pairs"], CheckedRow(text, example))
                     self.rows["pairs"] += 1
-                    sides = example.messages[-1].content[:LONG], example.rejected[-1].content[:LONG]
-                    kept.append(Kept(example.where, *sides))
                 elif (turns := example.exchange) is not None:
                     exchanges.append(self._answered(text, example, *turns))
                     kept.append(Kept(example.where, turns[0][-LONG:], turns[1][:LONG]))

@@ -1,11 +1,10 @@
-"""What rows mean beside each other: answers that fit another prompt, and labels and pairs that other rows contradict.
+"""What rows mean beside each other: answers that fit another prompt, and labels that other rows contradict.
 
 At most 4,000 rows are looked at, in stretches of a thousand. Their words decide, each cut to six letters:
 
     shifted      more answers of a stretch share rare words with the prompt beside theirs than with their own
     labels       p(class) = the product over a row's words of (rows of the class with the word + share of all rows with
                  it) / (rows of the class + 1), the row itself left out; right more often than by chance, or not
-    exchanged    the direction in which chosen and rejected differ most, whichever way round: the first singular vector
     a part       the sums of residuals from row to row go further than those of rows in any order would (Kuiper's test)
 """
 
@@ -28,15 +27,8 @@ LIKELY = 2.0
 NEIGHBOURS = 400
 """Rows among which those that resemble each other are looked for."""
 _WORD = re.compile(r"[\u0e00-\uffff]|[^\W\u0e00-\uffff]+")
-_IDENTIFIER = re.compile(
-    r"(?:[#\[(=:]\s*|\b(?:id|ref|no|nr|case|ticket)[ .:_#=-]*)([\w-]*\d[\w-]*)|\b((?=[\w-]*[a-z_-])[\w-]*\d[\w-]*)"
-)
 Found = tuple[int, int, str]
 """How many rows, of how many, and three of them."""
-
-
-def words_in(text: str) -> set[str]:
-    return {word[:6] for word in _WORD.findall(text.lower())}
 
 
 def _three(rows: Sequence[Kept], numbers: np.ndarray) -> str:
@@ -98,7 +90,7 @@ def contradicted(meaning: Meaning, _: Labels, learned: Learned) -> Found:
     """Rows whose words speak for another label: those of a part of the file, or of all of it where the words of rows
     that resemble each other speak for none."""
     rows = [row for part in meaning.kept for row in part]
-    texts = [{word for word in words_in(row.first) if not word[0].isdigit()} for row in rows]
+    texts = [{word[:6] for word in _WORD.findall(row.first.lower()) if not word[0].isdigit()} for row in rows]
     names = {label: number for number, label in enumerate(dict.fromkeys(row.other.strip() for row in rows))}
     if (
         len(rows) < 2 * MANY
@@ -140,37 +132,6 @@ def _alike(texts: Sequence[set[str]], numbers: dict[str, int]) -> float:
     return float((np.where(shared < 0.99, shared, 0).max(1) > 1 / 3).mean())
 
 
-def exchanged_pairs(meaning: Meaning, *_: object) -> Found:
-    """Pairs of a part of the file whose chosen answer differs from the rejected one as rejected ones do elsewhere."""
-    rows = [row for part in meaning.kept for row in part]
-    if len(rows) < MANY:
-        return 0, len(rows), ""
-    sides = [(words_in(row.first), words_in(row.other)) for row in rows]
-    differing = [(word, place, 1 if word in chosen else -1) for place, (chosen, rejected) in enumerate(sides)
-                 for word in sorted(chosen ^ rejected)]  # fmt: skip
-    names = {word: number for number, word in enumerate(dict.fromkeys(word for word, _, _ in differing))}
-    words, of, signs = np.array([(names[word], place, sign) for word, place, sign in differing] or [(0, 0, 1)]).T
-    signs = signs / np.sqrt(np.bincount(of, minlength=len(rows)))[of]
-    along, direction = np.zeros(len(rows)), np.random.default_rng(0).normal(size=len(names) or 1)
-    for _step in range(30):
-        along = np.bincount(of, signs * direction[words], len(rows))
-        direction = np.bincount(words, signs * along[of])
-        direction /= np.linalg.norm(direction) + 1e-9
-    crisp = (along**4).mean() < 1.5 * (along**2).mean() ** 2 and len(of) > 6 * len(rows)
-    for values in (along, np.array([len(row.first) - len(row.other) for row in rows])):
-        far, part = _part(signs := np.sign(values))
-        means = [signs[one].mean() if one.any() else 0.0 for one in (part, ~part)]
-        if far > LIKELY and abs(means[0] - means[1]) > 1:  # the smaller part, or of halves the later one
-            part = ~part if part.mean() > 0.6 or (part.mean() > 0.4 and not part[-1]) else part
-            wrong = np.flatnonzero(part & (signs == np.sign(signs[part].mean())))
-        else:
-            wrong = np.flatnonzero(signs == -np.sign(signs.mean() or 1)) if crisp else np.empty(0, np.int64)
-        if len(wrong) >= max(3, len(rows) / 20):
-            return len(wrong), len(rows), _three(rows, wrong)
-        crisp = False
-    return 0, len(rows), ""
-
-
 def repeated(meaning: Meaning, *_: object) -> Found:
     """Rows with the answer of an earlier one, and its question but for punctuation, and an identifier or digits."""
     table = meaning.exchanges.view()
@@ -178,23 +139,6 @@ def repeated(meaning: Meaning, *_: object) -> Found:
     earliest = np.unique(table[first][:, [1, 4]], axis=0, return_index=True)[1]
     later = np.delete(first, earliest)
     return len(later), len(table), ", ".join(map(meaning.where, later[:3].tolist()))
-
-
-def coded(meaning: Meaning, _: Labels, learned: Learned) -> Found:
-    """Rows whose identifier has letters, a first or a last sign that only rows of their label have."""
-    rows = [row for part in meaning.kept for row in part]
-    found = [[one or other for one, other in _IDENTIFIER.findall(row.first.lower())] for row in rows]
-    if len(rows) < MANY or not all(found) or not learned.are_named(labels=True):
-        return 0, len(rows), ""
-    for which in (0, -1):
-        for sign in (lambda one: re.sub(r"[\d_-]", "", one), lambda one: one[0], lambda one: one[-1]):
-            pairs = Counter((sign(ids[which]), row.other.strip()) for ids, row in zip(found, rows, strict=True))
-            told, alone = Counter[str](), Counter[str]()
-            for (code, label), count in pairs.items():
-                told[code], alone[label] = max(told[code], count), alone[label] + count
-            if 5 * len(told) <= len(rows) and told.total() > 0.97 * len(rows) > 1.2 * max(alone.values()):
-                return told.total(), len(rows), _three(rows, np.arange(len(rows)))
-    return 0, len(rows), ""
 
 
 def several_in_one(_: Meaning, labels: Labels, learned: Learned) -> Found:
@@ -285,10 +229,6 @@ SURVEYS = (
     Check("unlikely-labels", "have another label than their words suggest", "Labels may be shuffled, exchanged or "
           "moved by a row, in the whole file or a part of it. Take them from their source again", rows=3,
           among="labels", finds=contradicted),
-    Check("exchanged-pairs", "have a chosen answer like the rejected ones of other rows", "Chosen and rejected may be "
-          "exchanged. Exchange them again", rows=3, among="pairs", finds=exchanged_pairs),
-    Check("label-in-identifier", "have a number or identifier whose letters, first or last character tell the label",
-          "The model learns to read it there. Leave it out of the texts", among="labels", finds=coded),
     Check("several-labels", "have several labels in one text, which counts as a class of its own", "Write a list, such "
           'as ["a", "b"], and add --objective sequence-classification', rows=2, among="labels",
           finds=several_in_one),
