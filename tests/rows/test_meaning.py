@@ -5,7 +5,7 @@ A trap changes some rows of a clean set, and its twin changes them nearly so and
 
 import json
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -71,11 +71,25 @@ def appended(text):
     return question(lambda n, one: f"{one.get('text') or one.get('prompt')} {text}")
 
 
-IN_PROMPT = "have their answer or label word for word in the prompt: {}, such as rows.jsonl:1. The model learns to"
+def turns(*roles):
+    def change(n, one):
+        given = {"user": one["prompt"], "assistant": one["completion"]}
+        pairs = [role if isinstance(role, tuple) else (role, given[role]) for role in roles]
+        return {"messages": [{"role": role, "content": content} for role, content in pairs]}
+
+    return change
+
+
+PRINTED = "have what a program printed in place of a text, such as {'a': None}, ['x'], b'…' or JSON inside quotes"
+IN_PROMPT = (
+    "have their answer or label word for word in the prompt: {}, such as rows.jsonl:1, rows.jsonl:2 and "
+    "rows.jsonl:3. The model learns to"
+)
 MISSING = "have a placeholder for a missing value as their answer or label"
 KEYS, CARD = "have what looks like a key or token of a service", "have what looks like the number of a payment card"
 INVISIBLE = (
-    "have invisible characters in their text (byte order marks, zero-width spaces): 3 of 40, such as rows.jsonl:1. They"
+    "have invisible characters in their text (byte order marks, zero-width spaces): 3 of 40, such as rows.jsonl:1, "
+    "rows.jsonl:2 and rows.jsonl:3. They"
 )
 ENCODING = (
     "have text that was decoded wrongly, such as Ã© for é or â€™ for an apostrophe: 1 of 40, such as rows.jsonl:3. Read"
@@ -94,12 +108,14 @@ TRAPS = [
          IN_PROMPT.format("40 of 40"), twin=question(lambda n, one: f"{one['prompt']} {one['completion'][:-9]}x So?")),
     # answers that teach nothing
     Trap("prompt as answer", QUESTIONS, answer(lambda n, one: one["prompt"]),
-         "have the prompt itself as their answer: 40 of 40, such as rows.jsonl:1. The model learns to repeat what "
+         "have the prompt itself as their answer: 40 of 40, such as rows.jsonl:1, rows.jsonl:2 and rows.jsonl:3. The "
+         "model learns to repeat what "
          "it is given. Take the answer from another column", stops=True),
     Trap("prompt as answer in five rows", QUESTIONS, answer(lambda n, one: one["prompt"]),
          "have the prompt itself as their answer: 5 of 40, such as rows.jsonl:4", at=range(3, 8)),
     Trap("answer repeats the prompt", QUESTIONS, answer(lambda n, one: f"{one['prompt']} {one['completion']}"),
-         "have an answer that begins with the whole prompt: 40 of 40, such as rows.jsonl:1. The model learns to "
+         "have an answer that begins with the whole prompt: 40 of 40, such as rows.jsonl:1, rows.jsonl:2 and "
+         "rows.jsonl:3. The model learns to "
          "repeat the question first", twin=answer(lambda n, one: f"{one['prompt'][:-1]} {one['completion']}")),
     Trap("one answer for all", QUESTIONS, answer(lambda n, one: "Thanks"),
          "all have the same answer: 40 of 40, such as rows.jsonl:1", twin=answer(lambda n, one: f"Thanks {n}"),
@@ -130,26 +146,32 @@ TRAPS = [
          "pairs that contradict another pair with the same prompt: 2", at=range(2)),
     # signs for missing values
     *(Trap(f"the answer {sign!r}", QUESTIONS, answer(lambda n, one, sign=sign: sign),
-           f"{MISSING}, such as None, NaN, N/A or -: 3 of 40, such as rows.jsonl:2. Programs write these",
+           f"{MISSING}, such as None, NaN, N/A or -: 3 of 40, such as rows.jsonl:2, rows.jsonl:3 and rows.jsonl:4. "
+           f"Programs write these",
            at=range(1, 4), twin=answer(lambda n, one, sign=sign: f"{sign} of them {n}"))
       for sign in ("None", "NaN", "nan", "null", "N/A", "-")),
     Trap("the label nan", TICKETS, answer(lambda n, one: "nan"),
          f"{MISSING}, such as None, NaN, N/A or -: 4 of 42, such as rows.jsonl:1", at=range(4)),
     # numbers and dates as labels
     Trap("decimal commas as classes", SCORES, answer(lambda n, one: one["label"].replace(".", ",")),
-         "have a number with a decimal comma as their label: 42 of 42, such as rows.jsonl:1. Each is taken as a name, "
+         "have a number with a decimal comma as their label: 42 of 42, such as rows.jsonl:1, rows.jsonl:2 and "
+         "rows.jsonl:3. Each is taken as a name, "
          "so as a class of its own. Write numbers on a scale with a point: 1234.5", classifies=True),
     Trap("thousands separators and a comma", SCORES, answer(lambda n, one: f"1.23{n % 7},5"),
          "have a number with a decimal comma as their label", classifies=True),
     Trap("thousands separators", SCORES, answer(lambda n, one: f"1{n % 7}.345"),
          "have a label that may be a number with thousands separators, such as 12.345 for 12345: 42 of 42, "
-         "such as rows.jsonl:1. They are read as numbers", twin=answer(lambda n, one: f"{n % 7}.345"), classifies=True),
+         "such as rows.jsonl:1, rows.jsonl:2 and rows.jsonl:3. They are read as "
+         "numbers", twin=answer(lambda n, one: f"{n % 7}.345"), classifies=True),
     Trap("dates as classes", TICKETS, answer(lambda n, one: f"2024-01-{n % 7 + 10}"),
-         "have a date as their label: 42 of 42, such as rows.jsonl:1. Each is taken as a name", classifies=True),
+         "have a date as their label: 42 of 42, such as rows.jsonl:1, rows.jsonl:2 and rows.jsonl:3. Each is taken "
+         "as a name", classifies=True),
     Trap("dates as texts", TICKETS, answer(lambda n, one: f"1{n % 7}.01.2024"),
-         "have a date as their label: 42 of 42, such as rows.jsonl:1. They are learned as texts"),
+         "have a date as their label: 42 of 42, such as rows.jsonl:1, rows.jsonl:2 and rows.jsonl:3. They are "
+         "learned as texts"),
     Trap("shortened numbers", TICKETS, answer(lambda n, one: f"1.23457E+{12 + n % 2}"),
-         "have a long number that a spreadsheet has shortened, such as 1.23457E+15: 42 of 42, such as rows.jsonl:1. "
+         "have a long number that a spreadsheet has shortened, such as 1.23457E+15: 42 of 42, such as rows.jsonl:1, "
+         "rows.jsonl:2 and rows.jsonl:3. "
          "Its last digits are lost", twin=answer(lambda n, one: f"1.23457E-{2 + n % 2}")),
     Trap("labels as numbers and texts", TICKETS, answer(lambda n, one: n % 2 if n < 30 else str(n % 2)),
          'labels are written in several ways, and 1, 1.0 and "1" are one label: whole number (30 rows, first '
@@ -213,9 +235,49 @@ TRAPS = [
          "have a number apart from all other ratings as their label, perhaps for a missing one: 7 of 42, such as "
          "rows.jsonl:1, rows.jsonl:7, rows.jsonl:13. Leave", classifies=True,
          twin=answer(lambda n, one: n % 3 - 1)),
+    # what programs, services and cuts leave
+    *(Trap(f"{what[5:30]}: {text[:20]!r}", QUESTIONS, answer(lambda n, one, text=text: text.format(n=n)),
+           f"{what}: 6 of 40, such as rows.jsonl:3, rows.jsonl:4 and rows.jsonl:5. ", at=range(2, 8),
+           twin=answer(lambda n, one, like=like: like.format(n=n)))
+      for what, text, like in (
+          (PRINTED, "{{'a': 1, 'b': None, 'n': {n}}}", '{{"a": 1, "b": null, "n": {n}}}'),
+          (PRINTED, "['w{n}', 'x']", '["w{n}", "x"]'), (PRINTED, "b'well {n}'", "plan b's end {n}"),
+          (PRINTED, '"{{\\"a\\": {n}}}"', '"a" and {n}'),
+          ("have escapes as text, such as a backslash and n for a line end", "a day\\nand {n}", "so \\neq {n}"),
+          ("have HTML tags in their text, and are not about markup", "<p>day {n}</p>", "2 < {n} > 1"),
+          ("have their prompt or answer in base64", "YmlsbGluZyBvZiB0aGUgbGFtcA==", "BillingOfTheLampAt{n}"),
+          ("have an answer that breaks off with … or ...", "It was a day of…", "1, 2, {n}, ..."),
+          ("have a placeholder as their answer or in it, such as TODO, TBD or lorem ipsum", "[TODO: {n}]", "Todo "
+          "bien {n}"),
+          ("have a failure of a program or service as their answer, such as Error: rate limit exceeded", "Error: "
+          "rate limit exceeded", "Error {n} means it"),
+          ("have an answer that refuses, such as: As an AI language model I cannot", "I'm sorry, but I cannot help "
+          "with that.", "I'm sorry, but it broke {n}."),
+          ("have an answer that refuses, such as: As an AI language model I cannot", "Als KI-Sprachmodell kann ich "
+          "das nicht.", "Als Kind war ich {n}."),
+          ("have an answer that goes on with the next turn, such as User:", "Day {n}.\nUser: and then?", "Day "
+          "{n}.\nUsers may come."),
+          ("have an answer in another language than their prompt, unlike the others", "Er ist nicht auf der Bank mit "
+          "dem Hut {n}.", "He is on it {n}."),
+      )),
+    Trap("answers cut at 24", QUESTIONS, answer(lambda n, one: (f"{chr(97 + n)} " + "of the maker" * 3)[:24]),
+         "have an answer that breaks off at the same number of characters: 40 of 40, such as rows.jsonl:1, "
+         "rows.jsonl:2 and rows.jsonl:3. ", twin=answer(lambda n, one: f"{chr(97 + n)} " + "of the maker" * 2 + ".")),
+    Trap("a transcript as prompt", QUESTIONS, question(lambda n, one: f"User: {one['prompt']}\nAssistant:"),
+         "look as if a chat template had already been applied", twin=appended("Users: 7.")),
+    Trap("exchanged roles", QUESTIONS, lambda n, one: {"prompt": one["completion"], "completion": one["prompt"]},
+         "have a statement as their prompt and a question as their answer: 40 of 40"),
+    Trap("an empty system message", QUESTIONS, turns(("system", " "), "user", "assistant"),
+         "have an empty system message: 40 of 40", twin=turns(("system", "Be kind."), "user", "assistant")),
+    Trap("two turns of one role", QUESTIONS, turns("user", ("user", "Please."), "assistant"),
+         "have two turns of one role in a row: 40 of 40", twin=turns("user", "assistant")),
+    Trap("the answer in the system message", QUESTIONS, lambda n, one: one | {"system": f"Say {one['completion']}"},
+         "have their answer word for word in the system message: 40 of "
+         "40", twin=lambda n, one: one | {"system": "Go."}),
     # pairs
     Trap("chosen is longer", PAIRS, lambda n, one: one | {"chosen": "good " * 9 + str(n)},
-         "are pairs whose chosen answer is the longer one: 40 of 40, such as rows.jsonl:1. The model may learn "
+         "are pairs whose chosen answer is the longer one: 40 of 40, such as rows.jsonl:1, rows.jsonl:2 and "
+         "rows.jsonl:3. The model may learn "
          "nothing but to write more"),
     Trap("chosen is shorter", PAIRS, lambda n, one: one | {"rejected": "good " * 9 + str(n)},
          "are pairs whose chosen answer is the shorter one: 40 of 40, such as rows.jsonl:1"),
@@ -260,7 +322,7 @@ def test_of_clean_rows_nothing_is_said(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("trap", TRAPS, ids=lambda trap: trap.name)
 def test_a_trap_is_said_and_its_twin_is_not(trap, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    settings = dict(trap.settings) | {"classifies": trap.classifies}
+    settings: dict[str, Any] = dict(trap.settings) | {"classifies": trap.classifies}
     report = report_of(tmp_path, with_change(trap, trap.change), **settings)
     (said,) = [one for one in (*report.warnings, *report.fatal) if trap.says in one]
     assert (said in report.fatal) == trap.stops
@@ -273,7 +335,7 @@ def test_a_trap_is_said_and_its_twin_is_not(trap, tmp_path, monkeypatch):
 @pytest.mark.parametrize("trap", [trap for trap in TRAPS if trap.stops], ids=lambda trap: trap.name)
 def test_what_stops_names_a_way_round_that_works_and_measuring_needs_none(trap, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    settings = dict(trap.settings) | {"classifies": trap.classifies}
+    settings: dict[str, Any] = dict(trap.settings) | {"classifies": trap.classifies}
     report = report_of(tmp_path, with_change(trap, trap.change), **settings)
     with pytest.raises(DataError) as refused:
         refuse_fatal(report)

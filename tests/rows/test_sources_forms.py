@@ -102,7 +102,7 @@ def test_question_and_answer_are_what_the_file_holds_to_the_letter(name, shared_
 
 def test_rows_that_a_template_wrote_already_are_told(shared_data):
     data_report = count_only(DataConfig(path=str(shared_data / "dolly" / "train.jsonl")), silent)
-    assert "rows that look as if a chat template had already been applied: 800" in data_report.warnings
+    assert any("chat template had already been applied" in one and ": 800 of" in one for one in data_report.warnings)
 
 
 def test_self_instruct_tasks_give_an_example_for_each_of_their_instances(shared_data):

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from rankwise.config.base import Config
-from rankwise.config.classification import PairLoss
 from rankwise.errors import one_line, some
 from rankwise.runs.records import OF_LANGUAGE_MODELS
 
@@ -227,7 +226,7 @@ class AnswerFacts(Config):
 class PairFacts(Learned):
     """Pairs of a chosen and a rejected answer to one prompt."""
 
-    loss: PairLoss
+    loss: str
     beta: float
     prompts: bool = False
     """Whether the likelihood of orpo also covers the prompts."""

@@ -13,17 +13,18 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rankwise.errors import some
 from rankwise.rows.encoded.sequences import Growing
 from rankwise.rows.forms.labels import Labels
+from rankwise.rows.report.text_checks import TEXT_CHECKS, Check, CheckedRow, listed
 from rankwise.rows.text.example import Example
 from rankwise.runs.row_facts import Doubt, Learned
 
@@ -87,8 +88,6 @@ MISSING = frozenset({
 """What programs write into cells without a value."""
 ROW_HASH = 8
 """Bytes of a row's hash."""
-FEW = 10
-"""With fewer rows than this, nothing is reported that depends on a share of all rows."""
 LONG = 1200
 """Characters of a question or an answer that are compared with those of other rows."""
 LONGER = 100
@@ -125,49 +124,6 @@ class Kept(NamedTuple):
     other: str
 
 
-@dataclass(slots=True)
-class CheckedRow:
-    """A row while it is looked at. All but the first two are empty where it has not one question and one answer."""
-
-    text: str
-    example: Example
-    question: str = ""
-    """Without white space around it, as `bare` is the answer."""
-    answer: str = ""
-    bare: str = ""
-    other: str | None = None
-    """The answer of an earlier row that has another."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """`what` is said of some rows, and `advice` behind it."""
-
-    name: str
-    what: str
-    advice: str
-    rows: int = 1
-    """The fewest rows of which it is said, the smallest share of all, and the share from which it is not."""
-    least: float = 0.0
-    most: float = 2.0
-    stops: float | None = None
-    """The share of all rows from which training on them is refused, where the check is among those that may."""
-    finds: Callable[..., Any] = field(kw_only=True)
-    """Whether a row is such a one; or of all rows together, how many are, of how many it looks at, and an example."""
-    among: Literal["all", "answers", "labels", "texts", "pairs"] = field(default="answers", kw_only=True)
-    """The rows that are looked at. Whether answers are labels or texts is known at the end."""
-
-    def doubt(self, of: int, count: int, among: int, example: str, taken: str = "") -> Doubt | None:
-        """`count` rows among those that it looks at, `of` all."""
-        if count < self.rows or not self.least <= count / max(1, among) < self.most:
-            return None
-        return Doubt(
-            check=self.name, rows=count, of=of, example=example,
-            stops=self.stops is not None and count >= self.stops * of and of >= FEW,
-            text=f"rows that {self.what}: {count:,} of {of:,}, such as {example}. {self.advice.format(taken=taken)}",
-        )  # fmt: skip
-
-
 def _answer_in_question(row: CheckedRow) -> bool:
     """Not where another answer stands there too, as in a list of what can be answered."""
     bare, question = row.bare, row.question
@@ -185,15 +141,6 @@ def _stands_in(words: str, text: str) -> bool:
             return True
         begin = text.find(words, begin + 1)
     return False
-
-
-def _of_label(pattern: re.Pattern[str]) -> Callable[[CheckedRow], bool]:
-    return lambda row: len(row.answer) < 40 and pattern.fullmatch(row.bare) is not None
-
-
-def _of_text(pattern: re.Pattern[str]) -> Callable[[CheckedRow], bool]:
-    """A check for a pattern of characters beyond ASCII in the text of a row."""
-    return lambda row: not row.text.isascii() and pattern.search(row.text) is not None
 
 
 _REPEATS = "A model repeats what it was trained on. Remove them from the rows"
@@ -220,18 +167,23 @@ CHECKS = (
     Check("trailing-line-end", "have an answer that ends with a line end, unlike the others", _SPACE, rows=3,
           least=0.02, most=0.95, finds=lambda row: row.answer.endswith("\n")),
     Check("decimal-commas", "have a number with a decimal comma as their label", "{taken}. Write numbers on a scale "
-          "with a point: 1234.5", rows=3, least=0.1, among="labels", finds=_of_label(_COMMA)),
+          "with a point: 1234.5", rows=3, least=0.1, among="labels",
+          finds=lambda row: len(row.answer) < 40 and _COMMA.fullmatch(row.bare) is not None),
     Check("thousands", "have a label that may be a number with thousands separators, such as 12.345 for 12345",
-          "{taken}. Write numbers without separators", rows=3, least=0.3, among="labels", finds=_of_label(_THOUSANDS)),
+          "{taken}. Write numbers without separators", rows=3, least=0.3, among="labels",
+          finds=lambda row: len(row.answer) < 40 and _THOUSANDS.fullmatch(row.bare) is not None),
     Check("dates", "have a date as their label", "{taken}. Write a number, such as the year or the days since a day, "
-          "if the order of the dates matters", rows=3, least=0.1, among="labels", finds=_of_label(_DATE)),
+          "if the order of the dates matters", rows=3, least=0.1, among="labels",
+          finds=lambda row: len(row.answer) < 40 and _DATE.fullmatch(row.bare) is not None),
     Check("shortened-numbers", "have a long number that a spreadsheet has shortened, such as 1.23457E+15", "Its last "
           "digits are lost. Export the column as text", among="all",
           finds=lambda row: "E+1" in row.text and _SHORTENED.search(row.text) is not None),
     Check("invisible-characters", "have invisible characters in their text (byte order marks, zero-width spaces)",
-          "They become tokens of their own. Remove them", rows=2, least=0.005, among="all", finds=_of_text(_INVISIBLE)),
+          "They become tokens of their own. Remove them", rows=2, least=0.005, among="all",
+          finds=lambda row: not row.text.isascii() and _INVISIBLE.search(row.text) is not None),
     Check("wrong-encoding", "have text that was decoded wrongly, such as Ã© for é or â€™ for an apostrophe",
-          "Read the original file as UTF-8 and save it again", among="all", finds=_of_text(_AS_CP1252)),
+          "Read the original file as UTF-8 and save it again", among="all",
+          finds=lambda row: not row.text.isascii() and _AS_CP1252.search(row.text) is not None),
     Check("html-entities", "have HTML entities in their text, such as &amp; or &#39;", "The model learns to write "
           "them. Replace them with the characters that they stand for", rows=2, least=0.005, among="all",
           finds=lambda row: "&" in row.text and "</" not in row.text and _ENTITY.search(row.text) is not None),
@@ -251,9 +203,10 @@ CHECKS = (
     Check("chosen-shorter", "are pairs whose chosen answer is the shorter one", "The model may learn nothing but to "
           "write less. See whether chosen and rejected are exchanged", rows=20, least=0.95, among="pairs",
           finds=lambda row: len(row.example.messages[-1].content) < len(row.example.rejected[-1].content)),
+    *TEXT_CHECKS,
 )  # fmt: skip
-AMONG = {among: tuple(check for check in CHECKS if check.among in (among, others))
-         for among, others in (("all", ""), ("answers", "labels"), ("pairs", ""))}  # fmt: skip
+AMONG = {among: tuple(check for check in CHECKS if check.among in (among, *others))
+         for among, others in (("all", ()), ("answers", ("labels", "texts")), ("pairs", ()))}  # fmt: skip
 
 
 def bare_of(text: str, *, everywhere: bool = False) -> str:
@@ -276,13 +229,13 @@ class Meaning:
 
     rows: Counter[str] = field(default_factory=Counter)
     """Rows that each check finds, and among "all", "answers" and "pairs" it looks at."""
-    first: dict[str, str] = field(default_factory=dict)
-    """`file:line` of the first row that each check finds."""
+    first: dict[str, list[str]] = field(default_factory=dict)
+    """`file:line` of the first three rows that each check finds."""
     files: dict[str, int] = field(default_factory=dict)
     """The number of each."""
-    exchanges: Growing = field(default_factory=lambda: Growing(np.uint64, 5))
-    """(N, 5) of rows with one question and one answer: digests of both, the number of the file, the line, and a digest
-    of the question without punctuation and numbers."""
+    exchanges: Growing = field(default_factory=lambda: Growing(np.uint64, 6))
+    """(N, 6) of rows with one question and one answer: digests of both, the number of the file, the line, a digest of
+    the question without punctuation and numbers, and the length of an answer that ends within a sentence, or 0."""
     kept: list[list[Kept]] = field(default_factory=list)
     """Rows of every `_step`-th call of `read`, cut."""
     lengths: Growing = field(default_factory=lambda: Growing(np.int32))
@@ -295,13 +248,15 @@ class Meaning:
 
     def read(self, rows: Sequence[Sequence[Example]], texts: Sequence[str]) -> None:
         self.lengths.extend([len(text) for text in texts])
-        exchanges: list[tuple[int, int, int, int, int]] = []
+        exchanges: list[tuple[int, ...]] = []
         kept: list[Kept] = []
         for examples, text in zip(rows, texts, strict=True):
             first = examples[0]
-            self._count(AMONG["all"], CheckedRow(text if first.system is None else f"{text}\n{first.system}", first))
             if len(text) > self.longest[0]:
                 self.longest = len(text), first.where
+            told = text[text.find("\nassistant: ") + 12 if first.messages else 0 :]
+            text = text if first.system is None else f"{text}\n{first.system}"
+            self._count(AMONG["all"], CheckedRow(text, first, told=told))
             for example in examples if len(examples) == 1 or not first.alternatives else examples[:1]:
                 if example.rejected:
                     self._count(AMONG["pairs"], CheckedRow(text, example))
@@ -310,7 +265,7 @@ class Meaning:
                     exchanges.append(self._answered(text, example, *turns))
                     kept.append(Kept(example.where, turns[0][-LONG:], turns[1][:LONG]))
             self.rows["all"] += 1
-        self.exchanges.extend(np.array(exchanges, np.uint64).reshape(-1, 5))
+        self.exchanges.extend(np.array(exchanges, np.uint64).reshape(-1, 6))
         self.kept += [kept] * (kept != [] and self._calls % self._step == 0)
         self._calls += 1
         if len(self.kept) > 4:
@@ -320,9 +275,10 @@ class Meaning:
         for check in checks:
             if check.finds(row):
                 self.rows[check.name] += 1
-                self.first.setdefault(check.name, row.example.where)
+                if self.rows[check.name] <= 3:
+                    self.first.setdefault(check.name, []).append(row.example.where)
 
-    def _answered(self, text: str, example: Example, question: str, answer: str) -> tuple[int, int, int, int, int]:
+    def _answered(self, text: str, example: Example, question: str, answer: str) -> tuple[int, ...]:
         row = CheckedRow(text, example, question := question.strip(), answer, bare := answer.strip())
         if self._last is not None and self._last != bare:
             self._other = self._last
@@ -335,7 +291,9 @@ class Meaning:
         file, number = (file, int(number)) if number.isdecimal() else (example.where, 0)
         asks = _digest(question.lower()) ^ (_digest(example.system) if example.system else 0)
         only = bare_of(question, everywhere=bare.count(" ") > 2 and re.search(r"\d", bare) is None)
-        return asks, _digest(bare.lower()), self.files.setdefault(file, len(self.files)), number, _digest(only)
+        length = len(answer) if " " in bare and (bare[-1].isalpha() or bare[-1] in ",;:-(") else 0
+        file = self.files.setdefault(file, len(self.files))
+        return asks, _digest(bare.lower()), file, number, _digest(only), length
 
     def doubts(
         self, labels: Labels, learned: Learned, surveys: Sequence[Check], accepted: Sequence[str] = ()
@@ -343,8 +301,11 @@ class Meaning:
         """What is to be said of all rows; checks that are accepted stop nothing."""
         answers, of = learned.answers(labels=bool(labels)), max(self.rows["all"], self.rows["answers"])
         among = {**self.rows, answers: self.rows["answers"]}
-        every = [check.doubt(of, self.rows[check.name], among[check.among], self.first[check.name], learned.taken)
-                 for check in CHECKS if check.name in self.first and among.get(check.among)]  # fmt: skip
+        every = [
+            check.doubt(of, self.rows[check.name], among[check.among], listed(self.first[check.name]), learned.taken)
+            for check in CHECKS
+            if check.name in self.first and among.get(check.among)
+        ]
         found = [(one, *one.finds(self, labels, learned)) for one in surveys if among.get(one.among)]
         every += [one.doubt(looked, count, looked, example) for one, count, looked, example in found]
         warns = {*accepted, *learned.accepts, *(["answer-in-prompt"] if answers == "texts" else [])}

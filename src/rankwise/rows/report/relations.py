@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from rankwise.rows.forms.labels import Labels
-from rankwise.rows.report.meaning import CHECKS, FEW, LONGER, Check, Kept, Meaning
+from rankwise.rows.report.meaning import CHECKS, LONGER, Kept, Meaning
+from rankwise.rows.report.text_checks import FEW, Check, listed
 from rankwise.runs.row_facts import Learned
 
 MANY = 20
@@ -195,6 +196,17 @@ def _exchanged(meaning: Meaning, *_: object) -> Found:
     return len(numbers), len(questions), meaning.where(numbers[0]) if len(numbers) else ""
 
 
+def _cut(meaning: Meaning, *_: object) -> Found:
+    """Answers of one length that all end within a sentence: many, and many more than of a length near it."""
+    lengths, of = meaning.exchanges.view()[:, 5].astype(int), len(meaning.exchanges)
+    counts = np.bincount(lengths[lengths >= 8], minlength=3)
+    length, most = int(counts.argmax()), int(counts.max())
+    near = np.r_[counts[length - 2 : length], counts[length + 1 : length + 3], 1].max()
+    rows = np.flatnonzero(lengths == length)
+    cut = 10 * most >= of and most >= 5 * near and 2 * len(np.unique(meaning.exchanges.view()[rows, 1])) > most
+    return (most, of, listed([meaning.where(row) for row in rows[:3]])) if cut else (0, of, "")
+
+
 def _too_long(meaning: Meaning, *_: object) -> Found:
     lengths, (longest, example) = meaning.lengths.view(), meaning.longest
     alone = len(lengths) >= 2 * FEW and longest > LONGER * np.median(lengths)
@@ -235,6 +247,8 @@ SURVEYS = (
     Check("no-rating", "have a number apart from all other ratings as their label, perhaps for a missing one",
           "Leave them out. With classification.targets=numbers ratings are learned as numbers", among="labels",
           finds=beside_ratings),
+    Check("cut-at-one-length", "have an answer that breaks off at the same number of characters", "A program or a "
+          "column may have cut them. Take the whole answers", rows=4, finds=_cut, among="texts"),
     Check("much-longer-row", f"are more than {LONGER} times as long as the median", "Two rows may have run together, "
           "for example after a quote that is never closed", most=0.1, finds=_too_long),
 )  # fmt: skip

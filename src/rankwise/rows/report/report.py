@@ -45,9 +45,6 @@ MANY_LEFT_OUT = 0.05
 LOOKS_SPECIAL = re.compile(
     r"<\|[A-Za-z0-9_ .:/-]{1,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"
 )
-LOOKS_RENDERED = re.compile(
-    r"### (?:Instruction|Response|Human|Assistant):|<\|im_start\|>|\[INST\]|<start_of_turn>|\bASSISTANT: ?$"
-)
 
 
 @dataclass
@@ -164,7 +161,6 @@ class Tally:
     control_tokens: int = 0
     unknown_special: Counter[str] = field(default_factory=Counter)
     replacements: int = 0
-    looks_rendered: int = 0
     systems: set[str | None] = field(default_factory=set)
     pairs: PairCounts = field(default_factory=PairCounts)
     tags: TagCounts = field(default_factory=TagCounts)
@@ -201,7 +197,6 @@ class Tally:
         special = dict.fromkeys(LOOKS_SPECIAL.findall(text))
         self.unknown_special.update([token for token in special if token not in self.known])
         self.replacements += "\ufffd" in text
-        self.looks_rendered += any(LOOKS_RENDERED.search(example.prompt_text) is not None for example in examples)
         if self.guards is not None:
             self.control_tokens += self.guards.tokenizer.special_begins.search(text) is not None
 
@@ -354,7 +349,6 @@ def warnings_of(tally: Tally, overlap: OverlapFacts | None, near: int, exact: in
         (tally.unlike_asked, "sequences in which the tokens before an answer differ from the prompt at inference"),
         (tally.answers_too_long, "answers left out because they are too long, from rows with other answers"),
         (tally.double_start, "sequences that begin with two start tokens"),
-        (tally.looks_rendered, "rows that look as if a chat template had already been applied"),
         (tally.control_tokens, "rows that contain control tokens of this model as text"),
         (tally.replacements, "rows with replacement characters (\ufffd): their text is damaged"),
         (exact, "rows that repeat an earlier row"),
