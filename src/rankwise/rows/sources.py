@@ -48,8 +48,7 @@ from rankwise.rows.forms.formats import (
     used_fields,
 )
 from rankwise.rows.forms.turns import is_turn, reasoning_in_content
-from rankwise.rows.report.meaning import RawCounts
-from rankwise.rows.report.unused import Unused
+from rankwise.rows.report.unused import RawCounts, Unused
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.text_encoding import is_unicode
 

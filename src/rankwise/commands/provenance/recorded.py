@@ -23,7 +23,7 @@ from rankwise.config.experiment import Experiment, places_in
 from rankwise.errors import ConfigError, RunError
 from rankwise.methods.artifact import recorded_training
 from rankwise.rows.files.hub import Part
-from rankwise.rows.report.meaning import ROW_HASH
+from rankwise.rows.report.unused import ROW_HASH
 from rankwise.rows.sources import open_source, raw_records
 from rankwise.runs.data_report import DATA_REPORT, DataReport, PartFacts
 from rankwise.runs.directory import find_run

@@ -13,7 +13,7 @@ from rankwise.config.data import Rows
 from rankwise.errors import DataError, first_line, some
 from rankwise.rows.files.columnar import Record, Seen, digest_of, need
 from rankwise.rows.files.licences import find_licence, recognised
-from rankwise.rows.report.meaning import RawCounts
+from rankwise.rows.report.unused import RawCounts
 from rankwise.runs.row_facts import LayoutFacts
 from rankwise.system.hub import is_forbidden
 

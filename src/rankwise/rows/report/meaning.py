@@ -3,91 +3,39 @@
 Each check is an entry of a table below: how it finds a row, the share of the rows from which it is said, what is said
 and what to do. Some look at one row while it is read, others at a digest of the question and of the answer of all rows
 together. A check whose rows teach nothing stops the training from a larger share on, unless data.accept names it.
-
-What should not be in training rows, such as keys, passwords, card numbers and e-mail addresses, is only counted. Most
-texts have no sign of any, so each search begins with a sign that it cannot do without.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from rankwise.errors import some
 from rankwise.rows.encoded.sequences import Growing
 from rankwise.rows.forms.labels import Labels
-from rankwise.rows.report.text_checks import TEXT_CHECKS, Check, CheckedRow, listed
+from rankwise.rows.report.text_checks import (
+    TEXT_CHECKS,
+    Check,
+    CheckedRow,
+    holds_card,
+    holds_email,
+    holds_key,
+    holds_password,
+    listed,
+)
 from rankwise.rows.text.example import Example
 from rankwise.runs.row_facts import Doubt, Learned
-
-_KEY = re.compile(
-    r"\b(?:sk-[A-Za-z0-9_-]{16,}|AKIA[0-9A-Z]{16}|gh[opsru]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|hf_[A-Za-z0-9]{30,}|"
-    r"glpat-[\w-]{20,}|xox[abprs]-[A-Za-z0-9-]{10,}|AIza[\w-]{35}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.)"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
-)
-_NAMED_KEY = re.compile(r"(?:[Kk]ey|KEY|[Tt]oken|TOKEN)[\"']?\s*[:=]\s*[\"']?(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[\w-]{16,}")
-_PASSWORD = re.compile(
-    r"\b(?:password|passwd|passwort|pwd)(?:[\"']?\s*[:=]|\s+is\s)\s*[\"']?(?=[^\s\"'<>(){}]*\d)[^\s\"'<>(){}]{6,}",
-    re.IGNORECASE,
-)
-_EMAIL = re.compile(r"[\w.+-]+@(?!(?:[\w-]*(?:example|domain|company)[\w-]*|e?mail|test)\.)(?:[\w-]+\.)+[A-Za-z]{2,}\b")
-_CARD = re.compile(r"[3-6]\d{3}([ -]?)(?:\d{4}\1\d{4}\1\d{4}|\d{6}\1\d{5})")
-_ISSUERS = re.compile(r"4|5[1-5]|3[47]|6(?:011|5)")
-
-
-def holds_secret(text: str) -> bool:
-    return holds_key(text) or holds_password(text) or holds_email(text) or holds_card(text)
-
-
-def holds_key(text: str) -> bool:
-    begins = (
-        ("-" in text and ("sk-" in text or "glpat-" in text or "xox" in text or "PRIVATE KEY" in text))
-        or ("_" in text and ("gh" in text or "hf_" in text))
-        or "AKIA" in text or "AIza" in text or "eyJ" in text
-    )  # fmt: skip
-    if begins and _KEY.search(text) is not None:
-        return True
-    named = "key" in text or "KEY" in text or "Key" in text or "oken" in text or "OKEN" in text
-    return named and _NAMED_KEY.search(text) is not None
-
-
-def holds_password(text: str) -> bool:
-    return ("assw" in text or "pwd" in text or "PASSW" in text) and _PASSWORD.search(text) is not None
-
-
-def holds_email(text: str) -> bool:
-    return "@" in text and _EMAIL.search(text) is not None
-
-
-def holds_card(text: str) -> bool:
-    return any(
-        _ISSUERS.match(one[0]) is not None and _is_checked(re.sub(r"\D", "", one[0]))
-        and not text[max(0, one.start() - 1) : one.start()].isalnum() and not text[one.end() : one.end() + 1].isalnum()
-        for one in _CARD.finditer(text)
-    )  # fmt: skip
-
-
-def _is_checked(digits: str) -> bool:
-    """Whether the last digit is what Luhn's sum makes of the others."""
-    doubled = [sum(divmod(2 * int(digit), 10)) for digit in digits[-2::-2]]
-    return (sum(doubled) + sum(map(int, digits[::-2]))) % 10 == 0
-
 
 MISSING = frozenset({
     "NaN", "nan", "None", "null", "NULL", "Null", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaT", "undefined", "-", "--",
     "#REF!", "#VALUE!", "#DIV/0!", "#NAME?",
 })  # fmt: skip
 """What programs write into cells without a value."""
-ROW_HASH = 8
-"""Bytes of a row's hash."""
 LONG = 1200
 """Characters of a question or an answer that are compared with those of other rows."""
 LONGER = 100
@@ -314,58 +262,3 @@ class Meaning:
     def where(self, number: int) -> str:
         file, line = self.exchanges.view()[number, 2:4].tolist()
         return f"{[*self.files][file]}:{line}" if line else [*self.files][file]
-
-
-@dataclass
-class RawCounts:
-    """What shows in the cells of rows alone, and is gone once they are read."""
-
-    headers: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)
-    """Rows with each kind of label."""
-    first: dict[str, str] = field(default_factory=dict)
-    hashes: bytearray = field(default_factory=bytearray)
-    """A hash of each row, by which `rankwise verify` and `rankwise rebuild` name one that changed."""
-
-    def add(self, row: Any, where: str, label: str) -> None:
-        content = ""
-        with suppress(TypeError, RecursionError):  # no row, or one that JSON cannot hold: all such are alike
-            content = json.dumps(row, sort_keys=True, default=_content_of)
-        self.hashes += blake2b(content.encode(), digest_size=ROW_HASH).digest()
-        if not isinstance(row, dict):
-            return
-        name, value = next(iter(row.items()), ("", None))
-        if isinstance(value, str) and name == value and all(value == name or not value for name, value in row.items()):
-            self.headers += 1
-            self.first.setdefault("headers", where)
-        if label in row and (kind := _kind(row[label])):
-            self.kinds[kind] += 1
-            self.first.setdefault(kind, where)
-
-    def add_image(self, content: bytes) -> None:
-        """The image that the last row names is a part of it."""
-        both = bytes(self.hashes[-ROW_HASH:]) + content
-        self.hashes[-ROW_HASH:] = blake2b(both, digest_size=ROW_HASH).digest()
-
-    def warnings(self, rows: int) -> Iterator[str]:
-        if self.headers:
-            yield (
-                f"rows that repeat the names of the columns: {self.headers:,} of {rows:,}, such as "
-                f"{self.first['headers']}. Files may have been joined together with their header lines. Delete these"
-            )
-        if len(self.kinds) > 1 and ("text" in self.kinds or "number with decimals" not in self.kinds):
-            listed = some(f"{kind} ({count:,} rows, first {self.first[kind]})" for kind, count in self.kinds.items())
-            yield f'labels are written in several ways, and 1, 1.0 and "1" are one label: {listed}'
-
-
-def _content_of(value: Any) -> str:
-    """Bytes and pixels by their hash; what else JSON does not know by its text."""
-    return blake2b(bytes(value)).hexdigest() if isinstance(value, bytes | np.ndarray) else repr(value)
-
-
-def _kind(label: Any) -> str | None:
-    if isinstance(label, str):
-        return "text"
-    if isinstance(label, float):
-        return "whole number as 1.0" if label.is_integer() else "number with decimals"
-    return "whole number" if isinstance(label, int) and not isinstance(label, bool) else None

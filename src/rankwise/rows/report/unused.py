@@ -1,5 +1,5 @@
-"""Unused columns: columns that are in neither the prompt nor the answer, counted for each file and judged by content,
-and what is said of them.
+"""What shows in the cells of rows alone: unused columns, which are in neither the prompt nor the answer, counted for
+each file and judged by content, and what is said of them; repeated headers, and labels of several kinds.
 
 A column stops the training if most rows have text in it that differs between rows and is not in the prompt or answer,
 such as a passage that the question is about. Text means three words or more. The texts of the row are removed from the
@@ -10,19 +10,24 @@ hashes of values are stored per column, and in a long file only every sixteenth 
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from rankwise.config.base import shown
 from rankwise.errors import did_you_mean, some
 from rankwise.rows.forms.formats import ANSWER_FIELDS, FIELDS
 from rankwise.rows.forms.proposals import REASONS, can_be_typed, ignoring, options_for
 from rankwise.rows.forms.turns import is_json
-from rankwise.rows.report.meaning import holds_secret
+from rankwise.rows.report.text_checks import holds_secret
 from rankwise.rows.text.example import Example
 from rankwise.runs.row_facts import UnusedColumn
 
@@ -52,6 +57,8 @@ BESIDE_TEXT = {
 IS_ANSWER = "an answer, by its name"
 CHOSEN = "--text and --label choose others"
 ANSWERS = (*ANSWER_FIELDS, "output", "label")
+ROW_HASH = 8
+"""Bytes of a row's hash."""
 _PATH = re.compile(r"(?:[a-z]:|\.{1,2}|~)?([\\/])[^\\/]+\1.*\S")
 """Matches a file name with folders."""
 _WIDE = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
@@ -309,3 +316,58 @@ def _ignored_in_vain(readings: Sequence[OpenedSource]) -> list[str]:
         for name in ignored
         if name not in names
     ]
+
+
+@dataclass
+class RawCounts:
+    """What shows in the cells of rows alone, and is gone once they are read."""
+
+    headers: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    """Rows with each kind of label."""
+    first: dict[str, str] = field(default_factory=dict)
+    hashes: bytearray = field(default_factory=bytearray)
+    """A hash of each row, by which `rankwise verify` and `rankwise rebuild` name one that changed."""
+
+    def add(self, row: Any, where: str, label: str) -> None:
+        content = ""
+        with suppress(TypeError, RecursionError):  # no row, or one that JSON cannot hold: all such are alike
+            content = json.dumps(row, sort_keys=True, default=_content_of)
+        self.hashes += blake2b(content.encode(), digest_size=ROW_HASH).digest()
+        if not isinstance(row, dict):
+            return
+        name, value = next(iter(row.items()), ("", None))
+        if isinstance(value, str) and name == value and all(value == name or not value for name, value in row.items()):
+            self.headers += 1
+            self.first.setdefault("headers", where)
+        if label in row and (kind := _kind(row[label])):
+            self.kinds[kind] += 1
+            self.first.setdefault(kind, where)
+
+    def add_image(self, content: bytes) -> None:
+        """The image that the last row names is a part of it."""
+        both = bytes(self.hashes[-ROW_HASH:]) + content
+        self.hashes[-ROW_HASH:] = blake2b(both, digest_size=ROW_HASH).digest()
+
+    def warnings(self, rows: int) -> Iterator[str]:
+        if self.headers:
+            yield (
+                f"rows that repeat the names of the columns: {self.headers:,} of {rows:,}, such as "
+                f"{self.first['headers']}. Files may have been joined together with their header lines. Delete these"
+            )
+        if len(self.kinds) > 1 and ("text" in self.kinds or "number with decimals" not in self.kinds):
+            listed = some(f"{kind} ({count:,} rows, first {self.first[kind]})" for kind, count in self.kinds.items())
+            yield f'labels are written in several ways, and 1, 1.0 and "1" are one label: {listed}'
+
+
+def _content_of(value: Any) -> str:
+    """Bytes and pixels by their hash; what else JSON does not know by its text."""
+    return blake2b(bytes(value)).hexdigest() if isinstance(value, bytes | np.ndarray) else repr(value)
+
+
+def _kind(label: Any) -> str | None:
+    if isinstance(label, str):
+        return "text"
+    if isinstance(label, float):
+        return "whole number as 1.0" if label.is_integer() else "number with decimals"
+    return "whole number" if isinstance(label, int) and not isinstance(label, bool) else None
