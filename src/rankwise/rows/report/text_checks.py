@@ -292,10 +292,9 @@ TEXT_CHECKS = (
           or "I am" in row.told[:90] or "I must" in row.told[:90] or "KI" in row.told or "IA" in row.told
           or "odelo" in row.told or "odèle" in row.told
           or "leid" in row.told[:90] or "ésol" in row.told[:90] or "siento" in row.told[:90]) and row.has(_REFUSAL)),
-    Check("rendered-prompts", "look as if a chat template had already been applied, such as User: … Assistant: or "
-          "### Instruction:", "rankwise applies the template of the model. Give the text alone, or the turns as "
-          "messages",
-          rows=2, among="all", finds=lambda row: (("###" in (asked := row.example.prompt_text) or "<" in asked
+    Check("rendered-prompts", "look as if a chat template had already been applied", "rankwise applies the model's "
+          "template. Give the text alone, without User: or ### Instruction:, or the turns as messages",
+          among="all", finds=lambda row: (("###" in (asked := row.example.prompt_text) or "<" in asked
           or "[INST]" in asked or "ASSISTANT" in asked)
           and _RENDERED.search(asked) is not None) or ((asked[:8].lstrip("*[ ")[:1] in "UHQF"
           or "ssistant" in asked or "ASSIST" in asked or "AI:" in asked or "Bot" in asked)
