@@ -72,12 +72,12 @@ def turn_by_row(module: nn.Module, alike: float) -> None:
                 part.register_forward_pre_hook(_with_positions, with_kwargs=True)
 
 
-def _with_positions(module: nn.Module, arguments: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    mask = given.get("attention_mask")
-    there = any(given.get(name) is not None for name in ("position_ids", "cache", "past_key_values"))
+def _with_positions(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    mask = named.get("attention_mask")
+    there = any(named.get(name) is not None for name in ("position_ids", "cache", "past_key_values"))
     if not there and mask is not None and mask.ndim == 2:
-        given["position_ids"] = (mask.long().cumsum(-1) - 1) * mask.long()
-    return arguments, given
+        named["position_ids"] = (mask.long().cumsum(-1) - 1) * mask.long()
+    return arguments, named
 
 
 def with_older_names(settings: Mapping[str, Any]) -> dict[str, Any]:

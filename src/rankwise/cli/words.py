@@ -22,7 +22,7 @@ OF_ROWS = re.compile(
 """A flag that says how rows are read, with its value; a task's file takes the same settings."""
 NAMED = re.compile(r"rankwise ([a-z]+(?: [a-z]+)?)(?:(?!rankwise )[^.`)])*$")
 IN_A_TASK = "rankwise evaluate takes these in the YAML file of a task (--task FILE.yaml)."
-ALONE = ("classify", "demo")
+DECIDING = ("classify", "demo")
 """Commands that choose the settings of their trainings themselves, so that a flag of another is no way out."""
 _running: list[Any] = []
 """The command group, and the words it was called with."""
@@ -60,7 +60,7 @@ def reworded(message: str, command: str, every: dict[str, set[str]]) -> str:
     flags = dict.fromkeys(one[0] for one in FLAG.finditer(message) if not _is_named(message, one, every))
     owner = {flag: next((name for name in ("train", *every) if flag in every.get(name, ())), None) for flag in flags}
     others = [flag for flag in flags if flag not in own and owner[flag] is not None]
-    if others and command in ALONE and (left := _without(message, others)):
+    if others and command in DECIDING and (left := _without(message, others)):
         return left
     notes += [f"{flag} is a flag of rankwise {owner[flag]}." for flag in others]
     return " ".join([message if not notes or message.endswith(".") else f"{message}.", *notes])

@@ -242,8 +242,8 @@ class OfTexts(OfClasses):
         return adapter.text_rate or adapter.classifier_rate
 
     def most_epochs(self, training: TrainingConfig, rows: int, *, has_validation: bool) -> int:
-        """Of rows with one class each, the best is so by accuracy, since the loss grows with each sure answer to a row
-        whose label is wrong."""
+        """Passes. The best of them has the highest accuracy, not the lowest loss, since the loss grows with each sure
+        answer to a row whose label is wrong."""
         return CLASS_EPOCHS if has_validation else WITHOUT_ROWS
 
 

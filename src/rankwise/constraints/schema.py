@@ -165,18 +165,18 @@ def endless(schema: JsonObject) -> str | None:
     places = {f"#{path}": one for path, one in every_schema(schema)}
     left = {ref: None for one in places.values() if isinstance(ref := one.get("$ref"), str) and ref in places}
 
-    def ends(one: Any) -> bool:
-        if not isinstance(one, dict):
+    def ends(schema: Any) -> bool:
+        if not isinstance(schema, dict):
             return True
-        several = [any(map(ends, one[key])) for key in ("anyOf", "oneOf") if one.get(key)]
-        if one.get("$ref") in left or not all((*several, *map(ends, one.get("allOf", ())))):
+        several = [any(map(ends, schema[key])) for key in ("anyOf", "oneOf") if schema.get(key)]
+        if schema.get("$ref") in left or not all((*several, *map(ends, schema.get("allOf", ())))):
             return False
-        fields, others = one.get("properties", {}), one.get("additionalProperties")
-        items = [*one.get("prefixItems", []), one.get("items")][: int(one.get("minItems", 0))]
-        needed = {"object": [fields.get(name, others) for name in one.get("required", ())], "array": items}
-        kinds = one.get("type", "any")
+        fields, others = schema.get("properties", {}), schema.get("additionalProperties")
+        items = [*schema.get("prefixItems", []), schema.get("items")][: int(schema.get("minItems", 0))]
+        needed = {"object": [fields.get(name, others) for name in schema.get("required", ())], "array": items}
+        kinds = schema.get("type", "any")
         every = kinds if isinstance(kinds, list) else [kinds]
-        return not {"enum", "const"}.isdisjoint(one) or any(all(map(ends, needed.get(kind, ()))) for kind in every)
+        return not {"enum", "const"}.isdisjoint(schema) or any(all(map(ends, needed.get(kind, ()))) for kind in every)
 
     while more := [ref for ref in left if ends(places[ref])]:
         left = {ref: None for ref in left if ref not in more}

@@ -81,7 +81,7 @@ def decode(
                     _ends(draft, on_text, refuse_damage)
                     or (is_border and is_settled is not None and is_settled(at, draft.answer().text))
                 ):
-                    found[at] = _kept(draft.answer(time.perf_counter() - began), config.constraint)
+                    found[at] = _by_schema(draft.answer(time.perf_counter() - began), config.constraint)
             if len(found) == len(drafts):
                 return [found[at] for at in range(len(drafts))]
             if is_border:
@@ -90,7 +90,7 @@ def decode(
     raise AssertionError("every answer ends")
 
 
-def _kept(answer: Answer, constraint: Constrained) -> Answer:
+def _by_schema(answer: Answer, constraint: Constrained) -> Answer:
     """An answer that has ended and breaks its schema is not called complete: the engine knows less than a schema."""
     breaks = isinstance(constraint, Constraint) and answer.stopped == "end" and problem_with(constraint, answer.text)
     return replace(answer, stopped="length") if breaks else answer

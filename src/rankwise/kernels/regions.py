@@ -61,7 +61,7 @@ REGIONS: list[CompiledRegion[..., Any]] = []
 def compiled_regions(cache: Path) -> Iterator[None]:
     """Compile each region inside the block at its first call, for tensors of any length. What torch stores is kept in
     an archive, and used from a copy that no other process changes."""
-    kept = _whole(cache, name := f"torch-{machine()}.zip")
+    kept = _undamaged(cache, name := f"torch-{machine()}.zip")
     with locked_folder(cache) as folder, compiled_code_in(code := folder / "code"), _as_before():
         shutil.unpack_archive(kept, code) if kept else code.mkdir()
         for region in REGIONS:
@@ -157,7 +157,7 @@ def compiled_library(source: str, flags: tuple[str, ...]) -> Any:
         if machine() is None:
             return None
         place, name = cache_folder() / "compiled", sha256(repr((machine(), source, flags)).encode()).hexdigest()
-        if (library := _whole(place, name)) is None:
+        if (library := _undamaged(place, name)) is None:
             with temporary_folder(place / name) as folder:
                 program = f"""import sys; sys.path = {sys.path}
 from {__name__} import compile_and_ask
@@ -184,9 +184,9 @@ def compile_and_ask(source: str, flags: tuple[str, ...], folder: str, name: str)
     Path(library._name).replace(Path(folder, name))
 
 
-def _whole(place: Path, name: str) -> Path | None:
+def _undamaged(folder: Path, name: str) -> Path | None:
     """The file of this name behind its SHA-256. Whatever else has the name is removed."""
-    for kept in place.glob(f"*-{name}"):
+    for kept in folder.glob(f"*-{name}"):
         if kept.is_file() and kept.name == f"{sha256_of(kept)}-{name}":
             return kept
         _log.warning("%s is damaged. It is removed and compiled again.", kept)

@@ -247,7 +247,7 @@ def raw_records(part: Part) -> Iterator[Record]:
 
 
 def first_rows(reading: OpenedSource, most: int = 300) -> list[dict[str, Any]]:
-    """Of its first part, as they are in the file."""
+    """The first rows of the first part, as they are in the file."""
     return [row for _, row in islice(raw_records(reading.parts[0]), most) if not isinstance(row, DataError)]
 
 

@@ -45,7 +45,7 @@ from rankwise.serving.tuning.routes import FineTuning
 
 Pieces = asyncio.Queue[tuple[int, Piece]]
 _Engine = TypeVar("_Engine", bound=EngineThread)
-_Made = TypeVar("_Made")
+_Result = TypeVar("_Result")
 Name = Annotated[str, Field(pattern=NAME)]
 
 
@@ -242,17 +242,17 @@ class Server(Api[ServingEngine]):
             self.engine.cancel(pending)
 
 
-async def _judge(question: Question, one: Pending) -> Ended | None:
+async def _judge(question: Question, answer: Pending) -> Ended | None:
     """Why an answer ended. One that breaks its schema is not called complete (inference/generate.py)."""
-    if question.schema is not None and one.stopped == "end" and not one.stops:
+    if question.schema is not None and answer.stopped == "end" and not answer.stops:
         with suppress(BadRequest):
-            await ANSWERS.check([("schema", question.schema, "", one.answer().text)])
+            await ANSWERS.check([("schema", question.schema, "", answer.answer().text)])
             return "end"
-        one.stopped = "length"
-    return one.stopped
+        answer.stopped = "length"
+    return answer.stopped
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, _Made]) -> _Made | Response:
+async def unless_gone(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result | Response:
     """What the work makes. It ends early where nobody waits for it any more."""
     doing, left = asyncio.ensure_future(work), asyncio.ensure_future(disconnected(request))
     try:

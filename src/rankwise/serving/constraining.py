@@ -33,7 +33,7 @@ from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.serving.bodies import BadRequest, ChatBody, Generation, NamedTool
 from rankwise.serving.calls import ID, CallForm
 from rankwise.serving.served import Served, Serving
-from rankwise.serving.trial import Given
+from rankwise.serving.trial import Request as TrialRequest
 
 ANY = "/(?s:.*)/"
 
@@ -43,9 +43,9 @@ def constraint_in(body: Generation) -> Constraint | None:
     return next((_checked(kind, text, place) for place, (kind, text) in body.structures.items()), None)
 
 
-def given_in(body: Generation) -> list[Given]:
+def given_in(body: Generation) -> list[TrialRequest]:
     """The constraints that a request brings, the schemas of its tools included."""
-    every: list[Given] = [(kind, text, place) for place, (kind, text) in body.structures.items()]
+    every: list[TrialRequest] = [(kind, text, place) for place, (kind, text) in body.structures.items()]
     if isinstance(body, ChatBody) and body.tools and body.tool_choice != "none":
         try:
             every += dict.fromkeys(_arguments(tool["function"], body) for tool in read_tools(body.tools, "tools"))
@@ -127,7 +127,7 @@ def _calls(body: ChatBody, functions: Sequence[JsonObject], form: CallForm, toke
     return [rest, f"call: {' | '.join(f'call{at}' for at in range(len(functions)))}", *rules]
 
 
-def _arguments(function: JsonObject, body: ChatBody) -> Given:
+def _arguments(function: JsonObject, body: ChatBody) -> TrialRequest:
     """The schema of a function's arguments; any object where they are not to be enforced."""
     schema, place = function.get("parameters") or {}, f'tools: the parameters of "{function["name"]}"'
     if body.tool_choice == "auto" and function.get("strict") is not True:

@@ -31,13 +31,13 @@ from rankwise.rows.text.template_process import EXCEEDED, exchanged
 from rankwise.rows.text.template_renderer import limit_memory, limit_time
 from rankwise.serving.bodies import BadRequest
 
-Given = tuple[str, str, str, *tuple[str, ...]]
+Request = tuple[str, str, str, *tuple[str, ...]]
 """The kind of a constraint, its text, where it was given, and an answer that is to keep to it."""
 PATIENCE, REMEMBERED = 3, 4096
 """Seconds until a request is told to come again, and constraints whose problems are known."""
 
 
-class Trials:
+class TrialProcess:
     """`check` is for the thread of the routes. Another thread talks to the process, which begins with the first."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Trials:
         """By the hash of what was given."""
         atexit.register(self.close)
 
-    async def check(self, every: Sequence[Given]) -> None:
+    async def check(self, every: Sequence[Request]) -> None:
         """BadRequest with what is wrong, or where that took too long. Where this is cancelled, so is the work."""
         if any(hash(one) not in self._known for one in every):
             job = self._thread.submit(self._try, every)
@@ -62,7 +62,7 @@ class Trials:
         if problems := [problem for one in every for problem in self._known.get(hash(one), ())]:
             raise BadRequest(*problems, parameter=re.split(r"\W", problems[0])[0])
 
-    def _try(self, every: Sequence[Given]) -> None:
+    def _try(self, every: Sequence[Request]) -> None:
         """One that exceeds a limit behind others is tried again alone, so that none is refused for another's time."""
         while left := [one for one in every if hash(one) not in self._known]:
             if self._process is None or self._process.poll() is not None:
@@ -89,7 +89,7 @@ class Trials:
             self._process.communicate()
 
 
-TRIALS, ANSWERS = Trials(), Trials()
+TRIALS, ANSWERS = TrialProcess(), TrialProcess()
 """No answer waits for somebody's constraint."""
 
 

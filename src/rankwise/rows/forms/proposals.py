@@ -42,7 +42,7 @@ _LINE_BREAK = re.compile(r"\\n(?!abla|eq?\b|eg\b|ot|u\b|ewline)")
 """But for commands of LaTeX."""
 PROMPT_WORDS = 3
 """Smallest number of words in a column that can be part of the prompt."""
-FEWEST_ROWS, LONGEST_LABEL, TOLD = 20, 5, 0.2
+FEWEST_ROWS, LONGEST_LABEL, EXPLAINED = 20, 5, 0.2
 """Rows from which a label is guessed by words, its most words, and what the texts must tell of it."""
 
 
@@ -97,7 +97,7 @@ def told_by_words(texts: Sequence[str], labels: Sequence[str]) -> float:
     def odds(label: str, seen: set[str]) -> float:
         return log(prior[label]) + sum(log((counts[label, word] + 0.1) / (prior[label] + 0.2)) for word in seen)
 
-    right = sum(max(prior, key=lambda one: odds(one, seen)) == label for label, seen in others)
+    right = sum(max(prior, key=lambda guess: odds(guess, seen)) == label for label, seen in others)
     most = max(Counter(label for label, _ in others).values(), default=0)
     return (right - most) / max(1, len(others) - most)
 
@@ -111,7 +111,7 @@ def label_among(rows: Sequence[Mapping[str, Any]]) -> str | None:
     texts = [" ".join(one) for one in zip(*(columns[name] for name in names if name not in few), strict=True)]
     told = {name: told_by_words(texts, columns[name]) for name in few if texts}
     best = max(told, key=lambda name: told[name], default=None)
-    return best if best is not None and told[best] > TOLD else None
+    return best if best is not None and told[best] > EXPLAINED else None
 
 
 def guessed(row: dict[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> tuple[list[str], str] | None:

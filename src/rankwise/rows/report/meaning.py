@@ -63,7 +63,7 @@ _NUMBER = re.compile(r"(?<![\w-])\d[\d.,:/]*(?![\w-])")
 _MARKS = ".,;:!?…\"'“”„‘’()[]{}"
 
 
-class Kept(NamedTuple):
+class CutRow(NamedTuple):
     """A row with one question and one answer, each cut."""
 
     where: str
@@ -184,7 +184,7 @@ class Meaning:
     exchanges: Growing = field(default_factory=lambda: Growing(np.uint64, 6))
     """(N, 6) of rows with one question and one answer: digests of both, the number of the file, the line, a digest of
     the question without punctuation and numbers, and the length of an answer that ends within a sentence, or 0."""
-    kept: list[list[Kept]] = field(default_factory=list)
+    sample: list[list[CutRow]] = field(default_factory=list)
     """Rows of every `_step`-th call of `read`, cut."""
     lengths: Growing = field(default_factory=lambda: Growing(np.int32))
     """Characters of each row."""
@@ -197,27 +197,27 @@ class Meaning:
     def read(self, rows: Sequence[Sequence[Example]], texts: Sequence[str]) -> None:
         self.lengths.extend([len(text) for text in texts])
         exchanges: list[tuple[int, ...]] = []
-        kept: list[Kept] = []
+        kept: list[CutRow] = []
         for examples, text in zip(rows, texts, strict=True):
             first = examples[0]
             if len(text) > self.longest[0]:
                 self.longest = len(text), first.where
-            told = text[text.find("\nassistant: ") + 12 if first.messages else 0 :]
+            reply = text[text.find("\nassistant: ") + 12 if first.messages else 0 :]
             text = text if first.system is None else f"{text}\n{first.system}"
-            self._count(AMONG["all"], CheckedRow(text, first, told=told))
+            self._count(AMONG["all"], CheckedRow(text, first, reply=reply))
             for example in examples if len(examples) == 1 or not first.alternatives else examples[:1]:
                 if example.rejected:
                     self._count(AMONG["pairs"], CheckedRow(text, example))
                     self.rows["pairs"] += 1
                 elif (turns := example.exchange) is not None:
                     exchanges.append(self._answered(text, example, *turns))
-                    kept.append(Kept(example.where, turns[0][-LONG:], turns[1][:LONG]))
+                    kept.append(CutRow(example.where, turns[0][-LONG:], turns[1][:LONG]))
             self.rows["all"] += 1
         self.exchanges.extend(np.array(exchanges, np.uint64).reshape(-1, 6))
-        self.kept += [kept] * (kept != [] and self._calls % self._step == 0)
+        self.sample += [kept] * (kept != [] and self._calls % self._step == 0)
         self._calls += 1
-        if len(self.kept) > 4:
-            self.kept, self._step = self.kept[::2], 2 * self._step
+        if len(self.sample) > 4:
+            self.sample, self._step = self.sample[::2], 2 * self._step
 
     def _count(self, checks: Sequence[Check], row: CheckedRow) -> None:
         for check in checks:

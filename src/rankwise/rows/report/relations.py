@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rankwise.rows.forms.labels import Labels
-from rankwise.rows.report.meaning import CHECKS, LONGER, Kept, Meaning
+from rankwise.rows.report.meaning import CHECKS, LONGER, CutRow, Meaning
 from rankwise.rows.report.text_checks import FEW, Check, listed
 from rankwise.runs.row_facts import Learned
 
@@ -28,19 +28,19 @@ LIKELY = 2.0
 NEIGHBOURS = 400
 """Rows among which those that resemble each other are looked for."""
 _WORD = re.compile(r"[\u0e00-\uffff]|[^\W\u0e00-\uffff]+")
-Found = tuple[int, int, str]
+Survey = tuple[int, int, str]
 """How many rows, of how many, and three of them."""
 
 
-def _three(rows: Sequence[Kept], numbers: np.ndarray) -> str:
+def _three(rows: Sequence[CutRow], numbers: np.ndarray) -> str:
     """From the middle of what was found, since its ends are uncertain."""
     apart = max(1, len(numbers) // 4)
     return ", ".join(rows[number].where for number in numbers[len(numbers) // 4 :: apart][:3].tolist())
 
 
-def shifted(meaning: Meaning, *_: object) -> Found:
+def shifted(meaning: Meaning, *_: object) -> Survey:
     """Answers of a stretch that fit the prompt before or behind their own better, while other answers do not."""
-    rows, best = [row for part in meaning.kept for row in part], (4.0, np.empty(0, np.int64))
+    rows, best = [row for part in meaning.sample for row in part], (4.0, np.empty(0, np.int64))
     asked, answers = ([{word[:6] for word in _WORD.findall(row[side].lower())} for row in rows] for side in (1, 2))
     found = Counter(word for words in (*asked, *answers) for word in words)
     for beside in (asked[1:] + asked[:1], asked[-1:] + asked[:-1]):
@@ -87,10 +87,10 @@ def _scores(words: np.ndarray, rows: np.ndarray, classes: np.ndarray, learned: n
     return np.where(size[:, None] > 0, scores, -np.inf)
 
 
-def contradicted(meaning: Meaning, _: Labels, learned: Learned) -> Found:
+def contradicted(meaning: Meaning, _: Labels, learned: Learned) -> Survey:
     """Rows whose words speak for another label: those of a part of the file, or of all of it where the words of rows
     that resemble each other speak for none."""
-    rows = [row for part in meaning.kept for row in part]
+    rows = [row for part in meaning.sample for row in part]
     texts = [{word[:6] for word in _WORD.findall(row.first.lower()) if not word[0].isdigit()} for row in rows]
     names = {label: number for number, label in enumerate(dict.fromkeys(row.other.strip() for row in rows))}
     if (
@@ -133,7 +133,7 @@ def _alike(texts: Sequence[set[str]], numbers: dict[str, int]) -> float:
     return float((np.where(shared < 0.99, shared, 0).max(1) > 1 / 3).mean())
 
 
-def repeated(meaning: Meaning, *_: object) -> Found:
+def repeated(meaning: Meaning, *_: object) -> Survey:
     """Rows with the answer of an earlier one, and its question but for punctuation, and an identifier or digits."""
     table = meaning.exchanges.view()
     first = np.sort(np.unique(table[:, [0, 1, 4]], axis=0, return_index=True)[1])
@@ -142,7 +142,7 @@ def repeated(meaning: Meaning, *_: object) -> Found:
     return len(later), len(table), ", ".join(map(meaning.where, later[:3].tolist()))
 
 
-def several_in_one(_: Meaning, labels: Labels, learned: Learned) -> Found:
+def several_in_one(_: Meaning, labels: Labels, learned: Learned) -> Survey:
     """Labels that consist of other labels, or of parts of which each is in another label too."""
     split = {one: [part.strip(" [](){}'\"") for part in re.split(r"[,;|/+&]|\sand\s", one)] for one in labels.counts}
     parts = Counter(part for every in split.values() for part in dict.fromkeys(every))
@@ -151,7 +151,7 @@ def several_in_one(_: Meaning, labels: Labels, learned: Learned) -> Found:
     return count, labels.counts.total(), ", ".join([place for one in joint for place in labels.places[one]][:3])
 
 
-def beside_ratings(_: Meaning, labels: Labels, learned: Learned) -> Found:
+def beside_ratings(_: Meaning, labels: Labels, learned: Learned) -> Survey:
     """A label such as -1 or 99, where all others are numbers that follow one another."""
     numbers = {int(one): one for one in labels.counts if re.fullmatch(r"-?\d{1,4}", one)}
     for odd in (*range(-1, -10, -8), 9, 99, -99, 999, -999):
@@ -162,7 +162,7 @@ def beside_ratings(_: Meaning, labels: Labels, learned: Learned) -> Found:
     return 0, 0, ""
 
 
-def _conflicts(meaning: Meaning, *_: object) -> Found:
+def _conflicts(meaning: Meaning, *_: object) -> Survey:
     """Rows with the question of another row and not its answer; the example are the first three of them."""
     questions, answers = meaning.exchanges.view()[:, 0], meaning.exchanges.view()[:, 1]
     order = np.lexsort((answers, questions))
@@ -176,13 +176,13 @@ def _conflicts(meaning: Meaning, *_: object) -> Found:
     return len(rows), len(order), ", ".join(map(" and ".join, pairs))
 
 
-def _one_answer(meaning: Meaning, *_: object) -> Found:
+def _one_answer(meaning: Meaning, *_: object) -> Survey:
     rows, of = meaning.exchanges.view(), meaning.rows["all"]
     same = FEW <= len(rows) == of and len(np.unique(rows[:, 1])) == 1
     return (of, of, meaning.where(0)) if same else (0, of, "")
 
 
-def _label_of_each(_: Meaning, labels: Labels, learned: Learned) -> Found:
+def _label_of_each(_: Meaning, labels: Labels, learned: Learned) -> Survey:
     counts, named = labels.counts, learned.are_named(labels=labels.named)
     if not labels or not named or counts.total() < FEW or max(map(len, counts)) > 60:
         return 0, 0, ""
@@ -190,13 +190,13 @@ def _label_of_each(_: Meaning, labels: Labels, learned: Learned) -> Found:
     return len(rare), counts.total(), labels.first[rare[0]] if rare else ""
 
 
-def _exchanged(meaning: Meaning, *_: object) -> Found:
+def _exchanged(meaning: Meaning, *_: object) -> Survey:
     questions, answers = meaning.exchanges.view()[:, 0], meaning.exchanges.view()[:, 1]
     numbers = np.flatnonzero(np.isin(questions, answers) & (questions != answers))
     return len(numbers), len(questions), meaning.where(numbers[0]) if len(numbers) else ""
 
 
-def _cut(meaning: Meaning, *_: object) -> Found:
+def _cut(meaning: Meaning, *_: object) -> Survey:
     """Answers of one length that all end within a sentence: many, and many more than of a length near it."""
     lengths, of = meaning.exchanges.view()[:, 5].astype(int), len(meaning.exchanges)
     counts = np.bincount(lengths[lengths >= 8], minlength=3)
@@ -207,7 +207,7 @@ def _cut(meaning: Meaning, *_: object) -> Found:
     return (most, of, listed([meaning.where(row) for row in rows[:3]])) if cut else (0, of, "")
 
 
-def _too_long(meaning: Meaning, *_: object) -> Found:
+def _too_long(meaning: Meaning, *_: object) -> Survey:
     lengths, (longest, example) = meaning.lengths.view(), meaning.longest
     alone = len(lengths) >= 2 * FEW and longest > LONGER * np.median(lengths)
     return int((lengths > LONGER * np.median(lengths)).sum()) if alone else 0, len(lengths), example

@@ -199,16 +199,18 @@ class CheckedRow:
     """Without white space around it, as `bare` is the answer."""
     answer: str = ""
     bare: str = ""
-    told: str = ""
+    reply: str = ""
     """The text from the first answer on."""
     other: str | None = None
     """The answer of an earlier row that has another."""
 
-    def has(self, pattern: re.Pattern[str], unless: re.Pattern[str] | None = None, *, asked: bool = False) -> bool:
-        """Whether the pattern is in an answer or a plain text, or if `asked` in a question; never in a row about what
-        `unless` finds."""
+    def has(
+        self, pattern: re.Pattern[str], unless: re.Pattern[str] | None = None, *, in_question: bool = False
+    ) -> bool:
+        """Whether the pattern is in an answer or a plain text, or if `in_question` in a question; never in a row about
+        what `unless` finds."""
         turns = self.example.messages or (Message("assistant", self.example.text or ""),)
-        side = "user" if asked else "assistant"
+        side = "user" if in_question else "assistant"
         found = any(turn.role == side and pattern.search(turn.text.strip()) for turn in turns)
         return found and (unless is None or unless.search(self.text) is None)
 
@@ -256,16 +258,16 @@ TEXT_CHECKS = (
           or ' b"' in row.text
           or ": None" in row.text or ", None" in row.text or '"{' in row.text or "'{" in row.text
           or '"[' in row.text or ": True" in row.text or "object at" in row.text)
-          and (row.has(_PRINTED, _CODE) or row.has(_PRINTED, _CODE, asked=True))),
+          and (row.has(_PRINTED, _CODE) or row.has(_PRINTED, _CODE, in_question=True))),
     Check("escapes", "have escapes as text, such as a backslash and n for a line end", "They were encoded twice. "
           "Replace "
           "them with the signs that they stand for", rows=2, least=0.02, among="all", finds=lambda row: "\\" in row.text
-          and (row.has(_ESCAPE, _HAS_ESCAPES) or row.has(_ESCAPE, _HAS_ESCAPES, asked=True))),
+          and (row.has(_ESCAPE, _HAS_ESCAPES) or row.has(_ESCAPE, _HAS_ESCAPES, in_question=True))),
     Check("html-tags", "have HTML tags in their text, and are not about markup", "The model learns to write them. "
           "Remove "
           "them", rows=3, least=0.02, among="all", finds=lambda row: ("</" in row.text or "<br" in row.text
           or "<p" in row.text)
-          and (row.has(_TAG, _MARKUP) or row.has(_TAG, _MARKUP, asked=True))),
+          and (row.has(_TAG, _MARKUP) or row.has(_TAG, _MARKUP, in_question=True))),
     Check("base64", "have their prompt or answer in base64", "Nothing can be learned of it. Decode it", rows=2,
           least=0.02,
           finds=lambda row: any(len(text) >= 12 and " " not in text[:40] and _BASE64.fullmatch(text) is not None and (
@@ -273,39 +275,39 @@ TEXT_CHECKS = (
               for text in (row.bare, row.question))),
     Check("cut-off", "have an answer that breaks off with … or ...", "The model learns to stop there. Take the "
           "whole answers",
-          rows=3, least=0.05, among="all", finds=lambda row: _ENDING.search(row.told[-16:]) is not None
+          rows=3, least=0.05, among="all", finds=lambda row: _ENDING.search(row.reply[-16:]) is not None
           and row.has(_CUT_OFF)),
     Check("placeholders", "have a placeholder as their answer or in it, such as TODO, TBD or lorem ipsum", _WITHOUT,
           rows=2,
-          least=0.02, among="all", finds=lambda row: (len(row.told) < 80 or "TODO" in row.told or "TBD" in row.told
-          or "FIXME" in row.told or "orem ipsum" in row.told or "laceholder" in row.told or "[" in row.told)
+          least=0.02, among="all", finds=lambda row: (len(row.reply) < 80 or "TODO" in row.reply or "TBD" in row.reply
+          or "FIXME" in row.reply or "orem ipsum" in row.reply or "laceholder" in row.reply or "[" in row.reply)
           and row.has(_PLACEHOLDER, _CODE)),
     Check("failures", "have a failure of a program or service as their answer, such as Error: rate limit exceeded",
           _WITHOUT,
-          rows=2, least=0.01, among="all", finds=lambda row: (len(row.told) < 300 or "Traceback" in row.told)
+          rows=2, least=0.01, among="all", finds=lambda row: (len(row.reply) < 300 or "Traceback" in row.reply)
           and row.has(_FAILURE)),
     Check("refusals", "have an answer that refuses, such as: As an AI language model I cannot", "The model learns "
           "to refuse. "
           "Leave such rows out, unless it should", rows=3, least=0.02, among="all",
-          finds=lambda row: (" AI" in row.told or "orry" in row.told or "language model" in row.told
-          or "nable" in row.told or "I can" in row.told[:90] or "able to" in row.told[:90]
-          or "I am" in row.told[:90] or "I must" in row.told[:90] or "KI" in row.told or "IA" in row.told
-          or "odelo" in row.told or "odèle" in row.told
-          or "leid" in row.told[:90] or "ésol" in row.told[:90] or "siento" in row.told[:90]) and row.has(_REFUSAL)),
+          finds=lambda row: (" AI" in row.reply or "orry" in row.reply or "language model" in row.reply
+          or "nable" in row.reply or "I can" in row.reply[:90] or "able to" in row.reply[:90]
+          or "I am" in row.reply[:90] or "I must" in row.reply[:90] or "KI" in row.reply or "IA" in row.reply
+          or "odelo" in row.reply or "odèle" in row.reply
+          or "leid" in row.reply[:90] or "ésol" in row.reply[:90] or "siento" in row.reply[:90]) and row.has(_REFUSAL)),
     Check("rendered-prompts", "look as if a chat template had already been applied", "rankwise applies the model's "
           "template. Give the text alone, without User: or ### Instruction:, or the turns as messages",
           among="all", finds=lambda row: (("###" in (asked := row.example.prompt_text) or "<" in asked
           or "[INST]" in asked or "ASSISTANT" in asked)
           and _RENDERED.search(asked) is not None) or ((asked[:8].lstrip("*[ ")[:1] in "UHQF"
           or "ssistant" in asked or "ASSIST" in asked or "AI:" in asked or "Bot" in asked)
-              and row.has(_SPOKEN, _TALK, asked=True))),
+              and row.has(_SPOKEN, _TALK, in_question=True))),
     Check("next-turn", "have an answer that goes on with the next turn, such as User:", "The model learns to speak "
           "for its "
           "user. Cut the answers before it, or give the turns as messages", rows=2, least=0.01, among="all",
-          finds=lambda row: ("User" in row.told or "user:" in row.told or "USER" in row.told
-          or "Human" in row.told or "###" in row.told or "<|" in row.told
-          or "Q:" in row.told or "uestion:" in row.told or "ustomer:" in row.told or "ssistant:" in row.told
-          or "[INST]" in row.told) and row.has(_NEXT_TURN, _TALK)),
+          finds=lambda row: ("User" in row.reply or "user:" in row.reply or "USER" in row.reply
+          or "Human" in row.reply or "###" in row.reply or "<|" in row.reply
+          or "Q:" in row.reply or "uestion:" in row.reply or "ustomer:" in row.reply or "ssistant:" in row.reply
+          or "[INST]" in row.reply) and row.has(_NEXT_TURN, _TALK)),
     Check("turns-of-one-role", "have two turns of one role in a row", "Chat templates expect turns to alternate. "
           "Join them, or "
           "see whether a turn is missing", rows=2, among="all",
