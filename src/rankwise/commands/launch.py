@@ -24,9 +24,9 @@ import psutil
 import torch
 from torch import distributed
 
-from rankwise.commands.plan import refuse_several
 from rankwise.config.experiment import Experiment
 from rankwise.errors import ConfigError, Interrupted, RunError, TrainingError
+from rankwise.planning.processes import refuse_several
 from rankwise.runs.directory import RunDirectory
 from rankwise.system.launched import ENDED, LAUNCHER, read_problem
 from rankwise.system.processor import usable_cores

@@ -20,7 +20,6 @@ from rankwise.base.loaded import LoadedModel
 from rankwise.base.precision import choose_precision
 from rankwise.base.sharding import NEEDS_PROCESSES, mesh_of
 from rankwise.base.split import is_sharded
-from rankwise.commands.plan import refuse_several
 from rankwise.commands.report import write_page
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
@@ -33,6 +32,7 @@ from rankwise.methods.starting import changed_since as start_changed
 from rankwise.methods.trainable import Trainable
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import decided, objective_of
+from rankwise.planning.processes import refuse_several
 from rankwise.rows.preparation import Prepared
 from rankwise.rows.preparing import prepare, refuse_fatal
 from rankwise.rows.writing import TextWriting

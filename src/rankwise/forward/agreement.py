@@ -167,7 +167,7 @@ def compared(
     generator: torch.Generator,
 ) -> Agreement:  # fmt: skip
     """Compare two ways to compute. Refuse a model whose weights are not finite."""
-    with _moved(learned, generator):
+    with moved(learned, generator):
         try:
             eager = usual()
             fused = fast()
@@ -184,7 +184,7 @@ def compared(
     rounded = [judged]
     while not (verdict := _nearer(module, rounded)).agrees and len(rounded) < DRAWS:
         for _ in range(2):  # an odd number of draws has a median
-            with _moved(learned, generator):
+            with moved(learned, generator):
                 rounded.append(_roundings(module, learned, fast(), usual(), _exact(module, usual)))
     return verdict
 
@@ -265,7 +265,7 @@ def _limits(dtype: torch.dtype) -> tuple[float, float]:
 
 
 @contextmanager
-def _moved(learned: Sequence[nn.Parameter], generator: torch.Generator) -> Iterator[None]:
+def moved(learned: Sequence[nn.Parameter], generator: torch.Generator) -> Iterator[None]:
     """Add noise to trainable parameters inside the block, since those that start at zero would hide differences."""
     before = [parameter.detach().clone() for parameter in learned]
     try:
@@ -284,17 +284,17 @@ def _by_plain(plain: Logits, batch: Batch, learned: Sequence[nn.Parameter]) -> C
     targets = batch.targets[batch.loss_mask]
     classes = not batch.targets.dtype.is_floating_point
     loss = F.cross_entropy(logits.float(), targets, reduction="sum") if classes else logits.float().square().sum()
-    return Computed(logits.detach(), _gradients(loss, learned))
+    return Computed(logits.detach(), gradients_of(loss, learned))
 
 
 def _by_kernels(module: nn.Module, batch: Batch, learned: Sequence[nn.Parameter]) -> Computed:
     loss, hidden = FusedLoss(module).with_hidden(batch)
     with torch.no_grad():
         logits = module.get_output_embeddings()(hidden)  # pyright: ignore[reportCallIssue]
-    return Computed(logits, _gradients(loss, learned))
+    return Computed(logits, gradients_of(loss, learned))
 
 
-def _gradients(total: Tensor, learned: Sequence[nn.Parameter]) -> Tensor:
+def gradients_of(total: Tensor, learned: Sequence[nn.Parameter]) -> Tensor:
     """Concatenate the gradients of all trainable parameters; empty if there are none."""
     gradients = torch.autograd.grad(total, list(learned), allow_unused=True) if learned else ()
     pairs = zip(learned, gradients, strict=True)

@@ -15,10 +15,12 @@ activations are gone by then.
 from __future__ import annotations
 
 import math
+import sys
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from random import Random
 
+from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError
 from rankwise.planning.devices import Device, graphics_cards
@@ -136,3 +138,17 @@ def _groups(forecast: Forecast) -> dict[int | str, float]:
         outside = layer.path if layer.kind == "embedding" and layer.path not in tied else "rest"
         sizes[outside if layer.block is None else layer.block] += DTYPE_BYTES[forecast.dtype] * layer.parameters
     return dict(sizes)
+
+
+REST = "Train in one process (without --processes or torchrun)."
+
+
+def refuse_several(config: Experiment) -> None:
+    """ConfigError with all that needs one process."""
+    device = config.base.device
+    refused = {f"model.device={device}": device not in ("auto", "cpu", "cuda"), "Windows": sys.platform == "win32"}
+    problems = [
+        f"several processes cannot train with {name} yet. {REST}" for name, is_used in refused.items() if is_used
+    ]
+    if problems:
+        raise ConfigError(problems)

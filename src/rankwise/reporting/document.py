@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ class Document:
             "kind": KIND,
             "format": 1,
             "title": self.title,
+            "page_sha256": sha256(self.as_html()).hexdigest(),
             "verdict": self.verdict,
             "remarks": list(self.remarks),
             "next": self.next,

@@ -23,7 +23,16 @@ from rankwise.config.experiment import Experiment
 from rankwise.errors import RunBusyError, RunError, some
 from rankwise.runs.data_report import DATA_REPORT, DataReport
 from rankwise.runs.manifest import Manifest
-from rankwise.runs.own_files import MANIFEST, SETTINGS, StepFolders, find_folder, folder_of, read_json, set_aside
+from rankwise.runs.own_files import (
+    MANIFEST,
+    SETTINGS,
+    StepFolders,
+    find_folder,
+    folder_of,
+    read_json,
+    set_aside,
+    with_hash,
+)
 from rankwise.system.files import json_bytes, told_when_full, write_atomic
 from rankwise.system.locks import Lock, owner_if_locked, owner_of
 
@@ -115,7 +124,7 @@ class RunDirectory:
         return f"{saved}--restart to start it again from the first step"
 
     def write_manifest(self, manifest: Manifest) -> None:
-        self._write(MANIFEST, manifest.model_dump(mode="json"))
+        self._write(MANIFEST, with_hash(manifest.model_dump(mode="json")))
 
     def manifest(self) -> Manifest:
         return read_json(self.folder / MANIFEST, Manifest)

@@ -7,9 +7,8 @@ and none may have been added. A changed model card or metrics log is only report
 edits. It is not a signature: whoever can write to the folder can also change the manifest. `rankwise sign` makes one,
 and `rankwise verify` compares by the same code.
 
-Evaluations, the data of reports, checkpoints and snapshots have hashes of their own, which `verify` compares too. The
-manifest has no hash of its own outside of checkpoints, and neither have the settings of a run that is not finished;
-they must be readable.
+The manifest, evaluations, the data of reports (with the hash of their page), checkpoints and snapshots have hashes of
+their own, which `verify` compares too. The settings of a run that is not finished have none; they must be readable.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from rankwise.errors import RankwiseError, ResultError, RunError, first_line, so
 from rankwise.runs.data_report import DATA_REPORT, DataReport
 from rankwise.runs.directory import RESULTS, SETTINGS, SIGNATURE, RunDirectory
 from rankwise.runs.evaluations import FOLDER
-from rankwise.runs.own_files import DamagedStep, StepFolders, check_file, hash_of, read_json, with_hash
+from rankwise.runs.own_files import MANIFEST, DamagedStep, StepFolders, check_file, hash_of, read_json, with_hash
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage
 from rankwise.runs.resumable import METRICS
 from rankwise.runs.snapshot import RunSnapshot
@@ -197,7 +196,7 @@ def verify(run: RunDirectory) -> VerifiedRun:
     except RankwiseError as error:
         problems.append(str(error))
     checked = [_step(folders, step) for folders in (run.checkpoints, run.snapshots) for step in folders.named]
-    hashed = (f"{FOLDER}/*.json", "report.json", "against-*.json")
+    hashed = (MANIFEST, f"{FOLDER}/*.json", "report.json", "against-*.json")
     checked += map(_with_own_hash, sorted(file for pattern in hashed for file in run.folder.glob(pattern)))
     files += sum(compared for compared, _ in checked)
     problems += [problem for _, found in checked for problem in found]
@@ -212,7 +211,11 @@ def _with_own_hash(file: Path) -> tuple[int, list[str]]:
         return 0, [f"{file} cannot be read: {first_line(error)}."]
     if not isinstance(content, dict) or "sha256" not in content:
         return 0, []
-    return 1, [] if content == with_hash(content) else [f"{file} {CHANGED}"]
+    page = file.with_suffix(".html")
+    wrong = [file] * (content != with_hash(content))
+    if "page_sha256" in content and page.is_file() and sha256_of(page) != content["page_sha256"]:
+        wrong.append(page)
+    return 1 + ("page_sha256" in content), [f"{one} {CHANGED}" for one in wrong]
 
 
 def _step(folders: StepFolders, step: int) -> tuple[int, list[str]]:

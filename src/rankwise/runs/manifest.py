@@ -362,6 +362,8 @@ class Manifest(Config):
     """How often training diverged and went back, the earliest first."""
     warnings: tuple[str, ...] = ()
     """Warnings shown in the terminal: changes of results or memory use that were not requested."""
+    sha256: str | None = None
+    """The hash of all else, as the file has it. None in runs of earlier versions."""
 
 
 def now() -> str:

@@ -218,6 +218,8 @@ def told_when_full(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in FULL:
             raise _full(path) from None
+        if error.errno == errno.ENOENT and path.parent.exists():
+            raise RunError(f"{error.filename or path} was removed while it was in use. Try again.") from None
         if error.errno in NOT_WRITABLE:
             raise RunError(
                 f"{path} cannot be written ({error.strerror}). Choose a folder that you can write to."

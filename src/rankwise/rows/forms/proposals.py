@@ -94,10 +94,9 @@ def told_by_words(texts: Sequence[str], labels: Sequence[str]) -> float:
     prior = Counter(label for label, _ in known)
     counts = Counter((label, word) for label, seen in known for word in seen)
 
-    def odds(label: str, seen: set[str]) -> float:
-        return log(prior[label]) + sum(log((counts[label, word] + 0.1) / (prior[label] + 0.2)) for word in seen)
-
-    right = sum(max(prior, key=lambda guess: odds(guess, seen)) == label for label, seen in others)
+    chances = [{one: log(prior[one]) + sum(log((counts[one, word] + 0.1) / (prior[one] + 0.2)) for word in seen)
+                for one in prior} for _, seen in others]  # fmt: skip
+    right = sum(max(one, key=one.__getitem__) == label for one, (label, _) in zip(chances, others, strict=True))
     most = max(Counter(label for label, _ in others).values(), default=0)
     return (right - most) / max(1, len(others) - most)
 

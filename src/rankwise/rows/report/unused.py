@@ -18,11 +18,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from rankwise.config.base import shown
+from rankwise.config.data import Rows
 from rankwise.errors import did_you_mean, some
 from rankwise.rows.forms.formats import ANSWER_FIELDS, FIELDS
 from rankwise.rows.forms.proposals import REASONS, can_be_typed, ignoring, options_for
@@ -30,9 +31,6 @@ from rankwise.rows.forms.turns import is_json
 from rankwise.rows.report.text_checks import holds_secret
 from rankwise.rows.text.example import Example
 from rankwise.runs.row_facts import UnusedColumn
-
-if TYPE_CHECKING:
-    from rankwise.rows.sources import OpenedSource
 
 ALL_JUDGED, THEN_EACH = 2000, 16
 WORDS, LONG = 3, 20
@@ -204,7 +202,15 @@ def _filled(value: Any) -> bool:
     return bool(value.strip()) if isinstance(value, str) else value not in (None, [], {})
 
 
-def unused_columns(readings: Sequence[OpenedSource]) -> tuple[UnusedColumn, ...]:
+class CountedSource(Protocol):
+    """A source of rows that was read (rows/sources.py)."""
+
+    source: Rows
+    parts: list[Any]
+    unused: dict[str, Unused]
+
+
+def unused_columns(readings: Sequence[CountedSource]) -> tuple[UnusedColumn, ...]:
     """Facts about the unused columns of each source, over all its files."""
     facts: list[UnusedColumn] = []
     for reading in readings:
@@ -216,7 +222,7 @@ def unused_columns(readings: Sequence[OpenedSource]) -> tuple[UnusedColumn, ...]
     return tuple(facts)
 
 
-def _fact(name: str, files: Sequence[str], reading: OpenedSource) -> UnusedColumn:
+def _fact(name: str, files: Sequence[str], reading: CountedSource) -> UnusedColumn:
     every = [(reading.unused[file], reading.unused[file].columns[name]) for file in files]
     stopping = [(unused, column) for unused, column in every if column.stops(unused.judged)]
     unused, column = (stopping or every)[0]
@@ -256,7 +262,7 @@ def _sentence(file: str, columns: Sequence[UnusedColumn]) -> str:
     )
 
 
-def problems(readings: Sequence[OpenedSource], facts: Sequence[UnusedColumn]) -> list[str]:
+def problems(readings: Sequence[CountedSource], facts: Sequence[UnusedColumn]) -> list[str]:
     """Why training stops: unused columns with text, and ignored columns that do not exist."""
     stopping = list(dict.fromkeys(fact.column for fact in facts if fact.stops))
     ways = _way_to_use(readings, stopping) if stopping else ""
@@ -271,7 +277,7 @@ def problems(readings: Sequence[OpenedSource], facts: Sequence[UnusedColumn]) ->
     return [*stops, *_ignored_in_vain(readings)]
 
 
-def _way_to_use(readings: Sequence[OpenedSource], stopping: Sequence[str]) -> str:
+def _way_to_use(readings: Sequence[CountedSource], stopping: Sequence[str]) -> str:
     """How to use the columns, as part of a sentence; empty if the row format has no prompt."""
     for reading in readings:
         parts = {part.name: part.format for part in reading.parts}
@@ -289,12 +295,12 @@ def _way_to_use(readings: Sequence[OpenedSource], stopping: Sequence[str]) -> st
     return ""
 
 
-def _is_writable(name: str, reading: OpenedSource) -> bool:
+def _is_writable(name: str, reading: CountedSource) -> bool:
     among = [unused.columns[name] for unused in reading.unused.values() if name in unused.columns]
     return can_be_typed(name) and bool(among) and all(column.writable for column in among)
 
 
-def _flags(reading: OpenedSource, unused: Unused, writable: Sequence[str]) -> str:
+def _flags(reading: CountedSource, unused: Unused, writable: Sequence[str]) -> str:
     """The flags --prompt and --completion that use the columns, in the order of the file. Reasoning comes before the
     answer. Where the format has no answer, as `text`, it is the first column named like one, or else the last."""
     ours = {theirs: field for field, theirs in reading.source.columns.items()}
@@ -307,7 +313,7 @@ def _flags(reading: OpenedSource, unused: Unused, writable: Sequence[str]) -> st
     return options_for([name for name in fields if name in asks - {*reasons, answer}], [*reasons, answer])
 
 
-def _ignored_in_vain(readings: Sequence[OpenedSource]) -> list[str]:
+def _ignored_in_vain(readings: Sequence[CountedSource]) -> list[str]:
     names = dict.fromkeys(name for reading in readings for unused in reading.unused.values() for name in unused.names)
     ignored = dict.fromkeys(name for reading in readings for name in reading.source.ignore_columns)
     return [
