@@ -23,7 +23,8 @@ from rankwise.runs.metrics_log import read_metrics_log
 KEYS = {
     "run", "adapter", "steps", "loss", "validation_loss_before", "validation_loss_after", "validation_loss_tokens",
     "train_seconds", "tokens_per_second", "peak_rss_bytes", "trainable_parameters", "total_parameters",
-    "adapter_bytes", "kept_step", "kept_why", "ended_early", "forecast", "warnings", "validation_accuracy",
+    "adapter_bytes", "kept_step", "kept_why", "ended_early", "temperature", "forecast", "warnings",
+    "validation_accuracy",
     "validation_accuracy_before", "validation_accuracy_after", "images_per_second", "budget", "learning_rate", "tuning",
     "replay", "baselines", "earlier_rounds", "accuracy_budget", "preference",
 }  # fmt: skip

@@ -235,7 +235,7 @@ def test_the_steps_are_those_given_or_the_passes_over_the_rows(training, rows, s
     assert TrainingConfig(**training).total_steps(rows) == steps
 
 
-NAMES = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,20}\Z")
+NAMES = st.from_regex(r"\A[A-Za-z0-9]([A-Za-z0-9._-]{0,20}[A-Za-z0-9_-])?\Z")
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=10)
 EXPERIMENTS = st.builds(
     dict,

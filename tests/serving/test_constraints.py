@@ -33,7 +33,7 @@ from rankwise.serving.calls import form_of
 from rankwise.serving.constraining import calls_constraint
 from rankwise.serving.engine import Limits, ServingEngine
 from rankwise.serving.served import load_serving
-from rankwise.serving.trial import Trials
+from rankwise.serving.trial import TrialProcess
 from rankwise.studio.answering import load
 from rankwise.studio.asking import AskBody
 
@@ -326,7 +326,7 @@ def test_what_cannot_be_held_to_is_refused_in_one_sentence(server, name):
 
 
 def test_whoever_goes_takes_the_trial_along_and_refused_texts_cost_nothing_more(server):
-    slow, trials = ("grammar", BAD["terms that never end"][0]["guided_grammar"] + " | /gone/", "x"), Trials()
+    slow, trials = ("grammar", BAD["terms that never end"][0]["guided_grammar"] + " | /gone/", "x"), TrialProcess()
 
     async def gone():
         leaving = asyncio.create_task(trials.check([slow, ("regex", "a", "x")]))

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import psutil
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rankwise.config.base import Config, JsonObject
 from rankwise.runs.lineage import Round
@@ -362,8 +362,12 @@ class Manifest(Config):
     """How often training diverged and went back, the earliest first."""
     warnings: tuple[str, ...] = ()
     """Warnings shown in the terminal: changes of results or memory use that were not requested."""
-    sha256: str | None = None
-    """The hash of all else, as the file has it. None in runs of earlier versions."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_its_hash(cls, values: Any) -> Any:
+        """The file has a hash of all else, which runs/integrity.py compares."""
+        return {key: one for key, one in values.items() if key != "sha256"} if isinstance(values, dict) else values
 
 
 def now() -> str:

@@ -125,7 +125,7 @@ class _Estimator(_Reading):
             raise DataError(f"y has the labels {other} and {text}, which is a text. Write all as texts, or none.")
         if all(texts):
             places = {one: f"item {at} of y" for at, one in reversed([*enumerate(y)])}
-            for remark in Labels(Counter(y), places).remarks():
+            for remark in Labels(Counter(y), places, {one: [place] for one, place in places.items()}).remarks():
                 LOG.warning(remark)
 
     def _targets(self, y: Any) -> Any:

@@ -139,7 +139,8 @@ def repeated(meaning: Meaning, *_: object) -> Survey:
     first = np.sort(np.unique(table[:, [0, 1, 4]], axis=0, return_index=True)[1])
     earliest = np.unique(table[first][:, [1, 4]], axis=0, return_index=True)[1]
     later = np.delete(first, earliest)
-    return len(later), len(table), ", ".join(map(meaning.where, later[:3].tolist()))
+    count = len(later) if len(table) >= FEW else 0
+    return count, len(table), ", ".join(map(meaning.where, later[:3].tolist()))
 
 
 def several_in_one(_: Meaning, labels: Labels, learned: Learned) -> Survey:
