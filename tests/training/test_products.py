@@ -25,7 +25,6 @@ from rankwise.forward.reference import random_documents
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.kernels.quantized.formats import Int8, Int8Products, is_compiled, weights_for_int8
 from rankwise.objectives.causal_lm import CAUSAL_LM
-from rankwise.runs.records import WarningMessage
 from rankwise.training import backend as choices
 
 able = pytest.mark.skipif(not (multiplies_int8() and is_compiled()), reason="this machine has no such products")
@@ -113,30 +112,30 @@ def test_a_column_far_above_the_others_is_kept_apart(rows, tiny_folder):
 
 
 @able
-@pytest.mark.parametrize("damaged", [("q_proj", "down_proj"), ("q_proj",), ("down_proj",)])
-def test_small_errors_of_layers_that_add_up_are_bounded(rows, tiny_folder, damaged):
-    """A column of q_proj and a row of down_proj far above the others: each layer is near its unpacked weights, but
-    outputs or gradients of the whole are not."""
+@pytest.mark.parametrize("damaged", ["q_proj down_proj", "down_proj", ""])
+def test_what_small_errors_of_layers_add_up_to_is_bounded(rows, tiny_folder, monkeypatch, damaged):
+    """With a row of down_proj far above the others each layer's outputs are near those of its unpacked weights, and the
+    gradients that come back through it are not. Of a usual model outputs decide, where less is allowed."""
     base = shutil.copytree(tiny_folder, Path("base"))
     weights = load_file(base / "model.safetensors")
     for name, weight in weights.items():
-        if name.endswith(tuple(f"{one}.weight" for one in damaged)):
+        if damaged and name.endswith(tuple(f"{one}.weight" for one in damaged.split())):
             weight[(slice(None), 3) if "q_proj" in name else 5] *= 1e4
     save_file(weights, base / "model.safetensors", {"format": "pt"})
-    told = []
-    trained = train(experiment(base, backend="eager"), callback=told.append)
+    if not damaged:
+        monkeypatch.setattr(choices, "LARGEST_CHANGE", 0.003)
+    trained = train(experiment(base, backend="eager"))
     found, module = trained.manifest.products, trained.model.module
+    assert found.unpacked and found.change <= choices.LARGEST_CHANGE
+    assert any("products of all layers in int8 would change" in one for one in trained.manifest.warnings)
     (batch,) = CAUSAL_LM.batches(random_documents(90, [40] * 4, torch.Generator().manual_seed(0)), 512)
-    parameters, computed = trained.trainable.parameters(), []
+    computed = []
     for products in (found, None):
         choices.use_products(module, products)
-        gradients = gradients_of(CAUSAL_LM.loss(module, batch), parameters)
+        gradients = gradients_of(CAUSAL_LM.loss(module, batch), trained.trainable.parameters())
         computed.append(Computed(CAUSAL_LM.predict(module, batch).detach(), gradients))
     apart = distance(*computed)
-    assert found.change <= choices.LARGEST_CHANGE and apart.logits < 0.2, apart
-    assert apart.gradients < 0.5 or damaged == ("q_proj",), "on other rows, whose attention is saturated there"
-    warned = [str(one) for one in told if isinstance(one, WarningMessage) and "products of all layers" in str(one)]
-    assert bool(warned) == any("products of all layers" in one for one in trained.manifest.warnings)
+    assert apart.within(0.1, 0.1), apart
 
 
 @able
