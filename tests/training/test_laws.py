@@ -30,7 +30,7 @@ from rankwise.rows.text.rendering import render
 from rankwise.rows.text.tokenize import tokenise
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.records import StepRecord
-from rankwise.training.losses import mean_loss
+from rankwise.training.losses import sum_loss
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.step import optimizer_step
 from rankwise.training.trainer import rate_factor
@@ -96,8 +96,8 @@ def test_padding_changes_nothing() -> None:
     rows = random_rows(4, seed=2)
     model, _ = adapted()
     forward = SupervisedLogits(model)
-    together = mean_loss(summed(forward), [collate(rows)], CPU)
-    alone = mean_loss(summed(forward), [collate([row]) for row in rows], CPU)
+    together = sum_loss(summed(forward), [collate(rows)], CPU)
+    alone = sum_loss(summed(forward), [collate([row]) for row in rows], CPU)
     assert together[1] == alone[1] and math.isclose(together[0], alone[0], rel_tol=1e-5)
 
 

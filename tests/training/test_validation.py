@@ -26,7 +26,7 @@ from rankwise.rows.writing import TextWriting
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord, StatusMessage, StepRecord, silent
-from rankwise.training.losses import mean_loss
+from rankwise.training.losses import sum_loss
 from rankwise.training.state import preserve_rng_state
 from rankwise.training.validation import EarlyStopping
 from rankwise.training.validation_prompts import score
@@ -240,10 +240,10 @@ def test_the_loss_is_that_of_the_finished_run_on_each_row_alone_without_dropout(
     writing = TextWriting(finished.tokenizer, finished.template, finished.source.name, finished.context_length)
     rows = prepare(experiment.data, writing, silent).measured_rows
     alone = [collate([row]) for row in rows]
-    loss, tokens = mean_loss(summed(SupervisedLogits(finished.module)), alone, torch.device("cpu"))
+    total, tokens = sum_loss(summed(SupervisedLogits(finished.module)), alone, torch.device("cpu"))
     last = [one for one in evaluations("run") if one.step == STEPS]
     assert [(one.loss_tokens, one.sequences) for one in last] == [(tokens, len(rows))]
-    assert last[0].loss == pytest.approx(loss, rel=1e-5)
+    assert last[0].loss == pytest.approx(total / tokens, rel=1e-5)
 
 
 # What is kept

@@ -62,11 +62,7 @@ def _settings(template: ChatTemplate, source: str) -> str:
     for name, token in template.special_tokens.items():
         if name in used and (name not in PASSED or getattr(hub, name) != token):
             values[name] = token
-    return "".join(f"{{% set {name} = {_literal(value)} %}}" for name, value in values.items())
-
-
-def _literal(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return "".join(f"{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in values.items())
 
 
 def gguf_parity(template: ChatTemplate, source: str | None = None) -> Parity:

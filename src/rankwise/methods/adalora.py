@@ -103,7 +103,8 @@ class TrainableAdaLoRA(AdapterTrainable):
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:
         self.triplets.check_views()
         if self.final:
-            self._keep_retired()
+            if not self.config.shrink:
+                self.triplets.retire(self.alive)
             return None
         if step >= self.schedule.decided:
             return self._decide_at_last(step, optimizer)
@@ -198,10 +199,6 @@ class TrainableAdaLoRA(AdapterTrainable):
             self.adapters.discard_empty(self.name)
         nothing = (self.costs[:0], self.costs[:0])
         self.importance = Importance(0, 0, nothing, nothing)  # no longer needed
-
-    def _keep_retired(self) -> None:
-        if not self.config.shrink:
-            self.triplets.retire(self.alive)
 
     def _plan(self, step: int) -> RankRecord:
         """The one place where the host waits for the device: only what is told needs it."""

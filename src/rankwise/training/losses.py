@@ -55,12 +55,6 @@ def sum_loss(loss_of: Loss, batches: Iterable[Batch], device: torch.device) -> t
     return total, count
 
 
-def mean_loss(loss_of: Loss, batches: Iterable[Batch], device: torch.device) -> tuple[float, float]:
-    """The loss of a prediction over all batches, and the number of predictions."""
-    total, count = sum_loss(loss_of, batches, device)
-    return total / count, count
-
-
 class Backend(Protocol):
     @property
     def name(self) -> BackendName: ...

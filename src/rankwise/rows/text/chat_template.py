@@ -199,9 +199,6 @@ class ChatTemplate:
     def rewrites(self) -> bool:
         return any(sign in source for source in self._sources.values() for sign in REWRITING)
 
-    def guarded(self, content: str) -> str:
-        return self.tokenizer.guarded(content)
-
     def text(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, answer_next: bool = False) -> str:
         return self._render(messages, tools, answer_next=answer_next).text(len(messages), answer_next=answer_next)
 
@@ -299,7 +296,8 @@ class ChatTemplate:
             own = {at: one for at, one in enumerate(conversations) if bool(one[1]) == (name == "tool_use")}
             source = self._sources.get(name) or self._sources["default"]
             shows_context = bool(own) and self._has_place(source)
-            asked = [plain_conversation(messages, tools, cuts(messages), self.guarded, shows_context=shows_context)
+            guarded = self.tokenizer.guarded
+            asked = [plain_conversation(messages, tools, cuts(messages), guarded, shows_context=shows_context)
                      for messages, tools in own.values()]  # fmt: skip
             results = render_conversations(source, self._values, asked)
             for (at, (messages, _)), one, texts in zip(own.items(), asked, results, strict=True):

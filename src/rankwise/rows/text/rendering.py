@@ -93,7 +93,7 @@ def _hint(example: Example, template: ChatTemplate) -> str:
 def _whole_text(text: str, template: ChatTemplate) -> Rendering:
     if not template.ends:
         raise TemplateError("the model names no end token, so it would not learn where a text ends.")
-    learned = Segment(template.guarded(text) + template.ends[0], True)
+    learned = Segment(template.tokenizer.guarded(text) + template.ends[0], True)
     return Rendering((Segment(template.start, False), learned) if template.start else (learned,), "text")
 
 
@@ -168,7 +168,7 @@ def _learned_span(rendered: str, message: Message, template: ChatTemplate) -> Sp
     if not writes and thought is None:
         return 0, _learned_length(rendered, message, template)
     written = before.strip().removeprefix(OPEN).strip()
-    if not writes or written != template.guarded(thought or "").strip():
+    if not writes or written != template.tokenizer.guarded(thought or "").strip():
         raise TemplateError(
             f"the chat template does not write the reasoning {(thought or '')[:40]!r} of the answer as it is, but "
             f"{rendered[:60]!r}, so it can be neither learned nor masked."
@@ -180,7 +180,7 @@ def _learned_span(rendered: str, message: Message, template: ChatTemplate) -> Sp
 
 def _learned_length(rendered: str, message: Message, template: ChatTemplate) -> int:
     """Length of the answer and its end token in the rendered turn."""
-    answer = template.guarded(message.content).strip()
+    answer = template.tokenizer.guarded(message.content).strip()
     start = rendered.find(answer)
     if start < 0 or (answer and rendered[:start].strip()):
         raise TemplateError(f"the chat template changes the answer {answer[:40]!r}: it writes {rendered[:60]!r}.")
@@ -205,7 +205,7 @@ def _check_calls(message: Message, rendered: str, template: ChatTemplate) -> Non
     if not template.writes_calls:
         raise TemplateError(f"the chat template writes no tool calls, so they cannot be trained on. {WITH_TOOLS}")
     for call in message.tool_calls:
-        texts = [template.guarded(text) for text in (call.name, *_leaves(call.arguments))]
+        texts = [template.tokenizer.guarded(text) for text in (call.name, *_leaves(call.arguments))]
         missing = next((text for text in texts if not _stands(text, rendered)), None)
         if missing is not None:
             raise TemplateError(
