@@ -68,6 +68,7 @@ def plan(
     if config is None:
         if model is None and "start_from" not in settings:
             raise ConfigError(['plan needs model, for example plan(model="smollm2-135m", data=rows).'])
-        model = model.config if isinstance(model, LoadedModel) else model
+        if isinstance(model, LoadedModel):
+            model = model.config
         config = experiment_of(model, rows_of(data), "plan", settings, read_planned)
     return plan_of(config, device=device, price=price)
