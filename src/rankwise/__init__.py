@@ -58,12 +58,12 @@ if TYPE_CHECKING:
     from rankwise.config.tasks import TaskConfig as TaskConfig
     from rankwise.config.training import TrainingConfig as TrainingConfig
     from rankwise.errors import RankwiseError as RankwiseError
-    from rankwise.forward.plan import plan as plan
     from rankwise.inference.tuned_model import load_tuned as load_tuned
     from rankwise.methods.adalora import TrainableAdaLoRA as TrainableAdaLoRA
     from rankwise.methods.inject import add_adapter as add_adapter
     from rankwise.methods.inject import inject as inject
     from rankwise.python.advise import advise as advise
+    from rankwise.python.advise import plan as plan
     from rankwise.python.run import Run as Run
     from rankwise.python.run import load_run as load_run
     from rankwise.python.train import train as train
@@ -102,7 +102,7 @@ _HOMES = {
     "load_run": "rankwise.python.run",
     "load_tuned": "rankwise.inference.tuned_model",
     "merge": "rankwise.commands.merge",
-    "plan": "rankwise.forward.plan",
+    "plan": "rankwise.python.advise",
     "predict": "rankwise.commands.predict",
     "read_peft": "rankwise.adapters.formats.peft",
     "report": "rankwise.commands.report",

@@ -41,6 +41,15 @@ class ComparedRuns:
         """What `rankwise compare --json` prints."""
         return {"comparisons": self.comparisons}
 
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with a row for each metric of each two runs: both values, and the difference b - a."""
+        from pandas import DataFrame  # pyright: ignore[reportMissingImports]
+
+        return DataFrame([
+            {"task": task.task, "metric": metric, "run_a": one.a, "run_b": one.b, **dict(difference)}
+            for one in self.comparisons for task in one.tasks for metric, difference in task.differences.items()
+        ])  # fmt: skip
+
 
 def compare(names: Sequence[str | os.PathLike[str]]) -> ComparedRuns:
     if len(names) < 2:
