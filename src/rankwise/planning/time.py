@@ -64,8 +64,8 @@ PROCESSORS = {
     "avx512_bf16": Efficiency(
         Estimate(0.28, 0.54, 0.62),
         "bench/speed-method.md, of the best product in bfloat16: the starter model reached 53 % with the compiled "
-        "backend and 28 % with the eager one, models of 0.5B, 1.5B and 7B parameters 73, 77 and 75 %; twice the rate in "
-        "float32 was 0.95 of that product where both were measured (bench/plan-accuracy.md)",
+        "backend and 28 % with the eager one, models of 0.5B, 1.5B and 7B parameters 73, 77 and 75 %; twice the rate "
+        "in float32 was 0.95 of that product where both were measured (bench/plan-accuracy.md)",
     ),
     "amx_bf16": Efficiency(
         Estimate(0.17, 0.24, 0.34),
