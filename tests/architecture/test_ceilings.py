@@ -59,7 +59,7 @@ QUESTIONS = {
     "methods": (
         {"trains_base"}, {"lora", "adalora"},
         r"\.method (==|!=|in|not in)|\bmethod (==|!=) '(full|head)'",
-        r"\b(LoraConfig|AdaLoraConfig|FullConfig|HeadConfig|FullFineTuning|TrainableLoRA|TrainableAdaLoRA)\b",
+        r"\b(LoraConfig|AdaLoraConfig|FullConfig|HeadConfig|FullFineTuning|TrainableLoRA|TrainableAdaLora)\b",
     ),
 }  # fmt: skip
 """Of each question: flags that answer it, names that are compared with, comparisons, and types that are asked for."""
