@@ -104,16 +104,7 @@ cache clean --older-than 30d
 
 
 class Grouped(TyperGroup):
-    """A group whose --help shows its commands in the parts that they are registered in, with a whole sentence each. The
-    help of each command ends with examples."""
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        command: Any = super().get_command(ctx, cmd_name)
-        words = f"{ctx.info_name} {cmd_name}" if ctx.parent else cmd_name
-        calls = [f"\n  rankwise {one}" for one in EXAMPLES.splitlines() if f"{one} ".startswith(f"{words} ")]
-        if calls:
-            command.epilog = "\b\nExamples:" + "".join(calls[:3])
-        return command
+    """A group whose --help shows its commands in the parts that they are registered in, with a whole sentence each."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         parts: dict[str, list[tuple[str, str]]] = {part: [] for part in (*COMMANDS, "Commands")}
@@ -188,9 +179,18 @@ def group(
             )
 
 
+def ending(words: str) -> str:
+    """The last part of the --help of the command that is called by these words."""
+    calls = [f"\n  rankwise {one}" for one in EXAMPLES.splitlines() if f"{one} ".startswith(f"{words} ")]
+    return "\b\nExamples:" * bool(calls) + "".join(calls[:3])
+
+
 for part, commands in COMMANDS.items():
     for command in commands:
         if isinstance(command, typer.Typer):
-            app.add_typer(command, cls=Grouped, rich_help_panel=part)
+            named = command.info.name
+            app.add_typer(command, cls=Grouped, rich_help_panel=part, epilog=ending(f"{named}"))
+            for one in list[Any](command.registered_commands):
+                one.epilog = ending(f"{named} {one.name or one.callback.__name__}")
         else:
-            app.command(cls=SHOWN_AS.get(command), rich_help_panel=part)(command)
+            app.command(cls=SHOWN_AS.get(command), rich_help_panel=part, epilog=ending(command.__name__))(command)

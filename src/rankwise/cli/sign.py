@@ -21,13 +21,13 @@ Folder = Annotated[str, argument(
 Rows = Annotated[list[str] | None, option(
     "The rows it was trained on. Repeat the flag for several sources, in the same order, validation rows last.",
     "--data")]  # fmt: skip
-Key = Annotated[Path, option("Your private key: an elliptic curve key in a PEM file.", "--key")]
-PublicKey = Annotated[Path | None, option(
-    "The signer's public key (PEM file). Without it, the signer's identity isn't verified.", "--key")]  # fmt: skip
-NewRun = Annotated[str | None, option("Name of the new run.  [default: the folder's name plus -rebuilt]", "--run")]
 
 
-def sign(folder: Folder, key: Key, as_json: Json = False, quiet: Quiet = False) -> None:
+def sign(
+    folder: Folder,
+    key: Annotated[Path, option("Your private key: an elliptic curve key in a PEM file.", "--key")],
+    as_json: Json = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
     """Sign a run or an exported model with your private key, including the hashes of its base model and rows."""
     with report_failures(as_json), Display(quiet) as display:
         from rankwise.commands.provenance.signing import sign as sign_command
@@ -37,7 +37,10 @@ def sign(folder: Folder, key: Key, as_json: Json = False, quiet: Quiet = False) 
 
 
 def verify(
-    folder: Folder, key: PublicKey = None, data: Rows = None, base_model: BaseModel = None, as_json: Json = False,
+    folder: Folder,
+    key: Annotated[Path | None, option(
+        "The signer's public key (PEM file). Without it, the signer's identity isn't verified.", "--key")] = None,
+    data: Rows = None, base_model: BaseModel = None, as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Verify a signature: check a folder, its base model and its rows, and list what changed."""
@@ -56,7 +59,10 @@ def verify(
 
 
 def rebuild(
-    folder: Folder, data: Rows = None, base_model: BaseModel = None, run: NewRun = None, as_json: Json = False,
+    folder: Folder, data: Rows = None, base_model: BaseModel = None,
+    run: Annotated[str | None, option(
+        "Name of the new run.  [default: the folder's name plus -rebuilt]", "--run")] = None,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Rebuild a result: train again with its settings and rows, and compare the weights."""
