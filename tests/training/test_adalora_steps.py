@@ -13,7 +13,7 @@ from rankwise.config.adapters import AdaLoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import TrainingError
 from rankwise.forward.reference import SupervisedLogits
-from rankwise.methods.adalora import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.inject import inject
 from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import Batches, portion
@@ -39,7 +39,7 @@ def rows(count=12, seed=0):
 def begun(steps=30, **settings):
     model = tiny_model("llama")
     spec = AdaLoraConfig(**{"budget": "2", "initial": 2, "start": "gaussian", "orthogonality": 50.0} | settings)
-    trainable = TrainableAdaLoRA(inject(model, spec, seed=1), spec, steps)
+    trainable = TrainableAdaLora(inject(model, spec, seed=1), spec, steps)
     state = TrainState(trainable, adamw(trainable, TrainingConfig()), lambda step: 5e-3, steps, 1.0, CPU)
     return model, state
 

@@ -52,6 +52,7 @@ class ComparedRuns:
 
 
 def compare(names: Sequence[str | os.PathLike[str]]) -> ComparedRuns:
+    """Compare evaluated runs, item by item, with the first one. RunError for fewer than two names."""
     if len(names) < 2:
         raise RunError("name at least two runs: the one to compare with, and the others.")
     first, *others = candidates = open_candidates([os.fspath(name) for name in names])

@@ -348,7 +348,7 @@ def forecast(
     limited = base.memory is not None and device.kind == "processor"
     storage, form = storage_of(base.quantize, shape, given_back=limited), form_of(shape, method, training, device)
     packed = storage in ("int8", "nf4", "file") and not limited
-    int8 = packed and device.int8 and multiplied_in_int8(training.products, shape, storage, device.usable)
+    int8 = packed and device.int8 and multiplied_in_int8(training.matmul, shape, storage, device.usable)
     made = Forecast(
         shape, counted or parameters_of(shape, method), method, amount, form,
         device.dtype if base.dtype == "auto" else base.dtype, storage, int8, limited and storage != "none",
@@ -364,7 +364,7 @@ def planned_forecast(
 ) -> Forecast:  # fmt: skip
     """The forecast of a training, with as many blocks computed twice as training chooses to fit the device."""
     first = forecast(config, shape, device, amount, method, counted, compiled)
-    if config.training.products == "auto" and first.storage != "int8" and first.needed > device.usable:
+    if config.training.matmul == "auto" and first.storage != "int8" and first.needed > device.usable:
         first = replace(first, int8=False)  # a copy is made only where there is room
     if config.training.activation_checkpointing != "auto" or first.needed <= device.usable:
         return first

@@ -30,11 +30,11 @@ def advise(
     out: str | Path | None = None, progress: bool = True, callback: Callback | None = None, force_memory: bool = False,
     **settings: Any,
 ) -> Advice:  # fmt: skip
-    """Measure the base, the base with examples in the prompt, and a short adapter on held-out rows, and say which pays.
+    """Compare the base model, few-shot prompting and a short fine-tuning run on held-out rows, and recommend one.
 
-    Give an `Experiment`, or `model` and `data` with settings as keyword arguments, as for `rankwise.train`. `model` may
-    be one from `rankwise.load`; it is the same bit for bit afterwards. Nothing is written, unless `out` names a folder,
-    but rows in memory to runs/.rows, where `train` reads them too.
+    Give an `Experiment`, or `model` and `data` with settings as keyword arguments, as for `rankwise.train`. `model`
+    may come from `rankwise.load`; it isn't changed. Nothing is written unless `out` names a folder, except that rows
+    in memory are stored in runs/.rows, where `train` finds them too.
     """
     from rankwise.base.loaded import LoadedModel
     from rankwise.commands.advise import advise as advise_command

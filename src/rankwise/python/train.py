@@ -38,14 +38,14 @@ def train(
     progress: bool = True, callback: Callback | None = None, restart: bool = False, resume: bool = False,
     force_memory: bool = False, force_base: bool = False, **settings: Any,
 ) -> Run:  # fmt: skip
-    """Train and return the finished run.
+    """Train a model and return the finished run.
 
     Give an `Experiment`, or `model` and `data` with settings as keyword arguments: method, steps, epochs, rank,
-    learning_rate, held_out and whatever else docs/configuration.md lists. `validation_data` takes the same kinds of
-    rows as `data`. `model` is a name, a folder, or a model from `rankwise.load`; without `run` the run gets the next
-    free name. With `start_from`, a run or an adapter's folder, training begins with that adapter, and `model` may be
-    left out. `progress` prints to stderr, in notebooks too; `callback` receives the events instead. Errors are
-    `RankwiseError`s, as on the command line.
+    learning_rate, held_out and the others in docs/configuration.md. `validation_data` takes the same kinds of rows as
+    `data`. `model` is a name, a folder, or a model from `rankwise.load`. Without `run`, the run gets the next free
+    name. With `start_from` (a run or an adapter folder), training continues that adapter, and `model` may be left out.
+    `progress` prints to stderr, in notebooks too; `callback` receives the events instead. Errors are `RankwiseError`s,
+    as on the command line.
     """
     from rankwise.base.loaded import LoadedModel
     from rankwise.commands.train import train as train_command
