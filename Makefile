@@ -37,14 +37,15 @@ format: $(DEV_READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-site: $(DEV_READY)  ## build/site/index.html: all pages as a site with search; a warning or a dead link is an error
+site: $(DEV_READY)  ## build/site: all pages with search, for any server (python -m http.server -d build/site); a dead link is an error
 	$(BIN)/python docs/site_pages.py
 	$(BIN)/zensical build --strict --clean
 	$(BIN)/python docs/site_check.py
 
-docs: $(RUN_READY)  ## docs/configuration.md, docs/automation.md and llms.txt, from the settings and the commands
+docs: $(RUN_READY)  ## docs/configuration.md, docs/automation.md, llms.txt and the README's pictures, from what they show
 	$(BIN)/python docs/make_configuration.py
 	$(BIN)/python docs/make_automation.py
+	$(BIN)/python docs/make_pictures.py
 
 examples: $(DEV_READY)  ## the examples as the tests run them, and the tutorials as they are written
 	$(BIN)/python examples/one_row.py
@@ -168,4 +169,4 @@ $(DEV_READY): pyproject.toml | .venv/bin/python
 	@touch $@ $(RUN_READY)
 
 clean:
-	rm -rf .venv .venv-lowest .venv-supply $(ENGINES:%=.venv-engines-%) $(NODE_HOME) .venv-engines-unsloth build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .cache .venv .venv-lowest .venv-supply $(ENGINES:%=.venv-engines-%) $(NODE_HOME) .venv-engines-unsloth build dist .pytest_cache .ruff_cache .hypothesis
