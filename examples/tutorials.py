@@ -1,8 +1,9 @@
-"""Run the tutorials as they are written: every command of docs/tutorials, in an empty folder, one page after the other.
+"""Run the tutorials as they are written: every command of docs/tutorials, in an empty folder, page by page.
 
-    python examples/tutorials.py [PAGE …]        # all, or tickets, emails, style, pictures
+    python examples/tutorials.py [--write] [PAGE …]        # all pages, or: tickets, emails, style, pictures, gguf, keep
 
-A server goes on while the commands behind it run. Commands that install are left out: this environment has the extras.
+With --write, the output of each block of commands is written into the page, below the block, without progress lines and
+with `…` for what is left out. Blocks in `sh` and commands that install are not run. A server runs until its page ends.
 The seconds of each command are printed, and the minutes of each page at the end.
 """
 
@@ -18,27 +19,41 @@ import urllib.request
 from pathlib import Path
 
 PAGES = Path(__file__).parents[1] / "docs" / "tutorials"
-BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```\n(?:\n```text\n.*?^```\n)?", re.DOTALL | re.MULTILINE)
+PROGRESS = re.compile(r"\w[^:]* \d+%  |\s*$")
+FIRST, LAST, WIDTH = 4, 10, 130
+"""Lines of an output that a page shows, and characters of a line."""
 PATIENCE = 120
 """Seconds until a server must answer."""
 
 
 def commands_of(page: str) -> list[str]:
     """The commands of a page, those of its Python blocks as a call of the interpreter."""
-    commands = list[str]()
-    for language, text in BLOCK.findall(page):
-        if language == "python":
-            commands.append(f"python - <<'END'\n{text}END")
-        else:
-            commands += [line for line in text.replace("\\\n", " ").splitlines() if line.strip()]
-    return commands
+    return [command for block in BLOCK.finditer(page) for command in commands_in(*block.groups())]
 
 
-def run_page(page: Path, folder: Path) -> float:
-    servers, began = list[subprocess.Popen[bytes]](), time.monotonic()
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    try:
-        for command in commands_of(page.read_text(encoding="utf-8")):
+def commands_in(language: str, text: str) -> list[str]:
+    if language == "python":
+        return [f"python - <<'END'\n{text}END"]
+    return [line for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def shown(output: str, folder: Path) -> str:
+    """What a page shows of an output."""
+    lines = [line for line in output.replace(f"{folder}{os.sep}", "").splitlines() if not PROGRESS.match(line)]
+    if len(lines) > FIRST + LAST:
+        lines[FIRST:-LAST] = ["…"]
+    return "".join((line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…") + "\n" for line in lines)
+
+
+def run_page(page: Path, folder: Path, write: bool) -> float:
+    servers, began, text = list[subprocess.Popen[bytes]](), time.monotonic(), page.read_text(encoding="utf-8")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "NO_COLOR": "1", "COLUMNS": "110"}
+
+    def run(block: re.Match[str]) -> str:
+        output = ""
+        for command in commands_in(*block.groups()):
             if command.startswith("pip install"):
                 continue
             print(f"\n$ {command}", flush=True)
@@ -47,12 +62,23 @@ def run_page(page: Path, folder: Path) -> float:
                 servers.append(subprocess.Popen(command.split(), cwd=folder, env=environment))
                 wait_for(command.split()[-1])
             else:
-                subprocess.run(["bash", "-c", command], cwd=folder, env=environment, check=True)
+                called = ["bash", "-c", f"({command}\n) 2>&1 | tee /dev/stderr; exit ${{PIPESTATUS[0]}}"]
+                done = subprocess.run(
+                    called, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True
+                )
+                output += shown(done.stdout, folder)
             print(f"[{time.monotonic() - since:.0f} s]", flush=True)
+        commands = f"```{block[1]}\n{block[2]}```\n"
+        return f"{commands}\n```text\n{output}```\n" if output else commands
+
+    try:
+        text = BLOCK.sub(run, text)
     finally:
         for server in servers:
             server.terminate()
             server.wait()
+    if write:
+        page.write_text(text, encoding="utf-8")
     return (time.monotonic() - began) / 60
 
 
@@ -68,12 +94,13 @@ def wait_for(port: str) -> None:
             time.sleep(0.5)
 
 
-def main(names: list[str]) -> None:
+def main(words: list[str]) -> None:
+    names = [word for word in words if word != "--write"]
     pages = [PAGES / f"{name}.md" for name in names] or sorted(PAGES.glob("*.md"))
     minutes = dict[str, float]()
     for page in pages:
         with tempfile.TemporaryDirectory() as folder:
-            minutes[page.stem] = run_page(page, Path(folder))
+            minutes[page.stem] = run_page(page, Path(folder).resolve(), "--write" in words)
     print("\n" + "\n".join(f"{name}: {one:.1f} minutes" for name, one in minutes.items()))
 
 
