@@ -39,9 +39,9 @@ def test_commands_of_a_tutorial_are_read_as_they_are_written(page):
         compile(code, page.name, "exec")
 
 
-def test_the_readme_leads_to_every_tutorial():
-    readme = (HOME / "README.md").read_text()
-    assert len(PAGES) == 6 and all(f"docs/tutorials/{page.name}" in readme for page in PAGES)
+def test_the_index_leads_to_every_tutorial():
+    index = (HOME / "docs" / "README.md").read_text()
+    assert len(PAGES) == 6 and all(f"tutorials/{page.name}" in index for page in PAGES)
 
 
 def test_an_output_is_written_below_its_commands_and_replaced(tmp_path, capfd):
