@@ -2,9 +2,9 @@
 
     python examples/tutorials.py [--write] [PAGE …]        # all pages, or: tickets, emails, style, pictures, gguf, keep
 
-With --write, the output of each block of commands is written into the page, below the block, without progress lines and
-with `…` for what is left out. Blocks in `sh` and commands that install are not run. A server runs until its page ends.
-The seconds of each command are printed, and the minutes of each page at the end.
+With --write, the output of each block of commands is written into the page, below the block: results and warnings, with
+`…` for progress, messages and lines that are left out. Blocks in `sh` and commands that install are not run. A server
+runs until its page ends. The seconds of each command are printed, and the minutes of each page at the end.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from pathlib import Path
 
 PAGES = Path(__file__).parents[1] / "docs" / "tutorials"
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```\n(?:\n```text\n.*?^```\n)?", re.DOTALL | re.MULTILINE)
-PROGRESS = re.compile(r"\w[^:]* \d+%  |\s*$")
-FIRST, LAST, WIDTH = 4, 10, 130
-"""Lines of an output that a page shows, and characters of a line."""
+NOTED = ("warning:", "note:")
+"""How the lines of stderr begin that a page shows."""
+FIRST, LAST, WIDTH = 7, 9, 150
+"""Lines of a command's output that a page shows, and characters of a line."""
 PATIENCE = 120
 """Seconds until a server must answer."""
 
@@ -38,12 +39,16 @@ def commands_in(language: str, text: str) -> list[str]:
     return [line for line in text.replace("\\\n", " ").splitlines() if line.strip()]
 
 
-def shown(output: str, folder: Path) -> str:
-    """What a page shows of an output."""
-    lines = [line for line in output.replace(f"{folder}{os.sep}", "").splitlines() if not PROGRESS.match(line)]
+def shown(result: str, notes: str, folder: Path) -> str:
+    """What a page shows of a command's stdout and stderr."""
+    told = [line for line in notes.splitlines() if line.strip()]
+    warnings = [line for line in told if line.startswith(NOTED)]
+    left_out = ["…"] if len(warnings) < len(told) else []
+    lines = [line for line in result.splitlines() if line.strip()]
     if len(lines) > FIRST + LAST:
         lines[FIRST:-LAST] = ["…"]
-    return "".join((line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…") + "\n" for line in lines)
+    cut = (line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…" for line in left_out + warnings + lines)
+    return "".join(f"{line}\n" for line in cut).replace(f"{folder}{os.sep}", "")
 
 
 def run_page(page: Path, folder: Path, write: bool) -> float:
@@ -62,11 +67,12 @@ def run_page(page: Path, folder: Path, write: bool) -> float:
                 servers.append(subprocess.Popen(command.split(), cwd=folder, env=environment))
                 wait_for(command.split()[-1])
             else:
-                called = ["bash", "-c", f"({command}\n) 2>&1 | tee /dev/stderr; exit ${{PIPESTATUS[0]}}"]
                 done = subprocess.run(
-                    called, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True
+                    ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True
                 )
-                output += shown(done.stdout, folder)
+                print(f"{done.stderr}{done.stdout}", flush=True)
+                done.check_returncode()
+                output += shown(done.stdout, done.stderr, folder)
             print(f"[{time.monotonic() - since:.0f} s]", flush=True)
         commands = f"```{block[1]}\n{block[2]}```\n"
         return f"{commands}\n```text\n{output}```\n" if output else commands

@@ -56,13 +56,11 @@ def test_an_output_is_written_below_its_commands_and_replaced(tmp_path, capfd):
     assert tutorials.commands_of(page.read_text()) == before and page.read_text().endswith("```text\nkept\n```\n")
 
 
-def test_an_output_is_shortened_in_its_middle(tmp_path):
+def test_an_output_is_shortened_in_its_middle_and_what_is_left_out_is_marked(tmp_path):
     lines = [f"line {n}" for n in range(40)]
-    assert tutorials.shown("\n".join(lines), tmp_path).splitlines() == [*lines[:4], "…", *lines[-10:]]
-    assert (
-        tutorials.shown("Training 40%  4/10  loss 0.2\n\nloss: 0.1 (100%  of it)\n", tmp_path)
-        == "loss: 0.1 (100%  of it)\n"
-    )
+    shown = tutorials.shown("\n".join(lines), "warning: few rows\n", tmp_path).splitlines()
+    assert shown == ["warning: few rows", *lines[:7], "…", *lines[-9:]]
+    assert tutorials.shown(f"{tmp_path}/a: 4 rows\n", "Training 40%  4/10\n", tmp_path) == "…\na: 4 rows\n"
 
 
 def test_a_flag_that_is_not_there_is_noticed():
