@@ -33,7 +33,7 @@ from rankwise.base.loading import load
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
-from rankwise.methods.adalora import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.inject import add_adapter
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.methods.trainable import Trainable
@@ -103,7 +103,7 @@ def rankwise_pair(model: LoadedModel, batches: Batches, rank: int, pairs: int) -
     spec = AdaLoraConfig(budget=f"{rank}", interval=1)
     add_adapter(adapters, LoraConfig(rank=round(rank * spec.initial)), "lora")
     add_adapter(adapters, spec, "adalora")
-    trainable = TrainableAdaLoRA(adapters, spec, STEPS, "adalora")
+    trainable = TrainableAdaLora(adapters, spec, STEPS, "adalora")
     inside = trainable.schedule.warmup + 100
     ada = ours(model, adapters, "adalora", trainable, batches, inside)
     lora = ours(model, adapters, "lora", TrainableLoRA(adapters, name="lora"), batches, inside)

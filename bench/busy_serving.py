@@ -67,7 +67,7 @@ class Load:
 def overload(made: Made, chosen: Any) -> dict[str, Any]:
     """A process offers four times what the server can do; this one asks beside it, and times refusals and /health."""
     together, waiting, seconds = 16, 64, chosen.seconds
-    with serving(made, "--waiting", str(waiting), "--together", str(together)) as server:
+    with serving(made, "--max-queue", str(waiting), "--max-batch", str(together)) as server:
         load = Load(server.port, never_ending(made))
         load.closed(4, 1)
         single = [took for _, took in load.closed(1, max(3.0, seconds / 12))]
@@ -141,7 +141,7 @@ def disconnects(made: Made, chosen: Any) -> dict[str, Any]:
 
         return await asyncio.gather(*map(one, range(count)))
 
-    with serving(made, "--waiting", "1000") as server:
+    with serving(made, "--max-queue", "1000") as server:
         asyncio.run(many(server.port, 30))
         settled(server)
         before = (server.facts.num_fds(), server.facts.num_threads(), server.facts.memory_info().rss)

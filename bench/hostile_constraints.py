@@ -165,7 +165,7 @@ def measured(made: Made, chosen: Any) -> dict[str, Any]:
             "SIGTERM with 32 requests, s": round(stopped, 2), "exit code": code, "cores": os.cpu_count(),
         }  # fmt: skip
 
-    with serving(made, "--waiting", "200") as server:
+    with serving(made, "--max-queue", "200") as server:
         return asyncio.run(measure(server))
 
 

@@ -74,7 +74,7 @@ def soak(made: Made, chosen: Any) -> dict[str, Any]:
         await asyncio.gather(*clients)
         return samples
 
-    with serving(made, "--waiting", "200") as server:
+    with serving(made, "--max-queue", "200") as server:
         asyncio.run(watched(server, min(60.0, chosen.seconds / 4)))
         counts.clear()
         samples = asyncio.run(watched(server, chosen.seconds))

@@ -16,7 +16,7 @@ what else the machine does. With `--llama-cpp`, the folder of an installed llama
 that server answers the same requests in the same turns: the model with its adapter merged, in float32, by our export.
 
 `turns` times a conversation of eight messages of some 80 tokens and answers of 16, with what was read before and
-(`--prefix-memory 0`) without it.
+(`--prefix-cache 0`) without it.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def serving(made: Made, *more: str, port: int = 0) -> Iterator[tuple[tuple[str, 
     """The address and the number of the process."""
     port = port or 8200 + os.getpid() % 500
     words = [sys.executable, "-m", "rankwise", "serve", *made.names, "--port", str(port), "--json"]
-    words += ["--waiting", "1000", "--dtype", "float32", "--quiet", *more]
+    words += ["--max-queue", "1000", "--dtype", "float32", "--quiet", *more]
     with subprocess.Popen(words, cwd=made.folder, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         ready = process.stdout.readline()
@@ -277,7 +277,7 @@ def turns(made: Made, chosen: Any) -> dict[str, Any]:
         return took
 
     port = 8200 + os.getpid() % 500
-    with serving(made) as own, serving(made, "--prefix-memory", "0", port=port + 1) as without, \
+    with serving(made) as own, serving(made, "--prefix-cache", "0", port=port + 1) as without, \
             llama_cpp_serving(made, chosen.llama_cpp) as other:  # fmt: skip
         servers = {"rankwise": own, "without earlier prompts": without}
         servers |= {} if other is None else {"llama_cpp.server": other}

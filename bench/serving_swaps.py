@@ -70,7 +70,7 @@ def added(cells: list[dict[str, Any]]) -> dict[str, Any]:
 def serving(made: Made) -> Any:
     port = 8700 + random.randrange(500)
     words = [sys.executable, "-m", "rankwise", "serve", "--model", made.base, "--load-from", ".", "--port", str(port)]
-    words += ["--json", "--waiting", "1000", "--dtype", "float32", "--quiet"]
+    words += ["--json", "--max-queue", "1000", "--dtype", "float32", "--quiet"]
     with subprocess.Popen(words, cwd=made.folder, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert '"url"' in process.stdout.readline()

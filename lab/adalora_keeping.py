@@ -32,7 +32,7 @@ from rankwise.errors import TrainingError, first_line
 from rankwise.evaluation.forgetting import compared
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.subject import Forward, base_and_tuned
-from rankwise.methods.adalora import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.objectives.causal_lm import CAUSAL_LM
@@ -108,7 +108,7 @@ def run(folder: Path, cell: Cell, model: LoadedModel, base: Callable[[Forward], 
     measured, seconds, failed, sizes = dict[str, Any](), list[float](), None, dict[str, Any]()
     try:
         if variant.start is not None:
-            assert isinstance(tuned, TrainableAdaLoRA)
+            assert isinstance(tuned, TrainableAdaLora)
             start_at_zero(tuned, *variant.start)
         tuned.train(False)
         work = Workload.of(model.module, tuned, CAUSAL_LM, config, prepared, False, silent)
@@ -138,7 +138,7 @@ def run(folder: Path, cell: Cell, model: LoadedModel, base: Callable[[Forward], 
 
 
 @torch.no_grad()
-def start_at_zero(tuned: TrainableAdaLoRA, strengths: float, rows: float) -> None:
+def start_at_zero(tuned: TrainableAdaLora, strengths: float, rows: float) -> None:
     for part in tuned.triplets.parts:
         part.P.zero_()
         part.Q.mul_(rows)

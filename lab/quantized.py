@@ -52,7 +52,7 @@ def run(folder: Path, cell: Cell) -> dict[str, Any]:
         model={"name": (other or [STARTER])[0], "quantize": quantize},
         run="-".join([task, base, str(seed), *(Path(one).stem for one in other)]),
         data={"path": str(files.trained), "rows": ROWS, "validation": str(files.measured), "max_length": LONGEST},
-        training={"epochs": 1, "batch_size": BATCH, "seed": seed, "products": products or "bfloat16"},
+        training={"epochs": 1, "batch_size": BATCH, "seed": seed, "matmul": products or "bfloat16"},
         validation={"steps": 100_000},
     )  # fmt: skip
     began = time.perf_counter()

@@ -26,7 +26,7 @@ from rankwise.adapters.targets import Choice
 from rankwise.adapters.triplets import Triplets
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
-from rankwise.methods.adalora import AdaLoraMethod, TrainableAdaLoRA
+from rankwise.methods.adalora import AdaLoraMethod, TrainableAdaLora
 from rankwise.methods.lora import eva_start
 from rankwise.methods.method import Setup
 from rankwise.runs.records import RankRecord
@@ -43,7 +43,7 @@ class Largest(Importance):
         return triplets.strengths.detach().abs() * triplets.costs  # they are divided by their costs again
 
 
-class Gated(TrainableAdaLoRA):
+class Gated(TrainableAdaLora):
     def __init__(self, adapters: AdapterSet, spec: AdaLoraConfig, steps: int) -> None:
         super().__init__(adapters, spec, steps)
         self.importance = Largest.of(self.triplets, self.config.beta1, self.config.beta2)
@@ -61,13 +61,13 @@ class Gated(TrainableAdaLoRA):
 def rival(method: str) -> AbstractContextManager[Any]:
     """Inside, the method adalora is the rival."""
     if method == "gates":
-        return patch("rankwise.methods.adalora.TrainableAdaLoRA", Gated)
+        return patch("rankwise.methods.adalora.TrainableAdaLora", Gated)
     if method == "adalora-eva":
         return patch.object(AdaLoraMethod, "attach_to", from_inputs)
     return nullcontext()
 
 
-def from_inputs(self: AdaLoraMethod, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> TrainableAdaLoRA:
+def from_inputs(self: AdaLoraMethod, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> TrainableAdaLora:
     choices, _ = eva_start(LoraConfig(start="eva", rank=MOST, eva_rho=1.0), model, setup)
     tuned = attach(self, adapters, model, setup)
     begin_with(tuned, choices)
@@ -75,7 +75,7 @@ def from_inputs(self: AdaLoraMethod, adapters: AdapterSet, model: LoadedModel, s
 
 
 @torch.no_grad()
-def begin_with(tuned: TrainableAdaLoRA, choices: list[Choice]) -> None:
+def begin_with(tuned: TrainableAdaLora, choices: list[Choice]) -> None:
     """Parts of one layer have the same directions. A direction that no input has stays as it was."""
     directions = {choice.path: choice.A for choice in choices}
     for path, adapter in tuned.adapters.adapters(tuned.name).items():

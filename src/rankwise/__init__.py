@@ -1,26 +1,26 @@
-"""Fine-tune language models with LoRA and AdaLoRA, correctly, on the machine you have.
+"""Fine-tune language models and classifiers with LoRA, AdaLoRA or full fine-tuning on your own machine.
 
-The public surface: verbs and their nouns. Names resolve on first use, so `import rankwise` costs nothing and
-brings no torch.
+Names are imported on first use, so `import rankwise` is fast and doesn't import torch.
 
-    load        a base model by starter name, hub id, folder or GGUF file
-    inject      lay an adapter over a module; the AdapterSet it returns takes it out again
-    add_adapter     another adapter in such a set
-    eva_choices     ranks and a start for it from inputs that the model gets
-    plan        what a training would take, before anything is loaded
-    advise      whether to train, to prompt with examples, or neither, measured on held-out rows
-    train       an Experiment into a finished run
-    generate    one answer from a run
-    predict     the rows of a table, each with the answer of a run
-    evaluate    a run beside its base, or a model, by a task: numbers with intervals
-    inspect     the ranks of a run's adapter
-    compare     evaluated runs with each other, item against item
-    report      a run as a page, or several side by side
-    strength    what a run gains and forgets as its adapter is turned up
-    export      what a run trained as a folder for other programs
-    merge       adapters in the weights of their base, file by file
-    extract     an adapter out of full fine-tuning
-    read_peft, write_peft   an adapter in PEFT's file format
+    train       fine-tune a model and return the finished run
+    load_run    open a run to predict, generate, evaluate, plot or export
+    plan        estimate memory, time and cost before training
+    advise      fine-tune, prompt with examples, or neither? Measured on held-out rows
+    generate    generate one answer with a run
+    predict     answer the rows of a table with a run
+    evaluate    score a run against its base model, or a single model, with confidence intervals
+    compare     compare evaluated runs item by item
+    report      write a run's report page, or one that compares several runs
+    strength    measure gain and forgetting at several adapter scales
+    inspect     show the ranks of a run's adapter
+    export      export an adapter or model for other programs
+    merge       merge adapters into their base model
+    extract     extract a LoRA adapter from a fully fine-tuned model
+    load        load a base model by starter name, Hugging Face id, folder or GGUF file
+    inject      add an adapter to a model; the AdapterSet it returns can remove it again
+    add_adapter     add another adapter to such a set
+    eva_choices     choose an adapter's ranks and initial values from the model's inputs
+    read_peft, write_peft   read and write adapters in PEFT's file format
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ if TYPE_CHECKING:
     from rankwise.config.tasks import TaskConfig as TaskConfig
     from rankwise.config.training import TrainingConfig as TrainingConfig
     from rankwise.errors import RankwiseError as RankwiseError
-    from rankwise.forward.plan import plan as plan
     from rankwise.inference.tuned_model import load_tuned as load_tuned
-    from rankwise.methods.adalora import TrainableAdaLoRA as TrainableAdaLoRA
+    from rankwise.methods.adalora import TrainableAdaLora as TrainableAdaLora
     from rankwise.methods.inject import add_adapter as add_adapter
     from rankwise.methods.inject import inject as inject
     from rankwise.python.advise import advise as advise
+    from rankwise.python.advise import plan as plan
     from rankwise.python.run import Run as Run
     from rankwise.python.run import load_run as load_run
     from rankwise.python.train import train as train
@@ -83,7 +83,7 @@ _HOMES = {
     "Run": "rankwise.python.run",
     "ModelConfig": "rankwise.config.models",
     "Planned": "rankwise.config.experiment",
-    "TrainableAdaLoRA": "rankwise.methods.adalora",
+    "TrainableAdaLora": "rankwise.methods.adalora",
     "RankwiseError": "rankwise.errors",
     "TrainingConfig": "rankwise.config.training",
     "add_adapter": "rankwise.methods.inject",
@@ -102,7 +102,7 @@ _HOMES = {
     "load_run": "rankwise.python.run",
     "load_tuned": "rankwise.inference.tuned_model",
     "merge": "rankwise.commands.merge",
-    "plan": "rankwise.forward.plan",
+    "plan": "rankwise.python.advise",
     "predict": "rankwise.commands.predict",
     "read_peft": "rankwise.adapters.formats.peft",
     "report": "rankwise.commands.report",

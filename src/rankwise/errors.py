@@ -32,6 +32,8 @@ from collections.abc import Iterable
 
 
 class RankwiseError(ValueError):
+    """A mistake that the user can fix. The message says what is wrong, where, and what to do."""
+
     exit_code = 2
 
 
@@ -184,12 +186,19 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f' Did you mean "{near[0]}"?' if near else ""
 
 
+FORMER = {"products": "matmul", "together": "max-batch", "waiting": "max-queue", "prefix-memory": "prefix-cache"}
+"""What earlier versions called flags and settings."""
+
+
 def abbreviated(word: str, known: Iterable[str]) -> list[str]:
-    """The known names of several words whose first letters are these: learning_rate for lr."""
-    words = {name: re.findall(r"[a-z0-9]+", name) for name in known}
+    """The known names that a word is short for, or was an earlier name of: learning_rate for lr, --matmul for
+    --products."""
+    short = word.strip("-")
     return [
-        name for name, parts in words.items() if len(parts) > 1 and word.strip("-") == "".join(one[0] for one in parts)
-    ]
+        name for name in known
+        if name.strip("-") == FORMER.get(short)
+        or (len(short) > 1 and short == re.sub("[-_]*([a-z0-9])[a-z0-9]*", r"\1", name))
+    ]  # fmt: skip
 
 
 def joined_problems(problems: list[str], limit: int = 20) -> str:

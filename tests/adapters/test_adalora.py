@@ -29,7 +29,7 @@ from rankwise.adapters.triplets import Triplets
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.parameters import budget_of
 from rankwise.errors import ConfigError, RunError, TrainingError
-from rankwise.methods.adalora import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.inject import inject
 
 RATE = 1e-2
@@ -64,7 +64,7 @@ def adapted(spec=None, *, model=None, steps=20):
     adapters = inject(model, spec or AdaLoraConfig(budget=2, initial=2, targets=["up", "mid", "down"]), seed=3)
     for adapter in adapters.adapters().values():
         adapter.double()
-    trainable = TrainableAdaLoRA(adapters, adapters_spec(spec), steps)
+    trainable = TrainableAdaLora(adapters, adapters_spec(spec), steps)
     optimizer = torch.optim.AdamW(trainable.parameter_groups(), lr=RATE, weight_decay=0.0)
     for group in optimizer.param_groups:
         group["lr"] = RATE * group["rate"]
@@ -710,7 +710,7 @@ def test_a_budget_of_bytes_is_the_size_of_the_file(architecture, size, tmp_path)
     model = tiny_model(architecture)
     spec = AdaLoraConfig(budget=size, initial=2)
     adapters = inject(model, spec)
-    trainable = TrainableAdaLoRA(adapters, spec, 6)
+    trainable = TrainableAdaLora(adapters, spec, 6)
     optimizer = torch.optim.AdamW(trainable.parameter_groups(), lr=RATE)
     ids = torch.randint(0, 96, (2, 9), generator=torch.Generator().manual_seed(1))
     for step in range(6):
@@ -739,7 +739,7 @@ def test_what_is_written_is_the_live_model(architecture, portable, tmp_path):
     model = tiny_model(architecture)
     spec = AdaLoraConfig(budget="9 triplets", initial=3)
     adapters = inject(model, spec)
-    trainable = TrainableAdaLoRA(adapters, spec, 8)
+    trainable = TrainableAdaLora(adapters, spec, 8)
     optimizer = torch.optim.AdamW(trainable.parameter_groups(), lr=5e-2)
     ids = torch.randint(0, 96, (2, 9), generator=torch.Generator().manual_seed(1))
     for step in range(8):

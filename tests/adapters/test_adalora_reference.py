@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rankwise.config.adapters import AdaLoraConfig
-from rankwise.methods.adalora import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.inject import inject
 
 WIDTHS = {"first": (6, 10), "second": (10, 10), "third": (10, 3)}
@@ -108,7 +108,7 @@ def test_scores_masks_and_weights_are_the_reference_s_at_every_step(interval, ga
     bare.load_state_dict({name.replace(".base_layer", ""): value for name, value in net.state_dict().items()
                           if "adapters" not in name})  # fmt: skip
     plain = Plain(bare, adapters, spec.scale, gamma)
-    trainable = TrainableAdaLoRA(adapters, spec, STEPS)
+    trainable = TrainableAdaLora(adapters, spec, STEPS)
     options = {"lr": RATE, "weight_decay": 0.01}
     optimizer = torch.optim.AdamW(trainable.parameter_groups(), **options)
     assert all(group["rate"] == 1 for group in optimizer.param_groups)

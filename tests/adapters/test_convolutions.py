@@ -17,7 +17,7 @@ from rankwise.adapters.lora import LoRA
 from rankwise.adapters.set import merge
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import TargetError
-from rankwise.methods.adalora import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.inject import inject
 
 LAYERS = {
@@ -132,7 +132,7 @@ def test_adalora_moves_triplets_from_convolutions_that_do_not_need_them() -> Non
     model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1)), torch.randn(2, 3, 9, 9)
     spec = AdaLoraConfig(budget="3 triplets", initial=2, targets="all-conv", warmup=0, final=0.5, interval=1)
     adapters = inject(model, spec)
-    trainable = TrainableAdaLoRA(adapters, spec, steps=8)
+    trainable = TrainableAdaLora(adapters, spec, steps=8)
     optimizer = torch.optim.AdamW(trainable.parameter_groups(), lr=0.05)
     losses: list[float] = []
     for step in range(8):

@@ -15,7 +15,7 @@ from rankwise.adapters.set import AdapterSet, merge
 from rankwise.adapters.targets import notes_about
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import TargetError
-from rankwise.methods.adalora import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 
@@ -46,7 +46,7 @@ def logits(model: nn.Module) -> Tensor:
 def trained(adapters: AdapterSet, spec: LoraConfig | AdaLoraConfig) -> list[float]:
     """A few steps on eight images."""
     lora = isinstance(spec, LoraConfig)
-    trainable = TrainableLoRA(adapters, spec) if lora else TrainableAdaLoRA(adapters, spec, STEPS)
+    trainable = TrainableLoRA(adapters, spec) if lora else TrainableAdaLora(adapters, spec, STEPS)
     groups = [group | {"lr": 0.01 * group["rate"]} for group in trainable.parameter_groups()]
     optimizer = torch.optim.AdamW(groups)
     pixels, labels = images(8, seed=5), torch.arange(8) % len(LABELS)

@@ -10,7 +10,7 @@ from kit.sources import TREES
 
 KINDS = {
     "LoraConfig", "AdaLoraConfig", "FullConfig", "AdapterConfig", "MethodConfig", "LoraMethod", "AdaLoraMethod",
-    "FullMethod", "TrainableLoRA", "TrainableAdaLoRA", "FullFineTuning", "AdapterTrainable", "AdapterSet", "HeadConfig",
+    "FullMethod", "TrainableLoRA", "TrainableAdaLora", "FullFineTuning", "AdapterTrainable", "AdapterSet", "HeadConfig",
     "HeadMethod", "TrainableHead",
 }  # fmt: skip
 COMPARED = {"method", "artifact"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from kit.command import printed, rankwise
 from rankwise import __version__
-from rankwise.cli.main import COMMANDS, app
+from rankwise.cli.main import COMMANDS, EXAMPLES, app
 
 
 @pytest.fixture(autouse=True)
@@ -88,20 +89,55 @@ def test_python_dash_m_rankwise_is_the_same_command_and_loads_no_torch_for_its_v
 
 
 @pytest.mark.parametrize("command", [["train"], ["plan"], ["advise"], ["sweep"], ["queue", "add"]])
-def test_help_shows_every_option_once_and_begins_with_what_most_people_need(command):
+def test_help_shows_every_option_once_and_begins_with_what_is_required(command):
     group = get_command(app)
     for word in command:
         group = group.commands[word]
     options = {one.opts[0] for one in group.params if one.param_type_name == "option"}
-    shown = rankwise(*command, "--help").stdout.partition("What most people need:\n")[2]
+    shown = rankwise(*command, "--help").stdout
     assert Counter(re.findall(r"^  (--[a-z-]+)", shown, re.MULTILINE)) == Counter([*options, "--help"])
-    assert 0 == shown.index("  --data") < shown.index("  --model") < shown.index("Rows:") < shown.index("Others:")
+    heads = re.findall(r"^([A-Z].*):$", shown, re.MULTILINE)
+    required = "Required, as flags or in the YAML file"
+    assert (heads[1] == required) == (required in heads) == (command != ["plan"]), "a plan needs no rows and no run"
+    assert shown.index("  --model") < shown.index("  --data") < shown.index("Rows:") < shown.index("Other options:")
 
 
-def test_common_flags_come_first_in_the_order_in_which_a_training_is_thought_of():
-    first = rankwise("train", "--help").stdout.partition("What most people need:\n")[2].partition("\n\n")[0]
-    begin = ["--data", "--model", "--prompt", "--completion", "--text", "--label", "--held-out", "--epochs", "--steps"]
-    assert re.findall(r"^  (--[a-z-]+)", first, re.MULTILINE)[: len(begin) + 1] == [*begin, "--run"]
+def test_required_and_common_flags_come_first_in_the_order_in_which_a_training_is_thought_of():
+    begin = ["--model", "--data", "--run", "--prompt", "--completion", "--text", "--label", "--held-out", "--epochs"]
+    assert re.findall(r"^  (--[a-z-]+)", rankwise("train", "--help").stdout, re.MULTILINE)[: len(begin)] == begin
+
+
+def leaves_of(group, *words):
+    yield from ([] if group.hidden else [(words, group)])
+    for name, command in getattr(group, "commands", {}).items():
+        yield from leaves_of(command, *words, name)
+
+
+def test_every_help_ends_with_calls_that_its_command_takes():
+    shown = list[str]()
+    for words, command in leaves_of(get_command(app)):
+        told = rankwise(*words, "--help").stdout
+        calls = told.partition("Examples:\n")[2].splitlines()
+        assert 1 <= len(calls) <= 3 and max(map(len, calls)) < 100, (words, calls)
+        assert re.match(r"\n  [A-Z][a-z-]+ .*?[.\n]", told.partition("\n")[2]), "a sentence"
+        shown += calls
+        for call in calls if words else ():
+            program, *given = shlex.split(call)
+            assert program == "rankwise" and (*given,)[: len(words)] == words, call
+            given, called = given[len(words) :], command
+            while given and given[0] in getattr(called, "commands", {}):
+                called = called.commands[given.pop(0)]
+            called.make_context("", given)  # UsageError for a flag or a value that it does not take
+    assert {call for call in EXAMPLES.split("\n") if call} <= {call.strip().removeprefix("rankwise ") for call in shown}
+
+
+@pytest.mark.parametrize(("command", "old", "new"), [
+    ("train", "--products", "--matmul"), ("plan", "--products", "--matmul"), ("serve", "--together", "--max-batch"),
+    ("serve", "--waiting", "--max-queue"), ("serve", "--prefix-memory", "--prefix-cache"),
+])  # fmt: skip
+def test_a_flag_that_was_renamed_is_answered_with_its_new_name(command, old, new):
+    told = rankwise(command, old, "1")
+    assert told.exit_code == 2 and old in told.output and new in told.output
 
 
 def test_help_lists_every_command_once_in_its_part_with_a_whole_sentence(monkeypatch):
@@ -111,7 +147,7 @@ def test_help_lists_every_command_once_in_its_part_with_a_whole_sentence(monkeyp
     assert re.findall(r"^([A-Z][a-z ]+):$", shown, re.MULTILINE)[1:] == [*COMMANDS]
     listed = re.findall(r"^  ([a-z]+) ", shown.partition("Data:")[2], re.MULTILINE)
     assert Counter(listed) == Counter([*get_command(app).commands])
-    assert "Ask a training to end with the step that it is at, and to save its result." in " ".join(
+    assert "End a run early: finish the current step and save the result." in " ".join(
         rankwise("runs", "--help").stdout.split()
     )
 

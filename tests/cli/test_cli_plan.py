@@ -200,7 +200,7 @@ def test_torch_is_not_imported(rows):
 def test_a_plan_counts_what_training_makes(spec, tiny_folder):
     """Of a model in a folder: total and trainable, to the last one."""
     from rankwise.base.loading import load
-    from rankwise.methods.adalora import TrainableAdaLoRA
+    from rankwise.methods.adalora import TrainableAdaLora
     from rankwise.methods.inject import inject
 
     words = ("--set", f"adapter.method={spec.method}", *(
@@ -215,7 +215,7 @@ def test_a_plan_counts_what_training_makes(spec, tiny_folder):
         return
     adapters = inject(module, spec)
     if isinstance(spec, AdaLoraConfig):
-        TrainableAdaLoRA(adapters, spec, 10)
+        TrainableAdaLora(adapters, spec, 10)
     assert told["trainable_parameters"] == sum(parameter.numel() for parameter in adapters.parameters())
 
 

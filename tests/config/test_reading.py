@@ -80,6 +80,7 @@ def test_a_duplicate_key_is_an_error_with_its_line(problems):
         (BASE + "training: {epochs: 1, sede: 2}\n", 4, "training.sede", "seed"),
         ("model:\n  name: m\n  dtpye: auto\ndata: d\nrun: r\n", 3, "model.dtpye", "dtype"),
         ("data:\n  path: d\n  max_lenght: 3\nmodel: m\nrun: r\n", 3, "data.max_lenght", "max_length"),
+        (BASE + "training: {products: int8}\n", 4, "training.products", "matmul"),  # as it was called
     ],
 )
 def test_an_unknown_key_is_told_with_line_and_nearest_name(problems, text, line, found, meant):

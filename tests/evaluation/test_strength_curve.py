@@ -19,7 +19,7 @@ from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import portion
 from rankwise.runs.evaluations import StrengthPoint
 from rankwise.runs.measured import Measurement
-from rankwise.training.losses import mean_loss
+from rankwise.training.losses import sum_loss
 
 TEXT = Text(torch.randint(96, (4, 41), generator=torch.Generator().manual_seed(5)), "random words", "0" * 64, ())
 
@@ -42,8 +42,8 @@ def test_rows_of_losses_are_what_training_calls_the_loss_document_by_document():
     found = loss_rows(model, documents)
     cpu, loss = torch.device("cpu"), summed(SupervisedLogits(model))
     for one, document in zip(found, documents, strict=True):
-        mean, tokens = mean_loss(loss, portion([document], 2048), cpu)
-        assert one == pytest.approx([mean * tokens, tokens], rel=1e-5)
+        total, tokens = sum_loss(loss, portion([document], 2048), cpu)
+        assert one == pytest.approx([float(total), tokens], rel=1e-5)
 
 
 def test_the_ends_of_the_curve_are_the_base_and_the_trained_model():

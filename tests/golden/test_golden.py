@@ -17,6 +17,9 @@ from safetensors.torch import load_file
 import rankwise
 from golden.make import CHECKPOINT, RUNS, STEPS, machine
 from kit.command import printed
+from rankwise.config.reading import read_experiment as read_settings
+from rankwise.runs.own_files import read_experiment
+from rankwise.runs.queue import read_entry
 
 GOLDEN = Path(__file__).parent
 WEIGHTS = "adapter_model.safetensors"
@@ -61,10 +64,27 @@ def test_what_was_forgotten_and_the_curve_of_strengths_are_read() -> None:
     assert forgetting["strength"]["points"] == strengths["points"]
 
 
+def as_earlier(config: Path, products: str) -> None:
+    """With `training.matmul` as versions before it wrote it, in a file of settings or of a run that waits."""
+    settings = json.loads(config.read_text())
+    settings["training"] = {**settings["training"], "products": products}
+    config.write_text(json.dumps(settings))
+
+
+def test_a_setting_that_has_another_name_now_is_read_wherever_a_run_stored_it(tmp_path: Path) -> None:
+    config = Path("runs/lora/config.json")
+    as_earlier(config, "int8")
+    entry = {"run": "lora", "added": "", "order": 1, "config": json.loads(config.read_text())}
+    (tmp_path / "lora.json").write_text(json.dumps(entry))
+    stored = (read_experiment(config.parent), read_entry(tmp_path / "lora.json").config, read_settings(config))
+    assert [one.training.matmul for one in stored] == ["int8"] * 3
+
+
 @every_run
 def test_it_goes_on_to_the_same_result(name: str) -> None:
     shutil.rmtree(Path("runs") / name)
     shutil.move(Path("killed") / name, Path("runs") / name)
+    as_earlier(Path("runs") / name / "config.json", "auto")
     printed("train", f"runs/{name}/config.json", "--resume", "--force-memory")
     assert printed("runs", "show", name)["manifest"]["resumed"][-1]["step"] == CHECKPOINT
     assert_same(Path("runs") / name / "adapter" / WEIGHTS, GOLDEN / "runs" / name / "adapter" / WEIGHTS)

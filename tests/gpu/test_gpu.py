@@ -33,7 +33,7 @@ from rankwise.kernels.norm import (
     plain_rms_norm,
     plain_shifted_rms_norm,
 )
-from rankwise.methods.adalora import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.objectives.causal_lm import summed
@@ -145,7 +145,7 @@ def test_ranks_are_decided_as_on_the_processor(budget: str) -> None:
         model = tiny_model("llama").to(device)
         spec = AdaLoraConfig(budget=budget)
         adapters = inject(model, spec)
-        trainable = TrainableAdaLoRA(adapters, spec, 6)
+        trainable = TrainableAdaLora(adapters, spec, 6)
         optimizer = torch.optim.AdamW(trainable.parameter_groups(), lr=1e-2)
         for step in range(6):
             model(input_ids=IDS.to(device)).logits.logsumexp(-1).mean().backward()

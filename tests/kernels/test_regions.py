@@ -151,6 +151,13 @@ def test_compiled_code_that_is_not_as_it_was_stored_is_removed_with_a_line(damag
     assert list(tmp_path.iterdir()) == [other] and len(caplog.messages) == 1
 
 
+def test_an_archive_that_another_process_replaces_meanwhile_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(regions, "_undamaged", lambda folder, name: folder / "replaced.zip")
+    with compiled_regions(tmp_path):
+        pass
+    assert [one.suffix for one in tmp_path.iterdir()] == [".zip"]
+
+
 def test_a_new_library_that_ends_its_process_is_not_loaded(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path))
     assert compiled_library('extern "C" double error() { __builtin_trap(); }', ()) is None

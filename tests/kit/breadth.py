@@ -152,7 +152,7 @@ CASES: dict[str, Settings] = {
 }  # fmt: skip
 WIDE = {"quantize": "int8", "dtype": "float32"}
 NARROW: dict[str, Settings] = {
-    "int8": of("wide", "rows.jsonl", model=WIDE, training={"products": "bfloat16"}),
+    "int8": of("wide", "rows.jsonl", model=WIDE, training={"matmul": "bfloat16"}),
     "products in int8": of("wide", "rows.jsonl", model=WIDE, training={"learning_rate": 1e-4}),
 }
 EVERY = CASES | NARROW

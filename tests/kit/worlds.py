@@ -33,7 +33,7 @@ from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
 from rankwise.forward.reference import SupervisedLogits
-from rankwise.methods.adalora import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
@@ -99,7 +99,7 @@ class Case:
         adapters = inject(model, LoraConfig(rank=2) if self.method == "lora" else adalora, seed=3)
         for adapter in adapters.adapters().values():
             adapter.to(self.dtype)
-        return TrainableLoRA(adapters) if self.method == "lora" else TrainableAdaLoRA(adapters, adalora, self.steps)
+        return TrainableLoRA(adapters) if self.method == "lora" else TrainableAdaLora(adapters, adalora, self.steps)
 
 
 CASES = {

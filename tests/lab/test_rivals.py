@@ -11,7 +11,7 @@ from rankwise.adapters.adalora import LENGTH
 from rankwise.adapters.targets import Choice
 from rankwise.config.adapters import AdaLoraConfig
 from rankwise.methods import adalora as method
-from rankwise.methods.adalora import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.inject import inject
 
 RATE = 0.2
@@ -52,7 +52,7 @@ def test_the_largest_gates_stay_whatever_they_cost(largest):
 
 def test_q_begins_with_the_directions_of_the_inputs_at_its_usual_length():
     adapters, spec = adapted(96)
-    tuned = TrainableAdaLoRA(adapters, spec, 10)
+    tuned = TrainableAdaLora(adapters, spec, 10)
     wide = tuned.triplets.parts[tuned.labels.index("wide")]
     before, directions = wide.Q.detach().clone(), torch.eye(20)[:1] * 3.0
     rivals.begin_with(tuned, [Choice("wide", 1, 2.0, directions)])
@@ -60,11 +60,11 @@ def test_q_begins_with_the_directions_of_the_inputs_at_its_usual_length():
 
 
 def test_only_inside_is_adalora_a_rival():
-    usual = method.TrainableAdaLoRA, method.AdaLoraMethod.attach_to
+    usual = method.TrainableAdaLora, method.AdaLoraMethod.attach_to
     with rivals.rival("gates"):
-        assert method.TrainableAdaLoRA is rivals.Gated
+        assert method.TrainableAdaLora is rivals.Gated
     with rivals.rival("adalora-eva"):
         assert method.AdaLoraMethod.attach_to is rivals.from_inputs
     with rivals.rival("adalora"):
-        assert (method.TrainableAdaLoRA, method.AdaLoraMethod.attach_to) == usual
-    assert (method.TrainableAdaLoRA, method.AdaLoraMethod.attach_to) == usual
+        assert (method.TrainableAdaLora, method.AdaLoraMethod.attach_to) == usual
+    assert (method.TrainableAdaLora, method.AdaLoraMethod.attach_to) == usual

@@ -19,7 +19,7 @@ from rankwise.adapters.formats.peft import WEIGHTS, read_peft, write_peft
 from rankwise.adapters.set import AdapterSet
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import AdapterError
-from rankwise.methods.adalora import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.inject import inject
 
 CONVOLUTIONAL = ("convnext", *TIMM)
@@ -84,7 +84,7 @@ def test_peft_loads_our_adalora_of_convolutions_with_a_rank_for_each_layer(famil
 
 def pruned(adapters: AdapterSet, spec: AdaLoraConfig) -> None:
     """Trained with random gradients that are larger in later layers, until the ranks are decided."""
-    trainable = TrainableAdaLoRA(adapters, spec, steps=4)
+    trainable = TrainableAdaLora(adapters, spec, steps=4)
     optimizer = torch.optim.AdamW(trainable.parameter_groups(), lr=0.02)
     generator = torch.Generator().manual_seed(2)
     for step in range(4):

@@ -17,7 +17,7 @@ from rankwise.adapters.targets import host_view
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.errors import RankwiseError, TargetError
 from rankwise.forward.plan import shape_of
-from rankwise.methods.adalora import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.inject import inject
 from rankwise.planning.parameters import parameters_of
 
@@ -138,7 +138,7 @@ LEFT = [(("llama", "gpt2", "gpt_neox")[(at + half) % 3], budget, unit)
 def test_what_is_left_is_what_training_leaves(name: str, budget: str, unit: str, tmp_path: Path) -> None:
     spec = AdaLoraConfig(budget=budget, budget_unit=unit, warmup=0, interval=1)
     adapters = inject(on_cpu(name), spec)
-    trainable = TrainableAdaLoRA(adapters, spec, steps=3)
+    trainable = TrainableAdaLora(adapters, spec, steps=3)
     left = parameters_of(shape_of_small(name), spec).left
     assert left is not None
     assert (left.first, left.amount) == (trainable.schedule.first, trainable.schedule.last)

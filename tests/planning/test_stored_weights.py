@@ -84,7 +84,7 @@ def test_products_in_int8_are_planned_where_a_training_computes_them():
         (replace(faster, memory=1), "int8", "auto", True), (replace(faster, memory=1), "nf4", "int8", True),
     ):  # fmt: skip
         model = {"name": "m", "dtype": "bfloat16", "quantize": quantize}
-        config = Planned.model_validate({"model": model, "training": {"products": products}})
+        config = Planned.model_validate({"model": model, "training": {"matmul": products}})
         planned = forecast(config, STARTER, device, AtOnce(1024, 500, 256), LoraConfig())
         assert planned.int8 == taken and (planned.unpacked == 0) == (taken or quantize == "none")
         assert planned.memory["weights"] == packed_bytes(STARTER, planned.storage, int8=taken) + rest_bytes(

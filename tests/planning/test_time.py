@@ -27,7 +27,7 @@ from rankwise.planning.time import (
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 BEST = 1.05
-"""The best product in bfloat16 over twice the rate in float32: 430 and 410 GFLOP/s (docs/plan.md)."""
+"""The best product in bfloat16 over twice the rate in float32: 430 and 410 GFLOP/s (bench/plan-accuracy.md)."""
 
 
 def epyc(name="AMD EPYC") -> Device:

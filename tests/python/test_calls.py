@@ -57,6 +57,10 @@ WORKS = {
     "a function": lambda text, classes, frames: text.evaluate(OTHERS, score=answer_length, **QUICK),
     "a lambda": lambda text, classes, frames: text.evaluate(OTHERS, score=lambda a, b: a == b, **QUICK),
     "to_frame": lambda text, classes, frames: text.evaluate(OTHERS, **QUICK).to_frame(),
+    "an evaluation in a notebook": lambda text, classes, frames: text.evaluate(OTHERS, **QUICK)._repr_html_(),
+    "compare in a table": lambda text, classes, frames: rankwise.compare([text.folder, text.folder]).to_frame(),
+    "plan": lambda text, classes, frames: rankwise.plan(model="tiny-bert", method="lora", steps=4).forecast,
+    "plan of rows": lambda text, classes, frames: rankwise.plan(model=text.model, data=ROWS, steps=4).forecast,
     "str of an evaluation": lambda text, classes, frames: str(text.evaluate(OTHERS, **QUICK)),
     "every answer": lambda text, classes, frames: text.evaluate(OTHERS, score="exact", **QUICK).answers,
     "a table to a file": lambda text, classes, frames: text.evaluate(OTHERS, score="exact", out="every.csv", **QUICK),
@@ -126,6 +130,7 @@ SAYS = {
     "a run that is finished": (
         lambda text, classes, frames: rankwise.train(model="tiny-bert", data=labelled(9), run="text"), "--restart",
     ),
+    "a plan of nothing": (lambda text, classes, frames: rankwise.plan(data=ROWS), "plan needs model"),
     "an empty prompt": (lambda text, classes, frames: text.generate(""), "empty"),
     "a run that is not there": (lambda text, classes, frames: rankwise.load_run("nowhere"), "nowhere"),
 }  # fmt: skip

@@ -307,7 +307,7 @@ def test_nobody_waits_for_a_server_that_has_stopped(started, batches):
     server = started(Limits(batch_size=1))
     with ThreadPoolExecutor(3) as clients:
         asked = [clients.submit(server.client.post, ROUTE, json=GOOD) for _ in range(3)]
-        until(lambda: server.engine.running + server.engine.waiting == 3)
+        until(lambda: (server.engine.running, server.engine.waiting) == (1, 2))
         stopping = threading.Thread(target=server.engine.stop)
         stopping.start()
         batches.going.set()

@@ -39,8 +39,8 @@ def test_a_port_in_use_and_another_machine_without_a_key(in_home):
         taken.listen()
         assert "Choose another with --port" in refused("lora", "--port", str(taken.getsockname()[1]))
     assert "a key is needed" in refused("lora", "--host", "0.0.0.0")
-    several = refused("--load-from", "nowhere", "--prefix-memory", "many")
-    assert all(one in several for one in ("name runs", "is not a folder", "--prefix-memory 'many'", "0 keeps none"))
+    several = refused("--load-from", "nowhere", "--prefix-cache", "many")
+    assert all(one in several for one in ("name runs", "is not a folder", "--prefix-cache 'many'", "0 keeps none"))
 
 
 def free_port():
@@ -132,7 +132,7 @@ def test_what_does_not_go_with_a_classifier_is_refused(with_classifiers, words, 
 def test_a_server_of_classifiers_answers_what_was_asked_before_it_is_stopped(with_classifiers):
     words = [sys.executable, "-m", "rankwise", "serve", "films", "numbers", "--json", "--port", free_port()]
     with subprocess.Popen(
-        [*words, "--together", "1", "--dtype", "float32"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [*words, "--max-batch", "1", "--dtype", "float32"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     ) as process, ThreadPoolExecutor(6) as clients:  # fmt: skip
         ready = json.loads(process.stdout.readline())

@@ -13,13 +13,13 @@ from rankwise.config.adapters import AdaLoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import TrainingError
 from rankwise.forward.reference import SupervisedLogits
-from rankwise.methods.adalora import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.inject import inject
 from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import Batches, portion
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import RankRecord, StepRecord
-from rankwise.training.losses import mean_loss
+from rankwise.training.losses import sum_loss
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.step import optimizer_step
 
@@ -39,7 +39,7 @@ def rows(count=12, seed=0):
 def begun(steps=30, **settings):
     model = tiny_model("llama")
     spec = AdaLoraConfig(**{"budget": "2", "initial": 2, "start": "gaussian", "orthogonality": 50.0} | settings)
-    trainable = TrainableAdaLoRA(inject(model, spec, seed=1), spec, steps)
+    trainable = TrainableAdaLora(inject(model, spec, seed=1), spec, steps)
     state = TrainState(trainable, adamw(trainable, TrainingConfig()), lambda step: 5e-3, steps, 1.0, CPU)
     return model, state
 
@@ -50,9 +50,9 @@ def test_the_loss_that_is_told_is_the_task_s_alone(penalty):
     model, state = begun(penalty=penalty)
     forward, given = SupervisedLogits(model), portion(rows(), 200)
     for _ in range(3):
-        wanted, _ = mean_loss(summed(forward), given, CPU)
+        total, tokens = sum_loss(summed(forward), given, CPU)
         record, _ = optimizer_step(state, given, summed(forward), 0.0)
-        assert record.loss == pytest.approx(wanted, rel=1e-5)
+        assert record.loss == pytest.approx(float(total) / tokens, rel=1e-5)
     grams = [part.Q @ part.Q.T for part in state.trainable.triplets.parts]
     assert any((gram - torch.eye(len(gram))).norm() > 1e-2 for gram in grams), "there was something to penalise"
 

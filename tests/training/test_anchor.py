@@ -15,7 +15,7 @@ from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.evaluation.text import Text
 from rankwise.forward.reference import every_logits
-from rankwise.methods.adalora import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.methods.trainable import Trainable
@@ -55,7 +55,7 @@ def adapted(method: str = "lora") -> tuple[torch.nn.Module, AdapterSet, Trainabl
     adapters = inject(model, spec)
     for parameter in adapters.parameters():
         parameter.data = parameter.data.double()
-    moved = TrainableLoRA(adapters) if isinstance(spec, LoraConfig) else TrainableAdaLoRA(adapters, spec, 20)
+    moved = TrainableLoRA(adapters) if isinstance(spec, LoraConfig) else TrainableAdaLora(adapters, spec, 20)
     generator = torch.Generator().manual_seed(9)
     with torch.no_grad():
         for parameter in moved.parameters():
@@ -185,7 +185,7 @@ def test_adalora_gives_ranks_by_what_the_rows_need_alone(order: str) -> None:
         adapters = inject(model, spec)
         for parameter in adapters.parameters():
             parameter.data = parameter.data.double()
-        trainable = TrainableAdaLoRA(adapters, spec, 20)
+        trainable = TrainableAdaLora(adapters, spec, 20)
         with torch.no_grad():
             trainable.triplets.strengths.add_(0.3)
         computing = Fused(Workload(model, trainable, CAUSAL_LM, longest=17))

@@ -11,7 +11,7 @@ from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import is_out_of_memory
 from rankwise.forward.reference import SupervisedLogits
-from rankwise.methods.adalora import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.objectives.causal_lm import summed
@@ -37,7 +37,7 @@ def trained(
     model = tiny_model("llama").double()
     spec = LoraConfig(rank=3) if method == "lora" else AdaLoraConfig(budget="2")
     adapters = inject(model, spec)
-    trainable = TrainableLoRA(adapters) if method == "lora" else TrainableAdaLoRA(adapters, spec, 6)
+    trainable = TrainableLoRA(adapters) if method == "lora" else TrainableAdaLora(adapters, spec, 6)
     state = TrainState(trainable, adamw(trainable, TrainingConfig()), lambda step: 1e-2, 6, 1.0, torch.device("cpu"))
     plain = summed(SupervisedLogits(model))
 

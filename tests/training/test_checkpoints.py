@@ -17,7 +17,7 @@ from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import RunError, TrainingError
 from rankwise.forward.reference import SupervisedLogits
-from rankwise.methods.adalora import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.objectives.causal_lm import summed
@@ -76,7 +76,7 @@ def begun(spec, *, steps=STEPS, seed=0, architecture="llama", training=None):
     model = tiny_model(architecture)
     adapters = inject(model, spec, seed=seed)
     fixed = isinstance(spec, LoraConfig)
-    trainable = TrainableLoRA(adapters) if fixed else TrainableAdaLoRA(adapters, spec, steps)
+    trainable = TrainableLoRA(adapters) if fixed else TrainableAdaLora(adapters, spec, steps)
     rate = 1e-2
     state = TrainState(
         trainable, adamw(trainable, training), lambda step: rate * rate_factor(training, step, steps), steps, 1.0,

@@ -12,7 +12,7 @@ from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import TrainingError
 from rankwise.forward.reference import SupervisedLogits
-from rankwise.methods.adalora import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
@@ -40,7 +40,7 @@ def trainable_of(model: nn.Module, method: str):
     if spec is None:
         return FullFineTuning(model, dict)
     adapters = inject(model, spec, seed=0)
-    return TrainableLoRA(adapters) if isinstance(spec, LoraConfig) else TrainableAdaLoRA(adapters, spec, STEPS)
+    return TrainableLoRA(adapters) if isinstance(spec, LoraConfig) else TrainableAdaLora(adapters, spec, STEPS)
 
 
 def state_of(model: nn.Module, method: str, rate: float, steps: int = STEPS) -> TrainState:

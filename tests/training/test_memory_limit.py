@@ -30,7 +30,7 @@ def rows(tmp_path, monkeypatch):
 
 
 def experiment(name, run="run", **changes):
-    training = TrainingConfig(steps=2, batch_size=4, products="bfloat16")
+    training = TrainingConfig(steps=2, batch_size=4, matmul="bfloat16")
     return rankwise.Experiment(
         model=ModelConfig(name=str(name), **changes), data="rows.jsonl", training=training, run=run
     )

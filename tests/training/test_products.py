@@ -40,7 +40,7 @@ def rows(tmp_path, monkeypatch):
 def experiment(folder, run="run", quantize="int8", **training):
     return rankwise.Experiment.model_validate({
         "model": {"name": str(folder), "quantize": quantize, "dtype": "bfloat16"}, "data": "rows.jsonl", "run": run,
-        "training": {"steps": 4, "batch_size": 4, "products": "int8", "checkpoint_steps": 2, **training},
+        "training": {"steps": 4, "batch_size": 4, "matmul": "int8", "checkpoint_steps": 2, **training},
     })  # fmt: skip
 
 
@@ -159,10 +159,10 @@ def test_int8_is_taken_where_it_is_faster(rows, tiny_folder, monkeypatch):
         found = train(experiment(tiny_folder, run, **training))
         return found.manifest.products, weights_of(found)
 
-    usual, asked, unpacked = (trained(name, products=name) for name in ("auto", "int8", "bfloat16"))
+    usual, asked, unpacked = (trained(name, matmul=name) for name in ("auto", "int8", "bfloat16"))
     assert usual == asked and usual[0] is not None and unpacked[0] is None and usual[1] != unpacked[1]
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert trained("slower", products="auto") == unpacked
+    assert trained("slower", matmul="auto") == unpacked
 
 
 @able
@@ -172,7 +172,7 @@ def test_a_copy_is_made_where_it_leaves_most_of_the_memory_or_is_asked_for(rows,
     copied = sum(one.numel() for one in weights_for_int8(module).values())
     for room, products, taken in ((4, "auto", True), (3, "auto", False), (3, "int8", True)):
         monkeypatch.setattr(choices, "available_memory", lambda room=room: room * copied)
-        found = train(experiment(base, f"{products}-{room}", "nf4", products=products, backend="eager"))
+        found = train(experiment(base, f"{products}-{room}", "nf4", matmul=products, backend="eager"))
         assert (found.manifest.products is not None) == taken
 
 

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 import rankwise
 from rankwise.adapters.importance import Importance
 from rankwise.config.adapters import AdaLoraConfig
-from rankwise.methods.adalora import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.inject import inject
 
 STEPS, WORLD, ROWS = 24, 2, 12
@@ -53,7 +53,7 @@ def trained(spec, wrap, rows):
     adapters = inject(model, spec, seed=3)
     for adapter in adapters.adapters().values():
         adapter.double()
-    trainable = TrainableAdaLoRA(adapters, spec, STEPS)
+    trainable = TrainableAdaLora(adapters, spec, STEPS)
     optimizer = torch.optim.AdamW([dict(group, lr=1e-2 * group["rate"]) for group in trainable.parameter_groups()])
     called, seen = wrap(model), {}
     for step in range(STEPS):

@@ -16,7 +16,7 @@ from rankwise.adapters.formats.peft import write_peft
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ConfigError, RunError
 from rankwise.forward.reference import SupervisedLogits
-from rankwise.methods.adalora import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.inject import inject
 from rankwise.methods.trainable import TrainableState
 from rankwise.objectives.causal_lm import summed
@@ -312,7 +312,7 @@ def test_adalora_is_judged_once_its_ranks_are_decided(asked, tiny_folder):
     held = load_file(f"runs/other/checkpoints/step-{best}/state.safetensors")
     facts = json.loads(Path(f"runs/other/checkpoints/step-{best}/state.json").read_text())["allocator"]
     adapters = inject(rankwise.load(str(tiny_folder)).module, METHODS[method])
-    trainable = TrainableAdaLoRA(adapters, METHODS[method], STEPS)
+    trainable = TrainableAdaLora(adapters, METHODS[method], STEPS)
     own = {key.removeprefix("allocator."): value for key, value in held.items() if key.startswith("allocator.")}
     trainable.load_state_dict(TrainableState(own, facts), torch.optim.AdamW(trainable.parameter_groups()))
     adapters.settle()

@@ -101,11 +101,6 @@ def is_conv2d(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and not conv_problem(module)
 
 
-def takes_dora(module: nn.Module) -> bool:
-    """Where one row of the weight makes one output, whose length DoRA learns."""
-    return is_linear(module) or is_conv1d(module)
-
-
 def kind_of(module: nn.Module) -> HostKind | None:
     """None for what cannot be adapted."""
     if is_linear(module):

@@ -47,7 +47,8 @@ SMALLEST = 1e-6
 
 
 def eva_choices(model: nn.Module, config: LoraConfig, run_batches: RunBatches, seed: int = 0) -> list[Choice]:
-    """What `inject(model, spec, choices=...)` takes: layers with their rank, alpha and A. For a loop of your own:
+    """EVA initialisation for `inject(model, spec, choices=...)`: each layer's rank, alpha and A. `run_batches` runs the
+    model on some batches and calls its argument with each batch's mask of real tokens:
 
     def run_batches(real):
         for batch in batches:

@@ -43,7 +43,8 @@ _NAME = regex.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class AdapterSet:
-    """Made by `inject`. Adapters have names; the active ones are added up, and new ones become active alone."""
+    """The adapters of one model, as `inject` returns them. Each has a name. The updates of the active adapters are
+    added up; a new adapter becomes the only active one."""
 
     def __init__(self, model: nn.Module) -> None:
         refuse_adapted(model)
@@ -57,7 +58,7 @@ class AdapterSet:
     def attach(
         self, choices: list[Choice], name: str, dropout: float = 0.0, seed: int = 0, *, dora: bool = False
     ) -> None:
-        """Lay a new LoRA or DoRA adapter over the chosen layers, and make it the active one."""
+        """Add a LoRA or DoRA adapter to the chosen layers and make it the active one."""
         generator = torch.Generator().manual_seed(seed)
         open_experts(self.model, [choice.path for choice in choices])
 
@@ -72,7 +73,7 @@ class AdapterSet:
         self.add(parts(), name)
 
     def add_heads(self, heads: Sequence[str], name: str = "default") -> None:
-        """Train the modules of these names whole; no layer inside them gets an adapter."""
+        """Train the modules with these names in full; layers inside them get no adapter."""
         _check_name(name)
         for path in head_paths(self.model, heads) if heads else []:
             module = self.model.get_submodule(path)
@@ -89,7 +90,7 @@ class AdapterSet:
         lay_token_rows(self.model, ids, name)
 
     def attach_triplets(self, config: AdaLoraConfig, name: str, seed: int) -> None:
-        """Lay AdaLoRA's triplets over the layers that `config` names, and make them the active adapter."""
+        """Add AdaLoRA triplets to the layers that `config` selects, and make them the active adapter."""
         generator = torch.Generator().manual_seed(seed)
         paths = chosen_paths(self.model, config)
         sizes = {path: features_of(self.base_layer(path)) for path in paths}
@@ -125,21 +126,22 @@ class AdapterSet:
             )
 
     def base_layer(self, path: str) -> nn.Module:
-        """The base's module at a path; TargetError where it is trained whole, so that no adapter can lie over it."""
+        """The base model's module at a path. TargetError if it is trained in full, so that it can't have an adapter."""
         module = self.model.get_submodule(path)
         if isinstance(module, HeadWrapper) and not isinstance(module, TokenRows):
             raise TargetError(f'"{path}" is trained whole by an adapter of this model{SEPARATELY}')
         return module.base_layer if isinstance(module, AdapterWrapper) else module
 
     def discard_empty(self, name: str = "default") -> None:
-        """Forget the parts of rank 0: they change nothing and cost time."""
+        """Drop parts of rank 0: they change nothing and cost time."""
         for layer in self.layers.values():
             if name in layer.adapters and layer.adapter(name).rank == 0:
                 del layer.adapters[name]
                 layer.active = tuple(other for other in layer.active if other != name)
 
     def settle(self, name: str = "default") -> None:
-        """Every part of an adapter as plain LoRA of its rank and scale, whatever it was trained as; DoRA stays DoRA."""
+        """Convert every part of an adapter to plain LoRA with its rank and scale, however it was trained. DoRA stays
+        DoRA."""
         self.check_decided(name)
         layers = self.layers
         for path, adapter in self.adapters(name).items():
@@ -153,17 +155,17 @@ class AdapterSet:
         if undecided:
             raise TrainingError(
                 f'AdaLoRA has not decided the ranks of {len(undecided)} layers yet, such as "{undecided[0]}". '
-                "Call after_step of TrainableAdaLoRA after every step, up to the last."
+                "Call after_step of TrainableAdaLora after every step, up to the last."
             )
 
     @property
     def layers(self) -> dict[str, AdapterWrapper]:
-        """Adapted layers by the path their base layer has in the model."""
+        """Adapted layers by path in the model."""
         return {path: module for path, module in self.model.named_modules() if isinstance(module, AdapterWrapper)}
 
     @property
     def heads(self) -> dict[str, HeadWrapper]:
-        """The modules that are trained whole, by path."""
+        """Modules that are trained in full, by path."""
         return {path: module for path, module in self.model.named_modules() if isinstance(module, HeadWrapper)}
 
     @property
@@ -183,7 +185,7 @@ class AdapterSet:
         return parts
 
     def trained_heads(self, name: str = "default") -> dict[str, nn.Module]:
-        """The trained copies of one adapter, by the path of their head."""
+        """One adapter's trained copies of heads, by path."""
         return {
             path: head.copies[name]
             for path, head in self.heads.items()
@@ -191,14 +193,14 @@ class AdapterSet:
         }
 
     def token_rows(self, name: str = "default") -> dict[str, TokenRows]:
-        """The tables and heads in which one adapter has rows of its own, by path."""
+        """The embeddings and output heads in which one adapter has its own rows, by path."""
         return {path: head for path, head in self.heads.items() if isinstance(head, TokenRows) and name in head.copies}
 
     def parameters(self, name: str = "default") -> list[nn.Parameter]:
         return list(self.named_parameters(name).values())
 
     def named_parameters(self, name: str = "default") -> dict[str, nn.Parameter]:
-        """The parameters of the adapters, of the heads behind them and of the rows of tokens, by their names."""
+        """The parameters of the adapters, their heads and their token rows, with names."""
         rows = {path: head.copies[name] for path, head in self.token_rows(name).items()}
         return {
             f"{path}.{own}": parameter
@@ -207,7 +209,7 @@ class AdapterSet:
         }
 
     def train(self, learning: bool = True) -> None:
-        """Turn the adapters' dropout on or off. The base's own stays off: it is not being trained."""
+        """Turn the adapters' dropout on or off. The base model's dropout stays off, since it isn't trained."""
         for layer in self.layers.values():
             layer.adapters.train(learning)
 
@@ -232,7 +234,7 @@ class AdapterSet:
 
     @contextmanager
     def base(self) -> Iterator[None]:
-        """The base model inside; afterwards whatever was active before, nested or not."""
+        """Context manager: inside, the model is the base model. The active adapters are restored afterwards."""
         before = [(layer, layer.active) for layer in self.layers.values()]
         heads = [(head, head.active) for head in self.heads.values()]
         for layer, _ in before:
@@ -249,8 +251,9 @@ class AdapterSet:
 
     @contextmanager
     def scaled(self, strength: float) -> Iterator[None]:
-        """Inside, the active adapters change the base `strength` times as much: by 0 nothing, by 1 what they do anyway.
-        Nested strengths multiply. What is merged or written inside has the strength in it."""
+        """Context manager: inside, the updates of the active adapters are multiplied by `strength` (0 is the base
+        model, 1 the adapters as trained). Nested strengths multiply. Anything merged or written inside includes the
+        strength."""
         check_strength(strength)
         with ExitStack() as stack:
             for layer in self.layers.values():
@@ -261,7 +264,7 @@ class AdapterSet:
             yield
 
     def remove(self) -> nn.Module:
-        """Take every adapter out again; returns the base model."""
+        """Remove all adapters and return the base model."""
         for path, module in reversed(list(self.model.named_modules(remove_duplicate=False))):  # the innermost first
             if isinstance(module, AdapterWrapper):
                 module.active = ()

@@ -64,7 +64,7 @@ class Triplets:
             if flat.grad is None or own.grad is None or _storage(flat.grad) != _storage(own.grad):
                 raise TrainingError(
                     "the gradients of these adapters are no longer in the buffers that they are trained from. Use "
-                    "optimizer.zero_grad(set_to_none=False) instead of model.zero_grad(), and create TrainableAdaLoRA "
+                    "optimizer.zero_grad(set_to_none=False) instead of model.zero_grad(), and create TrainableAdaLora "
                     "after the model has been moved to its device and number format."
                 )
 

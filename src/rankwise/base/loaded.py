@@ -28,6 +28,8 @@ class TextReader:
 
 @dataclass(frozen=True)
 class LoadedModel:
+    """A base model in memory, with what reads its inputs: a tokenizer and chat template, or an image processor."""
+
     module: nn.Module
     config: ModelConfig
     source: Source
@@ -60,24 +62,24 @@ class LoadedModel:
 
     @property
     def vocabulary(self) -> int:
-        """Number of tokens that have an embedding."""
+        """Number of tokens with an embedding."""
         module: Any = self.module
         return module.get_input_embeddings().weight.shape[0]
 
     @property
     def encoder_decoder(self) -> bool:
-        """Whether an encoder reads the prompt and a decoder writes the answer."""
+        """Whether an encoder reads the prompt and a decoder generates the answer."""
         config: Any = self.module.config
         return self.processing is None and bool(getattr(config, "is_encoder_decoder", False))
 
     def fits(self, prompt: int, new: int) -> bool:
-        """Whether a prompt and an answer of so many tokens fit into the context. An encoder and a decoder have one
-        each."""
+        """Whether a prompt and an answer with these numbers of tokens fit into the context. An encoder-decoder has a
+        separate context for each."""
         longest = max(prompt, new) if self.encoder_decoder else prompt + new
         return self.context_length is None or longest <= self.context_length
 
     def room(self, prompt: int, most: int) -> int:
-        """Tokens, at least one and at most so many, that an answer to a prompt of this length may have."""
+        """How many tokens an answer to a prompt of this length may have: at least one, at most the number asked for."""
         return next(count for count in range(most, 0, -1) if count == 1 or self.fits(prompt, count))
 
     @cached_property

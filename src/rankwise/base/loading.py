@@ -43,7 +43,7 @@ from rankwise.system.foreign_json import read_json
 
 
 def load(model: ModelConfig | str, callback: Callback = silent, kind: ModelKind = CAUSAL_LM) -> LoadedModel:
-    """Load a base model by starter name, hub id, folder or GGUF file. A run's model must be unchanged since
+    """Load a base model by starter name, Hugging Face id, folder or GGUF file. A run's model must be unchanged since
     training."""
     spec = model if isinstance(model, ModelConfig) else ModelConfig(name=model)
     check_folder(Path(spec.name).expanduser(), callback)

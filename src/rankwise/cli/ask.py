@@ -40,18 +40,18 @@ AT_LENGTH = AnswerOptions(max_new_tokens=512)
 @takes_groups
 def generate(
     run: RunName,
-    prompt: Annotated[str, option("The prompt. - reads it from stdin.")],
+    prompt: Annotated[str, option("The prompt. Use - to read it from stdin.")],
     base: Base = False,
     both: Both = False,
     system: System = None,
-    context: Annotated[str, option("Input that belongs to the prompt (Alpaca's input).")] = "",
+    context: Annotated[str, option("Additional input for the prompt (Alpaca's `input` field).")] = "",
     *,
     answering: AnswerOptions,
     opening: OpeningOptions,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Generate one answer with a run's model."""
+    """Generate one answer with a tuned model."""
     with report_failures(as_json):
         text = _stdin() if prompt == "-" else prompt
         from rankwise.commands.generate import generate as generate_command
@@ -86,11 +86,11 @@ def chat(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Chat with a run's model. Each line is a message; empty lines are skipped.
+    """Chat with a tuned model in the terminal. Each line is a message; empty lines are skipped.
 
     To send several lines as one message, paste them on a terminal or put them between two lines of \"\"\".
     Commands: /new starts a new conversation; /system shows the system message, /system TEXT sets it and /system none
-    removes it; /help lists the commands; /quit, Ctrl-D or Ctrl-C ends.
+    removes it; /help lists the commands; /quit, Ctrl-D or Ctrl-C ends the chat.
     """
     with report_failures(as_json):
         from rankwise.commands.generate import Chat, load_tuned
@@ -116,44 +116,42 @@ def _stdin() -> str:
 def predict(
     run: RunName,
     data: Annotated[
-        str | None, option("Rows to answer: a file, a folder, or hub:NAME. - reads JSON lines or CSV from stdin.")
+        str | None, option("Rows to answer: a file, a folder or hub:NAME. Use - to read JSON Lines or CSV from stdin.")
     ] = None,
     text: Annotated[
-        list[str] | None, option("A text to answer instead of rows; may be given several times. - reads it from stdin.")
+        list[str] | None, option("A text to answer, instead of rows. Can be repeated. Use - to read it from stdin.")
     ] = None,
     out: Annotated[
         Path | None,
-        option("File to write: .jsonl, .csv, .tsv or .xlsx.  [default: the answers are printed]"),
+        option("File to write: .jsonl, .csv, .tsv or .xlsx.  [default: print the answers]"),
     ] = None,
-    rows: Annotated[
-        int | None, option("Number of rows to answer, from the first one on.  [default: all]", min=1)
-    ] = None,
+    rows: Annotated[int | None, option("Answer only the first rows, this many.  [default: all]", min=1)] = None,
     prompt: Annotated[
         str | None,
-        option("The prompt, with column names in braces: 'Summarise: {dialogue}'.  [default: as in training]"),
+        option("Prompt template with column names in braces: 'Summarise: {dialogue}'.  [default: as in training]"),
     ] = None,
     system: System = None,
-    column: Annotated[str, typer.Option(help="Name of the column for the answers.")] = "prediction",
+    column: Annotated[str, option("Name of the column to write the answers to.")] = "prediction",
     base: Base = False,
     *,
     answering: AnswerOptions,
-    batch_size: Annotated[int, typer.Option(min=1, help="Number of rows to answer at once.")] = 64,
+    batch_size: Annotated[int, option("Number of rows to process at once.", min=1)] = 64,
     on_bad_row: Annotated[
         str,
-        typer.Option(
-            help="stop: end with an error at a row that cannot be used; skip: write the problem into a column `error`.",
+        option(
+            "What to do with unusable rows. stop: end with an error. skip: write the reason to a column named error.",
             autocompletion=lambda: ["stop", "skip"],
         ),
     ] = "stop",
-    overwrite: Annotated[bool, option("Replace an existing file.", "--overwrite")] = False,
+    overwrite: Annotated[bool, option("Overwrite an existing file.", "--overwrite")] = False,
     opening: OpeningOptions,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Answer every row of a file, and write the rows with their answers; or answer a text.
+    """Answer every row of a file and write the rows with their answers, or answer single texts.
 
-    Rows are read in the same way as the training rows and need no answer. All columns are kept in their order. A table
-    goes out as it came in: with its separator and encoding, or as the same workbook with new columns.
+    Rows are read like the training rows, but need no answer. All columns are kept in order. A CSV file keeps its
+    separator and encoding; an Excel workbook gets new columns.
     """
     with report_failures(as_json):
         if on_bad_row not in ("stop", "skip"):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Quiet, argument, option, starters
@@ -16,16 +14,16 @@ if TYPE_CHECKING:
 
 
 def classify(
-    data: Annotated[str, argument("A file of rows: CSV, Excel, JSON or Parquet.")],
-    text: Annotated[str, option("The column of texts.")],
-    label: Annotated[str, option("The column of their labels.")],
-    model: Annotated[str, typer.Option(help="Starter name, hub id or folder.", autocompletion=starters)] = "minilm",
-    run: Annotated[str | None, option("Beginning of the names of the runs.  [default: the name of the file]")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the rows that are held out, and of the training.")] = 0,
+    data: Annotated[str, argument("File with the rows: CSV, Excel, JSON or Parquet.")],
+    text: Annotated[str, option("Column with the texts.")],
+    label: Annotated[str, option("Column with the labels.")],
+    model: Annotated[str, option("Starter name, Hugging Face id or folder.", autocompletion=starters)] = "minilm",
+    run: Annotated[str | None, option("Prefix of the run names.  [default: the file name]")] = None,
+    seed: Annotated[int, option("Seed for choosing validation rows and for training.")] = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a classifier out of a table: check the rows, fit a probe, train LoRA if it pays, and keep the better one."""
+    """Train a text classifier in one command: check the rows, fit a linear probe, try LoRA, and keep the better one."""
     with report_failures(as_json):
         _check(data, {"text": text, "label": label}, run)
         from rankwise.commands.classify import classify as classify_command

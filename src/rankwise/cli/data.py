@@ -22,23 +22,22 @@ from rankwise.errors import ConfigError, RankwiseError, did_you_mean
 if TYPE_CHECKING:
     from rankwise.commands.data import Shown
 
-data = typer.Typer(name="data", help="Check and preview rows before training on them.", no_args_is_help=True)
+data = typer.Typer(
+    name="data", help="Check and preview rows, write sample rows, and list recipes.", no_args_is_help=True
+)
 
-Files = Annotated[list[str], typer.Argument(help="Files or folders of rows, or hub:organisation/name.")]
+Files = Annotated[list[str], argument("Files or folders with rows, or hub:organisation/name.")]
 Model = Annotated[
     str | None,
-    typer.Option(
-        help="Model whose tokenizer and chat template to use.  [default: a downloaded starter model]",
-        show_default=False,
+    option(
+        "Model that provides the tokenizer and chat template.  [default: a downloaded starter model]",
         autocompletion=starters,
     ),
 ]
 Objective = Annotated[
     str | None,
-    typer.Option(
-        help="What a training would learn from the rows, such as sequence-classification, if it is not what the model "
-        "and the rows say.",
-        show_default=False,
+    option(
+        "Objective of the run, such as sequence-classification.  [default: by the model and the rows]",
         autocompletion=lambda: [*OBJECTIVES],
     ),
 ]
@@ -54,7 +53,7 @@ def check(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check rows and report what training would use. Exits with 2 if an error must be fixed first."""
+    """Check rows and report what training would use. The exit code is 2 if something must be fixed first."""
     with report_failures(as_json):
         spec = read_data(files, settings.read())
         from rankwise.commands.data import check as check_command
@@ -76,27 +75,20 @@ def preview(
     files: Files,
     model: Model = None,
     objective: Objective = None,
-    rows: Annotated[
-        int | None, typer.Option(help="Number of rows.  [default: 3, or 24 images]", show_default=False, min=1)
-    ] = None,
+    rows: Annotated[int | None, option("Number of rows to show.  [default: 3, or 24 images]", min=1)] = None,
     first: Annotated[
         int | None,
-        typer.Option(
-            help="Number of the first row.  [default: 1; images are drawn from all rows]", show_default=False, min=1
-        ),
+        option("Number of the first row to show.  [default: 1; images are sampled from all rows]", min=1),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="For images: file of the contact sheet to write (.png).  [default: contact_sheet.png]",
-            show_default=False,
-        ),
+        option("For images: contact sheet to write (.png).  [default: contact_sheet.png]"),
     ] = None,
     settings: GivenSettings = NONE_GIVEN,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show rows as the model sees them, with the loss tokens in colour. Images are written to a contact sheet."""
+    """Show rows as the model sees them, with the trained tokens in colour. Images go to a contact sheet."""
     with report_failures(as_json):
         spec = read_data(files, settings.read())
         from rankwise.commands.data import PreviewSheet
@@ -128,10 +120,10 @@ def _known(name: str | None) -> str:
 
 @data.command()
 def recipes(
-    name: Annotated[str | None, argument("Recipe to print in full.", autocompletion=lambda: RECIPES)] = None,
+    name: Annotated[str | None, argument("Recipe to show in full.", autocompletion=lambda: RECIPES)] = None,
     as_json: Json = False,
 ) -> None:
-    """List the recipes of published systems, or print one with its template, settings and licences."""
+    """List recipes of published models such as Alpaca, or show one with its template, settings and licences."""
     with report_failures(as_json):
         if name is not None and name not in RECIPES:
             raise ConfigError(
@@ -149,11 +141,14 @@ def recipes(
 
 @data.command()
 def sample(
-    name: Annotated[str, argument("tickets, replies or orders; new-tickets, new-replies or new-orders; or pictures.")],
-    out: Annotated[Path, option("File to write (.csv, .xlsx, .jsonl, .tsv); a folder for pictures.")],
+    name: Annotated[
+        str,
+        argument("tickets, replies, orders or pictures; for rows to predict, new-tickets, new-replies or new-orders."),
+    ],
+    out: Annotated[Path, option("File to write (.csv, .tsv, .xlsx or .jsonl), or a folder for pictures.")],
     as_json: Json = False,
 ) -> None:
-    """Write invented rows to try a training with: messages to a help desk, orders by e-mail, or pictures."""
+    """Write made-up sample rows to try rankwise with: help desk messages, e-mail orders or pictures."""
     with report_failures(as_json):
         from rankwise.commands.data import sample as sample_command
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
-import typer
-
 from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import (
@@ -36,45 +34,45 @@ if TYPE_CHECKING:
 @takes_groups
 def evaluate(
     target: Annotated[str, argument(
-        "A run (its name or folder), a PEFT adapter's folder, or a model as --model takes it.", metavar="RUN|MODEL",
-        autocompletion=runs_and_starters)],
+        "A run (name or folder), a PEFT adapter folder, or a model (starter name, Hugging Face id, folder or file).",
+        metavar="RUN|MODEL", autocompletion=runs_and_starters)],
     task: Annotated[str | None, option(
-        "A built-in task, a YAML file, or a file of rows.  [default: the validation rows of the run]",
+        "A built-in task, a YAML task file or a file with rows.  [default: the run's validation rows]",
         autocompletion=lambda: [*BUILT_IN])] = None,
-    data: Annotated[str | None, option("File of rows: of the task, or read as the rows of the run.")] = None,
+    data: Annotated[str | None, option("File with rows for the task, or if there is none, like the run's.")] = None,
     score: Annotated[str | None, option(
-        "Scores of the answers, separated by commas: exact, json, rouge_l and others (docs/evaluation.md).  "
-        "[default: the task's, or those that fit the answers]", autocompletion=separated(*get_args(Score)))] = None,
+        "Metrics, separated by commas: exact, json, rouge_l and others (docs/evaluation.md).  [default: the task's, or "
+        "chosen by the answers]", autocompletion=separated(*get_args(Score)))] = None,
     rows: Annotated[int | None, option(
-        "Number of rows, drawn by the task's seed; for an lm-eval task, the first rows.  [default: all]",
+        "Number of rows to evaluate, sampled with the task's seed (lm-eval tasks: the first rows).  [default: all]",
         min=1)] = None,
     against: Annotated[str | None, option(
-        "Model to compare with, such as the base of a merged model. A run is compared with its own base.")] = None,
-    base: Annotated[bool, typer.Option(help="Evaluate the run's base model too.")] = True,
-    forgetting: Annotated[bool, typer.Option(
-        help="Measure forgetting: how predictions on unrelated text changed.")] = True,
+        "Model to compare with, such as a merged model's base. Runs are compared with their own base.")] = None,
+    base: Annotated[bool, option("Also evaluate the run's base model.")] = True,
+    forgetting: Annotated[bool, option("Measure forgetting: how much predictions on unrelated text changed.")] = True,
     text: Annotated[str | None, option(
-        "Text to measure forgetting on: a file, or rows with a text.  [default: Python's documentation]")] = None,
+        "Unrelated text to measure forgetting on: a text file, or rows with a text.  [default: Python's "
+        "documentation]")] = None,
     other_images: Annotated[str | None, option(
-        "Labelled images that are not training data, to measure forgetting of a model of images on.")] = None,
+        "Labelled images outside the training data, to measure an image classifier's forgetting on.")] = None,
     blocks: Annotated[int | None, option(
-        "Measure forgetting on exactly this many blocks of 512 tokens.  [default: 8, 16 or 32, as needed]",
+        "Number of blocks of 512 tokens to measure forgetting on.  [default: 8, 16 or 32, as needed]",
         min=1)] = None,
     batch_size: Annotated[int | None, option(
-        "Number of answers to generate at once.  [default: 64; for an lm-eval task 16]", min=1)] = None,
-    dtype: Annotated[str, typer.Option(
-        help="Number format: float32, bfloat16, or auto. auto is float32 on a CPU, where answers then do not depend on "
-        "the batch size.", autocompletion=lambda: ["auto", "float32", "bfloat16"])] = "auto",
+        "Number of answers to generate at once.  [default: 64; lm-eval tasks: 16]", min=1)] = None,
+    dtype: Annotated[str, option(
+        "Dtype: float32, bfloat16 or auto. On a CPU, auto is float32, so answers don't depend on the batch size.",
+        autocompletion=lambda: ["auto", "float32", "bfloat16"])] = "auto",
     out: Annotated[Path | None, option(
-        "File for the result (.json), or for a table of every answer with its scores (.jsonl, .csv, .tsv, .xlsx).  "
-        "[default: the result goes into the run's folder]")] = None,
+        "File for the result (.json), or for a table with every answer and its scores (.jsonl, .csv, .tsv or .xlsx).  "
+        "[default: the result goes to the run's folder]")] = None,
     *,
     constraining: ConstraintOptions,
     opening: OpeningOptions,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Score a run and its base model on a task, or a single model."""
+    """Score a run against its base model on held-out rows or a task, with confidence intervals."""
     with report_failures(as_json):
         from rankwise.commands.evaluate import evaluate as evaluate_command
 
@@ -127,7 +125,7 @@ def compare(
     runs: Annotated[
         list[str],
         argument(
-            "The run to compare with, then the other runs: names, folders, or files of `evaluate --out`.",
+            "The reference run, then the runs to compare with it: names, folders, or files written by evaluate --out.",
             autocompletion=run_names,
         ),
     ],
@@ -147,17 +145,17 @@ def report(
     runs: Annotated[
         list[str],
         argument(
-            "A run (its name or folder), finished or not. Several runs are compared with the first.",
+            "Runs (names or folders), finished or not. Several runs are compared with the first.",
             autocompletion=run_names,
         ),
     ],
     out: Annotated[
         Path | None,
-        option("Page to write, FILE.html, with FILE.json beside it.  [default: in the run's folder]"),
+        option("Page to write (FILE.html, plus FILE.json with the data).  [default: in the run's folder]"),
     ] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Write a report of a run as one HTML file that needs no network, and as JSON."""
+    """Write a run's report as one self-contained HTML file, and as JSON."""
     with report_failures(as_json):
         from rankwise.commands.report import report as report_command
 
@@ -177,15 +175,15 @@ def strength(
     ] = None,
     data: Annotated[
         str | None,
-        option("Rows of the task that were not trained on.  [default: the validation rows of the run]"),
+        option("Rows that the run wasn't trained on.  [default: the run's validation rows]"),
     ] = None,
-    blocks: Annotated[int, typer.Option(help="Number of blocks of 512 tokens to read from the text.")] = 16,
+    blocks: Annotated[int, option("Number of blocks of 512 tokens to measure forgetting on.")] = 16,
     *,
     opening: OpeningOptions,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Measure gain and forgetting with the adapter's change at several strengths."""
+    """Measure gain and forgetting with the adapter scaled to several strengths, and recommend one."""
     with report_failures(as_json):
         from rankwise.commands.strength import strength as strength_command
 

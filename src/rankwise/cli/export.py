@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-import typer
 from typer.core import TyperCommand
 
 from rankwise.cli.display import Display, print_result
@@ -21,75 +20,39 @@ if TYPE_CHECKING:
     from rankwise.exporting.verification import Verifying
 
 
-To = Annotated[
-    Path,
-    option("Folder to create; it must not exist yet. The GGUF formats also take FILE.gguf.", "--to"),
-]
-Format = Annotated[
-    str,
-    typer.Option(
-        help="peft: PEFT's format, with a rank for each layer. portable: one rank and alpha for all layers, "
-        "for engines that need this. mlx: the same for mlx-lm. merged: the whole model, for engines without "
-        "adapters or full fine-tuning. ollama: the same with a Modelfile. gguf-lora: the adapter for llama.cpp. "
-        "gguf: the whole model for llama.cpp. onnx: a classifier for onnxruntime and browsers.",
-        autocompletion=lambda: get_args(ExportFormat),
-    ),
-]
-Strength = Annotated[
-    float, typer.Option(help="Factor of the adapter's change: 0.5 is half of it. `rankwise strength` compares factors.")
-]
-Dtype = Annotated[
-    str | None,
-    option(
-        "Number format of a merged model: float32, bfloat16 or float16; for gguf also q8_0, q5_1, q5_0, q4_1 "
-        "or q4_0.  [default: the base model's, or float32 after full fine-tuning]"
-    ),
-]
-RoundRank = Annotated[
-    bool,
-    option(
-        "Give a portable adapter the next rank that vLLM has room for: 1, 8, 16, 32, 64, 128, 256, 320, 512.",
-        "--round-rank",
-    ),
-]
-Verify = Annotated[
-    str,
-    option(
-        "Compare what was written with the trained model in every engine at hand, even if that takes long. "
-        "With the address of a server that serves TO (--verify http://localhost:8000): compare that server.  "
-        "[default: if an engine is installed and the model is small]",
-        "--verify",
-        metavar="[URL]",
-    ),
-]
-VerifyData = Annotated[str | None, option("Rows whose prompts the engines answer.  [default: the run's]")]
-EnginePython = Annotated[
-    list[Path] | None,
-    option("Interpreter of an environment that has an engine; may be repeated."),
-]
-ServerModel = Annotated[str | None, option("Name of the model at the server of --verify.")]
-NoVerify = Annotated[bool, option("Run no engine.", "--no-verify")]
-
-
 def export(
     run: RunName,
-    to: To,
-    format: Format = "peft",
-    strength: Strength = 1.0,
-    dtype: Dtype = None,
-    round_rank: RoundRank = False,
+    to: Annotated[Path, option("New folder to write. The GGUF formats also take FILE.gguf.", "--to")],
+    format: Annotated[str, option(
+        "peft: PEFT adapter with a rank for each layer. portable: PEFT adapter with one rank for all layers, for "
+        "engines such as vLLM. mlx: adapter for mlx-lm. merged: the whole model, adapter included. ollama: the "
+        "merged model with a Modelfile. gguf-lora: adapter for llama.cpp. gguf: the whole model for llama.cpp. "
+        "onnx: a classifier for ONNX Runtime and browsers.", autocompletion=lambda: get_args(ExportFormat))] = "peft",
+    strength: Annotated[float, option(
+        "Scale of the adapter: 0.5 applies half of the update. rankwise strength compares scales.")] = 1.0,
+    dtype: Annotated[str | None, option(
+        "Dtype of a whole model: float32, bfloat16 or float16; for gguf also q8_0, q5_1, q5_0, q4_1 or q4_0.  "
+        "[default: the base model's, or float32 after full fine-tuning]")] = None,
+    round_rank: Annotated[bool, option(
+        "Round a portable adapter's rank up to one that vLLM supports: 1, 8, 16, 32, 64, 128, 256, 320 or 512.",
+        "--round-rank")] = False,
     base_model: BaseModel = None,
-    verify: Verify = "auto",
-    no_verify: NoVerify = False,
-    verify_data: VerifyData = None,
-    engine_python: EnginePython = None,
-    server_model: ServerModel = None,
+    verify: Annotated[str, option(
+        "Compare the export with the trained model in every installed engine, even if that takes long. With the URL "
+        "of a server that serves the export (--verify http://localhost:8000), compare that server.  [default: if an "
+        "engine is installed and the model is small]", "--verify", metavar="[URL]", show_default=False)] = "auto",
+    no_verify: Annotated[bool, option("Don't run any engine.", "--no-verify")] = False,
+    verify_data: Annotated[str | None, option(
+        "Rows with the prompts for the comparison.  [default: the run's]")] = None,
+    engine_python: Annotated[list[Path] | None, option(
+        "Python interpreter of an environment with an engine installed. Can be repeated.")] = None,
+    server_model: Annotated[str | None, option("Model name on the --verify server.")] = None,
     force_base: ForceBase = False,
     force_result: ForceResult = False,
     quiet: Quiet = False,
     as_json: Json = False,
-) -> None:
-    """Write a run's adapter or model as a folder that other programs can load."""
+) -> None:  # fmt: skip
+    """Export a run's adapter or merged model for PEFT, vLLM, llama.cpp, Ollama, MLX or ONNX."""
     with report_failures(as_json), Display(quiet) as display:
         from rankwise.commands.export import export as export_command
 

@@ -33,8 +33,8 @@ def inspect(
     name: Annotated[
         str,
         argument(
-            "A finished run (its name or folder), an adapter's folder or file, or a model: a starter, hub id, "
-            "folder or .gguf file.",
+            "A finished run (name or folder), an adapter (folder or file), or a model (starter name, Hugging Face id, "
+            "folder or .gguf file).",
             metavar="RUN|MODEL",
             autocompletion=runs_and_starters,
         ),
@@ -42,7 +42,7 @@ def inspect(
     force_result: ForceResult = False,
     as_json: Json = False,
 ) -> None:
-    """Show what is inside an adapter: ranks, scales by engine, the rank that is used. Or the layers of a model."""
+    """Show what an adapter contains: each layer's rank, and how engines scale it. Or list a model's layers."""
     with report_failures(as_json), Display() as display:
         from rankwise.commands.models import means_model
 

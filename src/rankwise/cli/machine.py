@@ -26,7 +26,7 @@ MARKS = {"good": "ok", "note": "note", "problem": "problem"}
 
 
 def doctor(as_json: Json = False) -> None:
-    """Check this machine: versions, processor, memory, disk, cached models, network."""
+    """Check this machine: versions, processor, memory, disk, cached models and network."""
     with report_failures(as_json):
         from rankwise.commands.doctor import doctor as doctor_command
 
@@ -39,7 +39,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 models = typer.Typer(
-    name="models", help="List the models on this machine and the starter models; download one.", no_args_is_help=False
+    name="models", help="List starter models and downloaded models, or download one.", no_args_is_help=False
 )
 
 
@@ -60,8 +60,8 @@ def list_models(context: typer.Context, as_json: Json = False) -> None:
 
 @models.command()
 def pull(
-    name: Annotated[str, argument("Starter name or hub id.", autocompletion=starters)],
-    revision: Annotated[str | None, option("Branch, tag or commit of a hub model.")] = None,
+    name: Annotated[str, argument("Starter name or Hugging Face id.", autocompletion=starters)],
+    revision: Annotated[str | None, option("Branch, tag or commit of a Hugging Face model.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -74,7 +74,7 @@ def pull(
         print_result(as_json, model, f"{model.name} ({model.kind}): {size(model.bytes)} in {model.about}")
 
 
-cache = typer.Typer(name="cache", help="Show or clean the cache folder.", no_args_is_help=False)
+cache = typer.Typer(name="cache", help="Show or clean the cache.", no_args_is_help=False)
 LISTED = ("models", "other")
 """Kinds whose entries are listed one by one."""
 
@@ -113,15 +113,17 @@ def clean(
     kind: Annotated[
         list[str] | None,
         option(
-            "Kind of entries: downloads, models, rows, scores or compiled. Can be repeated.  [default: all]",
+            "Kind of entries to remove: downloads, models, rows, scores or compiled. Can be repeated.  [default: all]",
             autocompletion=lambda: [*KINDS],
         ),
     ] = None,
-    older_than: Annotated[str | None, option("Only entries not used for this long: 36h, 30d or 2w.")] = None,
+    older_than: Annotated[
+        str | None, option("Remove only entries that haven't been used for this long: 36h, 30d or 2w.")
+    ] = None,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Remove cached files, which rankwise can create again. Files in use by a running process stay."""
+    """Remove cached files. rankwise recreates them when needed. Files in use are kept."""
     with report_failures(as_json):
         from rankwise.commands.cache import clean as clean_command
         from rankwise.commands.cache import planned

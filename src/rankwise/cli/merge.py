@@ -8,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, argument, option
@@ -31,38 +29,36 @@ NOTICED = 0.1
 
 def merge(
     adapters: Annotated[list[str] | None, argument(
-        "Finished runs (names or folders) or folders of PEFT adapters.", autocompletion=run_names)] = None,
-    to: Annotated[Path | None, option("Folder to create; it must not exist yet.", "--to")] = None,
-    weights: Annotated[str | None, option("How much of each adapter's change is taken, such as 0.7,0.3.")] = None,
-    method: Annotated[str, typer.Option("--combine",
-        help="How several adapters become one change. linear: weighted sum. ties: the largest numbers, where their "
-        "signs agree. dare: numbers dropped at random. svd: weighted sum cut to --rank or --error.",
+        "Finished runs (names or folders) or PEFT adapter folders.", autocompletion=run_names)] = None,
+    to: Annotated[Path | None, option("New folder to write.", "--to")] = None,
+    weights: Annotated[str | None, option("Weight of each adapter, such as 0.7,0.3.")] = None,
+    method: Annotated[str, option(
+        "How to combine several adapters. linear: weighted sum. ties: keep the largest entries whose signs agree. "
+        "dare: drop random entries. svd: weighted sum, truncated to --rank or --error.", "--combine",
         autocompletion=lambda: ["linear", "ties", "dare", "svd"])] = "linear",
-    density: Annotated[float, typer.Option(
-        help="ties: the share of each layer's change, the largest numbers, that stays.")] = 0.2,
-    drop: Annotated[float, typer.Option(help="dare: the probability that a number is dropped.")] = 0.5,
-    seed: Annotated[int, typer.Option(help="dare: the seed of what is dropped.")] = 0,
-    rank: Annotated[int | None, option("Cut each layer's change to the nearest one of this rank.")] = None,
+    density: Annotated[float, option("ties: share of each layer's update to keep, largest entries first.")] = 0.2,
+    drop: Annotated[float, option("dare: probability of dropping an entry.")] = 0.5,
+    seed: Annotated[int, option("dare: seed for dropping entries.")] = 0,
+    rank: Annotated[int | None, option("Truncate each layer's update to this rank.")] = None,
     error: Annotated[float | None, option(
-        "Cut each layer's change to the smallest rank with this relative error.")] = None,
-    strength: Annotated[float, typer.Option(help="Factor of the whole change.")] = 1.0,
+        "Truncate each layer's update to the smallest rank with at most this relative error.")] = None,
+    strength: Annotated[float, option("Scale of the combined update.")] = 1.0,
     dtype: Annotated[str | None, option(
-        "Number format of the merged model: float32, bfloat16, float16 or float64.  [default: that of each tensor "
-        "of the base]")] = None,
-    onto: Annotated[str, typer.Option(
-        help="Which numbers of the base the change is added to. trained: those it was trained over, quantised ones "
-        "unpacked. original: the full ones. nf4, int8: quantised so, for adapters that do not say.",
+        "Dtype of the merged model: float32, bfloat16, float16 or float64.  [default: each tensor's own]")] = None,
+    onto: Annotated[str, option(
+        "Base weights to merge into. trained: the ones used in training, dequantised if needed. original: the "
+        "unquantised ones. nf4, int8: weights quantised this way, for adapters that don't record it.",
         autocompletion=lambda: ["trained", "original", "nf4", "int8"])] = "trained",
     as_adapter: Annotated[bool, option(
-        "Write an adapter instead of a model: several as one, or one with a lower rank.", "--as-adapter")] = False,
-    plan: Annotated[bool, option("Print what would be merged and write nothing.", "--plan")] = False,
+        "Write an adapter instead of a model: several combined, or one with a lower rank.", "--as-adapter")] = False,
+    plan: Annotated[bool, option("Only print what would be merged.", "--plan")] = False,
     base_model: BaseModel = None,
     force_base: ForceBase = False,
     force_result: ForceResult = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Merge adapters into their base model's weights, or several adapters into one."""
+    """Merge adapters into their base model, or several adapters into one."""
     with report_failures(as_json), Display(quiet) as display:
         from rankwise.commands.merge import combining_of, options_of
 
@@ -210,21 +206,20 @@ def extracted_lines(result: Extracted) -> list[str]:
 
 
 def extract(
-    tuned: Annotated[str, argument("A run of full fine-tuning (name or folder), or the folder of a tuned model.",
+    tuned: Annotated[str, argument("A full fine-tuning run (name or folder) or a fine-tuned model's folder.",
         autocompletion=run_names)],
     base: Annotated[str | None, argument(
-        "The model that it was before: a folder, starter or hub name.  [default: the run's]")] = None,
-    to: Annotated[Path, option("Folder to create; it must not exist yet.", "--to")] = ...,  # pyright: ignore[reportArgumentType]
-    rank: Annotated[int | None, option("The rank of every layer.")] = None,
+        "The model before fine-tuning: a folder, starter name or Hugging Face id.  [default: the run's]")] = None,
+    to: Annotated[Path, option("New folder to write.", "--to")] = ...,  # pyright: ignore[reportArgumentType]
+    rank: Annotated[int | None, option("Rank of every layer.")] = None,
     error: Annotated[float | None, option(
-        "Instead: the smallest rank of each layer that leaves out at most this share of its change, such as "
-        "0.05.")] = None,
+        "Instead of --rank: for each layer, the smallest rank with at most this relative error, such as 0.05.")] = None,
     force_base: ForceBase = False,
     force_result: ForceResult = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Extract a LoRA adapter from a fully fine-tuned model, and say how much of the change it leaves out."""
+    """Extract a LoRA adapter from a fully fine-tuned model, and report the approximation error."""
     with report_failures(as_json), Display(quiet) as display:
         from rankwise.commands.extract import extract as extract_command
 

@@ -23,12 +23,12 @@ from rankwise.runs.listing import run_names
 
 
 def option(help: str, *names: str, **more: Any) -> Any:
-    """A flag that is off or has no value unless it is given, or whose help names its default."""
-    return typer.Option(*names, help=help, show_default=False, **more)
+    """A flag. Its default is shown, if it has one; a help that names a default in words says it where there is none."""
+    return typer.Option(*names, help=help, **more)
 
 
 def argument(help: str, **more: Any) -> Any:
-    return typer.Argument(help=help, show_default=False, **more)
+    return typer.Argument(help=help, **more)
 
 
 def starters() -> list[str]:
@@ -52,49 +52,51 @@ def separated(*words: str) -> Callable[[str], list[str]]:
     return complete
 
 
-OUTPUT, PROCESSES = "Output", "Several processes"
+OUTPUT, PROCESSES = "Output", "Multiple processes"
 """Parts of --help."""
 Json = Annotated[bool, option(
     "Print one JSON object on stdout; everything else goes to stderr.", "--json", rich_help_panel=OUTPUT)]  # fmt: skip
-Quiet = Annotated[bool, option("Show no progress.", "--quiet", rich_help_panel=OUTPUT)]
+Quiet = Annotated[bool, option("Hide progress output.", "--quiet", rich_help_panel=OUTPUT)]
 Tune = Annotated[bool, option(
-    "Choose the learning rate by short trials on your rows before the run begins.", "--tune",
+    "Choose the learning rate with short trials on your rows first.", "--tune",
     rich_help_panel="Training")]  # fmt: skip
-Yes = Annotated[bool, option("Do not ask for confirmation.", "--yes")]
+Yes = Annotated[bool, option("Don't ask for confirmation.", "--yes")]
 RunName = Annotated[
     str,
-    argument("A finished run (its name or folder), or an adapter (its folder or file).", autocompletion=run_names),
+    argument("A finished run (name or folder) or an adapter (folder or file).", autocompletion=run_names),
 ]
 Base = Annotated[bool, option("Use the base model without the adapter.", "--base")]
-Both = Annotated[bool, option("Answer with the run's model and with its base model.", "--both")]
-System = Annotated[str | None, option("System message, instead of the one from training.")]
-ForceBase = Annotated[
-    bool, option("Use the base model even if its weights have changed since training.", "--force-base")
-]
+Both = Annotated[bool, option("Answer with both the run's model and its base model.", "--both")]
+System = Annotated[str | None, option("System message to use instead of the one from training.")]
+ForceBase = Annotated[bool, option("Use the base model even if its weights changed after training.", "--force-base")]
 ForceResult = Annotated[
-    bool, option("Use the run's result even if its files have changed since training.", "--force-result")
+    bool, option("Use the run's result even if its files changed after training.", "--force-result")
 ]
 BaseModel = Annotated[
     str | None,
-    option("Base model to use instead of the one that the run or adapter names.", "--base-model"),
+    option("Base model to use instead of the one recorded in the run or adapter.", "--base-model"),
 ]
 TrustCode = Annotated[
     str | None,
-    option("Commit (40 hex digits) of the base model's own Python code that may run. Read it first.", "--trust-code"),
+    option(
+        "Run the base model's own Python code, from this commit (40 hex digits). Read the code first.", "--trust-code"
+    ),
 ]
-Unconstrained = Annotated[bool, option("Do not hold answers to the constraint of the run's rows.", "--unconstrained")]
-Host = Annotated[str, typer.Option(help="Address to listen at. Any but this machine's own needs a key.")]
-Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")]
+Unconstrained = Annotated[
+    bool, option("Don't constrain answers, even if the run has a schema or another constraint.", "--unconstrained")
+]
+Host = Annotated[str, option("Address to listen on. An address that other machines can reach needs a key.")]
+Port = Annotated[int, option("Port to listen on.", min=1, max=65535)]
 ApiKey = Annotated[
     str | None,
     option(
-        "Key that whoever asks must give. In the variable, other users of the machine cannot see it.",
+        "Key that clients must send. Set it in the environment variable to hide it from other users of this machine.",
         "--api-key",
         envvar="RANKWISE_API_KEY",
         show_envvar=True,
     ),
 ]
-ConfigFile = Annotated[Path | None, argument("YAML file of settings.")]
+ConfigFile = Annotated[Path | None, argument("YAML file with settings.")]
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,11 @@ class ConstraintOptions:
     """What answers are held to."""
 
     schema: Annotated[
-        str | None, option("File of a JSON Schema that answers are held to.  [default: the run's own]")
+        str | None, option("JSON Schema (file) that every answer must match.  [default: the run's own]")
     ] = None
-    choices: Annotated[str | None, option("The only answers there are, separated by commas.")] = None
-    regex: Annotated[str | None, option("Regular expression that a whole answer matches.")] = None
-    grammar: Annotated[str | None, option("File of a grammar in Lark's notation that answers follow.")] = None
+    choices: Annotated[str | None, option("The allowed answers, separated by commas.")] = None
+    regex: Annotated[str | None, option("Regular expression that every whole answer must match.")] = None
+    grammar: Annotated[str | None, option("Lark grammar (file) that every answer must follow.")] = None
     unconstrained: Unconstrained = False
 
     @property
@@ -120,19 +122,15 @@ class ConstraintOptions:
 class AnswerOptions(ConstraintOptions):
     """How answers are written."""
 
-    max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens in an answer.")] = 256
-    temperature: Annotated[float, typer.Option(help="Sampling temperature. 0 always takes the most likely token.")] = (
-        0.0
-    )
+    max_new_tokens: Annotated[int, option("Maximum number of tokens in an answer.")] = 256
+    temperature: Annotated[float, option("Sampling temperature. With 0, the most likely token is always chosen.")] = 0.0
     top_p: Annotated[
         float,
-        typer.Option(
-            help="With a temperature: sample only the most likely tokens that together have this probability."
-        ),
+        option("Nucleus sampling: sample from the most likely tokens whose probabilities add up to this value."),
     ] = 1.0
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0
-    repetition_check: Annotated[bool, typer.Option(
-        "--repetition-check/--no-repetition-check", help="Stop an answer that repeats itself.")] = True  # fmt: skip
+    seed: Annotated[int, option("Sampling seed.")] = 0
+    repetition_check: Annotated[bool, option(
+        "Stop answers that repeat themselves.", "--repetition-check/--no-repetition-check")] = True  # fmt: skip
 
     @property
     def config(self) -> GenerationConfig:

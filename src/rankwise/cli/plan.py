@@ -7,8 +7,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import PROCESSES, ConfigFile, Json, Quiet, Tune, option
@@ -21,25 +19,25 @@ from rankwise.system.memory import keep_memory
 
 @takes_settings(
     *TRAINING,
-    model="Model name from the catalogue (--models), hub id, folder with a config.json, or .gguf file.",
+    model="Model name from the catalogue (--models), Hugging Face id, folder with a config.json, or .gguf file.",
 )  # fmt: skip
 def plan(
     config: ConfigFile = None,
     settings: GivenSettings = NONE_GIVEN,
     device: Annotated[str | None, option(
-        "Device to plan for: rtx-4090, h100, m3-max-64gb, cpu, ...  [default: this machine]")] = None,
-    price: Annotated[float | None, option("Price of an hour in any currency; adds the cost to the plan.")] = None,
+        "Device to plan for, such as rtx-4090, h100, m3-max-64gb or cpu.  [default: this machine]")] = None,
+    price: Annotated[float | None, option("Price of one hour, in any currency. Adds the cost to the plan.")] = None,
     probe: Annotated[bool, option(
-        "Load the model and run two steps, to measure the speed instead of assuming it.", "--probe")] = False,
+        "Load the model and run a few steps to measure the speed instead of estimating it.", "--probe")] = False,
     processes: Annotated[int | None, option(
-        "Plan for so many processes, which share the rows of each step; each has a GPU or some cores.",
+        "Number of processes to plan for. They share the rows of each step, and each has a GPU or some of the cores.",
         "--processes", min=1, rich_help_panel=PROCESSES)] = None,
     tune: Tune = False,
-    models: Annotated[bool, option("List the models of the catalogue.", "--models")] = False,
+    models: Annotated[bool, option("List the models in the catalogue.", "--models")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Forecast a training: parameters, memory, time, the devices it fits on, and what to change if it does not fit."""
+    """Estimate memory, time and cost before you train: which devices fit, and what to change if yours doesn't."""
     with report_failures(as_json):
         if models:
             _list_models(as_json)
@@ -89,21 +87,21 @@ RUN = Setting("run", "advise", "rankwise advise")
 @takes_settings(
     "model", "quantize", "memory", "data", "objective", "rank", "alpha", "dropout", "targets", "layers",
     "epochs", "steps", "batch_size", "learning_rate", "backend", *ROWS, *VALIDATION_ROWS, "seed",
-    steps="Steps of the full run that advice is wanted on; advising trains a tenth of them, at least 20.",
-    held_out="Number of rows to hold out for measuring.  [default: a fifth of the rows, at most 200]",
+    steps="Steps of the full run you want advice about. advise trains a tenth of them, at least 20.",
+    held_out="Number of rows to hold out for the comparison.  [default: a fifth of the rows, at most 200]",
 )  # fmt: skip
 def advise(
     config: ConfigFile = None,
     settings: GivenSettings = NONE_GIVEN,
-    examples: Annotated[int, typer.Option(min=0, help="Number of training rows in the prompt.")] = 5,
+    examples: Annotated[int, option("Number of training rows in the few-shot prompt.", min=0)] = 5,
     out: Annotated[Path | None, option(
-        "New folder for the advice as JSON and as text.  [default: nothing is written]")] = None,
+        "New folder to write the advice to, as JSON and text.  [default: print only]")] = None,
     force_memory: Annotated[bool, option(
-        "Start even if the forecast says that the memory is too small.", "--force-memory")] = False,
+        "Start even if the forecast says that memory will run out.", "--force-memory")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Say whether to train on your rows, to prompt with examples, or neither."""
+    """Find out whether to fine-tune on your rows, prompt with examples (few-shot), or do neither."""
     with report_failures(as_json):
         experiment = read_experiment(config, [*settings.read(), RUN])
         from rankwise.commands.advise import advise as advise_command

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 runs = typer.Typer(
     name="runs",
-    help="List the runs of this folder; show, verify, log, rename, end or delete one.",
+    help="List the runs in this folder, or show, verify, log, rename, end or delete runs.",
     no_args_is_help=False,
 )
 HEADS = ("name", "status", "model", "method", "rows", "steps", "loss", "validation", "size", "ended")
@@ -38,7 +38,7 @@ def group(context: typer.Context, as_json: Json = False) -> None:
 
 @runs.command("list")
 def list_runs(as_json: Json = False) -> None:
-    """List the runs of this folder, the newest first."""
+    """List the runs in this folder, newest first."""
     with report_failures(as_json):
         from rankwise.commands.runs import runs as runs_command
 
@@ -68,7 +68,7 @@ def _known(value: float | None, form: str = ",") -> str:
 
 @runs.command()
 def show(name: Name, as_json: Json = False) -> None:
-    """Show the details of one run and the contents of its folder."""
+    """Show a run's details and the contents of its folder."""
     with report_failures(as_json):
         from rankwise.commands.runs import show as show_command
 
@@ -95,10 +95,10 @@ def _facts(shown: ShownRun) -> list[str]:
 @runs.command()
 def verify(
     names: Annotated[list[str] | None, argument(
-        "The runs' names.  [default: all runs of this folder]", autocompletion=run_names)] = None,
+        "Run names.  [default: all runs in this folder]", autocompletion=run_names)] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Compare every file of a result, a checkpoint or a snapshot with its recorded hash."""
+    """Verify runs: compare every file of results and checkpoints with its recorded hash."""
     with report_failures(as_json):
         from rankwise.commands.runs import verify_runs
 
@@ -141,11 +141,11 @@ def log(
         option("Trackers, separated by commas: tensorboard, wandb, mlflow, trackio.", "--to"),
     ],
     project: Annotated[
-        str, typer.Option("--project", help="Project of W&B and trackio, experiment of MLflow.")
+        str, option("Project name (W&B, trackio) or experiment name (MLflow).", "--project")
     ] = "rankwise",
     as_json: Json = False,
 ) -> None:
-    """Send the records of a run to trackers, as --log-to does while a run trains, and its evaluations."""
+    """Send a finished run's metrics and evaluations to experiment trackers. During training, use --log-to instead."""
     with report_failures(as_json):
         from rankwise.commands.runs import log_run
         from rankwise.config.experiment import TrackingConfig
@@ -158,7 +158,7 @@ def log(
 
 @runs.command()
 def end(name: Name, as_json: Json = False) -> None:
-    """Ask a training to end with the step that it is at, and to save its result. Ctrl-C would save none."""
+    """End a run early: finish the current step and save the result. (Ctrl-C saves no result.)"""
     with report_failures(as_json):
         from rankwise.commands.runs import end_run
 
@@ -168,11 +168,11 @@ def end(name: Name, as_json: Json = False) -> None:
 
 @runs.command()
 def delete(
-    names: Annotated[list[str], argument("The runs' names.", autocompletion=run_names)],
+    names: Annotated[list[str], argument("Run names.", autocompletion=run_names)],
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Delete runs and everything in their folders. If one of them cannot be deleted, none is deleted."""
+    """Delete runs and everything in their folders. If one can't be deleted, none is."""
     with report_failures(as_json):
         from rankwise.commands.runs import delete_runs, deletion
 

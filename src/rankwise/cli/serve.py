@@ -7,8 +7,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import (
@@ -29,81 +27,46 @@ from rankwise.runs.listing import run_names
 from rankwise.runs.records import StatusMessage
 from rankwise.system.extras import need_extra
 
-Runs = Annotated[
-    list[str] | None,
-    argument(
-        "Finished runs, or adapters by folder or file: all over one base model, or all of them classifiers.",
-        autocompletion=run_names,
-    ),
-]
-Base = Annotated[
-    str | None,
-    option("Serve this base model alone, without runs or adapters.", "--model", autocompletion=starters),
-]
-Origins = Annotated[
-    list[str] | None,
-    option("A page that may ask from a browser, such as https://app.example."),
-]
-BatchSize = Annotated[
-    int,
-    typer.Option("--together", min=1, max=256, help="Answers that are written, or rows that are classified, at once."),
-]
-Waiting = Annotated[int, typer.Option(min=0, max=100_000, help="Requests that may wait; others get 429.")]
-PrefixMemory = Annotated[
-    str,
-    typer.Option(
-        help="Memory for keys and values of earlier prompts and answers: what a prompt shares with one of them is not "
-        "read again. 0 for none."
-    ),
-]
-Most = Annotated[int, typer.Option(min=1, help="Largest number of tokens in an answer whose request names none.")]
-Format = Annotated[
-    str,
-    typer.Option(
-        help="Number format: float32, bfloat16, or auto, which is that of training. In float32 an answer does not "
-        "depend on the others in its batch."
-    ),
-]
-LoadFrom = Annotated[
-    Path | None,
-    option("Folder whose runs and adapters requests may load and remove, such as runs.", "--load-from"),
-]
-Aliases = Annotated[
-    list[str] | None,
-    option("Another name of the base, such as one that a script asks for.", "--alias"),
-]
-FineTuning = Annotated[
-    bool,
-    option("Let requests upload files and train on them, as OpenAI's fine-tuning does.", "--fine-tuning"),
-]
-
 
 def serve(
-    runs: Runs = None,
-    model: Base = None,
+    runs: Annotated[list[str] | None, argument(
+        "Finished runs or adapters (folder or file): all with the same base model, or all classifiers.",
+        autocompletion=run_names)] = None,
+    model: Annotated[str | None, option(
+        "Serve this base model only, without runs or adapters.", "--model", autocompletion=starters)] = None,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     api_key: ApiKey = None,
-    allow_origin: Origins = None,
-    batch_size: BatchSize = 16,
-    waiting: Waiting = 64,
-    prefix_memory: PrefixMemory = "512MB",
-    max_new_tokens: Most = 1024,
-    dtype: Format = "auto",
-    load_from: LoadFrom = None,
-    fine_tuning: FineTuning = False,
-    alias: Aliases = None,
+    allow_origin: Annotated[list[str] | None, option(
+        "Origin of a web page that may send requests (CORS), such as https://app.example. Can be repeated.")] = None,
+    max_batch: Annotated[int, option(
+        "Maximum number of answers to generate, or rows to classify, at once.", min=1, max=256)] = 16,
+    max_queue: Annotated[int, option(
+        "Maximum number of waiting requests. Further requests get status 429.", min=0, max=100_000)] = 64,
+    prefix_cache: Annotated[str, option(
+        "Memory for the prefix cache (keys and values of earlier prompts), such as 2GB. 0 turns it off.")] = "512MB",
+    max_new_tokens: Annotated[int, option(
+        "Maximum number of tokens in an answer if the request doesn't set one.", min=1)] = 1024,
+    dtype: Annotated[str, option(
+        "Dtype: float32, bfloat16 or auto (as in training). With float32, answers don't depend on what else is in "
+        "the batch.")] = "auto",
+    load_from: Annotated[Path | None, option(
+        "Folder, such as runs, from which requests may load and unload runs and adapters.", "--load-from")] = None,
+    fine_tuning: Annotated[bool, option(
+        "Enable OpenAI-compatible fine-tuning: requests may upload files and train on them.", "--fine-tuning")] = False,
+    alias: Annotated[list[str] | None, option(
+        "Another name for the base model, such as one your script already uses. Can be repeated.", "--alias")] = None,
     unconstrained: Unconstrained = False,
     force_base: ForceBase = False,
     trust_code: TrustCode = None,
     as_json: Json = False,
     quiet: Quiet = False,
-) -> None:
-    """Answer requests in the form of OpenAI's API, with each run, and with its base, by name; or classify.
+) -> None:  # fmt: skip
+    """Serve runs over an OpenAI-compatible API, or classifiers over HTTP.
 
-    All runs answer together in one batch, each with its own adapter. Classifiers of texts and images, and taggers of
-    words, are asked at POST /v1/classify. With --json the object on stdout has the address
-    and the models, as soon as requests are answered.
+    Requests name a run or the base model, and all runs share one batch, each with its own adapter. Text, image and
+    token classifiers answer at POST /v1/classify. With --json, stdout gets one object with the address and the models
+    when the server is ready.
     """
     with report_failures(as_json):
         from rankwise.commands.serve import Address, Offer
@@ -111,21 +74,12 @@ def serve(
 
         address = Address(host, port, api_key or None, tuple(allow_origin or ()))
         offer = Offer(
-            runs or (),
-            model,
-            max_new_tokens,
-            dtype,
-            force_base,
-            trust_code,
-            load_from,
-            fine_tuning,
-            alias or (),
-            prefix_memory,
-            unconstrained,
-        )
+            runs or (), model, max_new_tokens, dtype, force_base, trust_code, load_from, fine_tuning, alias or (),
+            prefix_cache, unconstrained,
+        )  # fmt: skip
         ready = print_json if as_json else None
         with Display(quiet) as display:
-            serve_command(offer, address, display, batch_size=batch_size, waiting=waiting, ready=ready)
+            serve_command(offer, address, display, batch_size=max_batch, waiting=max_queue, ready=ready)
 
 
 DRAIN = 1
@@ -135,10 +89,10 @@ DRAIN = 1
 def studio(
     host: Host = "127.0.0.1", port: Port = 8321, api_key: ApiKey = None, as_json: Json = False, quiet: Quiet = False
 ) -> None:
-    """Show the runs of this folder in the browser: watch, start, compare, ask and export.
+    """Open the studio, a web page for your runs: start, watch, compare, chat, evaluate and export.
 
-    Without a key, only this machine can open it. Trainings are processes of their own, and go on when the studio stops.
-    With --json, an object on stdout has the address as soon as the studio is ready.
+    Without a key, only this machine can open it. Runs train in separate processes and continue when the studio stops.
+    With --json, stdout gets one object with the address when the studio is ready.
     """
     with report_failures(as_json):
         from rankwise.commands.serve import answer, bound

@@ -28,16 +28,17 @@ from rankwise.config.tasks import BUILT_IN
 from rankwise.errors import ConfigError, abbreviated
 from rankwise.runs.listing import run_names
 
-FIRST, TRAINED, MORE = "What most people need", "Training", "Others"
+REQUIRED = "Required, as flags or in the YAML file"
+FIRST, TRAINED, MORE = "Common options", "Training", "Other options"
 NEEDED = (
-    "data", "model", "prompt", "completion", "text", "label", "held_out", "epochs", "steps", "run", "method", "rank",
+    "model", "data", "run", "prompt", "completion", "text", "label", "held_out", "epochs", "steps", "method", "rank",
     "learning_rate", "batch_size",
 )  # fmt: skip
 PANELS = {
-    "Arguments": (), FIRST: (), "Rows": ("data", "images"), "Model": ("model", "objective"), "Adapter": ("adapter",),
-    TRAINED: ("training", "preference"),
+    "Arguments": (), REQUIRED: (), FIRST: (), "Rows": ("data", "images"), "Model": ("model", "objective"),
+    "Adapter": ("adapter",), TRAINED: ("training", "preference"),
     "Validation": ("validation", "data.held_out", "data.group", "data.validation"),
-    "Keeping what the base knew": ("training.anchor", "training.replay"), PROCESSES: ("model.sharded",),
+    "Limiting forgetting": ("training.anchor", "training.replay"), PROCESSES: ("model.sharded",),
     OUTPUT: ("tracking",), MORE: (),
 }  # fmt: skip
 """The parts in which --help shows the options of a command, and the beginnings of the settings in each. The longest
@@ -47,7 +48,8 @@ beginning counts."""
 def _panel(name: str) -> str:
     key = FLAGS[name].key
     beginnings = [(len(one), part) for part, these in PANELS.items() for one in these if key.startswith(one)]
-    return FIRST if name in NEEDED else max(beginnings, default=(0, MORE))[1]
+    first = FIRST if name not in NEEDED[:3] else REQUIRED
+    return first if name in NEEDED else max(beginnings, default=(0, MORE))[1]
 
 
 def _flags_in(part: str, *beginnings: str) -> tuple[str, ...]:
@@ -79,8 +81,8 @@ def _option(name: str, help: str | None) -> Parameter:
     return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
 
 
-class InPanels(TyperCommand):
-    """A command whose --help shows its options in parts. Of an unknown flag it says which one it may abbreviate."""
+class Explaining(TyperCommand):
+    """A command that answers an unknown flag with the one that it may abbreviate, or that has another name now."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
@@ -92,12 +94,17 @@ class InPanels(TyperCommand):
                 wrong.possibilities = meant or wrong.possibilities
             raise
 
+
+class InPanels(Explaining):
+    """One whose --help shows its options in parts."""
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         parts: dict[str, list[tuple[str, str]]] = {part: [] for part in PANELS}
         options: list[Any] = self.get_params(ctx)
         for one in options:
             if (record := one.get_help_record(ctx)) is not None:
                 part = "Arguments" if one.param_type_name == "argument" else one.rich_help_panel or MORE
+                part = FIRST if part == REQUIRED and ctx.info_name == "plan" else part
                 parts[part].append(_explained(record, FLAGS.get(one.name or "")))
         write_parts(formatter, parts)
 
@@ -120,7 +127,7 @@ def _explained(record: tuple[str, str], setting: FlagOf | None) -> tuple[str, st
 
 _SET = Annotated[
     list[str] | None,
-    option("Any setting, for example --set training.clip=0.5. Can be repeated.", "--set"),
+    option("Any setting by its full name: --set training.clip=0.5. Can be repeated.", "--set"),
 ]
 
 

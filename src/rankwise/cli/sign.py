@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from rankwise.commands.provenance.rebuilding import Rebuilt
 
 Folder = Annotated[str, argument(
-    "A finished run, or the folder of an exported adapter or model.", autocompletion=run_names)]  # fmt: skip
+    "A finished run, or an exported adapter's or model's folder.", autocompletion=run_names)]  # fmt: skip
 Rows = Annotated[list[str] | None, option(
-    "The rows that it was trained on. Of several sources, give each in its order, and validation rows last.",
+    "The rows it was trained on. Repeat the flag for several sources, in the same order, validation rows last.",
     "--data")]  # fmt: skip
-Key = Annotated[Path, option("The file of your private key, on an elliptic curve and in PEM.", "--key")]
-PublicKey = Annotated[Path | None, option(
-    "The file of the signer's public key, in PEM. Without it, it is not known who signed.", "--key")]  # fmt: skip
-NewRun = Annotated[str | None, option("Name of the new run.  [default: the folder's name and -rebuilt]", "--run")]
 
 
-def sign(folder: Folder, key: Key, as_json: Json = False, quiet: Quiet = False) -> None:
-    """Sign a folder with a key: weights, settings, tokenizer and template, and the hashes of its base and rows."""
+def sign(
+    folder: Folder,
+    key: Annotated[Path, option("Your private key: an elliptic curve key in a PEM file.", "--key")],
+    as_json: Json = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Sign a run or an exported model with your private key, including the hashes of its base model and rows."""
     with report_failures(as_json), Display(quiet) as display:
         from rankwise.commands.provenance.signing import sign as sign_command
 
@@ -37,10 +37,13 @@ def sign(folder: Folder, key: Key, as_json: Json = False, quiet: Quiet = False) 
 
 
 def verify(
-    folder: Folder, key: PublicKey = None, data: Rows = None, base_model: BaseModel = None, as_json: Json = False,
+    folder: Folder,
+    key: Annotated[Path | None, option(
+        "The signer's public key (PEM file). Without it, the signer's identity isn't verified.", "--key")] = None,
+    data: Rows = None, base_model: BaseModel = None, as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Compare a folder, its base and its rows with the folder's signature, and say what changed."""
+    """Verify a signature: check a folder, its base model and its rows, and list what changed."""
     with report_failures(as_json), Display(quiet) as display:
         from rankwise.commands.provenance.signing import verify as verify_command
 
@@ -56,10 +59,13 @@ def verify(
 
 
 def rebuild(
-    folder: Folder, data: Rows = None, base_model: BaseModel = None, run: NewRun = None, as_json: Json = False,
+    folder: Folder, data: Rows = None, base_model: BaseModel = None,
+    run: Annotated[str | None, option(
+        "Name of the new run.  [default: the folder's name plus -rebuilt]", "--run")] = None,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Train again by the settings of a result and the rows, and compare the weights."""
+    """Rebuild a result: train again with its settings and rows, and compare the weights."""
     with report_failures(as_json), Display(quiet) as display:
         from rankwise.commands.provenance.rebuilding import rebuild as rebuild_command
 

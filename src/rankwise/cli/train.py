@@ -40,23 +40,23 @@ def train(
     config: ConfigFile = None,
     settings: GivenSettings = NONE_GIVEN,
     restart: Annotated[bool, option(
-        "Start the run again from its first step; what it has is removed, a result too.", "--restart",
+        "Start the run again from the first step. Deletes what the run has so far, including its result.", "--restart",
         rich_help_panel=TRAINED)] = False,
     resume: Annotated[bool, option(
-        "Continue an unfinished run from its last checkpoint, with the same settings.", "--resume",
+        "Resume an unfinished run from its last checkpoint, with the same settings.", "--resume",
         rich_help_panel=TRAINED)] = False,
     force_memory: Annotated[bool, option(
-        "Start even if the forecast says that the memory is too small.", "--force-memory")] = False,
+        "Start even if the forecast says that memory will run out.", "--force-memory")] = False,
     force_base: Annotated[bool, option(
-        "Train on this base model even if the adapter of --from had another one.", "--force-base")] = False,
+        "Train on this base model even if the --from adapter was trained on another one.", "--force-base")] = False,
     processes: Annotated[int | None, option(
-        "Train with so many processes on this machine, which share the rows of each step. The result is the same but "
-        "for rounding.", "--processes", min=1, rich_help_panel=PROCESSES)] = None,
+        "Number of processes on this machine that share the rows of each step. The result is the same apart from "
+        "rounding.", "--processes", min=1, rich_help_panel=PROCESSES)] = None,
     tune: Tune = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Fine-tune a model on your rows, with an adapter or as a whole."""
+    """Fine-tune a model on your rows. LoRA is the default; other methods are AdaLoRA, VeRA and full fine-tuning."""
     with report_failures(as_json):
         from rankwise.commands.runs import base_of_run, base_of_start
 
@@ -97,19 +97,20 @@ def _lines(trained: Trained) -> list[str]:
     "model", "quantize", "memory", "new_tokens",
     "data", "run", "objective", *IMAGES, *ADAPTER, "epochs", "steps", "batch_size",
     "learning_rate", "auto_batch", "backend", *ROWS, *VALIDATION_ROWS, "seed",
-    run="Name of the sweep: the folder sweeps/NAME, and runs/NAME-001, NAME-002, … for its trials.",
+    run="Name of the sweep. Its folder is sweeps/NAME, and its trials are the runs NAME-001, NAME-002, …",
 )  # fmt: skip
 def sweep(
     config: ConfigFile = None,
     settings: GivenSettings = NONE_GIVEN,
-    over: Annotated[list[str], option("A setting and its values: a list (adapter.rank=4,8,16) or a range "
-        "(training.learning_rate=1e-4..1e-2). Can be repeated.", "--over")] = ...,  # pyright: ignore[reportArgumentType]
+    over: Annotated[list[str], option(
+        "A setting to vary, as a list (adapter.rank=4,8,16) or a range (training.learning_rate=1e-4..1e-2). Can be "
+        "repeated.", "--over")] = ...,  # pyright: ignore[reportArgumentType]
     trials: Annotated[int | None, option(
-        "Number of trials, which Optuna chooses.  [default: every combination]", min=1)] = None,
+        "Number of trials, chosen by Optuna.  [default: every combination]", min=1)] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Train with several values of some settings and compare the validation losses. The same command goes on with a
+    """Try several values of some settings and compare the validation losses. Run the same command again to resume a
     sweep that was stopped."""
     with report_failures(as_json):
         axes = [parse_axis(text) for text in over]
@@ -130,14 +131,14 @@ def sweep(
 
 queue = typer.Typer(
     name="queue",
-    help="List the trainings that wait and the one that runs; add, remove or stop one.",
+    help="Queue training runs: list, add, remove or stop them.",
     no_args_is_help=False,
 )
 
 
 @queue.callback(invoke_without_command=True)
 def list_queue(context: typer.Context, as_json: Json = False) -> None:
-    """List the queue. If trainings wait and none runs, as after a restart of the machine, the first one is started."""
+    """List the queue. If runs are waiting and none is training, for example after a reboot, the first one starts."""
     if context.invoked_subcommand is not None:
         return
     with report_failures(as_json):
@@ -153,11 +154,11 @@ def add(
     config: ConfigFile = None,
     settings: GivenSettings = NONE_GIVEN,
     resume: Annotated[
-        bool, option("Continue an unfinished run from its last checkpoint.", "--resume", rich_help_panel=TRAINED)
+        bool, option("Resume an unfinished run from its last checkpoint.", "--resume", rich_help_panel=TRAINED)
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Add a training to the queue, with the settings of a YAML file, flags and --set."""
+    """Add a training run to the queue. Takes the same settings as train."""
     with report_failures(as_json):
         from rankwise.commands.runs import base_of_run, base_of_start
         from rankwise.runs.queue import Queue
@@ -169,7 +170,7 @@ def add(
 
 @queue.command()
 def remove(name: Name, as_json: Json = False) -> None:
-    """Remove a training that waits."""
+    """Remove a waiting run from the queue."""
     with report_failures(as_json):
         from rankwise.runs.queue import Queue
 
@@ -179,7 +180,7 @@ def remove(name: Name, as_json: Json = False) -> None:
 
 @queue.command()
 def stop(name: Name, as_json: Json = False) -> None:
-    """Stop a training as Ctrl-C does. Its run can be resumed from its last checkpoint."""
+    """Stop a run, as Ctrl-C does. You can resume it from its last checkpoint."""
     with report_failures(as_json):
         from rankwise.runs.queue import Queue
 
@@ -189,7 +190,7 @@ def stop(name: Name, as_json: Json = False) -> None:
 
 @queue.command(hidden=True)
 def work() -> None:
-    """Train what waits, one run after the other."""
+    """Train the waiting runs one after the other."""
     from rankwise.runs.queue import Queue
     from rankwise.runs.queue import work as work_through
 
@@ -200,12 +201,12 @@ SHOWN = 3
 
 
 def demo(
-    model: Annotated[str, typer.Option(help="Starter name, hub id, folder or .gguf file.")] = "smollm2-135m",
-    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
+    model: Annotated[str, option("Starter name, Hugging Face id, folder or .gguf file.")] = "smollm2-135m",
+    seed: Annotated[int, option("Training seed.")] = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a small model on customer messages, and show its answers before and after training."""
+    """Train a small model on sample customer messages and show its answers before and after."""
     with report_failures(as_json):
         from rankwise.commands.demo import demo as demo_command
 

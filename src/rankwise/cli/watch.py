@@ -55,14 +55,15 @@ def watch(
     runs: Annotated[
         list[str] | None,
         argument(
-            "Runs; one that has not begun is waited for.  [default: those that train now]", autocompletion=run_names
+            "Run names. Runs that haven't started yet are waited for.  [default: the runs in training now]",
+            autocompletion=run_names,
         ),
     ] = None,
     as_json: Annotated[
-        bool, option("Print each record as one JSON object on a line, with the name of its run.", "--json")
+        bool, option("Print each record as a line of JSON with the run's name.", "--json")
     ] = False,
 ) -> None:  # fmt: skip
-    """Follow runs that other processes train, until they end. The exit code is that of the runs: 0 finished, 1 failed,
+    """Watch runs train in other processes, with live curves, until they end. Exit codes: 0 finished, 1 failed,
     130 interrupted."""
     with report_failures(as_json):
         from rankwise.commands.watch import exit_code, watched

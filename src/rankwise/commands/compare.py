@@ -41,8 +41,18 @@ class ComparedRuns:
         """What `rankwise compare --json` prints."""
         return {"comparisons": self.comparisons}
 
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with a row for each metric of each two runs: both values, and the difference b - a."""
+        from pandas import DataFrame  # pyright: ignore[reportMissingImports]
+
+        return DataFrame([
+            {"task": task.task, "metric": metric, "run_a": one.a, "run_b": one.b, **dict(difference)}
+            for one in self.comparisons for task in one.tasks for metric, difference in task.differences.items()
+        ])  # fmt: skip
+
 
 def compare(names: Sequence[str | os.PathLike[str]]) -> ComparedRuns:
+    """Compare evaluated runs, item by item, with the first one. RunError for fewer than two names."""
     if len(names) < 2:
         raise RunError("name at least two runs: the one to compare with, and the others.")
     first, *others = candidates = open_candidates([os.fspath(name) for name in names])

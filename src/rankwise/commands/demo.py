@@ -66,6 +66,7 @@ class Demo:
 
 
 def demo(model: str = "smollm2-135m", *, callback: Callback = silent, seed: int = 0) -> Demo:
+    """Train a small model on the sample messages, and compare its answers with the base model's."""
     loaded = load(ModelConfig(name=model), callback)
     training, testing = demo_rows()
     test = [[Message(**message) for message in json.loads(line)["messages"]] for line in testing]

@@ -90,14 +90,14 @@ def evaluate(
     out: str | Path | None = None, callback: Callback = silent, images: str | None = None,
     constraint: Constrained = "own", **opening: Unpack[Opening],
 ) -> Evaluation:  # fmt: skip
-    """Evaluate a run (by name or folder), an adapter (by its folder) or a model. Without a task it is the loss on what
-    the run held out, or on the rows of `data`, a path or rows in memory, which are read as the run's own were. `score`
-    names scores instead of the task's (`"exact,json"`, or a list), and may be or contain a function of an answer and
-    its reference. `out` is a file for the result, or for a table of every answer with its scores.
+    """Evaluate a run (name or folder), an adapter (folder) or a model. Without a task, it measures the loss on the
+    run's held-out rows, or on `data` (a path or rows in memory), read like the run's own rows. `score` replaces the
+    task's metrics (`"exact,json"` or a list), and may be or contain a function that takes an answer and its reference.
+    `out` is a file for the result, or for a table with every answer and its scores.
 
-    What is forgotten is measured on `text` (evaluation/text.py), where there is something to hold it against: on as
-    many blocks as a narrow interval takes (evaluation/intervals.py), or on a fixed number of `blocks`; for a model of
-    images on labelled `images` (evaluation/feature_forgetting.py). Both models answer by the `constraint`.
+    Forgetting is measured on `text` (evaluation/text.py) if there is a model to compare with: on as many blocks as a
+    narrow interval needs (evaluation/intervals.py), or on a fixed number of `blocks`. Image classifiers use labelled
+    `images` (evaluation/feature_forgetting.py). `constraint` applies to the answers of both models.
     """
     if task is not None and not isinstance(task, str | TaskConfig):
         task, data = None, task  # rows in the place of a task

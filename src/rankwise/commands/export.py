@@ -100,13 +100,14 @@ def export(
     dtype: str | None = None, round_rank: bool = False, verifying: Verifying = BY_DEFAULT, callback: Callback = silent,
     **opening: Unpack[Opening],
 ) -> Exported:  # fmt: skip
-    """Write what a run trained, or an adapter's folder holds, as the folder `to`, which must not be there yet, with its
-    change times `strength`. `dtype` is what a merged model is held in, `float32`, `bfloat16` or `float16`; otherwise it
-    is that of the base model's files, or of a full run's own. An exported adapter names `base_model` as its base.
-    `round_rank` gives a portable adapter the next rank that vLLM has room for.
+    """Export a run's or an adapter's weights, scaled by `strength`, to the folder `to`, which must not exist yet.
+    `dtype` of a merged model is `float32`, `bfloat16` or `float16`; the default is the dtype of the base model's files,
+    or a full run's own. An exported adapter names `base_model` as its base. `round_rank` rounds a portable adapter's
+    rank up to one that vLLM supports.
 
-    What was written is opened by the engines at hand and compared with the trained model (exporting/verification.py).
-    With the address of a server, `to` must be there already, and only the server is compared."""
+    The export is opened in the installed engines and compared with the trained model (exporting/verification.py). With
+    a server's URL, `to` must exist already, and only the server is compared.
+    """
     folder, opening = Path(to), opening_in(opening, export)
     idle = verifying.wish == "no" and format in ADAPTER_FORMATS
     _check(format, dtype, strength, force_idle=opening.get("force_base", False) and idle, round_rank=round_rank)

@@ -30,8 +30,9 @@ def extract(
     tuned: str | os.PathLike[str], to: str | Path, base: str | Path | None = None, *, rank: int | None = None,
     error: float | None = None, callback: Callback = silent, **opening: Unpack[Opening],
 ) -> Extracted:  # fmt: skip
-    """Write the adapter `to` of this `rank`, or of the smallest rank in each layer with this relative `error`, from a
-    full run or a model folder `tuned`, and its `base`, which a run names itself."""
+    """Extract a LoRA adapter from a fully fine-tuned model and write it to `to`, with this `rank`, or for each layer
+    the smallest rank with this relative `error`. `tuned` is a full run or a model folder, and `base` the model before;
+    a run names its own base."""
     problems = ["give either --rank or --error."] if (rank is None) == (error is None) else []
     problems += cutting_problems(rank, error)
     if problems:

@@ -50,10 +50,9 @@ def generate(
     callback: Callback = silent,
     **more: Any,
 ) -> Generated:
-    """Ask a run by its name, an adapter by its folder, or one opened for asking already. `system` replaces the one the
-    run was trained with; `context` is what the question is about, as Alpaca's rows have an input and Dolly's a context.
-    `more` are settings of generation, instead of a `config`, and how the run is opened (`open_artifact`).
-    """
+    """Generate one answer with a run (by name), an adapter (by folder) or an already loaded model. `system` replaces
+    the system message from training; `context` is extra input, like Alpaca's input or Dolly's context. `more` takes
+    generation settings, instead of a `config`, and how to open the run (`open_artifact`)."""
     config, opening = config_in(more, config, generate)
     if not prompt.strip():
         raise DataError("the prompt is empty.")

@@ -78,7 +78,7 @@ class Inspected:
 
 
 def inspect(name: str | os.PathLike[str], *, force_result: bool = False, callback: Callback = silent) -> Inspected:
-    """A finished run by its name or folder, or an adapter by its folder or file, in any format that is read."""
+    """Inspect a finished run (name or folder) or an adapter (folder or file, in any supported format)."""
     name = os.fspath(name)
     if find_run(name) is None and is_adapter(name):
         return _adapter(Path(name), callback)

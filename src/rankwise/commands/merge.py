@@ -35,11 +35,11 @@ def merge(
     error: float | None = None, strength: float = 1.0, dtype: str | None = None, onto: str = "trained",
     callback: Callback = silent, **opening: Unpack[Opening],
 ) -> MergedFolder:  # fmt: skip
-    """Write the base model with these adapters in its weights as the folder `to`, which must not exist yet.
+    """Merge adapters into their base model and write it to the folder `to`, which must not exist yet.
 
-    `adapters` are runs or adapter folders, with one of `weights` each; `method` is linear, ties, dare or svd
-    (adapters/combining.py). `dtype` is float32, bfloat16, float16 or float64; otherwise every tensor keeps its own.
-    `onto` says which numbers of the base the change is added to (exporting/trained_base.py).
+    `adapters` are runs or adapter folders, each with one of `weights`; `method` is linear, ties, dare or svd
+    (adapters/combining.py). `dtype` is float32, bfloat16, float16 or float64; by default every tensor keeps its own.
+    `onto` selects the base weights to merge into (exporting/trained_base.py).
     """
     combining = combining_of(method, density=density, drop=drop, seed=seed, rank=rank, error=error)
     options = options_of(adapters, weights, combining, strength, onto, **opening)

@@ -123,9 +123,9 @@ def predict(
     batch_size: int = BATCH_SIZE, skip_bad_rows: bool | None = False, overwrite: bool = False,
     callback: Callback = silent, **more: Any,
 ) -> Predicted:  # fmt: skip
-    """Answer the rows of `data`, a path or rows in memory, or the `texts` instead; `most` are the first rows that are
-    answered. `prompt` is a text with {columns} in it, instead of how the run's rows were read. `more` are settings of
-    generation, instead of a `config`, and how the run is opened (`open_artifact`). Without `out` nothing is written."""
+    """Answer the rows of `data` (a path or rows in memory), or `texts` instead. `most` limits this to the first rows.
+    `prompt` is a template with {columns}, replacing the one from training. `more` takes generation settings, instead
+    of a `config`, and how to open the run (`open_artifact`). Nothing is written without `out`."""
     config, opening = config_in(more, config, predict)
     began, out = time.perf_counter(), None if out is None else Path(out)
     if isinstance(data, list | tuple) and data and all(isinstance(one, str) for one in data):

@@ -44,9 +44,9 @@ def strength(
     run_name: str | os.PathLike[str], *, text: str | None = None, data: Any = None, blocks: int = BLOCKS,
     strengths: Sequence[float] = STRENGTHS, callback: Callback = silent, **opening: Unpack[Opening],
 ) -> Strengths:  # fmt: skip
-    """Measure a run, or an adapter's folder, at several strengths; a run's curve lies in `runs/NAME/strength.json`.
-    `text` is what the model was not trained on (evaluation/text.py), `data` rows of its task, by default those that a
-    run held out."""
+    """Measure a run or an adapter folder at several strengths. A run's curve is stored in `runs/NAME/strength.json`.
+    `text` is unrelated text to measure forgetting on (evaluation/text.py), `data` rows of the run's task; the default
+    is its held-out rows."""
     for one in strengths:
         check_strength(one)
     artifact = open_artifact(run_name, callback, **opening)

@@ -378,7 +378,7 @@ def record(
     work, world = training.work, training.world
     backend = backend_named(_backend_of(training, forecast, resumable), work)
     backend = over_rows(backend, work.objective)
-    packed = training.model.quantization is not None or training.config.products == "int8"
+    packed = training.model.quantization is not None or training.config.matmul == "int8"
     products = _products_of(training, forecast, resumable) if packed else None
     training = training.with_reference(backend, resumable)
     again = foresee_backend(forecast, backend.name, callback)
@@ -488,7 +488,7 @@ def _products_of(training: TrainingRun, forecast: Foresight | None, resumable: R
     """What the run began with, or the best for a new one; the model computes by it from here on."""
     work, rows, config = training.work, training.prepared.trained_rows, training.config
     unplanned = forecast is not None and forecast.plan.device.flags and not forecast.plan.forecast.int8
-    setting = "bfloat16" if config.products == "auto" and unplanned else config.products
+    setting = "bfloat16" if config.matmul == "auto" and unplanned else config.matmul
 
     def chosen() -> dict[str, Any] | None:
         if resumable is not None:

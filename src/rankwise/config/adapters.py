@@ -122,13 +122,13 @@ class LoraConfig(AdapterConfig):
     method: Literal["lora"] = "lora"
     """The method these settings belong to."""
     rank: Annotated[Rank, Flag("--rank"), Label("Rank", "knobs")] = 16
-    """LoRA rank: the number of columns of B and of rows of A. A higher rank trains more parameters."""
+    """LoRA rank: the inner dimension of the adapter's two matrices, A and B. A higher rank trains more parameters."""
     alpha: Annotated[Alpha, Flag("--alpha"), Label("Alpha", "more")] = 32.0
-    """Numerator of LoRA's scale: the change of a layer is multiplied by alpha / rank."""
+    """LoRA alpha: each layer's update is scaled by alpha / rank."""
     rank_pattern: dict[str, Rank] = Field(default_factory=dict)
-    """Ranks of single layers, as `{pattern: rank}`. The first pattern that matches a layer counts."""
+    """Ranks for single layers, as `{pattern: rank}`. The first pattern that matches a layer applies."""
     alpha_pattern: dict[str, Alpha] = Field(default_factory=dict)
-    """Alphas of single layers, as `{pattern: alpha}`. The first pattern that matches a layer counts."""
+    """Alphas for single layers, as `{pattern: alpha}`. The first pattern that matches a layer applies."""
     start: Literal["uniform", "eva"] = "uniform"
     """Initial values of A. `uniform` draws them at random. `eva` (Paischer et al. 2024) takes the principal directions
     of each layer's inputs on the training rows, and gives more rank to layers whose inputs they explain better. The
@@ -194,12 +194,12 @@ class LoraConfig(AdapterConfig):
 
 
 class AdaLoraConfig(AdapterConfig):
-    """AdaLoRA (Zhang et al. 2023): delta W = scale P^T diag(strength) Q, with ranks moved to the layers that need them.
+    """AdaLoRA (Zhang et al. 2023): delta W = scale P^T diag(strength) Q, with more rank for the layers that need it.
 
-    A triplet is one row of P, one row of Q and their singular value (strength). Training starts with more triplets
-    than the budget and prunes the least important ones. The lengths of the phases are shares of the run. The key
-    `compat: reference` sets the defaults to the choices of the authors' code: no shrinking, their penalty, their
-    initial values, one learning rate.
+    A triplet is a row of P, a row of Q and their singular value (strength). Training starts with more triplets than
+    the budget and prunes the least important ones. The phases are given as shares of the run. `compat: reference`
+    makes the defaults those of the authors' code: no shrinking, their penalty, their initial values, one learning
+    rate.
     """
 
     cards = (
@@ -214,18 +214,18 @@ class AdaLoraConfig(AdapterConfig):
     method: Literal["adalora"] = "adalora"
     """The method these settings belong to."""
     budget: Annotated[str, Flag("--budget"), Label("Budget", "knobs")] = "8"
-    """Size of the adapter at the end of training: a mean rank (`8`), `1680 triplets`, `600k parameters`, or the size of
-    the adapter file (`2MB`)."""
+    """AdaLoRA budget, the adapter's size at the end of training: a mean rank (`8`), a number of `1680 triplets` or
+    `600k parameters`, or a file size (`2MB`)."""
     initial: Number = Field(1.5, ge=1, le=16)
     """Size of the adapter at the first step, as a multiple of the budget."""
     scale: Number = Field(2.0, gt=0, le=1e4)
-    """Constant factor of the change in every layer. It corresponds to alpha / rank in LoRA."""
+    """Scale of each layer's update. It corresponds to alpha / rank in LoRA."""
     warmup: Number = Field(0.1, ge=0, lt=1)
     """Share of the steps before pruning begins."""
     final: Number = Field(0.4, ge=0, lt=1)
-    """Share of the steps after pruning has ended, in which the ranks stay as they are."""
+    """Share of the steps after pruning, in which the ranks no longer change."""
     interval: PositiveInt | Literal["auto"] = "auto"
-    """Steps between two prunings. `auto` is a two-hundredth of the run, at most 100."""
+    """Steps between prunings. `auto` is 1/200 of the run, at most 100."""
     beta1: Number = Field(0.85, gt=0, lt=1)
     """Decay of the moving average of each parameter's sensitivity."""
     beta2: Number = Field(0.85, gt=0, lt=1)
@@ -335,7 +335,8 @@ class VeraConfig(AdapterConfig):
     method: Literal["vera"] = "vera"
     """The method these settings belong to."""
     rank: Annotated[Rank, Flag("--rank"), Label("Rank", "knobs")] = 256
-    """Number of entries of d, of rows of A and of columns of B. It costs memory, and few parameters."""
+    """VeRA rank: the inner dimension of the shared random matrices A and B. A higher rank costs memory but adds few
+    trained parameters."""
     d_initial: Annotated[Number, Field(gt=0, le=1e4)] = 0.1
     """Initial value of each entry of d; b starts at zero."""
 
@@ -380,7 +381,7 @@ FULL_RESULT = "{model} is a result of full fine-tuning and has no adapter."
 
 
 class FullConfig(MethodConfig):
-    """Full fine-tuning: every weight of the model is trained, in float32."""
+    """Full fine-tuning: trains every weight of the model, in float32."""
 
     cards = (
         Card("full", "Full fine-tuning", "Trains every weight in float32: the most memory, and a whole model as its "
@@ -509,7 +510,7 @@ def _method(value: Any) -> Any:
 Adapting = Annotated[
     EVERY,
     Discriminator(_method, custom_error_type="method", custom_error_message=f"The method is {listed(METHODS)}"),
-    Field(description=f"It is {listed(config.named for config in METHODS.values())}."),
+    Field(description=f"Choose {listed(config.named for config in METHODS.values())}."),
 ]
 LARGEST_STRENGTH = 10.0
 

@@ -50,10 +50,10 @@ class PreferenceConfig(Config):
     """How pairs of answers are learned. These settings have an effect only with the objective preference."""
 
     loss: Annotated[PairLoss, Flag("--preference-loss"), Label("Preference loss", "preference")] = "dpo"
-    """Loss of preference pairs: `dpo`, compared with the model before training, or `orpo`, without a reference. `dpo`
-    (arXiv 2305.18290) raises the probability of the chosen answer over that of the rejected one, both compared with the
-    model before training. `orpo` (arXiv 2403.07691) needs no such reference: it learns the chosen answer as ordinary
-    training does, and adds the odds ratio of the two answers to the loss."""
+    """Preference loss: `dpo`, relative to the model before training, or `orpo`, without a reference model. `dpo`
+    (arXiv 2305.18290) makes the chosen answer more likely than the rejected one, compared with the model before
+    training. `orpo` (arXiv 2403.07691) trains on the chosen answer as usual and adds the odds ratio of the two answers
+    to the loss."""
     beta: Annotated[Number, Field(gt=0, le=100), Flag("--beta"), Label("Beta", "preference")] = 0.1
-    """For `dpo`, how strongly the model is held to the reference; for `orpo`, the weight of the odds ratio in the loss.
-    With `dpo` a lower value lets it move further away."""
+    """For `dpo`, how strongly the model is kept close to the reference; for `orpo`, the weight of the odds ratio in
+    the loss. With `dpo`, a lower value lets the model move further away."""

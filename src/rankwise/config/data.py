@@ -118,26 +118,24 @@ class Reading(Config):
     """How the rows of one source are read."""
 
     format: Annotated[Format, Flag("--format"), Label("Row format", "rows")] = "auto"
-    """Format of the rows, such as `messages` or `alpaca`; `auto` recognises it by the columns of each file's first
-    row."""
+    """Row format, such as `messages` or `alpaca`; `auto` detects it from the columns of each file's first row."""
     columns: Annotated[
         dict[str, str],
-        Flag("--text", key="text", help="Column with the text of a classifier's rows."),
-        Flag("--text-pair", key="text_pair", help="Column with a second text."),
-        Flag("--label", key="label", help="Column with the label."),
+        Flag("--text", key="text", help="Column with the text to classify."),
+        Flag("--text-pair", key="text_pair", help="Column with the second text, for text pairs."),
+        Flag("--label", key="label", help="Column with the labels."),
     ] = Field(default_factory=dict)
-    """Columns with names of your own, as `{field: column}`: `instruction: question` reads the instruction from the
-    column question."""
+    """Your own column names, as `{field: column}`: `instruction: question` reads the instruction from the column
+    question."""
     prompt: Annotated[str | None, Flag("--prompt"), Label("Prompt", "columns", long=True)] = None
-    """The prompt of each row, as a text with column names in braces: `Summarise: {dialogue}`. It needs `completion`."""
+    """Prompt template with column names in braces: `Summarise: {dialogue}`. It needs `completion`."""
     completion: Annotated[str | None, Flag("--completion"), Label("Answer", "columns", long=True)] = None
-    """The answer to each prompt, as a text with column names in braces: `{summary}`. If it is one column alone, the
-    column may hold a list of alternative answers."""
+    """Template for the answer, with column names in braces: `{summary}`. If it is a single column, the column may hold
+    a list of alternative answers."""
     ignore_columns: Annotated[
         tuple[str, ...], Separated, Flag("--ignore-columns"), Label("Columns to ignore", "columns")
     ] = ()
-    """Columns to ignore, as if the rows did not have them; several are separated by commas. The column of `data.group`
-    may be one of them."""
+    """Columns to ignore, separated by commas. The column of `data.group` may be one of them."""
     alternatives: Literal["first", "each"] = "first"
     """If an answer is a list of texts: train on the `first`, or make a row of `each`."""
     labels: tuple[str, ...] = ()
@@ -254,46 +252,47 @@ class ValidationDataConfig(Rows):
 
 
 class DataConfig(Reading):
-    """Training and validation rows. A plain text is a path: `data: mydata.jsonl`.
+    """Training and validation rows. A plain string is a path: `data: mydata.jsonl`.
 
-    Give either `path`, with the settings of how it is read, or several `sources`.
+    Give either `path` with its reading settings, or several `sources`.
     """
 
     path: Annotated[
         Annotated[str, Field(min_length=1)] | None, Flag("--data"), Label("Rows on this machine", "data")
     ] = None
-    """The training rows: a file, a folder of files, or `hub:organisation/name`."""
+    """Training rows: a file, a folder with files, or `hub:organisation/name`."""
     sources: tuple[SourceConfig, ...] = ()
     """Several sources of training rows, each with its own path and weight."""
     validation: Annotated[
         ValidationDataConfig | None, Flag("--validation-data"), Label("File of validation rows", "validation", "path")
     ] = None
-    """Validation rows from files of their own, which are never trained on."""
+    """Validation rows from separate files. They are never trained on."""
     held_out: Annotated[
         int | float | Literal["auto"],
-        Flag("--held-out", "a tenth, at most 500, if there are 50 rows or more"),
+        Flag("--held-out", "10 %, at most 500, if there are at least 50 rows"),
         Label("Or rows to hold out", "validation"),
     ] = "auto"
-    """Validation rows to take from the training rows: their number (120), or a share of the rows (0.1, 10%). Each of
-    several sources gives its share. `auto` takes a tenth, at most 500, if there are 50 rows or more and neither
-    `validation` nor `recipe` is given. 0 takes none."""
+    """Training rows to hold out for validation: a number (120) or a share (0.1, 10%). Each of several sources gives
+    its share. `auto` holds out 10 %, at most 500 rows, if there are at least 50 rows and neither `validation` nor
+    `recipe` is given. 0 holds out none."""
     held_out_order: Annotated[Literal["seed", "last"], Flag("--held-out-order")] = "seed"
-    """How the rows are chosen that are held out: `seed` draws them at random by data.seed, in proportion to the labels
-    if the rows have labels; `last` takes the last rows."""
+    """How to choose the held-out rows: `seed` samples them with data.seed, stratified by label if the rows have
+    labels; `last` takes the last rows."""
     group: Annotated[
         Annotated[str, Field(min_length=1)] | None, Flag("--group"), Label("Column of groups", "validation")
     ] = None
-    """Column that says which rows belong together, such as a customer number. All rows with the same value are either
-    held out or trained on, so the number of validation rows is approximate. A row without a value is a group alone."""
-    recipe: Annotated[str | None, Field(description=f"There are {', '.join(RECIPES)}."), Flag("--recipe")] = None
-    """A published system to train as: its chat template, its treatment of long rows, and its settings where you give
-    none. `rankwise data recipes` lists them."""
+    """Column that tells which rows belong together, such as a customer number. All rows with the same value are either
+    held out or trained on, so the number of validation rows is approximate. A row without a value forms its own group.
+    """
+    recipe: Annotated[str | None, Field(description=f"The recipes are {', '.join(RECIPES)}."), Flag("--recipe")] = None
+    """Train like a published model: use its chat template, its handling of long rows, and its settings unless you set
+    your own. `rankwise data recipes` lists the recipes."""
     system: Annotated[str | None, Flag("--system"), Label("System message", "rows", long=True)] = None
-    """System message for rows that have none. Together with `prompt`, it may contain column names in braces too."""
+    """System message for rows without one. If `prompt` is given, it may contain column names in braces too."""
     max_length: Annotated[
         PositiveInt, Flag("--max-length", "1024, or the recipe's"), Label("Longest row in tokens", "rows")
     ] = 1024
-    """Largest number of tokens in a row."""
+    """Maximum number of tokens in a row."""
     too_long: TooLong = "drop"
     """What happens to a longer row. `drop` leaves it out and counts it. `truncate` cuts its end, including the end
     token. `cut-prompt` shortens the prompt, by characters. `split` cuts a conversation into rows of whole turns."""
@@ -303,32 +302,32 @@ class DataConfig(Reading):
     """How a conversation with several answers is trained on: `together` is one row with all its answers; `apart` makes
     one row of each answer and the turns before it, for chat templates that rewrite earlier turns."""
     reasoning: Annotated[
-        Reasoning, Flag("--reasoning", "the model is asked not to reason"), Label("Reasoning in answers", "rows")
+        Reasoning, Flag("--reasoning", "none: the model is asked not to reason"), Label("Reasoning in answers", "rows")
     ] = "none"
-    """Reasoning in answers, between `<think>` and `</think>`: `learn` puts it into the loss, and `mask` leaves it in
-    the text and out of the loss. It may also stand in a field of its own (`reasoning_content`). Both values ask the
-    model to reason. `none` asks it not to: templates of models that can reason then write an empty `<think></think>`
-    before the answer. Rows whose reasoning the template would drop are refused."""
+    """Reasoning in answers, between `<think>` and `</think>`: `learn` trains on it, and `mask` keeps it in the text
+    but out of the loss. It may also be in a separate field (`reasoning_content`). Both values ask the model to reason.
+    `none` asks it not to: the templates of reasoning models then write an empty `<think></think>` before the answer.
+    Rows whose reasoning the template would drop are rejected."""
     packing: bool = False
     """Pack several rows of a step into one sequence, to compute less padding. Attention and positions keep the rows
     apart, so the result is the same."""
     on_bad_row: Annotated[Literal["stop", "skip"], Flag("--on-bad-row"), Label("A row that cannot be used", "rows")] = (
         "stop"
     )
-    """What happens to a row that cannot be used: `stop` ends the training with an error; `skip` leaves the row out and
-    lists it in the data report."""
+    """What to do with a row that can't be used: `stop` ends with an error; `skip` leaves the row out and lists it in
+    the data report."""
     accept: Annotated[tuple[StoppingCheck, ...], Separated] = ()
     """Checks of what rows mean that shall only warn and not stop the training, by the names that their errors give:
     with `answer-in-prompt`, rows are trained on although their labels stand in their prompts."""
     answer_schema: Annotated[str | None, Flag("--schema"), Label("JSON Schema of the answers", "rows")] = None
-    """JSON Schema that every answer is held to: a file, or `infer`, which takes what all answers of the rows have in
-    common. Rows that break it cannot be used, and the run writes its answers by it."""
+    """Structured outputs: a JSON Schema file that every answer must match, or `infer` to derive the schema from the
+    answers in the rows. Rows that break it can't be used, and the run's answers always match it."""
     answer_choices: Annotated[tuple[str, ...], Separated, Flag("--choices")] = ()
-    """The only answers there are; several are separated by commas."""
+    """The allowed answers, separated by commas."""
     answer_regex: Annotated[str | None, Flag("--regex")] = None
-    """Regular expression that every answer matches as a whole."""
+    """Regular expression that every whole answer must match."""
     answer_grammar: Annotated[str | None, Flag("--grammar")] = None
-    """File of a grammar in Lark's notation that every answer follows."""
+    """Lark grammar (file) that every answer must follow."""
     seed: Seed = 0
     """Seed of the random choices of `rows`, `weight` and `held_out`."""
 
@@ -396,25 +395,25 @@ class DataConfig(Reading):
         return self.held_out != 0 and self.validation is None
 
     def held_out_of(self, rows: int) -> int:
-        """How many of so many usable rows are held out."""
+        """How many of this many usable rows are held out."""
         if self.held_out == "auto":
             return min(rows // 10, MOST_HELD_OUT) if self.validation is None and rows >= FEWEST_HELD_OUT else 0
         return max(1, round(self.held_out * rows)) if isinstance(self.held_out, float) else self.held_out
 
     @property
     def of_language_models(self) -> list[str]:
-        """The settings given here that have no effect where no answer is written."""
+        """The settings given here that have no effect if no answer is generated."""
         given = self.changed("recipe", "system", "learned", "answers", "reasoning", "packing", *OF_ANSWERS)
         return given + [f"too_long {self.too_long}"] * (self.too_long in ("cut-prompt", "split"))
 
     @property
     def of_texts(self) -> list[str]:
-        """The settings given here that have no effect where rows are images."""
+        """The settings given here that have no effect if the rows are images."""
         return self.changed("max_length", "too_long", "prompt", "completion")
 
     @property
     def measured_source(self) -> ValidationDataConfig | None:
-        """The validation rows. If they name no columns themselves, they use those that all training rows share."""
+        """The validation rows. If they set no columns, they use the ones that all training rows share."""
         own = self.validation
         if own is None or own.changed("format", *COLUMN_SETTINGS):
             return own
@@ -423,7 +422,7 @@ class DataConfig(Reading):
 
     @property
     def shared(self) -> dict[str, Any]:
-        """By which columns all training rows are read; empty where sources differ."""
+        """The column settings that all training rows share; empty if sources differ."""
         every = [{name: getattr(source, name) for name in SHARED} for source in self.all_sources]
         return every[0] if all(one == every[0] for one in every) else {}
 

@@ -38,9 +38,8 @@ class TrackingConfig(Config):
     """Programs that receive the run's records in addition to its own log. They do not change what is trained."""
 
     log_to: Annotated[tuple[TrackerName, ...], Separated, Flag("--log-to")] = ()
-    """Trackers that receive the run's records, separated by commas: tensorboard, wandb, mlflow, trackio. Each is an
-    extra of the package (`pip install "rankwise[tensorboard]"`) and writes to this machine unless its own settings name
-    a server."""
+    """Experiment trackers, separated by commas: tensorboard, wandb, mlflow, trackio. Each needs its extra (`pip
+    install "rankwise[tensorboard]"`) and writes to this machine unless its own settings name a server."""
     project: Annotated[str, Field(pattern=NAME)] = "rankwise"
     """Name of the project of W&B and trackio, and of the experiment of MLflow, in which the run appears."""
 
@@ -59,7 +58,7 @@ class TrackingConfig(Config):
 
 
 class Experiment(Config):
-    """The settings of one training run."""
+    """All settings of one training run."""
 
     model: ModelConfig
     """The base model."""
@@ -67,8 +66,8 @@ class Experiment(Config):
     """The training and validation rows."""
     objective: Annotated[ObjectiveName, Flag("--objective", "by the model"), Label("What is learned", "rows")] = "auto"
     """What the model learns from a row. `auto` chooses image-classification for a vision model, token-classification
-    for rows with tags or spans, sequence-classification for an encoder of texts, such as BERT, sequence-to-sequence for
-    an encoder with a decoder, such as T5 and BART, and causal-lm for everything else."""
+    for rows with tags or spans, sequence-classification for a text encoder such as BERT, sequence-to-sequence for an
+    encoder-decoder such as T5 or BART, and causal-lm for everything else."""
     classification: ClassificationConfig = Field(default_factory=ClassificationConfig)
     """What a classifier predicts."""
     preference: PreferenceConfig = Field(default_factory=PreferenceConfig)
@@ -76,9 +75,9 @@ class Experiment(Config):
     images: ImagesConfig = Field(default_factory=ImagesConfig)
     """The size of images, and how training varies them."""
     run: Annotated[str, Field(pattern=RUN_NAME), Flag("--run"), Label("Name", "run")]
-    """Name of the run: its folder is `runs/NAME`."""
+    """Name of the run. Its folder is `runs/NAME`."""
     adapter: Annotated[Adapting, Flag("--method", "lora", key="method")] = Field(default_factory=LoraConfig)
-    """The method, and its settings."""
+    """Fine-tuning method, with its settings."""
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     """How the run is trained."""
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
@@ -130,7 +129,7 @@ class Experiment(Config):
 
     @property
     def misfits(self) -> list[str]:
-        """One sentence for each setting that has no effect with the objective, or that it does not support yet."""
+        """One sentence for each setting that has no effect with the objective, or isn't supported with it yet."""
         own, training = self.objective_settings, self.training
         of_data = [] if self.data is None else own.idle_of_data(self.data, self.preference)  # only a plan has no rows
         given = {
@@ -156,12 +155,12 @@ class Experiment(Config):
 
     @property
     def base(self) -> ModelConfig:
-        """The model as it is loaded."""
+        """The base model as the method loads it."""
         return self.adapter.loaded(self.model)
 
     @property
     def auto_rate(self) -> float:
-        """What the learning rate `auto` is at width 576."""
+        """The learning rate for `auto` at hidden size 576."""
         return self.objective_settings.rate(self.adapter)
 
 
@@ -190,7 +189,7 @@ def _over(under: dict[str, Any], values: Any) -> Any:
 
 
 class Planned(Experiment):
-    """An experiment to plan. The files that describe it are the same."""
+    """An experiment to plan: `data` and `run` are optional. It reads the same settings files."""
 
     data: DataConfig | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     run: Annotated[str, Field(pattern=RUN_NAME)] = "plan"

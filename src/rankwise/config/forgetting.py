@@ -29,29 +29,27 @@ class AnchorConfig(Config):
     """Each step adds, to the loss of its rows, the divergence of the tuned model from its base on other text, so that
     the model forgets less. The base is the same weights with the adapter switched off."""
 
-    text: Annotated[str | None, Flag("--anchor-text", "text that the base writes itself")] = None
-    """The other text that an anchor holds the model on: a plain text file; or a file, folder or hub data set with rows
-    that have a `text`. It should be unlike the rows, and like what the model must go on doing well. By default the base
-    writes it itself, from short openings of several kinds of text; that takes place once for each base, and the text
-    lies in the cache."""
+    text: Annotated[str | None, Flag("--anchor-text", "text that the base model writes")] = None
+    """Text for the anchor: a plain text file, or a file, folder or hub data set whose rows have a `text`. It should
+    differ from your rows and resemble what the model must still do well. By default the base model writes it from
+    short openings of several kinds of text, once per base model; the text is cached."""
     code: bool = False
     """Every second step takes source code of Python's standard library, with its comments, in place of what the base
     writes. It keeps more of what the model knows of code, and less of its prose."""
     tokens: PositiveInt = 128
     """Tokens of that text in each step."""
     weight: Annotated[Number, Field(gt=0, le=1000), Flag("--anchor", "off"), Label("Hold to the base", "more")] = 1.0
-    """Hold the model to its base on other text while it learns, with this weight, so that it forgets less; 1 is usual.
-    What the mean divergence of a token, in nats, is multiplied by before it is added to the loss."""
+    """KL regularisation: keep the model close to its base model on other text, with this weight, so that it forgets
+    less; 1 is usual. The mean KL divergence per token, in nats, is multiplied by it and added to the loss."""
     forget_at_most: Annotated[float | str | None, Flag("--forget-at-most")] = None
-    """A budget of forgetting that the result keeps: `0.03` in nats per token of ordinary text, or `5%` in points of
-    accuracy on tasks. As a number, it is the KL divergence from the base, in nats per token, that the
-    result may have on ordinary text, which is neither trained on nor the anchor's. `weight` is then the largest weight:
-    it falls while what is measured leaves room. As a percentage, it is how many percentage points of accuracy
-    the result may lose on each of `tasks`. Either way, if the result has forgotten more, its change is scaled down
-    until it keeps the budget."""
+    """Maximum forgetting of the result: `0.03` in nats per token of ordinary text, or `5%` in percentage points of
+    accuracy on tasks. A number limits the KL divergence from the base model on ordinary text that is neither trained
+    on nor used by the anchor. `weight` is then the largest weight: it falls while the measured divergence leaves room.
+    A percentage limits the loss of accuracy on each of `tasks`. Either way, if the result has forgotten more, its
+    update is scaled down until it stays within the limit."""
     tasks: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Separated, Flag("--accuracy-tasks")] = ()
-    """The tasks of a budget of accuracy, separated by commas: built-in tasks (arc_easy, hellaswag, …) or YAML files, as
-    for `rankwise evaluate --task`, with a choice of answers. They must not be trained on."""
+    """Tasks for a limit in percent, separated by commas: built-in tasks (arc_easy, hellaswag, …) or YAML task files
+    with answer choices, as for `rankwise evaluate --task`. They must not be trained on."""
     task_rows: Annotated[int, Field(ge=16, strict=True)] = TASK_ROWS
     """Rows of each of these tasks that are drawn. Half of them decide how far the change is scaled down; the result is
     measured on the other half."""
@@ -131,15 +129,15 @@ class ReplayConfig(Config):
     training rows come in the same order as without replay."""
 
     share: Annotated[Number, Field(gt=0, lt=1), Flag("--replay", "off"), Label("Share of replay rows", "more")] = 0.2
-    """Share of replay rows in the rows that training shows: with 0.2, one row in five. A pass still shows every
-    training row, so it has 1 / (1 - share) times as many steps."""
+    """Share of replay rows among the rows trained on: with 0.2, one row in five. An epoch still shows every training
+    row, so it has 1 / (1 - share) times as many steps."""
     data: Annotated[
-        ReplayDataConfig | None, Flag("--replay-data", "the base's own answers to general instructions")
+        ReplayDataConfig | None, Flag("--replay-data", "the base model's own answers to general instructions")
     ] = None
-    """The replay rows: a file, folder or hub data set in any format of training rows, or `run:NAME` for the training
-    rows of an earlier run, read with its columns and settings. By default they are the base model's own answers to 64
-    general instructions of several kinds and languages, of at most 128 tokens, drawn at temperature 1. It writes them
-    once for each base and chat template, and they lie in the cache."""
+    """Replay rows: a file, folder or hub data set in any row format, or `run:NAME` for the training rows of an earlier
+    run, read with its columns and settings. By default they are the base model's own answers to 64 general
+    instructions of several kinds and languages, at most 128 tokens each, sampled at temperature 1. The model writes
+    them once for each base and chat template, and they are cached."""
 
     def rows_among(self, rows: int) -> int:
         """The replay rows of a pass that shows so many training rows."""

@@ -9,7 +9,7 @@ from rankwise.config.data import Constrained
 
 
 class GenerationConfig(Config):
-    """How an answer is generated."""
+    """Settings for generating an answer."""
 
     max_new_tokens: PositiveInt = 256
     """Largest number of tokens in an answer."""

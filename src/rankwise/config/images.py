@@ -44,15 +44,14 @@ class ImagesConfig(Config):
         Annotated[int, Field(ge=SMALLEST, le=LARGEST, strict=True)] | Literal["auto"],
         Flag("--image-size", "the model's own"), Label("Image size", "images"),
     ] = "auto"  # fmt: skip
-    """Side of the square images that the model receives, in pixels. Half the side takes about a quarter of the time.
-    `auto` is the size that the model's own preprocessor names."""
+    """Side length of the square input images, in pixels. Half the side takes about a quarter of the time. `auto` is
+    the size that the model's own preprocessor uses."""
     augmentation: Annotated[
         Literal["none", "flip", "crop", "trivial"], Flag("--augmentation"), Label("Augmentation", "images")
     ] = "none"
-    """How each training image is varied each time it is seen: `none`, `flip`, `crop` or `trivial`. `flip` mirrors half
-    of the images left to right. `crop` also cuts out a random part (a half to all of the area) and enlarges it.
-    `trivial` also changes colour or shape at random (TrivialAugment, arXiv 2103.10158). Validation images are never
-    varied."""
+    """Data augmentation for training images: `none`, `flip`, `crop` or `trivial`. `flip` mirrors half of the images
+    left to right. `crop` also cuts out a random part (half to all of the area) and enlarges it. `trivial` also changes
+    colour or shape at random (TrivialAugment, arXiv 2103.10158). Validation images are never augmented."""
 
 
 class ImageProcessing(Config):

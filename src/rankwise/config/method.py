@@ -51,9 +51,9 @@ class MethodConfig(Config):
     start_from: Annotated[
         str | None, Flag("--from"), Label("Begin with an adapter", "more")
     ] = Field(None, min_length=1)  # fmt: skip
-    """An adapter to begin with instead of a new one: a finished run (its name or folder) or the folder of a PEFT
-    adapter. Its base is taken, unless another one is named. Its layers, ranks and scale stay as they are, so other
-    values for them are refused."""
+    """Continue training an existing adapter: a finished run (name or folder) or a PEFT adapter's folder. Its base
+    model is used, unless you name another one. Its layers, ranks and scale are kept; other values for them are
+    rejected."""
     cards: ClassVar[tuple[Card, ...]]
     named: ClassVar[str]
     """The method's name as a setting, and what it is where the name does not say it."""

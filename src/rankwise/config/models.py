@@ -36,40 +36,39 @@ def parse_size(text: str) -> int:
 
 
 class ModelConfig(Config):
-    """The base model. A plain text is its name: `model: smollm2-135m`."""
+    """The base model. A plain string is its name: `model: smollm2-135m`."""
 
     name: Annotated[str, Flag("--model"), Label("Model", "model")] = Field(min_length=1)
-    """A starter name, a hub id (`organisation/model`), a local folder or a GGUF file."""
+    """Base model: a starter name, a Hugging Face id (`organisation/model`), a local folder or a GGUF file."""
     revision: str | None = None
-    """Branch, tag or commit of a model on the hub."""
+    """Branch, tag or commit of a Hugging Face model."""
     dtype: Dtype = "auto"
-    """Number format of the frozen weights. `auto` is bfloat16 where the hardware computes faster in it, and float32
-    elsewhere.
-    Trained weights are always float32, so full fine-tuning refuses bfloat16."""
+    """Dtype of the frozen weights. `auto` is bfloat16 if the hardware computes faster in it, and float32 otherwise.
+    Trained weights are always float32, so full fine-tuning rejects bfloat16."""
     quantize: Annotated[
         Literal["auto", "none", "nf4", "int8"], Flag("--quantize", "as the model has them"),
         Label("Weights in fewer bits", "memory"),
     ] = "auto"  # fmt: skip
-    """Store the frozen weights of linear layers in fewer bits, which takes a quarter (`nf4`) or half (`int8`) of
-    bfloat16's memory, or in full (`none`). Products are computed in `dtype`. `auto` takes weights as they are: those of
-    a quantised model quantised, all others in full; `none` computes with full weights in any case."""
+    """Quantise the frozen weights of linear layers (`nf4` for QLoRA, `int8`), or keep them in full (`none`). `nf4`
+    takes a quarter of bfloat16's memory, `int8` half. Matrix multiplications are computed in `dtype`. `auto` keeps a
+    quantised model quantised and all others in full; `none` always computes with full weights."""
     memory: Annotated[str | None, Flag("--memory"), Label("Memory limit", "memory")] = None
-    """Most memory that a training on the CPU may have resident, such as `6GB`. Frozen weights then stay in their file
-    and are given back to the system after each use. Where that is necessary, more blocks use activation checkpointing
-    and fewer tokens are computed at once, which takes longer and changes results by rounding at most."""
+    """Maximum resident memory for training on a CPU, such as `6GB`. Frozen weights then stay in their file, and their
+    memory is released after each use. If necessary, more blocks use activation checkpointing and fewer tokens are
+    computed at once. This takes longer and changes results at most by rounding."""
     sharded: Annotated[bool, Flag("--shard")] = False
-    """Split the base over the processes of a training (`--processes`), by PyTorch's FSDP2: each has its share of the
-    weights in memory, and gathers those of a block while it computes it. The result is the same but for rounding."""
+    """Shard the base model over the processes (`--processes`) with PyTorch's FSDP2: each keeps its share of the
+    weights in memory and gathers a block's weights while computing it. The result is the same apart from rounding."""
     new_tokens: Annotated[tuple[str, ...], Flag("--new-tokens")] = ()
-    """Texts that become tokens of their own, separated by commas, such as `<city>,<date>`, or as a list. Each begins as
-    the mean of the tokens that it was written with before. Their rows in the embedding and in the output head are
-    trained and stored with the adapter; all other rows stay as they are. A text that is one token already is not added,
-    and the run says so."""
+    """New tokens to add to the vocabulary, separated by commas, such as `<city>,<date>`, or as a list. Each starts as
+    the mean of the tokens that spelled it before. Their rows in the embedding and in the output head are trained and
+    stored with the adapter; all other rows stay unchanged. A text that is already one token is not added, and the run
+    says so."""
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)\Z")
     """Device to run on: `auto`, `cpu`, `mps`, `cuda`, or `cuda:N` for one of several GPUs."""
     trust_code: str | None = Field(None, pattern=r"^[0-9a-f]{40}\Z")
-    """Commit (40 hex digits) of the model's own Python code that may run. Read the code of this commit first. By
-    default no such code runs. A branch is refused, since its content can change."""
+    """Run the model's own Python code, from this commit (40 hex digits). Read the code of this commit first. By
+    default no such code runs. Branches are rejected, since their content can change."""
 
     @field_validator("memory")
     @classmethod

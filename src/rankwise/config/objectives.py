@@ -284,5 +284,5 @@ ObjectiveName = Annotated[
         "auto", "causal-lm", "sequence-to-sequence", "preference", "multiple-choice", "sequence-classification",
         "token-classification", "image-classification",
     ],
-    Field(description=f"There are {LEARNED}."),
+    Field(description=f"The objectives are {LEARNED}."),
 ]  # fmt: skip

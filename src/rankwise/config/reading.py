@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from rankwise.config.base import Config, Location, problems_of, shown
+from rankwise.config.base import Config, JsonObject, Location, problems_of, shown
 from rankwise.config.data import DataConfig, Reading
 from rankwise.config.experiment import Experiment, Planned
 from rankwise.config.models import ModelConfig
@@ -207,4 +207,14 @@ def _read_file(file: Path) -> _Tree:
         raise ConfigError([f"{file}: contains {content}, not settings of the form key: value."])
     tree = _Tree()
     tree.values = plain(loaded, tree.origins, str(file))
+    if file.suffix == ".json":  # a run's own
+        as_named_now(tree.values)
     return tree
+
+
+def as_named_now(stored: JsonObject) -> JsonObject:
+    """Settings that an earlier version stored, with today's names."""
+    training = stored.get("training")
+    if isinstance(training, dict) and "products" in training:
+        training["matmul"] = training.pop("products")
+    return stored

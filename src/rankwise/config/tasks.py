@@ -77,7 +77,7 @@ OF_LM_EVAL = "lm-eval-"
 
 
 class TaskConfig(Reading):
-    """One evaluation task, as a YAML file for `rankwise evaluate --task` describes it."""
+    """An evaluation task, as described by a YAML file for `rankwise evaluate --task`."""
 
     task: Annotated[str, Field(pattern=NAME)]
     """Name of the task in results and reports."""

@@ -44,12 +44,12 @@ class ValidationConfig(Config):
     or fewer if there are so many validation rows that ten would read more than a fifth of the trained tokens."""
     keep: Annotated[
         Literal["last", "best"],
-        Flag("--keep", "last; best where --epochs and --steps are left out and validation ends the training"),
+        Flag("--keep", "last; best if --epochs and --steps are left out and validation ends the run"),
         Label("Checkpoint to keep", "validation"),
     ] = "last"
-    """Which checkpoint becomes the result: `last`, or `best` by validation loss (or by the metric named in `by`). A
-    training that goes on until its validation stops improving (training.epochs) keeps the best one. With AdaLoRA, only
-    checkpoints after the end of pruning are compared, because earlier ones are larger than the budget."""
+    """Checkpoint to keep as the result: `last`, or `best` by validation loss (or by the metric named in `by`). A run
+    that trains until validation stops improving (training.epochs) keeps the best one. With AdaLoRA, only checkpoints
+    after the end of pruning are compared, because earlier ones exceed the budget."""
     patience: Annotated[PositiveInt | None, Flag("--patience"), Label("Stop early after", "validation")] = None
     """Early stopping: end the run after this many validations in a row without improvement."""
     by: Literal["loss", TextMetric, ClassMetric, TagMetric, PairMetric] = "loss"

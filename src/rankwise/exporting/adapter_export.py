@@ -30,7 +30,7 @@ from rankwise.adapters.formats.dialects import read_adapter
 from rankwise.adapters.formats.mlx import WEIGHTS
 from rankwise.adapters.formats.peft import as_lora, rewrite
 from rankwise.adapters.formats.peft_reader import CONFIG
-from rankwise.adapters.weights import AdapterWeights, Factors, check_same
+from rankwise.adapters.weights import AdapterWeights, check_same
 from rankwise.base.beside import copy_reader
 from rankwise.base.rotary_names import missing_names
 from rankwise.base.sources import LOCAL
@@ -115,7 +115,21 @@ def write_mlx(
 ) -> None:
     """Write an adapter as `AdapterWeights.portable` makes it, whole or not at all, and read it back before the folder
     takes its name. AdapterError where mlx-lm could not express it."""
-    _refuse_for_mlx(weights, folder)
+    problems = [
+        f'"{path}" has a name that mlx-lm may not know; known are {", ".join(OUTSIDE)} and layers of model.layers'
+        for path in weights.factors
+        if path not in OUTSIDE and not IN_BLOCK.fullmatch(path)
+    ]
+    problems += [
+        f'"{path}" {"holds all experts of a block" if part.experts else "is a convolution"}'
+        for path, part in weights.factors.items()
+        if part.A.ndim != MATRIX
+    ]
+    problems += [f'"{name}" was trained whole, which this format does not hold' for name in weights.heads]
+    if not weights.factors:
+        problems.append("no layer has an adapter")
+    if problems:
+        raise AdapterError(f"{folder} cannot be written for mlx-lm: {some(problems, 4)}. Use the format merged.")
     tensors: dict[str, Tensor] = {}
     for path, part in weights.factors.items():
         tensors |= {f"{path}.lora_a": part.A.T.contiguous(), f"{path}.lora_b": part.B.T.contiguous()}
@@ -137,28 +151,6 @@ def mlx_settings(weights: AdapterWeights) -> dict[str, Any]:
         "model": weights.settings.get("base_model_name_or_path"),
         "num_layers": 1_000,  # the last so many blocks, and no model has more
     }
-
-
-def _refuse_for_mlx(weights: AdapterWeights, folder: Path) -> None:
-    problems = [
-        f'"{path}" has a name that mlx-lm may not know; known are {", ".join(OUTSIDE)} and layers of model.layers'
-        for path in weights.factors
-        if path not in OUTSIDE and not IN_BLOCK.fullmatch(path)
-    ]
-    problems += [
-        f'"{path}" {"holds all experts of a block" if part.experts else "is a convolution"}'
-        for path, part in weights.factors.items()
-        if not _is_matrix(part)
-    ]
-    problems += [f'"{name}" was trained whole, which this format does not hold' for name in weights.heads]
-    if not weights.factors:
-        problems.append("no layer has an adapter")
-    if problems:
-        raise AdapterError(f"{folder} cannot be written for mlx-lm: {some(problems, 4)}. Use the format merged.")
-
-
-def _is_matrix(part: Factors) -> bool:
-    return part.A.ndim == MATRIX
 
 
 def filled_by_export(

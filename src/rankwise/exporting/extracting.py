@@ -158,24 +158,19 @@ class _Extraction:
             host, energy = self.modules.get(path), float(delta.square().sum())
             linear = host is not None and leaf == "weight" and kind_of(host) is not None and not is_embedding(host)
             if energy and host is not None and linear and name not in self.base.tied:
-                self._factorise(path, host, delta, rank, error)
+                matrix = delta.T if is_transposed(host) else delta.flatten(1)
+                near = of_matrix(matrix, rank, error)
+                B, A = near.B.float(), near.A.float()
+                missed = error_of(near, B, A)
+                self.norm, self.lost = self.norm + near.norm**2, self.lost + missed**2
+                self.layers.append(LayerError(path, near.rank, min(matrix.shape), missed / near.norm))
+                if delta.ndim == 4:  # filters of a convolution
+                    A, B = A.view(len(A), *delta.shape[1:]), B[:, :, None, None]
+                self.factors[path] = Factors(A.contiguous(), B.contiguous(), 1.0)
             elif energy:
                 sums = self.outside.setdefault(_kind(leaf, host), [0, 0.0])
                 sums[0], sums[1] = sums[0] + 1, sums[1] + energy
         self._files.close()
-
-    def _factorise(
-        self, path: str, base_layer: nn.Module, delta: Tensor, rank: int | None, error: float | None
-    ) -> None:
-        matrix = delta.T if is_transposed(base_layer) else delta.flatten(1)
-        near = of_matrix(matrix, rank, error)
-        B, A = near.B.float(), near.A.float()
-        missed = error_of(near, B, A)
-        self.norm, self.lost = self.norm + near.norm**2, self.lost + missed**2
-        self.layers.append(LayerError(path, near.rank, min(matrix.shape), missed / near.norm))
-        if delta.ndim == 4:  # filters of a convolution
-            A, B = A.view(len(A), *delta.shape[1:]), B[:, :, None, None]
-        self.factors[path] = Factors(A.contiguous(), B.contiguous(), 1.0)
 
     def _value(self, tensor: StoredTensor) -> Tensor:
         rows = tensor.shape[0] if tensor.shape else 1

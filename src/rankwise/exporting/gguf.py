@@ -46,7 +46,9 @@ def export_gguf_adapter(order: Order) -> int:
     change = _change(model, order.strength)
     if model.file is not None:
         _check_fits(change, FileBase(model.file), model.file)
-    alpha = _alpha(change)
+    # The alpha of most layers, rounded as GGUF stores it
+    alphas = Counter(_own_alpha(change, name) for name in change.factors)
+    alpha = float(torch.tensor(alphas.most_common(1)[0][0], dtype=torch.float32))
     tensors = [tensor for name in sorted(change.factors) for tensor in _pair(name, change, alpha)]
     with gguf_file(order) as file:
         write_gguf(file, model.architecture.name, _fields(model, alpha), tensors, order.callback)
@@ -92,12 +94,6 @@ def _check_fits(change: GgufChange, base: FileBase, file: Path) -> None:
         problems.append(f"{EMBEDDING} is the output head too")
     if problems:
         raise AdapterError(f"the adapter does not fit {file}: {some(problems, 4)}. Use --format gguf.")
-
-
-def _alpha(change: GgufChange) -> float:
-    """The alpha of most layers, rounded as GGUF stores it."""
-    alphas = Counter(_own_alpha(change, name) for name in change.factors)
-    return float(torch.tensor(alphas.most_common(1)[0][0], dtype=torch.float32))
 
 
 def _own_alpha(change: GgufChange, name: str) -> float:

@@ -77,7 +77,14 @@ def export_gguf(order: Order) -> GgufMerged:
             "which llama.cpp reads as one. Use --format merged."
         )
     need_space(order.folder.absolute(), sum(tensor.bytes for tensor in tensors))
-    _report_types(tensors, TYPES[name][0], callback)
+    # Some rows do not fill whole blocks of a quantised type
+    matrices = TYPES[name][0]
+    other = [one.name for one in tensors if not one.copied and len(one.shape) > 1 and one.type not in (matrices, "F32")]
+    if other and matrices not in FLOATS:
+        callback(WarningMessage(
+            f"{len(other)} matrices, such as {other[0]}, are stored as F16, because their rows do not fill whole "
+            f"blocks of {matrices}"
+        ))  # fmt: skip
     with gguf_file(order) as file:
         write_gguf(file, model.architecture.name, fields, tensors, callback)
         rounding = check_written(file, tensors, order.folder, callback)
@@ -149,16 +156,6 @@ def _all_tensors(
     return tensors
 
 
-def _report_types(tensors: list[GgufTensor], matrices: str, callback: Callback) -> None:
-    """Some rows do not fill whole blocks of a quantised type."""
-    other = [one.name for one in tensors if not one.copied and len(one.shape) > 1 and one.type not in (matrices, "F32")]
-    if other and matrices not in FLOATS:
-        callback(WarningMessage(
-            f"{len(other)} matrices, such as {other[0]}, are stored as F16, because their rows do not fill whole "
-            f"blocks of {matrices}"
-        ))  # fmt: skip
-
-
 def _copied(base: FileBase, change: GgufChange, dtype: str, copied: int) -> str:
     own = sorted({base.type(name) for name in change.names if name in base.shapes} - set(FLOATS))
     decoded = f"; they were {', '.join(own)} and are decoded, changed and written as {dtype}" if own else ""
@@ -183,7 +180,13 @@ def reader_fields(model: GgufModel, rows: int, callback: Callback, file: FileBas
         ))  # fmt: skip
     begins: dict[str, Any] = {f"{PREFIX}add_bos_token": _begins(tokenizer, template)}
     if file is not None:
-        _compare_splits(model, tokenizer, file, callback)
+        own, trained = file.text(f"{PREFIX}pre"), split_name(tokenizer)
+        if own is not None and trained is not None and own != trained:
+            callback(WarningMessage(
+                f"the file {model.model_config.name} splits texts into words by the rule {own!r}, and training "
+                f"did by {trained!r}, which transformers makes of such files. Most texts have the same tokens by both; "
+                "some, for example with several line breaks before a digit, do not"
+            ))  # fmt: skip
         return begins | {TEMPLATE: served_jinja(template)} | _new_ends(file, ends)
     described = model.source.name
     fields, notes = vocabulary_fields(tokenizer, rows, described)
@@ -207,13 +210,3 @@ def _new_ends(file: FileBase, ends: tuple[int, ...]) -> dict[str, Any]:
     own = file.text(f"{PREFIX}eos_token_id")
     new = [end for end in ends if str(end) != own]
     return {f"{PREFIX}eot_token_id": new[0]} if new else {}
-
-
-def _compare_splits(model: GgufModel, tokenizer: HubTokenizer, file: FileBase, callback: Callback) -> None:
-    own, trained = file.text(f"{PREFIX}pre"), split_name(tokenizer)
-    if own is not None and trained is not None and own != trained:
-        callback(WarningMessage(
-            f"the file {model.model_config.name} splits texts into words by the rule {own!r}, and training "
-            f"did by {trained!r}, which transformers makes of such files. Most texts have the same tokens by both; "
-            "some, for example with several line breaks before a digit, do not"
-        ))  # fmt: skip

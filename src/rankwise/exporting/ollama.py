@@ -15,6 +15,7 @@ cannot render is refused in the first second. What Ollama reads itself, by its s
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from rankwise.base.loading import load_tokenizer
 from rankwise.errors import TemplateError
@@ -69,7 +70,10 @@ def ollama_template(template: ChatTemplate) -> OllamaTemplate:
         )
     starts, differences = adds_start(template), list[str]()
     for served in candidates(template, template.tokenizer.start if starts else ""):
-        parity = _parity(template, served, starts=starts)
+        parity = template_parity(
+            template, lambda messages, tools, served=served: served.text(messages), adds_start=starts,
+            stops=template.ends, reasons=partial(limits_of, template, served), carrier="Modelfile",
+        )  # fmt: skip
         if not parity.different:
             notes = [line.rpartition(" (")[0] for line in parity.refused] + [CONTEXT] * _has_context(template)
             notes += [f"the text {THOUGHT!r} in an answer"] * any(THOUGHT in source for source in sources)
@@ -79,13 +83,6 @@ def ollama_template(template: ChatTemplate) -> OllamaTemplate:
     raise TemplateError(
         f"Ollama's template cannot be written: no known template gives the token ids of training ({why}). {ELSEWHERE}"
     )
-
-
-def _parity(template: ChatTemplate, served: ServedTemplate, *, starts: bool) -> Parity:
-    return template_parity(
-        template, lambda messages, tools: served.text(messages), adds_start=starts, stops=template.ends,
-        reasons=lambda item: limits_of(template, served, item), carrier="Modelfile",
-    )  # fmt: skip
 
 
 def limits_of(template: ChatTemplate, served: ServedTemplate, conversation: ProbeConversation) -> list[str]:

@@ -37,9 +37,10 @@ def plan(
     config: Planned, *, device: str | None = None, price: float | None = None, probe: Probe | None = None,
     on: Device | None = None, outputs: int | None = None, processes: Processes = ONE_PROCESS,
 ) -> Plan:  # fmt: skip
-    """What a training by `config` would take. `device` is one of the list (`rtx-4090`) or `cpu`; by default the card or
-    the processor that is here. `on` is a device that is known to be used, and `outputs` are those of a classifier whose
-    rows were read already. Several `processes` have a device each, or share a processor."""
+    """Estimate memory, time and cost of training with `config`. `device` is a name from the device list (`rtx-4090`)
+    or `cpu`; the default is this machine's GPU or processor. `on` is a device already known to be used, and `outputs`
+    are a classifier's outputs if its rows were read already. Several `processes` have one device each, or share a
+    processor."""
     if config.model.sharded:
         raise ConfigError([
             "model.sharded: a plan is made of whole bases. Leave it out; with --processes N a line says what "

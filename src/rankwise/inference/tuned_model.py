@@ -111,10 +111,9 @@ def load_tuned(
     name: str | os.PathLike[str] | Artifact, callback: Callback = silent, *, config: ModelConfig | None = None,
     as_trained: bool = True, **opening: Unpack[Opening],
 ) -> TunedModel:  # fmt: skip
-    """Load a run by its name or folder, or an adapter by its folder. The base is the one that it was trained on, or is
-    refused, and so is a run's result that is not what training wrote; `base_model` names another place for the base.
-    `config` is the method's `model_of` with another number format or device. Unless it is to be computed `as_trained`,
-    it has no products in int8."""
+    """Load a run (name or folder) or an adapter (folder). The base model must be the one it was trained on, and a
+    run's result must be what training wrote. `base_model` names another place to load the base model from. `config` is
+    the method's `model_of` with another dtype or device. int8 matmul is used only with `as_trained`."""
     artifact = name if isinstance(name, Artifact) else open_artifact(name, callback, **opening)
     method = method_of(artifact.config)
     model, trainable = method.load(artifact, config or method.model_of(artifact), callback)

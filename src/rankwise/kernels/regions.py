@@ -63,13 +63,15 @@ def compiled_regions(cache: Path) -> Iterator[None]:
     an archive, and used from a copy that no other process changes."""
     kept = _undamaged(cache, name := f"torch-{machine()}.zip")
     with locked_folder(cache) as folder, compiled_code_in(code := folder / "code"), _as_before():
-        shutil.unpack_archive(kept, code) if kept else code.mkdir()
+        with suppress(OSError):  # another process may just have replaced it
+            shutil.unpack_archive(kept or "", code)
+        code.mkdir(exist_ok=True)
         for region in REGIONS:
             region.compiled = torch.compile(region.passes, dynamic=True)
         yield
         with suppress(OSError):  # a full disk
             made = Path(shutil.make_archive(str(folder / "made"), "zip", code))
-            kept.unlink() if kept else None
+            kept.unlink(missing_ok=True) if kept else None
             made.replace(cache / f"{sha256_of(made)}-{name}")
 
 
@@ -187,8 +189,11 @@ def compile_and_ask(source: str, flags: tuple[str, ...], folder: str, name: str)
 def _undamaged(folder: Path, name: str) -> Path | None:
     """The file of this name behind its SHA-256. Whatever else has the name is removed."""
     for kept in folder.glob(f"*-{name}"):
-        if kept.is_file() and kept.name == f"{sha256_of(kept)}-{name}":
-            return kept
+        try:
+            if kept.is_file() and kept.name == f"{sha256_of(kept)}-{name}":
+                return kept
+        except FileNotFoundError:  # another process has just replaced it
+            continue
         _log.warning("%s is damaged. It is removed and compiled again.", kept)
         shutil.rmtree(kept) if kept.is_dir() and not kept.is_symlink() else kept.unlink(missing_ok=True)
     return None

@@ -28,7 +28,9 @@ from rankwise.methods.trainable import TrainableState, layout_of
 from rankwise.runs.records import RankRecord
 
 
-class TrainableAdaLoRA(AdapterTrainable):
+class TrainableAdaLora(AdapterTrainable):
+    """An AdaLoRA adapter in training: call `after_step` after every step, so that ranks are pruned."""
+
     def __init__(
         self, adapters: AdapterSet, config: AdaLoraConfig, steps: int, name: str = "default", reports: int = 50
     ) -> None:
@@ -228,6 +230,6 @@ def parts_of(adapters: AdapterSet, name: str) -> tuple[list[str], list[AdaLoRA]]
 class AdaLoraMethod(AdapterMethod[AdaLoraConfig]):
     """Attaches triplets, and leaves plain LoRA whose ranks went where they pay."""
 
-    def attach_to(self, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> TrainableAdaLoRA:
+    def attach_to(self, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> TrainableAdaLora:
         add_layers(adapters, self.config, seed=setup.training.seed)
-        return TrainableAdaLoRA(adapters, self.config, setup.steps)
+        return TrainableAdaLora(adapters, self.config, setup.steps)

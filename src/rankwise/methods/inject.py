@@ -20,7 +20,8 @@ def inject(
     model: nn.Module, config: LoraConfig | AdaLoraConfig | None = None, *, name: str = "default", seed: int = 0,
     choices: list[Choice] | None = None, heads: Sequence[str] = (),
 ) -> AdapterSet:  # fmt: skip
-    """Freeze `model` and lay an adapter over the layers that `config` names. Untrained, it changes nothing."""
+    """Freeze `model` and add an adapter to the layers that `config` selects. Before training, it doesn't change the
+    outputs."""
     adapters = AdapterSet(model)
     try:
         add_adapter(adapters, config or LoraConfig(), name, seed, choices, heads)
@@ -34,8 +35,8 @@ def add_adapter(
     adapters: AdapterSet, config: LoraConfig | AdaLoraConfig, name: str = "default", seed: int = 0,
     choices: list[Choice] | None = None, heads: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """Lay a new adapter over the layers that `config` names, and make it the active one. With start "eva" the `choices`
-    are those of `eva_choices`. The modules named in `heads` are trained whole beside it."""
+    """Add another adapter to the layers that `config` selects, and make it the active one. With start "eva", `choices`
+    is the result of `eva_choices`. The modules named in `heads` are trained in full along with it."""
     if config.start_from is not None:
         raise ConfigError([
             f'start_from "{config.start_from}" is for rankwise.train. To lay an adapter that exists over a model, use '

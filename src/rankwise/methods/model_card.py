@@ -267,20 +267,14 @@ def _about_index(source: str) -> str:
     return f" This adapter was trained on a copy from the package index{how} the hub's weights are slightly different."
 
 
-def _other_base(base: BaseModelFacts) -> list[str]:
-    if base.quantization is None:
-        return []
-    return [
-        f"- It was trained over weights that were stored as {base.quantization}. Over the full weights of the base "
-        "model, or over another quantisation of them, its answers are somewhat different."
-    ]
-
-
 def _limits(facts: CardFacts) -> str:
     return "\n".join((
         "- It was trained on the rows above and on nothing else; how it does on others was not measured.",
         f"- {facts.objective.unmeasured}",
-        *_other_base(facts.base),
+        *([] if facts.base.quantization is None else [
+            f"- It was trained over weights that were stored as {facts.base.quantization}. Over the full weights of "
+            "the base model, or over another quantisation of them, its answers are somewhat different."
+        ]),
         "- It keeps the errors and the bias of its base model, and may repeat text from its rows.",
         "- It has no licence of its own yet. Choose one that the licences of the data and of the base model allow.",
     ))  # fmt: skip

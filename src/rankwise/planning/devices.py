@@ -94,7 +94,7 @@ class Device:
 
 
 OF_LIMIT = 0.92
-"""The share of a memory limit that a forecast may reach, since it may be some hundredths too low (docs/plan.md)."""
+"""The share of a memory limit that a forecast may reach, as it may be a few % low (bench/plan-accuracy.md)."""
 RESERVED = {"datacentre": 2 * GIB, "consumer": int(1.5 * GIB)}
 """Assumed, not measured: the driver and the context of CUDA, a few hundred MB each; on a card in a desktop also what is
 shown on the screen; on a data centre's also what is never reported (of an A100's 40 GB its driver has 39.5 to give,

@@ -115,13 +115,13 @@ class Overheads:
 OF_AVERAGES = 0.1
 COMPILER = 0.15e9
 """Code and data of torch's compiler, and what compiling leaves behind: the same training with it took 0.06 GB and more
-beyond what it took without (docs/plan.md)."""
+beyond what it took without (bench/plan-accuracy.md)."""
 PROCESSOR = Overheads(
     0.42e9, 0.41e9, 0.25e9, 3.5, 1.0, 3.0, 0.055, COMPILER, True, ImageOverheads(
         0.05e9, 0.08e9, {"adapter": 0.42, "conv": 0.33, "both": 0.42, "head": 0.0, "full": 0.2}, 0.45, 1.5
     ), prepacks=True,
 )  # fmt: skip
-"""By trainings of the starters (lab/LOG.md, docs/plan.md), torch 2.13."""
+"""By trainings of the starters (lab/LOG.md, bench/plan-accuracy.md), torch 2.13."""
 GPU = Overheads(
     0.6e9, 0.0, 0.0, 3.5, 3.5, 3.5, 0.1, 0.0, False,
     ImageOverheads(0.0, 0.0, dict.fromkeys((*ADAPTED, "full"), 0.1), 0.1, 1.5),
@@ -348,7 +348,7 @@ def forecast(
     limited = base.memory is not None and device.kind == "processor"
     storage, form = storage_of(base.quantize, shape, given_back=limited), form_of(shape, method, training, device)
     packed = storage in ("int8", "nf4", "file") and not limited
-    int8 = packed and device.int8 and multiplied_in_int8(training.products, shape, storage, device.usable)
+    int8 = packed and device.int8 and multiplied_in_int8(training.matmul, shape, storage, device.usable)
     made = Forecast(
         shape, counted or parameters_of(shape, method), method, amount, form,
         device.dtype if base.dtype == "auto" else base.dtype, storage, int8, limited and storage != "none",
@@ -364,7 +364,7 @@ def planned_forecast(
 ) -> Forecast:  # fmt: skip
     """The forecast of a training, with as many blocks computed twice as training chooses to fit the device."""
     first = forecast(config, shape, device, amount, method, counted, compiled)
-    if config.training.products == "auto" and first.storage != "int8" and first.needed > device.usable:
+    if config.training.matmul == "auto" and first.storage != "int8" and first.needed > device.usable:
         first = replace(first, int8=False)  # a copy is made only where there is room
     if config.training.activation_checkpointing != "auto" or first.needed <= device.usable:
         return first

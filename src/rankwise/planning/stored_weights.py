@@ -75,7 +75,7 @@ def storage_of(quantize: str, shape: ModelShape, *, given_back: bool) -> Storage
 
 def multiplied_in_int8(setting: str, shape: ModelShape, storage: Storage, usable: float) -> bool:
     """Whether a training over packed weights, on a device that is faster in int8, computes in it by
-    `training.products`."""
+    `training.matmul`."""
     multiplied, copy = multiplied_layers(shape, storage), copied_bytes(shape, storage)
     pays = copy <= usable / COPY_SHARE and (storage != "file" or shape.file_bytes <= shape.parameters)
     return bool(multiplied) and (setting == "int8" or (setting == "auto" and pays))

@@ -63,9 +63,9 @@ EFFICIENCIES: dict[Kind, Efficiency] = {
 PROCESSORS = {
     "avx512_bf16": Efficiency(
         Estimate(0.28, 0.54, 0.62),
-        "docs/speed.md, of the best product in bfloat16: the starter model reached 53 % with the compiled backend and "
-        "28 % with the eager one, models of 0.5B, 1.5B and 7B parameters 73, 77 and 75 %; twice the rate in float32 "
-        "was 0.95 of that product where both were measured (docs/plan.md)",
+        "bench/speed-method.md, of the best product in bfloat16: the starter model reached 53 % with the compiled "
+        "backend and 28 % with the eager one, models of 0.5B, 1.5B and 7B parameters 73, 77 and 75 %; twice the rate "
+        "in float32 was 0.95 of that product where both were measured (bench/plan-accuracy.md)",
     ),
     "amx_bf16": Efficiency(
         Estimate(0.17, 0.24, 0.34),
@@ -81,8 +81,9 @@ PROCESSORS = {
     ),
 }
 IMAGES_SOURCE = (
-    "docs/plan.md: processor time of one core, eager backend; DINOv2-small reached 77 to 88 GFLOP/s in float32 and 121 "
-    "to 125 in bfloat16, EfficientNet-Lite0 28 to 37 and 34 to 39, of some 205 and 410; the range is a guess"
+    "bench/plan-accuracy.md: processor time of one core, eager backend; DINOv2-small reached 77 to 88 GFLOP/s in "
+    "float32 and 121 to 125 in bfloat16, EfficientNet-Lite0 28 to 37 and 34 to 39, of some 205 and "
+    "410; the range is a guess"
 )
 OF_IMAGES = {
     ("patches", "float32"): Efficiency(Estimate(0.25, 0.40, 0.80), IMAGES_SOURCE),

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A run, finished or not; `load_run` opens one."""
+    """A training run, finished or not. Open one with `load_run`."""
 
     def __init__(
         self, snapshot: RunSnapshot, callback: Callback = silent, tuned: TunedModel | None = None, **loading: Any
@@ -62,12 +62,12 @@ class Run:
 
     @property
     def manifest(self) -> Manifest:
-        """Versions, machine, hashes, results and warnings of the run, as they were when it was opened."""
+        """The run's manifest when it was opened: versions, machine, hashes, results and warnings."""
         return self.snapshot.manifest
 
     @property
     def results(self) -> dict[str, Any]:
-        """The figures of a finished run: loss, validation loss before and after, seconds, memory, parameters."""
+        """The results of a finished run: loss, validation loss before and after, seconds, memory, parameters."""
         results = self.manifest.results
         if results is None:
             raise RunError(f'run "{self.name}" is not finished (its status is {self.manifest.status}).')
@@ -75,13 +75,13 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The records of the metrics log in their order; `kind` says what a record is (docs/runs.md)."""
+        """The records of the metrics log in order. `kind` says what a record is (docs/runs.md)."""
         path = self.snapshot.directory.metrics
         return [row for row in read_metrics_log(path) if isinstance(row, dict)] if path.exists() else []
 
     @property
     def report(self) -> Path:
-        """The page that shows the whole run."""
+        """The path of the run's report page."""
         return self.snapshot.directory.page
 
     @cached_property
@@ -93,21 +93,24 @@ class Run:
 
     @property
     def model(self) -> LoadedModel:
-        """The tuned model, its tokenizer and its chat template."""
+        """The tuned model, with its tokenizer and chat template."""
         return self.tuned.model
 
     @property
     def trainable(self) -> Trainable:
-        """What learned; inside `with run.trainable.base():` the model is its untouched base."""
+        """The trained part of the model. Inside `with run.trainable.base():` the model is its unchanged base."""
         return self.tuned.trainable
 
     def generate(
         self, prompt: Any, *, system: str | None = None, base: bool = False, schema: Any = None, **settings: Any
     ) -> Any:
-        """The answer to a prompt, from the tuned model or from its untouched base; a list of answers to a list of
-        prompts. A prompt is a text, or the messages of a conversation as a list of dicts with `role` and `content`.
-        `schema` is a JSON Schema or a class of pydantic that the answer is held to. `settings` are those of generation:
-        max_new_tokens, temperature, top_p, seed, repetition_check, constraint ("none" lifts that of the run)."""
+        """Generate the answer to a prompt with the tuned model or its base model. A list of prompts returns a list of
+        answers.
+
+        A prompt is a string, or a conversation as a list of dicts with `role` and `content`. `schema` constrains the
+        answer: a JSON Schema or a pydantic class. `settings` are max_new_tokens, temperature, top_p, seed,
+        repetition_check and constraint ("none" turns off the run's own).
+        """
         if isinstance(prompt, str):
             from rankwise.commands.generate import generate
 
@@ -128,16 +131,19 @@ class Run:
         self, items: Any, *, system: str | None = None, base: bool = False, schema: Any = None,
         column: str = "prediction", **settings: Any,
     ) -> Any:  # fmt: skip
-        """What the run says of each item. A table goes out as it came in: a pandas DataFrame with the columns that
-        `rankwise predict` writes behind its own. A list gives a list: of a classifier {"label": …, "probability": …,
-        "probabilities": {label: …}}, or {"value": …} where it predicts numbers; {"spans": […], "tags": […]} of a token
-        classifier; and {"answer": …, "stopped": …} of a language model.
+        """Predict the answer, class, number or tags for each item.
 
-        Items are texts, pairs of texts, lists of words for a token classifier, conversations (lists of messages), or
-        images: a path, the bytes of a file, a picture of Pillow or a uint8 array. A dict is a row with the columns of
-        the run's own rows; so is each row of a table. `settings` are those of `generate`. DataError lists all items
-        that cannot be read, and all texts that have more tokens than a row of the run may have, unless it was trained
-        with data.too_long=truncate."""
+        A pandas DataFrame returns a DataFrame with the columns that `rankwise predict` appends. A list returns a list
+        of dicts: {"label": …, "probability": …, "probabilities": {label: …}} for a classifier, {"value": …} for a
+        regression model, {"spans": […], "tags": […]} for a token classifier, and {"answer": …, "stopped": …} for a
+        language model.
+
+        Items are texts, text pairs, lists of words (token classifier), conversations (lists of messages), or images (a
+        path, the bytes of a file, a Pillow image or a uint8 array). A dict is a row with the columns of the training
+        rows, and so is each row of a DataFrame. `settings` are those of `generate`. DataError lists all items that
+        can't be read and all texts longer than the run's maximum length, unless it was trained with
+        data.too_long=truncate.
+        """
         from rankwise.commands.predict import predict
 
         config = _generation(schema, settings)
@@ -160,21 +166,22 @@ class Run:
         return [row.as_values() for row in answer_items(self.tuned, items, AnswerSettings(config, system, base))]
 
     def evaluate(self, data: Any = None, *, task: Any = None, score: Any = None, **options: Any) -> Evaluation:
-        """Scores of the run and its base with intervals, on rows that it was not trained on (a path, a DataFrame, a
-        list of dicts), or without any on its validation rows. `score` names scores, or is a function of an answer and
-        its reference that returns a number. `options` are those of `rankwise.evaluate`."""
+        """Score the run and its base model, with confidence intervals, on rows that it wasn't trained on (a path, a
+        DataFrame or a list of dicts). Without rows, its validation rows are used. `score` names metrics, or is a
+        function that takes an answer and its reference and returns a number. `options` are those of
+        `rankwise.evaluate`."""
         from rankwise.commands.evaluate import evaluate
 
         return evaluate(self, task, data=data, score=score, callback=self._callback, **options)
 
     def export(self, to: str | Path, format: str = "peft", **options: Any) -> Exported:
-        """Write what was trained as the folder `to`, for other programs. `options` are those of `rankwise.export`."""
+        """Export the adapter or model to the new folder `to`. `options` are those of `rankwise.export`."""
         from rankwise.commands.export import export
 
         return export(self, to, format, callback=self._callback, **options)
 
     def plot(self) -> LossPlot:
-        """The training loss of each step, and the validation loss where it was measured, in nats."""
+        """Plot the training loss of each step, and the validation loss if there is one, in nats."""
         need_extra("matplotlib", "a figure", "plot", RunError)
         from rankwise.python.plot import loss_plot
 
@@ -182,8 +189,8 @@ class Run:
 
 
 def load_run(name: str | Path, callback: Callback = silent, **loading: Any) -> Run:
-    """A run by its name or its folder; RunError where there is none. `loading` says how its model may be loaded:
-    force_base, force_result, trust_code and base_model, as `load_tuned` takes them."""
+    """Open a run by name or folder. RunError if it doesn't exist. `loading` sets how its model may be loaded:
+    force_base, force_result, trust_code and base_model, as for `load_tuned`."""
     return Run(RunSnapshot.read(os.fspath(name)), callback, **loading)
 
 

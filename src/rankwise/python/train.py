@@ -11,10 +11,10 @@ them). A setting whose name several sections have is written with its section: `
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -30,6 +30,7 @@ from rankwise.runs.records import Callback, StatusMessage, silent
 
 LONGEST_STEM = 40
 GIVEN_APART = {"data.path", "model.name"}
+_Kind = TypeVar("_Kind", bound=Experiment)
 
 
 def train(
@@ -37,14 +38,14 @@ def train(
     progress: bool = True, callback: Callback | None = None, restart: bool = False, resume: bool = False,
     force_memory: bool = False, force_base: bool = False, **settings: Any,
 ) -> Run:  # fmt: skip
-    """Train and return the finished run.
+    """Train a model and return the finished run.
 
     Give an `Experiment`, or `model` and `data` with settings as keyword arguments: method, steps, epochs, rank,
-    learning_rate, held_out and whatever else docs/configuration.md lists. `validation_data` takes the same kinds of
-    rows as `data`. `model` is a name, a folder, or a model from `rankwise.load`; without `run` the run gets the next
-    free name. With `start_from`, a run or an adapter's folder, training begins with that adapter, and `model` may be
-    left out. `progress` prints to stderr, in notebooks too; `callback` receives the events instead. Errors are
-    `RankwiseError`s, as on the command line.
+    learning_rate, held_out and the others in docs/configuration.md. `validation_data` takes the same kinds of rows as
+    `data`. `model` is a name, a folder, or a model from `rankwise.load`. Without `run`, the run gets the next free
+    name. With `start_from` (a run or an adapter folder), training continues that adapter, and `model` may be left out.
+    `progress` prints to stderr, in notebooks too; `callback` receives the events instead. Errors are `RankwiseError`s,
+    as on the command line.
     """
     from rankwise.base.loaded import LoadedModel
     from rankwise.commands.train import train as train_command
@@ -90,13 +91,13 @@ def experiment_with(
         run = _free_name(str(getattr(stem, "name", stem if isinstance(stem, str) else "run")))
         events(StatusMessage(f'the run is named "{run}"; name it yourself with run=…'))
     rows = settings.get("validation_data")
-    validation = {} if rows is None else {"validation_data": _data(rows)}
-    return experiment_of(model, _data(data), run, settings | validation)
+    validation = {} if rows is None else {"validation_data": rows_of(rows)}
+    return experiment_of(model, rows_of(data), run, settings | validation)
 
 
-def _data(data: Any) -> Any:
+def rows_of(data: Any) -> Any:
     """The rows as a file, where they are not one already. `data=` may also be a DataConfig or its settings."""
-    if isinstance(data, DataConfig | str):
+    if isinstance(data, DataConfig | str | None):
         return data
     if isinstance(data, Path):
         return str(data)
@@ -115,7 +116,9 @@ def _free_name(model: str) -> str:
     return f"{stem}-{number}"
 
 
-def experiment_of(model: Any, data: Any, run: str, settings: Mapping[str, Any]) -> Experiment:
+def experiment_of(
+    model: Any, data: Any, run: str, settings: Mapping[str, Any], read: Callable[..., _Kind] = read_experiment
+) -> _Kind:
     """The experiment of these keyword arguments. ConfigError reports every keyword that is wrong."""
     named = [] if model is None else _section("model", model, "name")
     given = [*named, *_section("data", data, "path"), Setting("run", run, "run")]
@@ -134,7 +137,7 @@ def experiment_of(model: Any, data: Any, run: str, settings: Mapping[str, Any]) 
             given += _flat(name, value, problems)
     if problems:
         raise ConfigError(problems)
-    return read_experiment(None, [setting for setting in given if setting.value is not None], base_of_start)
+    return read(None, [setting for setting in given if setting.value is not None], base_of_start)
 
 
 def _section(name: str, value: Any, default_key: str) -> Iterator[Setting]:

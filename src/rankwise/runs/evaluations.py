@@ -217,6 +217,9 @@ class Evaluation(Config):
             rows[name] = dict(one) | {f"base_{key}": value for key, value in of_base.items()} | differs
         return DataFrame.from_dict(rows, orient="index")
 
+    def _repr_html_(self) -> str:
+        return self.to_frame().to_html()
+
     def summary(self) -> JsonObject:
         """What `rankwise evaluate --json` prints."""
         return {

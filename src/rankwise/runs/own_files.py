@@ -32,6 +32,7 @@ from pydantic import ValidationError
 from rankwise.config.base import Config, JsonObject
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
+from rankwise.config.reading import as_named_now
 from rankwise.errors import ConfigError, RunError, did_you_mean, some
 from rankwise.system.files import move, sha256_of, told_when_full, write_json
 
@@ -48,7 +49,7 @@ def read_json(path: Path, kind: type[_Kind], largest: int = LARGEST_JSON) -> _Ki
             raise RunError(f"{path} is not a regular file.")
         if there.st_size > largest:
             raise RunError(f"{path} has {there.st_size:,} bytes; a run's own file is never that large.")
-        return kind(**json.loads(path.read_text(encoding="utf-8")))
+        return kind(**json.loads(path.read_text(encoding="utf-8"), object_hook=as_named_now))
     except FileNotFoundError:
         raise RunError(f"{path} is missing: this folder is not a complete run.") from None
     except (ValueError, TypeError, RecursionError, ValidationError, OSError) as error:

@@ -60,7 +60,7 @@ class Offer:
     """Whether requests may upload files and train on them."""
     aliases: Sequence[str] = ()
     """Other names of the base."""
-    prefix_memory: str = "512MB"
+    prefix_cache: str = "512MB"
     """For keys and values of earlier prompts and answers; 0 for none."""
     unconstrained: bool = False
     """Whether answers are not held to the schemas of their runs."""
@@ -73,7 +73,7 @@ class Offer:
     @property
     def prefix_bytes(self) -> int:
         """ValueError where it is no amount of memory."""
-        return 0 if self.prefix_memory.strip() == "0" else parse_size(self.prefix_memory)
+        return 0 if self.prefix_cache.strip() == "0" else parse_size(self.prefix_cache)
 
     @property
     def problems(self) -> list[str]:
@@ -90,5 +90,5 @@ class Offer:
         try:
             _ = self.prefix_bytes
         except ValueError as error:
-            problems.append(f"--prefix-memory {self.prefix_memory[:40]!r}: {error}; 0 keeps none.")
+            problems.append(f"--prefix-cache {self.prefix_cache[:40]!r}: {error}; 0 keeps none.")
         return problems

@@ -41,7 +41,7 @@ def started(offer: Offer, callback: Callback, batch_size: int, waiting: int) -> 
 def _classifiers(offer: Offer, artifacts: Sequence[Artifact], limits: Limits, callback: Callback) -> Iterator[Api]:
     if offer != Offer(offer.names, dtype=offer.dtype, force_base=offer.force_base, trust_code=offer.trust_code):
         raise ConfigError([
-            "classifiers are served without --max-new-tokens, --load-from, --fine-tuning, --alias, --prefix-memory "
+            "classifiers are served without --max-new-tokens, --load-from, --fine-tuning, --alias, --prefix-cache "
             "and --unconstrained, which are for language models. Leave them out."
         ])  # fmt: skip
     classifiers = load_classifiers(artifacts, callback, offer.number_format)

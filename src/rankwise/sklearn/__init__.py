@@ -1,8 +1,8 @@
-"""Estimators for scikit-learn over a pretrained model: for pipelines, cross-validation and searches.
+"""scikit-learn estimators built on pretrained models, for pipelines, cross-validation and searches.
 
-TextClassifier, ImageClassifier     classes of texts or of images
-TextRegressor                       numbers for texts
-TextEmbedder                        the vectors of texts, for any other estimator
+TextClassifier, ImageClassifier     predict classes for texts or images
+TextRegressor                       predicts numbers for texts
+TextEmbedder                        text embeddings, for any other estimator
 """
 
 from rankwise.errors import RankwiseError

@@ -82,7 +82,7 @@ class _Estimator(_Reading):
         self.random_state, self.folder, self.settings = random_state, folder, settings
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Learn from items and their labels. `advice_` says how well, and what may do better."""
+        """Fit on items and their labels. `advice_` says how well it works and what may work better."""
         allowed = {"method": [*METHODS], "features": ["auto", *COLUMNS]}
         wrong = [f"{name} is {shown(value)}; it may be {' or '.join(allowed[name])}." for name in allowed
                  if (value := getattr(self, name)) not in allowed[name]]  # fmt: skip
@@ -94,7 +94,7 @@ class _Estimator(_Reading):
         return self
 
     def advise(self, X: Any, y: Any) -> Advice:
-        """Measure on rows that are held out whether an adapter would do better than the probe (docs/advise.md)."""
+        """Measure on held-out rows whether an adapter would beat the probe (docs/advise.md)."""
         asking: Any = clone(self)
         advice = advise(asking, *asking._rows(X, y))
         self.advice_ = advice.text
@@ -146,7 +146,7 @@ class _Estimator(_Reading):
         return self.fitted_.outputs(self._items(X, reset=False), self.names)
 
     def save(self, folder: str | Path) -> None:
-        """Write what was learned to a new folder, as JSON and safetensors."""
+        """Save the fitted estimator to a new folder, as JSON and safetensors."""
         check_is_fitted(self)
         learned = {name: vars(self)[name] for name in LEARNED if name in vars(self)}
         with published(Path(folder)) as temporary:
@@ -161,7 +161,7 @@ class _Estimator(_Reading):
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """What `save` wrote. Nothing in the folder is executed."""
+        """Load an estimator that `save` wrote. Nothing in the folder is executed."""
         record = read_json(Path(folder) / FILE)
         if (record.get("estimator"), record.get("format")) != (cls.__name__, FORMAT):
             raise ModelError(f"{folder} holds {shown(record.get('estimator'))}, and {cls.__name__} cannot load it.")
@@ -182,7 +182,7 @@ class _Estimator(_Reading):
 
 class _Classifier(ClassifierMixin, _Estimator):
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """The probability of each of `classes_` for each item."""
+        """Probabilities for each item, with one column for each of `classes_`."""
         return self._outputs(X)
 
     def predict(self, X: Any) -> Any:
@@ -197,13 +197,14 @@ class _Classifier(ClassifierMixin, _Estimator):
 
 
 class TextClassifier(_Classifier):
-    """Predicts a class of each text. `method="probe"` fits logistic regression on the vectors of the frozen `base` and
-    on words, in seconds; `method="lora"` trains an adapter, whose run stays in `folder` where one is given, with
-    `settings` as `rankwise.train` takes them. Texts of more than `max_length` tokens are cut."""
+    """Text classifier: predicts a class for each text. `method="probe"` fits logistic regression on the frozen `base`
+    model's embeddings and on words, in seconds. `method="lora"` trains an adapter, with `settings` as for
+    `rankwise.train`; its run is kept in `folder` if one is given. Texts longer than `max_length` tokens are truncated.
+    """
 
 
 class TextRegressor(RegressorMixin, _Estimator):
-    """Predicts a number for each text: as `TextClassifier`, with ridge regression for a probe."""
+    """Predicts a number for each text. Like `TextClassifier`, with ridge regression as the probe."""
 
     kind, dtype = NUMBERS, np.float64
 
@@ -220,8 +221,8 @@ class TextRegressor(RegressorMixin, _Estimator):
 
 
 class ImageClassifier(_Classifier):
-    """Predicts a class of each image: a path, the bytes of a file, a picture of Pillow, or a uint8 array. As
-    `TextClassifier`, without words."""
+    """Image classifier: predicts a class for each image (a path, the bytes of a file, a Pillow image, or a uint8
+    array). Otherwise like `TextClassifier`, without word features."""
 
     reads, features, max_length = ImageReader, "vectors", 0
 
@@ -234,8 +235,8 @@ class ImageClassifier(_Classifier):
 
 
 class TextEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Reading):
-    """The vector of each text, of length 1: that of a base model, or of a finished `run` over its own base. Texts of
-    more than `max_length` tokens are cut."""
+    """Text embeddings of length 1, from a base model, or from a finished `run` on its own base. Texts longer than
+    `max_length` tokens are truncated."""
 
     def __init__(self, base: str = "minilm", *, run: str | None = None, max_length: int = 256) -> None:
         self.base, self.run, self.max_length = base, run, max_length
@@ -251,7 +252,7 @@ class TextEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Reading):
         return {name: value for name, value in state.items() if name != "_reader"}
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Load the model; nothing is learned."""
+        """Load the model. Nothing is trained."""
         vars(self).pop("_reader", None)
         self._n_features_out = self._reader.vectors(self._items(X, reset=True)[:1]).shape[1]
         return self

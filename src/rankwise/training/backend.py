@@ -380,7 +380,7 @@ def choose_products(
     None is for unpacked weights."""
     why = _why_no_int8(work.module)
     if why is not None and setting == "int8":
-        raise ConfigError([f"training.products is int8, which is not available for this run: {why}. Leave it out."])
+        raise ConfigError([f"training.matmul is int8, which is not available for this run: {why}. Leave it out."])
     if why is not None or setting == "bfloat16" or (setting == "auto" and not _pays(work.module)):
         return None
     few = work.objective.batches(rows, TURNED_TOKENS)[-1]
@@ -406,7 +406,7 @@ def use_products(module: torch.nn.Module, products: Products | None) -> None:
 
 def _described(products: Products) -> str:
     text = (
-        "frozen weights are multiplied in int8 (--products bfloat16 turns it off), which changes the model's outputs "
+        "frozen weights are multiplied in int8 (--matmul bfloat16 turns it off), which changes the model's outputs "
         f"by {products.change:.1%} before training"
     )
     if products.unpacked:

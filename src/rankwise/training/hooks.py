@@ -32,13 +32,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import RunError
-from rankwise.runs.directory import BY_REQUEST, SETTINGS, RunDirectory, forget_end_request, is_asked_to_end
+from rankwise.runs.directory import BY_REQUEST, RunDirectory, forget_end_request, is_asked_to_end
 from rankwise.runs.manifest import BackOff, Manifest
 from rankwise.runs.metrics_log import History, MetricsLog
-from rankwise.runs.own_files import read_json
+from rankwise.runs.own_files import read_experiment
 from rankwise.runs.records import Callback, Event, LossRecord, Record, StatusMessage, StepRecord, WarningMessage
 from rankwise.runs.resumable import METRICS
 from rankwise.training.checkpoints import save
@@ -300,7 +299,7 @@ def back_off(run: RunDirectory, config: TrainingConfig, error: Diverged) -> tupl
     saved = run.steps_saved
     try:
         manifest = run.manifest()
-        begun_with = read_json(run.folder / SETTINGS, Experiment).training.on_divergence
+        begun_with = read_experiment(run.folder).training.on_divergence
         if saved and begun_with == "back-off":
             saved = by_steps(saved, config.checkpoint_interval(run.checkpoints.facts(saved[0])["steps"]))
     except RunError:

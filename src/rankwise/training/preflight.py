@@ -28,7 +28,7 @@ from rankwise.system.launched import launched, processes_here
 
 YEAR = 365.25 * 86_400
 CERTAIN = 0.85
-"""A forecast is at most 15 % off (docs/plan.md), so what needs more than is there even so cannot fit."""
+"""Few forecasts are over 15 % too high (bench/plan-accuracy.md). What needs more than there is even so can't fit."""
 OFFERED, SMALLER = 3, 0.7
 """How many changes are offered where memory ran out, and how much of what was forecast they may need."""
 

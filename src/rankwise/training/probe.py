@@ -80,7 +80,7 @@ def probe(config: Planned, callback: Callback = silent) -> Probe:
         for turn in range(COUNTED + 1)
     ]
     compared = objective.rows_like(forecast.load, model.module, COMPARED_TOKENS, 0, 1)
-    choose_products(work, training.products, compared)
+    choose_products(work, training.matmul, compared)
     with closing(Trainer(trainable, FixedSteps(steps), training, backend).run()) as records:
         small, large = (_mean(list(islice(records, COUNTED + 1))) for _ in range(2))
     unpacking = _unpacking(model.module, forecast.forecast.unpacked)

@@ -30,9 +30,10 @@ as much (lab/claims.md).
 
 Classifiers of MiniLM, width 384, ended at chance at the rates of language models in three of six cases (LoRA at 2e-3,
 AdaLoRA at 3e-3), and were best at 2e-4 to 1e-3 with adapters, 5e-5 to 1e-4 with all weights, and 0.064 to 0.25 with
-the head alone; LoRA at 7e-4 was 0.16 worse with one seed of three on STS-B (lab/classification.md). `auto` is 4.1e-4,
-8.3e-5 and 0.069 there. LoRA on DINOv2-small, of the same width, learned CIFAR-10 best at 6e-4 of three rates with 30
-and with 100 images of a class (lab/images.md), and at 8.2e-4 of seven in a short run (lab/tuning.md); `auto` is 5.8e-4.
+the head alone; LoRA at 7e-4 was 0.16 worse with one seed of three on STS-B (lab/classification.md). `auto` is 1e-3,
+4.1e-4, 8.3e-5 and 6.9e-4 there. LoRA on DINOv2-small, of the same width, learned CIFAR-10 best at 6e-4 of three rates
+with 30 and 100 images of a class (lab/images.md), and at 8.2e-4 of seven in a short run (lab/tuning.md); `auto` is
+5.8e-4.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import regex
 from torch import Tensor, nn
 
 from rankwise.adapters.adapter import conv_problem
-from rankwise.adapters.base_layers import features_of, is_conv2d, is_embedding, is_host, takes_dora, weight_of
+from rankwise.adapters.base_layers import features_of, is_conv1d, is_conv2d, is_embedding, is_host, is_linear, weight_of
 from rankwise.adapters.formats.peft_config import settings_of
 from rankwise.adapters.formats.tensors import LISTED, refuse
 from rankwise.adapters.weights import AdapterWeights, Factors
@@ -127,7 +127,7 @@ def host_problem(layer: nn.Module, *, dora: bool = False) -> str | None:
         return f"is for one of the convolutions that cannot be adapted: {reason}"
     if not is_host(layer):
         return f"is for a {type(layer).__name__}, which cannot have an adapter"
-    if dora and not takes_dora(layer):
+    if dora and not (is_linear(layer) or is_conv1d(layer)):
         return f"belongs to DoRA on a {type(layer).__name__}, which is not supported"
     return None
 

@@ -46,11 +46,12 @@ def write_peft(
     task_type: str | None = None, extra_files: Mapping[str, Any] | None = None, fill: Fill | None = None,
     stored: Stored | None = None,
 ) -> None:  # fmt: skip
-    """Write one adapter as `folder`, whole or not at all. Two writes of one adapter give the same bytes.
+    """Write one adapter to `folder` in PEFT's format, completely or not at all. Writing the same adapter twice gives
+    the same bytes.
 
-    Heads that were trained whole are written with it. `extra_files` are values for JSON files in the same folder, by
-    file name, and `fill` writes what else belongs there. `task_type` is PEFT's: by default that of the model's class.
-    `stored` takes the place of the factors of a LoRA.
+    Heads trained in full are written with it. `extra_files` are values for JSON files in the same folder, by file
+    name, and `fill` writes anything else. `task_type` is PEFT's, by default the one for the model's class. `stored`
+    replaces the factors of a LoRA.
     """
     task_type = task_type or task_type_of(adapters.model)
     given = {"base_model_name_or_path": base_model, "revision": revision, "task_type": task_type}
@@ -156,10 +157,9 @@ def read_peft(
     model: nn.Module, folder: Path | str, *, name: str = "default", into: AdapterSet | None = None,
     callback: Callback = silent,
 ) -> AdapterSet:  # fmt: skip
-    """Lay the adapter in `folder`, of any dialect, over `model`, or over a model that has adapters already by `into`.
-
-    PEFT's LoRA and AdaLoRA both become plain LoRA. If the folder lies in a run, it must be what training wrote.
-    """
+    """Load the adapter in `folder`, in any supported format, onto `model`, or with `into` onto a model that already
+    has adapters. PEFT's LoRA and AdaLoRA both become plain LoRA. If the folder belongs to a run, it must be what
+    training wrote."""
     check_folder(Path(folder), silent)
     return lay_peft(model, folder, name=name, into=into, callback=callback)
 

@@ -58,12 +58,6 @@ def laid_out(change: Laid, strength: float) -> Change:
     return lambda rows, first: rows.add_(change.rows(first, first + len(rows)).to(rows.dtype), alpha=strength)
 
 
-def full_change(value: Tensor, share: float) -> Change:
-    """A module that was trained whole: goes a share of the way from the base's value, if it has one, to this one."""
-    values = value.reshape(value.shape[0] if value.ndim else 1, -1)
-    return lambda rows, first: _go(rows, values[first : first + len(rows)].to(rows.dtype), share)
-
-
 def _go(rows: Tensor, to: Tensor, share: float) -> Tensor:
     return rows.lerp_(to, share) if share != 1 else rows.copy_(to)
 
@@ -221,7 +215,10 @@ class Values:
 
     def _change(self, tensor: PlannedTensor, working: torch.dtype) -> Change | None:
         if tensor.full_weight is not None:
-            return full_change(tensor.full_weight, tensor.share)
+            # A module that was trained whole: goes a share of the way from the base's value, if it has one, to this one
+            value = tensor.full_weight
+            values = value.reshape(value.shape[0] if value.ndim else 1, -1)
+            return lambda rows, first: _go(rows, values[first : first + len(rows)].to(rows.dtype), tensor.share)
         if tensor.layer is None:
             return None
         inputs = self._plan.inputs

@@ -98,7 +98,9 @@ def write_surroundings(plan: MergePlan, folder: Path, callback: Callback) -> dic
     if len(inputs.parts) == 1:
         for name, value in extra_files(inputs.parts[0].artifact, inputs.strength).items():
             write_json(folder / name, value)
-    _copy_licences(base, folder)
+    for file in sorted(base.glob("LICENSE*")):  # the base's licence goes with its weights
+        if file.is_file() and not file.is_symlink() and file.stat().st_size <= LARGEST_LICENCE:
+            (folder / file.name).write_bytes(file.read_bytes())
     return config_of(plan, tokenizer)
 
 
@@ -143,13 +145,6 @@ def config_of(plan: MergePlan, tokenizer: HubTokenizer | None) -> dict[str, Any]
 def index_of(plan: MergePlan) -> dict[str, Any]:
     places = {tensor.key: shard.name for shard in plan.shards for tensor in shard.tensors}
     return {"metadata": {"total_size": plan.nbytes}, "weight_map": dict(sorted(places.items()))}
-
-
-def _copy_licences(base: Path, folder: Path) -> None:
-    """The base's licence goes with its weights."""
-    for file in sorted(base.glob("LICENSE*")):
-        if file.is_file() and not file.is_symlink() and file.stat().st_size <= LARGEST_LICENCE:
-            (folder / file.name).write_bytes(file.read_bytes())
 
 
 def record_of(plan: MergePlan, files: dict[str, str]) -> dict[str, Any]:

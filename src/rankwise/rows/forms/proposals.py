@@ -182,19 +182,15 @@ def proposal(row: dict[str, Any]) -> str:
     """A sentence with the flags to type for these columns, or nothing."""
     guess = guessed(row)
     if guess is None:
-        return _without_answer(row)
+        texts = [name for name in texts_among(row) if can_be_typed(name)]
+        if not texts or sum(map(can_be_typed, row)) < 2:
+            return ""
+        return (
+            f" Name the columns of the prompt and of the answer: {options_for(texts, ['COLUMN'])}, where COLUMN is the "
+            "column of the answer."
+        )
     question, answer = guess
     return f" Name the columns of the prompt and of the answer; a guess is {options_for(question, [answer])}."
-
-
-def _without_answer(row: dict[str, Any]) -> str:
-    texts = [name for name in texts_among(row) if can_be_typed(name)]
-    if not texts or sum(map(can_be_typed, row)) < 2:
-        return ""
-    return (
-        f" Name the columns of the prompt and of the answer: {options_for(texts, ['COLUMN'])}, where COLUMN is the "
-        "column of the answer."
-    )
 
 
 def can_be_typed(name: str) -> bool:

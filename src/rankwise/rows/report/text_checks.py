@@ -91,7 +91,8 @@ _TAG = re.compile(r"(?i)</?(?:p|br|div|span|b|i|u|em|strong|[uo]l|li|h[1-6]|a|fo
                   r"su[bp]|small|center)(?:\s[^<>]*)?/?>")  # fmt: skip
 _MARKUP = re.compile(
     r"(?i)html|css\b|xml|mark(?:up|down)|web|site\b|\btags?\b|<!doc|```|script|<(?:head|body|form|"
-    r"nav|section|input|button|svg|style)\b|\bpage|browser|\bdom\b|react|\bcode\b|e-?mail template"
+    r"nav|section|input|button|svg|style|fig\w+|article|main|footer|label|video|audio)\b|\bpage|"
+    r"browser|\bdom\b|react|\bcode\b|e-?mail template"
 )
 _BASE64 = re.compile(r"(?=\S*[A-Z])(?=\S*[a-z])(?:[A-Za-z0-9+/]{4}\s?)*[A-Za-z0-9+/]{2,4}={0,2}")
 _ENDING = re.compile(r"…|\.\.\.|[\[(<][tcm]|ore\b")
@@ -121,6 +122,7 @@ _FAILURE = re.compile(
     r"failed to (?:fetch|generate|connect|"
     r"load|get|parse)|(?:incorrect|invalid) api key|(?:insufficient.)?quota|(?:this model.s )?maximum context|"
     r"\{+\s*[\"']+(?:error|exception|detail|status_code|errors|status[\"'] ?: ?[\"']error)[\"'] ?[:,}])")  # fmt: skip
+_TROUBLE = re.compile(r"(?is)\b(?:error|exception|traceback|fail\w*)\b.{0,300}\?")
 _HELP = r"(?:assist|help|answer|provide|fulfil|comply|generate|create|produce|write|discuss|engage|do th|respond)"
 _REFUSAL = re.compile(
     r"(?i)\bas an? (?:\w+ )?(?:ai|artificial intelligence|(?:large )?language model)\b(?! engineer| research)|"
@@ -280,19 +282,19 @@ TEXT_CHECKS = (
     Check("placeholders", "have a placeholder as their answer or in it, such as TODO, TBD or lorem ipsum", _WITHOUT,
           rows=2,
           least=0.02, among="all", finds=lambda row: (len(row.reply) < 80 or "TODO" in row.reply or "TBD" in row.reply
-          or "FIXME" in row.reply or "orem ipsum" in row.reply or "laceholder" in row.reply or "[" in row.reply)
+          or "orem ipsum" in row.reply or "laceholder" in row.reply)
           and row.has(_PLACEHOLDER, _CODE)),
     Check("failures", "have a failure of a program or service as their answer, such as Error: rate limit exceeded",
           _WITHOUT,
           rows=2, least=0.01, among="all", finds=lambda row: (len(row.reply) < 300 or "Traceback" in row.reply)
-          and row.has(_FAILURE)),
+          and row.has(_FAILURE, _TROUBLE)),
     Check("refusals", "have an answer that refuses, such as: As an AI language model I cannot", "The model learns "
           "to refuse. "
           "Leave such rows out, unless it should", rows=3, least=0.02, among="all",
-          finds=lambda row: (" AI" in row.reply or "orry" in row.reply or "language model" in row.reply
-          or "nable" in row.reply or "I can" in row.reply[:90] or "able to" in row.reply[:90]
-          or "I am" in row.reply[:90] or "I must" in row.reply[:90] or "KI" in row.reply or "IA" in row.reply
-          or "odelo" in row.reply or "odèle" in row.reply
+          finds=lambda row: not row.example.tools and (" AI" in row.reply or "orry" in row.reply
+          or "language model" in row.reply or "nable" in row.reply or "I can" in row.reply[:90] or "able to" in
+          row.reply[:90] or "I am" in row.reply[:90] or "I must" in row.reply[:90] or "KI" in row.reply
+          or "IA" in row.reply or "odelo" in row.reply or "odèle" in row.reply
           or "leid" in row.reply[:90] or "ésol" in row.reply[:90] or "siento" in row.reply[:90]) and row.has(_REFUSAL)),
     Check("rendered-prompts", "look as if a chat template had already been applied", "rankwise applies the model's "
           "template. Give the text alone, without User: or ### Instruction:, or the turns as messages",
