@@ -108,7 +108,8 @@ def export(
     The export is opened in the installed engines and compared with the trained model (exporting/verification.py). With
     a server's URL, `to` must exist already, and only the server is compared.
     """
-    folder, opening = Path(to), opening_in(opening, export)
+    folder = Path(to)
+    opening = opening_in(opening, export)
     idle = verifying.wish == "no" and format in ADAPTER_FORMATS
     _check(format, dtype, strength, force_idle=opening.get("force_base", False) and idle, round_rank=round_rank)
     refuse_unverifiable(verifying, folder)
