@@ -83,6 +83,9 @@ def test_an_adapter_over_a_file_as_it_lies_names_the_file(trained, tmp_path):
     words = ("--prompt", "What is land 1?", "--max-new-tokens", 4, "--json")
     answers = [json.loads(rankwise("generate", name, *words).stdout)["answer"] for name in (folder, "mine")]
     assert answers[0] == answers[1]
+    recipe = done("export", "mine", "--to", "lora.gguf", "--format", "gguf-lora").stdout.splitlines()[-1]
+    assert "llama-cli -m tiny.gguf --lora lora.gguf -cnv" in recipe
+    assert r"printf 'FROM tiny.gguf\nADAPTER lora.gguf\n' > Modelfile" in recipe
 
 
 def test_training_and_the_card_say_what_to_do_where_the_converted_copy_is_gone(trained, tmp_path):

@@ -39,9 +39,28 @@ def test_commands_of_a_tutorial_are_read_as_they_are_written(page):
         compile(code, page.name, "exec")
 
 
-def test_the_readme_leads_to_every_tutorial():
-    readme = (HOME / "README.md").read_text()
-    assert len(PAGES) == 4 and all(f"docs/tutorials/{page.name}" in readme for page in PAGES)
+def test_the_index_leads_to_every_tutorial():
+    index = (HOME / "docs" / "README.md").read_text()
+    assert len(PAGES) == 6 and all(f"tutorials/{page.name}" in index for page in PAGES)
+
+
+def test_an_output_is_written_below_its_commands_and_replaced(tmp_path, capfd):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```bash\necho one > a\nls $PWD/*\n```\n\n```text\nold\n```\n\n```sh\nfalse\n```\n\n```text\nkept\n```\n"
+    )
+    before = tutorials.commands_of(page.read_text())
+    for _ in range(2):
+        tutorials.run_page(page, tmp_path, True)
+    assert page.read_text().split("```text\n")[1].startswith("a\npage.md\n```\n\n```sh\nfalse\n```\n\n")
+    assert tutorials.commands_of(page.read_text()) == before and page.read_text().endswith("```text\nkept\n```\n")
+
+
+def test_an_output_is_shortened_in_its_middle_and_what_is_left_out_is_marked(tmp_path):
+    lines = [f"line {n}" for n in range(40)]
+    shown = tutorials.shown("\n".join(lines), "warning: few rows\n", tmp_path).splitlines()
+    assert shown == ["warning: few rows", *lines[:7], "…", *lines[-9:]]
+    assert tutorials.shown(f"{tmp_path}/a: 4 rows\n", "Training 40%  4/10\n", tmp_path) == "…\na: 4 rows\n"
 
 
 def test_a_flag_that_is_not_there_is_noticed():

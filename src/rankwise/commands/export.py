@@ -108,7 +108,8 @@ def export(
     The export is opened in the installed engines and compared with the trained model (exporting/verification.py). With
     a server's URL, `to` must exist already, and only the server is compared.
     """
-    folder, opening = Path(to), opening_in(opening, export)
+    folder = Path(to)
+    opening = opening_in(opening, export)
     idle = verifying.wish == "no" and format in ADAPTER_FORMATS
     _check(format, dtype, strength, force_idle=opening.get("force_base", False) and idle, round_rank=round_rank)
     refuse_unverifiable(verifying, folder)
@@ -127,13 +128,16 @@ def export(
             ))  # fmt: skip
             written = Export(str(folder), format, exported.number_format, strength)
             verification = arrived(artifact, written, verifying, callback)
-    auto, adapter = artifact.objective.kind.auto_class, exported.adapter
+    auto = artifact.objective.kind.auto_class
+    adapter = exported.adapter
     if adapter is not None and format != "mlx" and auto == CAUSAL_LM:
         # the rules are those for language models in PEFT's folders
         verification = with_rules(verification, verdicts(adapter))
     # factors of stacked experts are for PEFT, in `portable` too
     loaded_as = "peft" if adapter is not None and adapter.has_experts else format
     use = loaded_with(loaded_as, exported.to, auto, artifact.objective.head_size)
+    if (base := artifact.base_named) is not None and base.name.lower().endswith(".gguf"):
+        use = use.replace("BASE.gguf", base.name)
     return replace(exported, verification=verification, bytes=_size(folder), files=_files(folder), use=use)
 
 
@@ -208,13 +212,11 @@ def _unknown(format: str) -> str:
 def check_free(folder: Path) -> None:
     if os.path.lexists(folder):
         raise RunError(f"{folder} already exists and is not overwritten. Choose another --to.")
-    is_run = ("manifest.json", "config.json")
-    parents = folder.absolute().parents
-    inside = next((one for one in parents if all(os.path.isfile(one / name) for name in is_run)), None)  # noqa: PTH113
-    if inside is not None:
-        raise RunError(
-            f"{folder} is inside the run {inside.name}, and exporting must not change a run. Choose another --to."
-        )
+    for inside in folder.absolute().parents:
+        if os.path.isfile(inside / "manifest.json") and os.path.isfile(inside / "config.json"):  # noqa: PTH113
+            raise RunError(
+                f"{folder} is inside the run {inside.name}, and exporting must not change a run. Choose another --to."
+            )
 
 
 def _files(folder: Path) -> tuple[str, ...]:
@@ -224,6 +226,8 @@ def _files(folder: Path) -> tuple[str, ...]:
 
 
 def _size(folder: Path) -> int:
-    kinds = ("*.safetensors", "*.gguf", "onnx/*.onnx")
-    files = [folder] if folder.is_file() else [file for kind in kinds for file in folder.glob(kind)]
-    return sum(file.stat().st_size for file in files)
+    return sum(
+        file.stat().st_size
+        for file in (folder, *folder.rglob("*"))
+        if file.suffix.lower() in (".safetensors", ".gguf", ".onnx") and file.is_file()
+    )

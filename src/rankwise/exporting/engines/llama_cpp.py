@@ -98,7 +98,8 @@ ENGINE = Engine(
     "llama.cpp", "convert_lora_to_gguf.py of 0b03ada, src/llama-adapter.h of 215841f", "the same", "tensor",
     (adalora, magnitudes, partial(heads, does="refuses"), partial(convolutions, does="refuses"), _transposed),
     uses={
-        "gguf-lora": "llama-cli -m BASE.gguf --lora FILE.gguf -cnv", "gguf": "llama-cli -m FILE.gguf -cnv",
+        "gguf-lora": "llama-cli -m BASE.gguf --lora FILE.gguf -cnv. Ollama: printf 'FROM BASE.gguf\\nADAPTER "
+        "FILE.gguf\\n' > Modelfile; ollama create mine -f Modelfile", "gguf": "llama-cli -m FILE.gguf -cnv",
     },
     aliases=dict.fromkeys(("ggml", "llama.cpp", "llamacpp"), "gguf") | {"lora-gguf": "gguf-lora"},
     package=Package("llama-cpp-python", __name__, ("llama_cpp",), ("gguf", "gguf-lora")),
