@@ -13,7 +13,7 @@ from pathlib import Path
 OPENING = """\
 # Python reference
 
-What `rankwise` and `rankwise.sklearn` export, from their docstrings. [python.md](python.md) shows how the parts are used.
+What `rankwise` and `rankwise.sklearn` export, from their docstrings. [python.md](python.md) shows how to use them.
 """
 WIDEST = 100
 Definition = ast.FunctionDef | ast.ClassDef

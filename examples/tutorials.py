@@ -22,7 +22,7 @@ PAGES = Path(__file__).parents[1] / "docs" / "tutorials"
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```\n(?:\n```text\n.*?^```\n)?", re.DOTALL | re.MULTILINE)
 NOTED = ("warning:", "note:")
 """How the lines of stderr begin that a page shows."""
-FIRST, LAST, WIDTH = 7, 9, 150
+FIRST, LAST, WIDTH = 7, 9, 200
 """Lines of a command's output that a page shows, and characters of a line."""
 PATIENCE = 120
 """Seconds until a server must answer."""

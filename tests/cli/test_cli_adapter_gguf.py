@@ -12,7 +12,7 @@ import torch
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM
 
-from kit.command import done, rankwise
+from kit.command import done, printed, rankwise
 
 HEADS = {"attn_q": 4, "attn_k": 2}
 SIZES = {
@@ -83,6 +83,8 @@ def test_an_adapter_over_a_file_as_it_lies_names_the_file(trained, tmp_path):
     words = ("--prompt", "What is land 1?", "--max-new-tokens", 4, "--json")
     answers = [json.loads(rankwise("generate", name, *words).stdout)["answer"] for name in (folder, "mine")]
     assert answers[0] == answers[1]
+    facts = printed("export", "mine", "--to", "whole", "--format", "merged")
+    assert facts["dtype"] == "float32" and facts["logits_difference"] < 1e-4 < facts["logits_change"]
     recipe = done("export", "mine", "--to", "lora.gguf", "--format", "gguf-lora").stdout.splitlines()[-1]
     assert "llama-cli -m tiny.gguf --lora lora.gguf -cnv" in recipe
     assert r"printf 'FROM tiny.gguf\nADAPTER lora.gguf\n' > Modelfile" in recipe

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from rankwise.base.inspection import is_encoder
 from rankwise.base.loaded import LoadedModel
@@ -19,7 +18,9 @@ from rankwise.base.rotary_names import write_older_names
 from rankwise.base.sharding import save_whole
 from rankwise.base.sources import find
 from rankwise.base.split import is_sharded
+from rankwise.base.tensor_files import read_header
 from rankwise.config.models import ModelConfig
+from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.records import Callback
@@ -33,16 +34,18 @@ def numbers_in(folder: Path) -> Counter[str]:
     """Count the numbers in a model's files by dtype."""
     counts: Counter[str] = Counter()
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  not a dictionary
-                part = tensors.get_slice(name)
-                counts[part.get_dtype()] += math.prod(part.get_shape())
+        for tensor in read_header(file)[0].values():
+            counts[tensor.dtype] += math.prod(tensor.shape)
     return counts
 
 
 def stored_as(config: ModelConfig, callback: Callback) -> tuple[torch.dtype, int]:
-    """Return the dtype of most weights in a model's files, and the number of weights."""
-    counts = numbers_in(find(config, callback).folder)
+    """Return the dtype of most weights in a model's files, and the number of weights. Those of a GGUF file are unpacked
+    to float32."""
+    source = find(config, callback)
+    if source.mapped_file is not None:
+        return torch.float32, sum(map(math.prod, read_gguf_header(source.mapped_file).tensors.values()))
+    counts = numbers_in(source.folder)
     dtype = {"BF16": torch.bfloat16, "F16": torch.float16}.get(counts.most_common(1)[0][0], torch.float32)
     return dtype, counts.total()
 

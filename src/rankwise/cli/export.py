@@ -69,14 +69,10 @@ class OptionalAddress(TyperCommand):
     """`--verify` with an address behind it, or with nothing."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        following = [*args[1:], ""]
-        bare = [
-            word == "--verify" and not after.lower().startswith(("http:", "https:"))
-            for word, after in zip(args, following, strict=True)
-        ]
-        return super().parse_args(
-            ctx, ["--verify=yes" if alone else word for word, alone in zip(args, bare, strict=True)]
-        )
+        return super().parse_args(ctx, [
+            "--verify=yes" if word == "--verify" and not after.lower().startswith(("http:", "https:")) else word
+            for word, after in zip(args, [*args[1:], ""], strict=True)
+        ])  # fmt: skip
 
 
 def _verifying(
