@@ -37,7 +37,10 @@ def places(entries: Any) -> Iterator[str]:
 
 def gather() -> set[str]:
     """Copy every page and file that belongs to the site; what is copied, by its place in the repository."""
-    waiting = [*map(HOME.joinpath, ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *(HOME / "docs").rglob("*.md")]
+    waiting = [
+        *map(HOME.joinpath, ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/site.css")),
+        *(HOME / "docs").rglob("*.md"),
+    ]
     taken: set[str] = set()
     while waiting:
         source = waiting.pop().resolve()
