@@ -8,7 +8,7 @@ RUN_READY := .venv/.ready
 DEV_READY := .venv/.ready-dev
 SUPPLY := .venv-supply/bin
 
-.PHONY: install demo test test-fast test-lowest check format docs examples bench engines browser release soak soak-short gpu lock \
+.PHONY: install demo test test-fast test-lowest check format docs site examples bench engines browser release soak soak-short gpu lock \
 	sbom audit clean
 
 install: $(RUN_READY)  ## rankwise alone, in .venv
@@ -27,7 +27,7 @@ test: $(DEV_READY)  ## the whole test suite
 test-fast: $(DEV_READY)  ## the tests of the inner loop: all but those marked slow, with fewer examples
 	HYPOTHESIS_PROFILE=fast $(PYTEST) -m "not slow and not gpu"
 
-check: $(DEV_READY)  ## format, lint, import contracts, types
+check: $(DEV_READY) site  ## format, lint, import contracts, types, and the site without a dead link
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
@@ -37,9 +37,15 @@ format: $(DEV_READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(RUN_READY)  ## docs/configuration.md, docs/automation.md and llms.txt, from the settings and the commands
+site: $(DEV_READY)  ## build/site: all pages with search, for any server (python -m http.server -d build/site); a dead link is an error
+	$(BIN)/python docs/site_pages.py
+	$(BIN)/zensical build --strict --clean
+	$(BIN)/python docs/site_check.py
+
+docs: $(RUN_READY)  ## docs/configuration.md, docs/automation.md, llms.txt and the README's pictures, from what they show
 	$(BIN)/python docs/make_configuration.py
 	$(BIN)/python docs/make_automation.py
+	$(BIN)/python docs/make_pictures.py
 
 examples: $(DEV_READY)  ## the examples as the tests run them, and the tutorials as they are written
 	$(BIN)/python examples/one_row.py
@@ -163,4 +169,4 @@ $(DEV_READY): pyproject.toml | .venv/bin/python
 	@touch $@ $(RUN_READY)
 
 clean:
-	rm -rf .venv .venv-lowest .venv-supply $(ENGINES:%=.venv-engines-%) $(NODE_HOME) .venv-engines-unsloth build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .cache .venv .venv-lowest .venv-supply $(ENGINES:%=.venv-engines-%) $(NODE_HOME) .venv-engines-unsloth build dist .pytest_cache .ruff_cache .hypothesis

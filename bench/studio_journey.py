@@ -1,10 +1,10 @@
 """The studio on a real model: twice from an empty folder to a verified export, without a terminal.
 
-    RANKWISE_DATA=… python bench/studio_journey.py [--model smollm2-135m] [--rows 120] [--steps 40]
-                                                   [--pictures docs/studio] [--json] [--out TITLE]
+    python bench/studio_journey.py [--model smollm2-135m] [--rows 120] [--steps 40]
+                                   [--pictures docs/studio] [--json] [--out TITLE]
 
-A person with a mouse on a desktop trains LoRA on facts, asks the base and the run side by side, evaluates the run on
-other facts, and exports the adapter verified by the engines that are installed; then one with a keyboard alone, on a
+A person with a mouse on a desktop trains LoRA on orders by e-mail, asks the base and the run side by side, evaluates
+the run on other orders, and exports the adapter verified by the installed engines; then one with a keyboard alone, on a
 phone in the dark, trains AdaLoRA. The page's console, its requests to other addresses, and axe's serious findings on
 each screen are counted. With --pictures the screens on the way are stored as the pictures of the documents.
 
@@ -31,10 +31,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from kit.browser_hands import ANSWERED, Keyboard, Mouse
 from kit.browser_visits import CHROMIUM, FLAGS, WIDTHS, Server, Visitor
+from rankwise.rows.samples import orders
 
-QUESTION = "What was the final score of Super Bowl LIX?"
-LONGEST = 200
-"""Characters of an answer that is learned."""
+QUESTION = orders(range(300, 301))[0]["email"]
 KNOWN = 12
 """Rows that the run is evaluated on."""
 PATIENCE = 1_200_000
@@ -143,7 +142,7 @@ class Journey:
             page.wait_for_url("**/exports/*")
             page.locator(".chip.good").wait_for(timeout=PATIENCE)
         self.screen("verified")
-        return [" ".join(one.inner_text().split()) for one in page.locator("tr", has_text="it was run").all()]
+        return [" ".join(one.inner_text().split()) for one in page.locator("[aria-label=Verdicts] tbody tr").all()]
 
     def whole(self, rows: Path, known: Path) -> dict[str, Any]:
         self.screen("start")
@@ -171,13 +170,11 @@ DESKTOP = {
 PHONE = {"form": "new-run-phone", "run": "run-phone-dark", "runs": "runs-phone"}
 
 
-def facts(folder: Path, count: int, part: str) -> Path:
-    """Short questions and answers of a part of the data set, as many as asked for."""
-    source = Path(os.environ["RANKWISE_DATA"]) / "superbowl_facts" / f"{part}.jsonl"
-    rows = [json.loads(line) for line in source.read_text().splitlines()]
-    short = [row for row in rows if len(row["completion"]) < LONGEST][:count]
-    file = folder / f"facts-{part}.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in short))
+def laid(folder: Path, name: str, rows: list[dict[str, str | float]]) -> Path:
+    """Orders by e-mail, and their fields as JSON, as prompts and completions."""
+    file = folder / f"{name}.jsonl"
+    pairs = ({"prompt": row["email"], "completion": row["fields"]} for row in rows)
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     return file
 
 
@@ -188,7 +185,8 @@ def journeys(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     os.environ["RANKWISE_CACHE"] = str(cache_folder())
     os.environ["HOME"] = str(folder)  # the pictures are of nobody's own folder
-    rows, known = facts(folder, chosen.rows, "train"), facts(folder, KNOWN, "valid")
+    rows = laid(folder, "orders", orders(range(chosen.rows)))
+    known = laid(folder, "new-orders", orders(range(200, 200 + KNOWN)))
     (folder / "work").mkdir()
     os.chdir(folder / "work")
     found, server = dict[str, Any](), Server().start()
@@ -201,7 +199,7 @@ def journeys(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
             context = browser.new_context(viewport=WIDTHS[width], color_scheme=scheme)
             seen = Visitor(context.new_page(), server.url)
             page = seen.open("/")
-            found[who] = Journey(seen, hand(page), f"facts-{card}", card, chosen, pictures).whole(rows, known)
+            found[who] = Journey(seen, hand(page), f"orders-{card}", card, chosen, pictures).whole(rows, known)
         seen = Visitor(browser.new_page(viewport=WIDTHS["desktop"]), server.url)
         Journey(seen, Mouse(seen.open("/")), "", "", chosen, {"both": "runs-desktop"}).screen("both")
         browser.close()

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OF_TESTS = (
     "data", "excel", "vision", "scores", "plot", "sklearn", "onnx", "sign", "quantized", "sweep", "serve", "studio",
-    "tensorboard", "dev",
+    "tensorboard", "docs", "dev",
 )  # fmt: skip
 REQUIREMENTS = [
     Requirement(text)
