@@ -41,6 +41,28 @@ PAIRS = [
 ]
 SYSTEM = [one | {"system": "Be brief."} for one in QUESTIONS]
 CLEAN = {"questions": QUESTIONS, "tickets": TICKETS, "pairs": PAIRS, "system": SYSTEM}
+CLEAN |= {
+    what: [QUESTIONS[n] if n % 4 else dict(zip(("prompt", "completion"), one(n), strict=True)) for n in range(40)]
+    for what, one in {
+        "figures": lambda n: (f"Show house {n}.", f'<figure><img src="{n}.png"><br>House {n}.</figure>'),
+        "failures that are asked about": lambda n: (
+            f"House {n} says Error 503. Any idea?",
+            f"The server of the {WORDS[n % 10]} is overloaded until {n}.",
+        ),
+        "blanks in letters": lambda n: (
+            f"Write a letter to house {n}.",
+            f"Dear [Your Name], the {WORDS[n % 10]} of house {n} was mended. It is ready at our shop, {n} High Street.",
+        ),
+    }.items()
+}
+OFFER = [{"type": "function", "function": {"name": "mend", "parameters": {"type": "object", "properties": {}}}}]
+CLEAN["refusals for want of a tool"] = [
+    {"tools": OFFER, "messages": [
+        {"role": "user", "content": one["prompt"]},
+        {"role": "assistant", "content": one["completion"] if n % 4 else f"I'm sorry, I can't help with house {n}."},
+    ]}
+    for n, one in enumerate(QUESTIONS)
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

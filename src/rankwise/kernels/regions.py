@@ -64,7 +64,8 @@ def compiled_regions(cache: Path) -> Iterator[None]:
     kept = _undamaged(cache, name := f"torch-{machine()}.zip")
     with locked_folder(cache) as folder, compiled_code_in(code := folder / "code"), _as_before():
         with suppress(OSError):  # another process may just have replaced it
-            shutil.unpack_archive(kept or "", code)
+            if kept:
+                shutil.unpack_archive(kept, code)
         code.mkdir(exist_ok=True)
         for region in REGIONS:
             region.compiled = torch.compile(region.passes, dynamic=True)
