@@ -43,7 +43,7 @@ from rankwise.runs.records import silent
 from rankwise.system.memory import keep_memory
 from rankwise.training.backend import Fused
 from rankwise.training.trainer import Trainer
-from rankwise.training.workload import Workload
+from rankwise.training.workload import Presentation, Workload
 
 STRENGTHS = (1.0, 0.75)
 """The lower one on E2E with seed 0 alone."""
@@ -111,7 +111,7 @@ def run(folder: Path, cell: Cell, model: LoadedModel, base: Callable[[Forward], 
             assert isinstance(tuned, TrainableAdaLora)
             start_at_zero(tuned, *variant.start)
         tuned.train(False)
-        work = Workload.of(model.module, tuned, CAUSAL_LM, config, prepared, False, silent)
+        work = Workload.of(tuned, CAUSAL_LM, config, prepared, Presentation(), silent)
         backend = Fused(work)
         trainer = Trainer(tuned, Batches.of(trained, config, backend.layout), config, backend)
         seconds = [record.seconds for record in trainer.run()]

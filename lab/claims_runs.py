@@ -37,7 +37,7 @@ from rankwise.system.files import sha256_of
 from rankwise.training.backend import choose_backend
 from rankwise.training.hooks import ReportHook
 from rankwise.training.trainer import Hook, Trainer
-from rankwise.training.workload import Workload
+from rankwise.training.workload import Presentation, Workload
 
 MARKS = (0.25, 0.5, 0.75)
 """Shares of the run after which it is measured, beside its beginning and its end."""
@@ -129,7 +129,7 @@ def run_cell(experiment: Experiment, task: ClaimTask, held: Held, text: Text, ca
     tuned.train(False)
     meter.begin(task.name)
     try:
-        work = Workload.of(model.module, tuned, CAUSAL_LM, config, prepared, False, silent)
+        work = Workload.of(tuned, CAUSAL_LM, config, prepared, Presentation(), silent)
         tokens = steps * config.rows_per_step(len(trained)) * trained.tokens // len(trained)
         backend = choose_backend(work, config.backend, tokens)
         hooks = [

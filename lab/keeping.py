@@ -45,11 +45,11 @@ from rankwise.rows.preparing import prepare
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import silent
 from rankwise.system.memory import keep_memory
-from rankwise.training.anchor import Anchor, BaseOnText, anchor_text
 from rankwise.training.backend import Eager, Fused, choose_backend
-from rankwise.training.replay import with_replay
+from rankwise.training.extras.anchor import Anchor, BaseOnText, anchor_text
+from rankwise.training.extras.replay import ReplayedRows
 from rankwise.training.trainer import Trainer
-from rankwise.training.workload import Workload, batches_of
+from rankwise.training.workload import Presentation, Workload, batches_of
 
 ROWS = {"e2e": 200, "dolly": 200, "superbowl": 240, "gsm8k": 160}
 RATES = {"lora": 2e-3, "adalora": 2e-3, "full": 1e-4}
@@ -130,14 +130,16 @@ def run(folder: Path, cell: Cell, model: LoadedModel) -> dict[str, Any]:
     if experiment.adapter.method == "full":
         model = load(experiment.base, silent)
     writing = TextWriting(model.tokenizer, model.template, model.source.name, None)
-    prepared = with_replay(prepare(experiment.data, writing, silent), experiment, model, writing, silent)
+    prepared, replay = prepare(experiment.data, writing, silent), experiment.training.replay
+    if replay is not None:
+        prepared = ReplayedRows(replay, experiment.data, experiment.training).among(prepared, model, writing, silent)
     rows = prepared.rows_in_pass
     config = experiment.training.resolved(rows, model.width, experiment.auto_rate)
     tuned = method.attach(model, Setup(config, config.total_steps(rows), prepared.trained_rows))
     measured, seconds = dict[str, Any](), list[float]()
     try:
         tuned.train(False)
-        work = Workload.of(model.module, tuned, CAUSAL_LM, config, prepared, False, silent)
+        work = Workload.of(tuned, CAUSAL_LM, config, prepared, Presentation(), silent)
         backend = choose_backend(work, "auto", 0)
         anchor = None
         if config.anchor is not None:

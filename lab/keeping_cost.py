@@ -28,10 +28,10 @@ from rankwise.rows.preparing import prepare
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import silent
 from rankwise.system.memory import keep_memory
-from rankwise.training.anchor import Anchor, BaseOnText, anchor_text
 from rankwise.training.backend import Fused
+from rankwise.training.extras.anchor import Anchor, BaseOnText, anchor_text
 from rankwise.training.trainer import Trainer
-from rankwise.training.workload import Workload
+from rankwise.training.workload import Presentation, Workload
 
 
 def measured(task: str, steps: int, tokens: int) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def measured(task: str, steps: int, tokens: int) -> dict[str, Any]:
     rows = prepared.trained_rows
     config = experiment.training.resolved(len(rows), model.width, experiment.auto_rate)
     tuned = method_of(experiment.adapter).attach(model, Setup(config, steps, rows))
-    work = Workload.of(model.module, tuned, CAUSAL_LM, config, prepared, False, silent)
+    work = Workload.of(tuned, CAUSAL_LM, config, prepared, Presentation(), silent)
     plain, held = Fused(work), Fused(work)
     asked = AnchorConfig(tokens=tokens)
     with tuned.base():

@@ -8,7 +8,8 @@
 Each loss is the mean over the seeds for which everything is done.
 
 A cell is one training: `rate` a whole run at one of the seven rates around the default (0), `tune` what --tune chooses
-and a whole run at that rate, `short` a trial of few steps, from which the correction of training/tuning.py was read.
+and a whole run at that rate, `short` a trial of few steps, from which the correction of
+training/extras/tuning.py was read.
 Trials are measured on 32 validation rows, whole runs on 64 others. Finished cells lie in FOLDER/tuning.jsonl.
 """
 
@@ -41,7 +42,8 @@ from rankwise.rows.preparing import prepare
 from rankwise.runs.metrics_log import MetricsLog, read_metrics_log
 from rankwise.runs.records import silent
 from rankwise.system.memory import keep_memory
-from rankwise.training.tuning import Trials, tune
+from rankwise.training.extras.tuning import Trials, tune
+from rankwise.training.workload import Presentation
 
 CHOOSING, MEASURED, LABELS, SIDE = 16, 32, 160, 84
 """Rows that choose, rows that are measured, such of labels, and pixels of an image."""
@@ -118,7 +120,18 @@ def loaded(folder: Path, task: str, steps: int, seed: int) -> tuple[Trials, Tria
     setup = Setup(
         config, steps, prepared.trained_rows, heads=objective.heads(model), load=objective.load, callback=silent
     )
-    first, second = (Trials(experiment, model, method, objective, setup, rows) for rows in (choosing, measured))
+    first, second = (
+        Trials(
+            model=model,
+            method=method,
+            objective=objective,
+            setup=setup,
+            adapter=experiment.adapter,
+            presentation=Presentation(experiment.data.packing, experiment.images),
+            prepared=rows,
+        )
+        for rows in (choosing, measured)
+    )
     return first, second, float(config.learning_rate)
 
 

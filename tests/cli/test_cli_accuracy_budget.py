@@ -19,7 +19,7 @@ from rankwise.config.tasks import task_named
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.requests import requests_of
 from rankwise.runs.records import silent
-from rankwise.training import budgets
+from rankwise.training.extras import budgets
 
 TASK = 'task: towns\ndata: FILE\nask: "{q}"\nscore: [accuracy]\nchat: false\n'
 LOOSE = ("--rank", "4", "--held-out", "4", "--anchor", "0.001", "--set", "training.anchor.tokens=16", "--anchor-text",

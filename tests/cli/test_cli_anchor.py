@@ -16,7 +16,7 @@ from typer.testing import Result
 
 from kit.command import done, printed, rankwise
 from kit.library import COMMON, Library
-from rankwise.training import anchor as anchoring
+from rankwise.training.extras import anchor as anchoring
 from rankwise.training.trainer import Trainer
 
 ANCHOR = ("--rank", "4", "--held-out", "4", "--anchor", "2", "--anchor-text", "other.txt",

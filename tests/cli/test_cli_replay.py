@@ -25,7 +25,7 @@ from rankwise.rows.instructions import instructions
 from rankwise.rows.preparation import Prepared
 from rankwise.rows.preparing import prepare
 from rankwise.runs.records import silent
-from rankwise.training.replay import with_replay
+from rankwise.training.extras.replay import ReplayedRows
 from rankwise.training.trainer import Trainer
 
 SHORT = ("--steps", "12")
@@ -156,7 +156,10 @@ def prepared_with(share: float, others: str, **data: Any) -> tuple[Prepared, Pre
     model = load(ModelConfig(name="tiny-llama", dtype="float32"), silent)
     writing = CAUSAL_LM.row_encoding(model)
     plain = prepare(experiment.data, writing, silent)
-    return plain, with_replay(plain, experiment, model, writing, silent)
+    replay = experiment.training.replay
+    assert replay is not None, "it is asked for"
+    replayed = ReplayedRows(replay, experiment.data, experiment.training)
+    return plain, replayed.among(plain, model, writing, silent)
 
 
 @pytest.mark.usefixtures("home")

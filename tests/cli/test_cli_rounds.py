@@ -40,7 +40,7 @@ from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import Event, StepRecord
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import sha256_of
-from rankwise.training import earlier_rounds as measuring
+from rankwise.training.extras import earlier_rounds as measuring
 
 LAND = ("--data", "rows.jsonl", "--validation-data", "apart.jsonl")
 WORDS = ("--data", "labelled.jsonl", "--validation-data", "labelled-apart.jsonl")

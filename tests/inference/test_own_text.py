@@ -16,7 +16,7 @@ from rankwise.inference import own_text
 from rankwise.inference.own_text import OPENINGS, own_blocks
 from rankwise.methods.inject import inject
 from rankwise.runs.records import Event, ProgressUpdate, silent
-from rankwise.training.anchor import anchor_text
+from rankwise.training.extras.anchor import anchor_text
 
 LENGTH = 12
 

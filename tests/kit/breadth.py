@@ -36,8 +36,9 @@ from rankwise.commands import train as train_module
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
 from rankwise.errors import TrainingError
-from rankwise.training import budgets, trainer
-from rankwise.training.run import TrainingRun
+from rankwise.training import recording, settling, trainer
+from rankwise.training.extras import budgets
+from rankwise.training.training import Training
 from rankwise.training.world import join
 
 TEXT = "The river runs through the town, and on its banks stand houses of stone that were built long ago. " * 40
@@ -213,7 +214,7 @@ def run_case(name: str, run: str | None = None) -> Breadth:
     seen: list[dict[str, Tensor]] = []
 
     def remembering(real: Any) -> Any:
-        def results(run: TrainingRun, *given: Any) -> Any:
+        def results(run: Training, *given: Any) -> Any:
             statistics = {key: value for key, value in run.trainable.model.named_buffers() if "running" in key}
             learned = run.trainable.named_parameters() | statistics
             seen.append({key: value.detach().clone() for key, value in learned.items()})
@@ -223,8 +224,8 @@ def run_case(name: str, run: str | None = None) -> Breadth:
 
     with ExitStack() as stack:
         stack.enter_context(in_float64() if name in CASES else ExitStack())
-        stack.enter_context(patched(TrainingRun, "results", remembering))
-        stack.enter_context(patched(train_module, "foresee", lambda real: lambda *given: None))
+        stack.enter_context(patched(recording, "results_of", remembering))
+        stack.enter_context(patched(settling, "foresee", lambda real: lambda *given: None))
         stack.enter_context(patched(budgets, "LENGTH", lambda real: 24))
         stack.enter_context(patched(train_module, "write_page", lambda real: lambda *given: Path()))
         if name in LIFTED:

@@ -48,7 +48,7 @@ from rankwise.runs.records import OF_LANGUAGE_MODELS, SampleRecord, ScoreRecord
 from rankwise.training import step as step_module
 from rankwise.training.step import StepTotals
 from rankwise.training.trainer import Trainer
-from rankwise.training.validation import Validation, early_stopping_of
+from rankwise.training.validation import EarlyStopping, Validation
 from rankwise.training.world import World, join
 
 Job = Callable[[Path, Any], None]
@@ -152,7 +152,7 @@ def learn(case: Case, world: World, folder: Path) -> Learned:
     checks = ValidationConfig.model_validate({"keep": case.keep})
     held_out = share_of(random_rows(5, seed=7), world.rank, world.size)
     validation = Validation(
-        checks, 2, early_stopping_of(checks, trainable), case.arrange(held_out, case.tokens) if held_out else [], 5,
+        checks, 2, EarlyStopping.of(checks, trainable, 1), case.arrange(held_out, case.tokens) if held_out else [], 5,
         NoScores(), run, backend := Arranged(forward, case.arrange), OF_LANGUAGE_MODELS, world=world,
     )  # fmt: skip
     batches = Batches.of(random_rows(11), replace_tokens(config, case.tokens), case.arrange)

@@ -22,8 +22,8 @@ from rankwise.methods.trainable import Trainable
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.text.tokenize import Tokens
-from rankwise.training.anchor import Anchor, BaseOnText
 from rankwise.training.backend import Eager, Fused
+from rankwise.training.extras.anchor import Anchor, BaseOnText
 from rankwise.training.losses import AnchoredBackend
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.step import optimizer_step

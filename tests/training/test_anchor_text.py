@@ -17,7 +17,6 @@ from rankwise.base.loading import load
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.forgetting import BLOCKS, AnchorConfig
 from rankwise.config.models import ModelConfig
-from rankwise.config.training import TrainingConfig
 from rankwise.errors import DataError
 from rankwise.evaluation.text import Text, cut, read_text, refuse_trained_on
 from rankwise.inference.own_text import own_blocks
@@ -25,9 +24,9 @@ from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import silent
-from rankwise.training import anchor as module
-from rankwise.training.anchor import anchor_text, facts_of, source_code, text_of_run
-from rankwise.training.world import World
+from rankwise.training.extras import anchor as module
+from rankwise.training.extras.anchor import HeldToBase, anchor_text, source_code
+from rankwise.training.training import Training
 
 LENGTH = 10
 
@@ -89,16 +88,19 @@ def test_code_beside_a_text_of_ones_own_has_no_effect() -> None:
 def test_the_text_of_a_run_is_the_text_whoever_wrote_it(model: LoadedModel) -> None:
     """It goes from the first process to the others as JSON does."""
     trainable = TrainableLoRA(inject(model.module, LoraConfig(rank=2)))
-    config = TrainingConfig(anchor=AnchorConfig(tokens=LENGTH, code=True), steps=5)
+    held = HeldToBase(AnchorConfig(tokens=LENGTH, code=True))
     expected = default_text(model, code=True)
     world = SimpleNamespace(share=lambda value: json.loads(json.dumps(value())))
-    got = text_of_run(config, model, trainable, silent, cast("World", world))
-    assert got is not None and torch.equal(got.blocks, expected.blocks)
-    assert replace(got, blocks=expected.blocks) == expected
+    session = SimpleNamespace(callback=silent, world=world)
+    held.attached(cast("Training", SimpleNamespace(trainable=trainable, model=model, steps=5, session=session)))
+    assert torch.equal(held.text.blocks, expected.blocks)
+    assert replace(held.text, blocks=expected.blocks) == expected
 
 
 def test_the_files_of_the_code_cannot_show_forgetting(model: LoadedModel) -> None:
-    facts = facts_of(default_text(model, code=True))
+    held = HeldToBase(AnchorConfig())
+    held.text = default_text(model, code=True)
+    facts = held.facts()["anchor"]
     assert len(facts.origins) >= len(module.MODULES) - 1, "more than `turtle` is missing in this Python"
     other = cut(read_text(statistics.__file__), model, blocks=2, length=LENGTH)
     with pytest.raises(DataError, match="held to its base on this text"):

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 import rankwise
-from rankwise.commands import train
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.training import TrainingConfig
@@ -25,6 +24,7 @@ from rankwise.runs.directory import RunDirectory
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import LossRecord, StepRecord
 from rankwise.training import trainer, validation
+from rankwise.training.extras import tuning
 from rankwise.training.hooks import LossWatch
 from rankwise.training.state import Diverged
 
@@ -222,8 +222,8 @@ def test_a_validation_loss_that_is_no_number_sends_a_run_back_too(workplace, mon
 
 
 def test_a_run_that_goes_back_to_its_beginning_keeps_the_rate_that_trials_chose(workplace, monkeypatch):
-    made, real = [], train.tune
-    monkeypatch.setattr(train, "tune", lambda *given: made.append(real(*given)) or made[-1])
+    made, real = [], tuning.tune
+    monkeypatch.setattr(tuning, "tune", lambda *given: made.append(real(*given)) or made[-1])
     lifted(monkeypatch, first=3, above=RATE * 1e-9)
     with pytest.raises(TrainingError, match="went back 3 times"):
         rankwise.train(experiment("back-off", learning_rate="tune"))

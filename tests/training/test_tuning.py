@@ -33,8 +33,9 @@ from rankwise.planning.tuning import TOO_COSTLY, Stage, TrialPlan, most_cost
 from rankwise.rows.preparing import prepare
 from rankwise.runs.records import Callback, StepRecord, silent
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.training import tuning as tuning_of_rates
-from rankwise.training.tuning import WIDEST, Trials, ceiling_of, choose, set_aside
+from rankwise.training.extras import tuning as tuning_of_rates
+from rankwise.training.extras.tuning import WIDEST, Trials, ceiling_of, choose, set_aside
+from rankwise.training.workload import Presentation
 
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora", "rank": 2}, "adalora": {"method": "adalora", "budget": "2"},
@@ -130,7 +131,10 @@ def trials_of(given: Experiment) -> Trials:
     setup = Setup(
         config, 50, prepared.trained_rows, heads=objective.heads(model), load=objective.load, callback=silent
     )  # fmt: skip
-    return Trials(given, model, method, objective, setup, apart)
+    return Trials(
+        model=model, method=method, objective=objective, setup=setup, adapter=given.adapter,
+        presentation=Presentation(given.data.packing, given.images), prepared=apart,
+    )  # fmt: skip
 
 
 def test_trials_that_learn_nothing_leave_the_default(monkeypatch: pytest.MonkeyPatch):

@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 import rankwise
 from conftest import tiny_model
 from rankwise.cli.main import app
-from rankwise.commands import train as training
 from rankwise.commands.report import report
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ResourceError, TrainingError
@@ -26,10 +25,9 @@ from rankwise.planning import forecast as forecasts
 from rankwise.planning.devices import this_processor
 from rankwise.runs.manifest import versions
 from rankwise.runs.records import StatusMessage, StepRecord, WarningCollector, WarningMessage
-from rankwise.training import backend
+from rankwise.training import backend, recording, settling
 from rankwise.training import preflight as foresight
 from rankwise.training import resume as resuming
-from rankwise.training.run import TrainingRun
 from rankwise.training.trainer import Hook
 
 
@@ -103,19 +101,19 @@ def test_warnings_are_kept_when_a_run_is_killed_fails_and_goes_on(small, monkeyp
                 written = json.loads(Path("runs/small/manifest.json").read_text())
                 assert text in written["warnings"] and written["status"] == "running"
 
-        class WarningRun(TrainingRun):
-            def trainer(self, *given):
-                made = super().trainer(*given)
-                made.hooks = [*made.hooks, Warns()]
-                return made
+        def with_hook(*given):
+            made = real(*given)
+            made.hooks = [*made.hooks, Warns()]
+            return made
 
-        return WarningRun
+        return with_hook
 
-    monkeypatch.setattr(training, "TrainingRun", announced("first"))
+    real = recording._trainer
+    monkeypatch.setattr(recording, "_trainer", announced("first"))
     with pytest.raises(Stopped):
         rankwise.train(small, callback=stop_after(2))
     assert json.loads(Path("runs/small/manifest.json").read_text())["warnings"] == ["first"]
-    monkeypatch.setattr(training, "TrainingRun", announced("second"))
+    monkeypatch.setattr(recording, "_trainer", announced("second"))
     found = rankwise.train(small, resume=True).manifest.warnings
     assert found == ("first", "second")
     assert [one for one in json.loads(report("small").data.read_text())["remarks"] if one.startswith("Warning")] == [
@@ -270,6 +268,6 @@ def test_a_run_that_the_forecast_finds_short_is_not_timed_for_the_compiler(small
     monkeypatch.setattr(backend, "COMPILED_AFTER", 1e-9)
     monkeypatch.setattr(backend, "_seconds_per_token", lambda work: timed.append(work) or 0.0)
     assert rankwise.train(small).manifest.backend == "fused" and not timed
-    monkeypatch.setattr(training, "foresee", lambda *_: None)
+    monkeypatch.setattr(settling, "foresee", lambda *_: None)
     rankwise.train(small.model_copy(update={"run": "unforeseen"}))
     assert timed

@@ -23,6 +23,7 @@ from rankwise.system.files import published, write_atomic, write_json
 from rankwise.system.memory import limited_memory
 from rankwise.training.advising import ADVISING, EXAMPLES, Advising, Design
 from rankwise.training.preflight import Foresight, foresee, within_limit
+from rankwise.training.workload import Presentation
 
 SHARE_HELD_OUT, MOST_HELD_OUT = 5, 200
 """Without validation rows, a fifth of the rows is held out, and no more than this."""
@@ -62,7 +63,7 @@ def _made_ready(
     if model is not None:
         _refuse_other(model, experiment, objective)
     foreseen = foresee(experiment, callback, objective.head_size)
-    training, foreseen = within_limit(experiment, foreseen, callback)
+    training, foreseen = within_limit(experiment.training, foreseen, callback)
     if foreseen is not None:
         foreseen.check(callback, force=force_memory)
     loaded = objective.load(experiment.base, callback) if model is None else model
@@ -71,7 +72,10 @@ def _made_ready(
         loaded = loaded.with_template(used.template)
     prepared = _prepared(experiment.data, writing, callback)
     config = training.resolved(len(prepared.trained), loaded.width, experiment.auto_rate)
-    advising = (kind or objective.among(ADVISING))(experiment, config, loaded, objective, prepared, callback, examples)
+    advising = (kind or objective.among(ADVISING))(
+        adapter_config=experiment.adapter, presentation=Presentation(experiment.data.packing, experiment.images),
+        config=config, model=loaded, objective=objective, prepared=prepared, callback=callback, examples=examples,
+    )  # fmt: skip
     return advising, _foretell(advising.design, foreseen, callback)
 
 

@@ -5,7 +5,7 @@
 
 A row that is only read costs half of a row that is trained on. All trials together take at most 30 % of a run of up to
 100 steps, and less than that from there on, down to 15 % at 300 steps; a sixth of this is left for attaching, comparing
-backends and the like. Trials that would be too short are not made. How they are used is in training/tuning.py.
+backends and the like. Trials that would be too short are not made. How they are used is in training/extras/tuning.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """General instructions that come with rankwise: questions, rewriting, summaries, code, arithmetic and small talk.
 
-A base's answers to them are replayed while it learns something else (training/replay.py). They lie in instructions.txt
-with an empty line between two of them.
+A base's answers to them are replayed while it learns something else (training/extras/replay.py). They lie in
+instructions.txt with an empty line between two of them.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rankwise.base.loaded import LoadedModel
-from rankwise.config.experiment import Experiment
+from rankwise.config.adapters import Adapting
 from rankwise.config.training import TrainingConfig
 from rankwise.evaluation.class_metrics import one_target
 from rankwise.evaluation.few_shot import with_examples, with_other_questions
@@ -56,6 +56,7 @@ from rankwise.runs.manifest import BackendName
 from rankwise.runs.measured import Difference, Measurement
 from rankwise.runs.records import Callback, ProgressUpdate, silent
 from rankwise.training.short_runs import ShortRun, short_run
+from rankwise.training.workload import Presentation
 
 EXAMPLES, FEWEST_STEPS, TENTH, PART = 5, 20, 10, 4
 BUDGET = 0.3
@@ -126,7 +127,8 @@ class Design:
 class Advising(ABC):
     """One measurement. `config` are the full run's settings with its steps and learning rate named."""
 
-    experiment: Experiment
+    adapter_config: Adapting
+    presentation: Presentation
     config: TrainingConfig
     model: LoadedModel
     objective: Any
@@ -210,7 +212,8 @@ class Advising(ABC):
         """The model with what a short training taught it."""
         config = self.config.model_copy(update={"steps": steps})
         return short_run(
-            self.experiment, config, self.model, self.objective, prepared, callback, lambda: self.did(1), backend
+            self.adapter_config, config, self.model, self.objective, prepared, self.presentation, callback=callback,
+            stepped=lambda: self.did(1), backend=backend,
         )  # fmt: skip
 
     def did(self, work: float) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import psutil
 import torch
 
 from rankwise.base.precision import choose_precision
 from rankwise.config.experiment import Experiment
+from rankwise.config.models import ModelConfig
 from rankwise.config.reading import as_planned
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError, RankwiseError, ResourceError, first_line
@@ -107,20 +109,19 @@ class Foresight:
 def foresee(experiment: Experiment, callback: Callback = silent, outputs: int | None = None) -> Foresight | None:
     """None where the plan cannot tell. It is no part of a training, so nothing that goes wrong in it ends one. The
     `outputs` of a new head are known by then."""
-    made = _planned(
-        lambda: plan(as_planned(experiment), on=_device(experiment), outputs=outputs, processes=_processes()), callback
-    )
-    return made and replace(made, outputs=outputs)
+    return _planned(
+        lambda: plan(as_planned(experiment), on=_device(experiment.base), outputs=outputs, processes=_processes()),
+        callback, outputs,
+    )  # fmt: skip
 
 
 def within_limit(
-    experiment: Experiment, forecast: Foresight | None, callback: Callback
+    training: TrainingConfig, forecast: Foresight | None, callback: Callback
 ) -> tuple[TrainingConfig, Foresight | None]:
     """The settings of a training that stays under its limit of memory (model.memory), and the forecast of it: as many
     blocks are computed twice as the forecast asks for, and as few tokens at once. Both give the same result but for
     rounding."""
-    training = experiment.training
-    if experiment.model.memory is None or forecast is None:
+    if forecast is None or (memory := forecast.plan.config.model.memory) is None:
         return training, forecast
     plan, changes = forecast.plan, {}
     made, auto = plan.forecast, training.activation_checkpointing == "auto"
@@ -132,14 +133,22 @@ def within_limit(
     if not changes:
         return training, forecast
     settings = ", ".join(f"training.{name}={value}" for name, value in changes.items())
-    told = f"to stay under {experiment.model.memory} of memory: {settings}; the result is the same but for rounding"
+    told = f"to stay under {memory} of memory: {settings}; the result is the same but for rounding"
     callback(StatusMessage(told))
-    training = training.model_copy(update=changes)
-    again = foresee(experiment.model_copy(update={"training": training}), callback, forecast.outputs)
-    return training, again or forecast
+    return training.model_copy(update=changes), _again(forecast, changes, callback) or forecast
 
 
-def _planned(planned: Callable[[], Plan], callback: Callback) -> Foresight | None:
+def _again(forecast: Foresight, changes: dict[str, Any], callback: Callback) -> Foresight | None:
+    """The forecast with other settings of training."""
+    asked, before = forecast.plan.config, forecast.plan
+    config = asked.model_copy(update={"training": asked.training.model_copy(update=changes)})
+    return _planned(
+        lambda: plan(config, on=before.device, outputs=forecast.outputs, processes=before.processes),
+        callback, forecast.outputs,
+    )  # fmt: skip
+
+
+def _planned(planned: Callable[[], Plan], callback: Callback, outputs: int | None) -> Foresight | None:
     try:
         made = planned()
     except RankwiseError:
@@ -147,27 +156,23 @@ def _planned(planned: Callable[[], Plan], callback: Callback) -> Foresight | Non
     except Exception as error:
         callback(StatusMessage(f"no forecast: {first_line(error)}"))
         return None
-    return Foresight(made) if made.trained else None
+    return Foresight(made, outputs) if made.trained else None
 
 
 def foresee_backend(forecast: Foresight | None, backend: BackendName, callback: Callback) -> Foresight | None:
     """A new forecast where a run computes with the eager backend, and the first one took the fused one for granted."""
     if forecast is None or backend != "eager" or forecast.plan.forecast.form == "plain":
         return forecast
-    asked, device = forecast.plan.config, forecast.plan.device
-    training = asked.training.model_copy(update={"backend": "eager"})
-    again = _planned(
-        lambda: plan(asked.model_copy(update={"training": training}), on=device, processes=forecast.plan.processes),
-        callback,
-    )
-    if again is not None:
-        before, now = forecast.plan.forecast.peak, again.plan.forecast.peak
-        callback(
-            WarningMessage(
-                f"the eager backend is forecast to need {_gigabytes(now)} of memory, instead of {_gigabytes(before)}"
-            )
+    again = _again(forecast, {"backend": "eager"}, callback)
+    if again is None:
+        return None
+    before, now = forecast.plan.forecast.peak, again.plan.forecast.peak
+    callback(
+        WarningMessage(
+            f"the eager backend is forecast to need {_gigabytes(now)} of memory, instead of {_gigabytes(before)}"
         )
-    return again and replace(again, is_settled=True)
+    )
+    return replace(again, is_settled=True)
 
 
 def _processes() -> Processes:
@@ -176,10 +181,10 @@ def _processes() -> Processes:
     return ONE_PROCESS if own is None else Processes(own.size, -(-own.size // own.local_size))
 
 
-def _device(experiment: Experiment) -> Device:
+def _device(base: ModelConfig) -> Device:
     """The one that torch would take, whatever else is in the machine. What this process holds already is part of what
     is forecast, so it counts as free."""
-    device = choose_precision(experiment.base).device
+    device = choose_precision(base).device
     if device.type == "cpu":
         found = this_processor()
         share = (found.memory + psutil.Process().memory_info().rss) / processes_here()

@@ -140,7 +140,9 @@ def _restored(resumable: Resumable, state: TrainState) -> tuple[Past, bytes]:
         checkpoint = resumable.checkpoint
         try:
             rows, past = _until(checkpoint.step, checkpoint.file(METRICS), resumable.manifest)
-            check_best(resumable.run, state, resumable.experiment, validations_in(past.history))
+            stored = resumable.experiment
+            earliest = stored.objective_settings.earliest
+            check_best(resumable.run, state, stored.validation, earliest, validations_in(past.history))
             restore(state, checkpoint.folder)
         except DamagedStep as error:
             if not resumable.older(error):

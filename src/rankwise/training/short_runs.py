@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rankwise.base.loaded import LoadedModel
-from rankwise.config.experiment import Experiment
+from rankwise.config.adapters import Adapting
 from rankwise.config.training import TrainingConfig
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
@@ -27,22 +27,18 @@ from rankwise.runs.records import Callback, Event, StatusMessage, WarningMessage
 from rankwise.training.backend import backend_named, choose_backend
 from rankwise.training.losses import Backend
 from rankwise.training.trainer import Hook, Trainer
-from rankwise.training.workload import Workload, batches_of
+from rankwise.training.workload import Presentation, Workload, batches_of
 from rankwise.training.world import ONE_PROCESS, World
 
 
 def trainer_of(
-    experiment: Experiment, objective: Objective, config: TrainingConfig, trainable: Trainable, prepared: Prepared,
-    choice: Callable[[Workload], Backend], hooks: Sequence[Hook], callback: Callback = silent,
+    trainable: Trainable, objective: Objective, config: TrainingConfig, prepared: Prepared, presentation: Presentation,
+    *, choice: Callable[[Workload], Backend], hooks: Sequence[Hook], callback: Callback = silent,
     world: World = ONE_PROCESS,
 ) -> Trainer:  # fmt: skip
     """Over the rows that a run with these settings would see, in their order. `choice` chooses the backend."""
-    work = Workload.of(
-        trainable.model, trainable, objective, config, prepared, experiment.data.packing, callback,
-        varied=experiment.images.augmentation != "none",
-    )  # fmt: skip
-    backend = choice(work)
-    vary = augmentation(experiment.images, config.seed)
+    backend = choice(Workload.of(trainable, objective, config, prepared, presentation, callback))
+    vary = augmentation(presentation.images, config.seed)
     batches = batches_of(prepared, config, backend.layout, vary, world)
     return Trainer(trainable, batches, config, backend, hooks, world=world)
 
@@ -56,8 +52,8 @@ class ShortRun:
 
 @contextmanager
 def short_run(
-    experiment: Experiment, config: TrainingConfig, model: LoadedModel, objective: Objective, prepared: Prepared,
-    callback: Callback, stepped: Callable[[], None], backend: BackendName | None = None,
+    adapter: Adapting, config: TrainingConfig, model: LoadedModel, objective: Objective, prepared: Prepared,
+    presentation: Presentation, *, callback: Callback, stepped: Callable[[], None], backend: BackendName | None = None,
 ) -> Iterator[ShortRun]:  # fmt: skip
     """Train, and leave the adapter attached inside the block. `config` names its steps and learning rate, and `stepped`
     is called after each step. `backend` is that of a run before, which need not be compared with the model's own code
@@ -68,13 +64,15 @@ def short_run(
     def choice(work: Workload) -> Backend:
         return choose_backend(work, config.backend, tokens) if backend is None else backend_named(backend, work)
 
-    trainable = method_of(experiment.adapter).attach(model, Setup(
+    trainable = method_of(adapter).attach(model, Setup(
         config, steps, rows, heads=objective.heads(model), load=objective.load, described="a short training",
         callback=callback,
     ))  # fmt: skip
     try:
-        hooks = [Sentences(callback)]
-        trainer = trainer_of(experiment, objective, config, trainable, prepared, choice, hooks, callback)
+        trainer = trainer_of(
+            trainable, objective, config, prepared, presentation, choice=choice, hooks=[Sentences(callback)],
+            callback=callback,
+        )  # fmt: skip
         seconds: list[float] = []
         for record in trainer.run():
             seconds.append(record.seconds)

@@ -55,7 +55,12 @@ class StepTotals:
 
 
 class Anchoring(Protocol):
-    """What is learned beside the rows (anchor.py)."""
+    """What is learned beside the rows (extras/anchor.py)."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of its block in each step."""
+        ...
 
     def joins(self, batch: Batch) -> bool: ...
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rankwise.base.loaded import LoadedModel
-from rankwise.config.experiment import Experiment
 from rankwise.config.validation import ValidationConfig
 from rankwise.errors import ConfigError, TrainingError
 from rankwise.evaluation.intervals import measured_share
@@ -51,6 +50,13 @@ class EarlyStopping:
     more_is_better: bool
     first: int = 1
     patience: int | None = None
+
+    @classmethod
+    def of(cls, config: ValidationConfig, trainable: Trainable, earliest: int) -> EarlyStopping:
+        """`earliest` is the first step whose result may be the best one, where the method has no later one."""
+        first = trainable.first_final_step
+        by, first = config.by, earliest if first == 1 else first
+        return cls(by, METRICS[by].more_is_better, first, config.patience)
 
     def candidates(self, records: Iterable[Validated]) -> list[Validated]:
         return [record for record in records if record.metric == self.by and record.step >= self.first]
@@ -285,13 +291,6 @@ def _check_loss(record: Validated) -> None:
     )
 
 
-def early_stopping_of(config: ValidationConfig, trainable: Trainable, earliest: int = 1) -> EarlyStopping:
-    """`earliest` is the first step whose result may be the best one, where the method has no later one."""
-    first = trainable.first_final_step
-    first = earliest if first == 1 else first
-    return EarlyStopping(config.by, METRICS[config.by].more_is_better, first, config.patience)
-
-
 def refuse_no_choice(config: ValidationConfig, interval: int, early_stopping: EarlyStopping, steps: int) -> None:
     """Before a run begins: among fewer than two validations there is no best."""
     first = early_stopping.first
@@ -306,9 +305,10 @@ def refuse_no_choice(config: ValidationConfig, interval: int, early_stopping: Ea
         )
 
 
-def check_best(run: RunDirectory, state: TrainState, experiment: Experiment, records: Sequence[Validated]) -> None:
+def check_best(
+    run: RunDirectory, state: TrainState, config: ValidationConfig, earliest: int, records: Sequence[Validated]
+) -> None:
     """Check that a run that is resumed has a whole snapshot of its best step. RunError where it has none."""
-    config = experiment.validation
-    best = early_stopping_of(config, state.trainable, experiment.objective_settings.earliest).best(records)
+    best = EarlyStopping.of(config, state.trainable, earliest).best(records)
     if config.keep == "best" and best is not None:
         check_snapshot(state, run.snapshot(best.step))

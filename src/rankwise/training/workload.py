@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import ceil
 from typing import Literal
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.base.rotary_names import alike_up_to
+from rankwise.config.images import ImagesConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError
 from rankwise.forward.activation_memory import (
@@ -55,6 +56,19 @@ def prefix_room(free: int) -> int:
 
 
 @dataclass(frozen=True)
+class Presentation:
+    """How rows are shown: several in one sequence, or images varied each time."""
+
+    packing: bool = False
+    images: ImagesConfig = field(default_factory=ImagesConfig)
+
+    @property
+    def is_varied(self) -> bool:
+        """No row is seen twice."""
+        return self.images.augmentation != "none"
+
+
+@dataclass(frozen=True)
 class Workload:
     module: nn.Module
     trainable: Trainable
@@ -71,19 +85,21 @@ class Workload:
 
     @classmethod
     def of(
-        cls, module: nn.Module, trainable: Trainable, objective: Objective, config: TrainingConfig, prepared: Prepared,
-        packing: bool, callback: Callback, *, varied: bool = False,
+        cls, trainable: Trainable, objective: Objective, config: TrainingConfig, prepared: Prepared,
+        presentation: Presentation, callback: Callback,
     ) -> Workload:  # fmt: skip
-        """Describe a run over prepared rows, before a checkpoint takes ranks away. `varied`: no row is seen twice."""
+        """Describe a run over prepared rows, before a checkpoint takes ranks away."""
+        module, packing = trainable.model, presentation.packing
         longest, rows = prepared.longest, prepared.rows_in_pass
         largest = max(prepared.widest, min(config.max_batch_tokens, config.batch_size * prepared.widest))
         if packing and alike_up_to(module) < longest:
             callback(WarningMessage("rows are not packed: this model's rotary angles depend on the length of a row"))
             packing = False
-        first = 0 if varied else _first_trained_block(module, config, rows, longest, objective)
+        first = 0 if presentation.is_varied else _first_trained_block(module, config, rows, longest, objective)
         return cls(
-            module, trainable, objective, longest, largest, first, packing, config.activation_checkpointing, callback
-        )
+            module, trainable, objective, longest=longest, largest=largest, first_trained_block=first, packing=packing,
+            activation_checkpointing=config.activation_checkpointing, callback=callback,
+        )  # fmt: skip
 
     @contextmanager
     def with_dropout(self) -> Iterator[None]:

@@ -35,13 +35,14 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
 from rankwise.base.loaded import LoadedModel
-from rankwise.config.experiment import Experiment
+from rankwise.config.adapters import Adapting
 from rankwise.config.training import TrainingConfig
-from rankwise.errors import TrainingError, is_out_of_memory
+from rankwise.errors import RunError, TrainingError, is_out_of_memory
 from rankwise.methods.method import Method, Setup
 from rankwise.objectives.objective import Objective
 from rankwise.planning.tuning import TOO_COSTLY, Stage, TrialPlan
@@ -49,13 +50,15 @@ from rankwise.rows.preparation import Prepared
 from rankwise.runs.manifest import BackendName, TrialFacts, Tuning
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage, silent
 from rankwise.system.memory import available_memory
+from rankwise.system.signals import deferred
 from rankwise.training.backend import backend_named, choose_backend
 from rankwise.training.losses import Backend, sum_loss
 from rankwise.training.preflight import Foresight, out_of_memory
 from rankwise.training.short_runs import trainer_of
 from rankwise.training.state import preserve_rng_state
 from rankwise.training.trainer import Hook, Trainer
-from rankwise.training.workload import Workload
+from rankwise.training.training import Extra, Training
+from rankwise.training.workload import Presentation, Workload
 from rankwise.training.world import ONE_PROCESS, LostProcessError, World, divided_over
 
 WIDEST = 4.0
@@ -176,11 +179,12 @@ class Trials:
     """`prepared` has the rows that trials train on and those that they are measured on (`set_aside`); `setup` is the
     run's own."""
 
-    experiment: Experiment
     model: LoadedModel
     method: Method
     objective: Objective
     setup: Setup
+    adapter: Adapting
+    presentation: Presentation
     prepared: Prepared
     world: World = ONE_PROCESS
     _backend: BackendName | None = field(default=None, init=False)
@@ -206,8 +210,8 @@ class Trials:
         trainable = self.method.attach(model, replace(self.setup, callback=silent))
         try:
             trainer = trainer_of(
-                self.experiment, self.objective, config, trainable, self.prepared, self._backend_of, [measure],
-                world=self.world,
+                trainable, self.objective, config, self.prepared, self.presentation, choice=self._backend_of,
+                hooks=[measure], world=self.world,
             )  # fmt: skip
             if rate_of is not None:
                 trainer.state.rate = rate_of
@@ -254,10 +258,33 @@ LEAST_ROWS = 8
 """Rows apart without which no trial is worth anything."""
 
 
+class TunedRate(Extra):
+    """Trials choose the learning rate, or chose it when the run that goes on began."""
+
+    def prepare(self, training: Training) -> None:
+        session, begun = training.session, training.begun
+        if begun is None:
+            trials = Trials(
+                model=training.model, method=training.method, objective=training.objective, setup=training.setup,
+                adapter=training.adapter, presentation=training.presentation, prepared=training.prepared,
+                world=session.world,
+            )  # fmt: skip
+            with deferred(session.world.is_several):
+                self.tuning = tune(trials, training.forecast, session.callback)
+        elif (recorded := begun.tuning) is not None:
+            self.tuning = recorded
+        else:
+            raise RunError(f"{session.run.folder} does not record the learning rate that trials chose. Use --restart.")
+        training.config = training.config.model_copy(update={"learning_rate": self.tuning.learning_rate})
+
+    def facts(self) -> dict[str, Any]:
+        return {"tuning": self.tuning}
+
+
 def tune(trials: Trials, forecast: Foresight | None, callback: Callback) -> Tuning:
     setup, config, rows = trials.setup, trials.setup.training, trials.prepared.rows_in_pass
     default, row_tokens = float(config.learning_rate), trials.prepared.tokens_in_pass / rows
-    part = trials.experiment.adapter.trial_part
+    part = trials.adapter.trial_part
     plan = TrialPlan.of(setup.steps, config.rows_per_step(rows), row_tokens, part)
     prepared, from_training = set_aside(trials.prepared, plan.rows if plan else 0, config.seed)
     reason = trials.world.share(lambda: _unfit(trials, len(prepared.validation)) if plan else TOO_COSTLY)
@@ -372,7 +399,7 @@ def _unfit(trials: Trials, rows: int) -> str | None:
     if rows < LEAST_ROWS:
         return f"only {rows} rows could be set aside for trials"
     copy = sum(one.numel() * one.element_size() for one in trials.model.module.parameters())
-    if trials.experiment.adapter.trial_copies * copy > available_memory():
+    if trials.adapter.trial_copies * copy > available_memory():
         return f"each trial needs a copy of the model, and {available_memory() / 1e9:.1f} GB are free"
     return None
 

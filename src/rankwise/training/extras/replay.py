@@ -7,15 +7,16 @@ shown where is in rows/encoded/row_order.py. A replay row that is a validation r
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import ceil
 
 import numpy as np
 
 from rankwise.base.loaded import LoadedModel
-from rankwise.config.experiment import Experiment
+from rankwise.config.data import DataConfig
 from rankwise.config.forgetting import DRAWS, ReplayConfig, ReplayDataConfig, replay_rows
+from rankwise.config.training import TrainingConfig
 from rankwise.errors import DataError, RunError
 from rankwise.evaluation.validation_rows import files_of, prepared_again
 from rankwise.inference.own_text import own_answers
@@ -30,70 +31,67 @@ from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, WarningMessage
 from rankwise.runs.row_facts import ReplayFacts
 from rankwise.runs.snapshot import RunSnapshot
+from rankwise.training.training import Extra, Session
 
 
-def with_replay(
-    prepared: Prepared, experiment: Experiment, model: LoadedModel, row_encoding: RowEncoding, callback: Callback
-) -> Prepared:
-    """Add the rows that are replayed to the prepared ones, which are returned as they are where there is no replay.
-    `model` must be the base, with the template that the rows are written with."""
-    config = experiment.training.replay
-    if config is None:
-        return prepared
-    in_pass = config.rows_among(len(prepared.trained))
-    if config.data is None:
-        shown = _shown(experiment, len(prepared.trained) + in_pass, config)
-        rows, report = _answers(experiment, model, shown, callback), None
-    else:
-        rows, report = _given_rows(experiment, config.data, row_encoding, callback)
-    measured = {_content(row) for row in prepared.measured_rows}
-    left = EncodedRows.of(row for row in rows if _content(row) not in measured)
-    if not len(left):
-        raise DataError("every replay row is a validation row too, so none is left. Give other replay rows.")
-    facts = _facts(config, left, prepared, report).model_copy(update={"left_out": len(rows) - len(left)})
-    begin = len(prepared.sequences)
-    return replace(
-        prepared, sequences=EncodedRows.gathered([prepared.sequences, left]),
-        data_report=_reported(prepared.data_report, facts, report),
-        replay=Replay(np.arange(begin, begin + len(left)), config.share, in_pass),
-    )  # fmt: skip
+@dataclass(frozen=True)
+class ReplayedRows(Extra):
+    config: ReplayConfig
+    data: DataConfig
+    """The settings of the rows that they are replayed among."""
+    training: TrainingConfig
 
+    def rows(self, prepared: Prepared, model: LoadedModel, encoding: RowEncoding, session: Session) -> Prepared:
+        return self.among(prepared, model, encoding, session.callback)
 
-def _shown(experiment: Experiment, in_pass: int, config: ReplayConfig) -> int:
-    """Replay rows in the whole training."""
-    training = experiment.training
-    return ceil(training.total_steps(in_pass) * training.rows_per_step(in_pass) * config.share)
+    def among(self, prepared: Prepared, model: LoadedModel, encoding: RowEncoding, callback: Callback) -> Prepared:
+        """The prepared rows with those that are replayed."""
+        in_pass = self.config.rows_among(len(prepared.trained))
+        if self.config.data is None:
+            shown = self._shown(len(prepared.trained) + in_pass)
+            draws = min(DRAWS, ceil(shown / len(instructions())))  # no more than are shown of each instruction
+            rows, report = own_answers(model, draws, self.data.max_length, callback), None
+        else:
+            rows, report = self._given_rows(self.config.data, encoding, callback)
+        measured = {_content(row) for row in prepared.measured_rows}
+        left = EncodedRows.of(row for row in rows if _content(row) not in measured)
+        if not len(left):
+            raise DataError("every replay row is a validation row too, so none is left. Give other replay rows.")
+        facts = _facts(self.config, left, prepared, report).model_copy(update={"left_out": len(rows) - len(left)})
+        begin = len(prepared.sequences)
+        return replace(
+            prepared, sequences=EncodedRows.gathered([prepared.sequences, left]),
+            data_report=_reported(prepared.data_report, facts, report),
+            replay=Replay(np.arange(begin, begin + len(left)), self.config.share, in_pass),
+        )  # fmt: skip
 
+    def _shown(self, in_pass: int) -> int:
+        """Replay rows in the whole training."""
+        return ceil(self.training.total_steps(in_pass) * self.training.rows_per_step(in_pass) * self.config.share)
 
-def _answers(experiment: Experiment, model: LoadedModel, shown: int, callback: Callback) -> list[Tokens]:
-    """No more than are shown of each instruction."""
-    draws = min(DRAWS, ceil(shown / len(instructions())))
-    return own_answers(model, draws, experiment.data.max_length, callback)
-
-
-def _given_rows(
-    experiment: Experiment, config: ReplayDataConfig, row_encoding: RowEncoding, callback: Callback
-) -> tuple[SelectedRows, DataReport]:
-    try:
-        if config.run is not None:
-            return _of_run(RunSnapshot.read(config.run), experiment, row_encoding, callback)
-        prepared = prepare(replay_rows(config, experiment.data), row_encoding, callback)
-        refuse_fatal(prepared.data_report)
-    except (DataError, RunError) as error:
-        raise DataError(f"replay rows (training.replay.data): {error}") from None
-    return prepared.trained_rows, prepared.data_report
+    def _given_rows(
+        self, config: ReplayDataConfig, encoding: RowEncoding, callback: Callback
+    ) -> tuple[SelectedRows, DataReport]:
+        try:
+            if config.run is not None:
+                return _of_run(RunSnapshot.read(config.run), self.data.max_length, encoding, callback)
+            prepared = prepare(replay_rows(config, self.data), encoding, callback)
+            refuse_fatal(prepared.data_report)
+        except (DataError, RunError) as error:
+            raise DataError(f"replay rows (training.replay.data): {error}") from None
+        return prepared.trained_rows, prepared.data_report
 
 
 def _of_run(
-    run: RunSnapshot, experiment: Experiment, row_encoding: RowEncoding, callback: Callback
+    run: RunSnapshot, longest: int, encoding: RowEncoding, callback: Callback
 ) -> tuple[SelectedRows, DataReport]:
     """The rows that a run trained on, but those that are longer than rows may be here."""
-    prepared, (files, _) = prepared_again(run, row_encoding, callback), files_of(run)
-    fits = prepared.trained_rows.lengths <= experiment.data.max_length
+    prepared, (files, _) = prepared_again(run, encoding, callback), files_of(run)
+    fits = prepared.trained_rows.lengths <= longest
     if not fits.all():
         callback(WarningMessage(
             f"{np.count_nonzero(~fits):,} training rows of run {run.name} are not replayed, because they have more "
-            f"than {experiment.data.max_length:,} tokens (--max-length)"
+            f"than {longest:,} tokens (--max-length)"
         ))  # fmt: skip
     report = prepared.data_report.model_copy(update={"files": tuple(files)})
     return SelectedRows(prepared.sequences, prepared.trained[fits]), report

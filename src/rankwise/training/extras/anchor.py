@@ -27,7 +27,6 @@ from torch import Tensor
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.forgetting import BLOCKS, CODE_TEXT, OWN_TEXT, AnchorConfig
-from rankwise.config.training import TrainingConfig
 from rankwise.errors import DataError
 from rankwise.evaluation.text import BETWEEN, PlainText, Text, cut, read_text
 from rankwise.forward.fused import StateCache
@@ -37,7 +36,13 @@ from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.encoded.row_order import shuffled
 from rankwise.runs.manifest import AnchorFacts
 from rankwise.runs.records import Callback
-from rankwise.training.losses import AnchoredBackend
+from rankwise.system.memory import available_memory
+from rankwise.training.backend import Eager, Fused
+from rankwise.training.losses import AnchoredBackend, Backend
+from rankwise.training.trainer import Hook
+from rankwise.training.training import Extra, Training
+from rankwise.training.validation import Validation
+from rankwise.training.workload import prefix_room
 from rankwise.training.world import ONE_PROCESS, World
 
 STREAM = 0xA17C
@@ -88,6 +93,10 @@ class Anchor:
     seed: int
     most: int
     """Tokens that may be computed at once."""
+
+    @property
+    def length(self) -> int:
+        return self.base.text.length
 
     def joins(self, batch: Batch) -> bool:
         """Whether the block of a step goes into one row with this batch."""
@@ -155,21 +164,28 @@ def source_code() -> PlainText:
     return PlainText(name, content, tuple(sha256(one).hexdigest() for one in every))
 
 
-def text_of_run(
-    config: TrainingConfig, model: LoadedModel, trainable: Trainable, callback: Callback, world: World = ONE_PROCESS
-) -> Text | None:
-    """None where the run is not held to its base. What the base writes is written by the first process, for all."""
-    if (settings := config.anchor) is None:
-        return None
+class HeldToBase(Extra):
+    """The training is held to its base on a text. What the base writes is written by the first process, for all."""
 
-    def written() -> list[Any]:
-        with trainable.base():
-            text = anchor_text(settings, model, config.steps or 1, callback)
-        return [text.blocks.tolist(), text.about, text.sha256, text.origins, text.kinds]
+    def __init__(self, config: AnchorConfig) -> None:
+        self.config = config
 
-    blocks, about, digest, origins, kinds = world.share(written)
-    return Text(torch.tensor(blocks), about, digest, tuple(origins), kinds)
+    def attached(self, training: Training) -> None:
+        def written() -> list[Any]:
+            with training.trainable.base():
+                text = anchor_text(self.config, training.model, training.steps, training.session.callback)
+            return [text.blocks.tolist(), text.about, text.sha256, text.origins, text.kinds]
 
+        blocks, about, digest, origins, kinds = training.session.world.share(written)
+        self.text = Text(torch.tensor(blocks), about, digest, tuple(origins), kinds)
+        self.about = f"held to its base on {about}"
 
-def facts_of(text: Text) -> AnchorFacts:
-    return AnchorFacts(text=text.about, sha256=text.sha256, origins=text.origins)
+    def hooks(self, training: Training, backend: Backend, validation: Validation) -> Sequence[Hook]:
+        assert isinstance(backend, Eager | Fused), "other objectives refuse an anchor"
+        room, world = prefix_room(available_memory()), training.session.world
+        base = BaseOnText(self.text, training.trainable, backend, room, world)
+        training.anchor = Anchor(base, self.config.weight, training.config.seed, training.config.max_batch_tokens)
+        return ()
+
+    def facts(self) -> dict[str, Any]:
+        return {"anchor": AnchorFacts(text=self.text.about, sha256=self.text.sha256, origins=self.text.origins)}

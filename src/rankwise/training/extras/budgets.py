@@ -26,14 +26,14 @@ is scaled, and the run says what each would cost.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.resources import files
 from math import ceil
 
 from rankwise.base.loaded import LoadedModel
+from rankwise.config.forgetting import AnchorConfig
 from rankwise.config.tasks import TaskConfig, task_named
-from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError, DataError
 from rankwise.evaluation.intervals import difference
 from rankwise.evaluation.metrics import METRICS
@@ -46,8 +46,10 @@ from rankwise.runs.data_report import DataReport
 from rankwise.runs.manifest import KeptAccuracy, KeptBudget, KeptTask, Results
 from rankwise.runs.metrics_log import History
 from rankwise.runs.records import BudgetRecord, StatusMessage, WarningMessage, silent
-from rankwise.training.anchor import Anchor, BaseOnText
+from rankwise.training.extras.anchor import Anchor, BaseOnText
+from rankwise.training.losses import Backend
 from rankwise.training.trainer import Hook, Trainer
+from rankwise.training.training import Extra, Training
 from rankwise.training.validation import Validation
 from rankwise.training.world import ONE_PROCESS, World, computed_by_all
 
@@ -61,6 +63,31 @@ MOST = 4.0
 LOWEST = 0.01
 HALVINGS = 7
 """How often the search for the strength halves its interval."""
+
+
+class Budget(Extra):
+    """Of forgetting, or of accuracy on tasks."""
+
+    first = True
+
+    def __init__(self, config: AnchorConfig) -> None:
+        self.config = config
+        self.tasks: tuple[AccuracyTask, ...] = ()
+
+    def prepare(self, training: Training) -> None:
+        """ConfigError and DataError where a task cannot tell how accurate a model is, or is trained on."""
+        if self.config.most_points is not None:
+            names, rows = dict.fromkeys(self.config.tasks), self.config.task_rows
+            report = training.prepared.data_report
+            self.tasks = tuple(_task(name, rows, training.model, report) for name in names)
+
+    def hooks(self, training: Training, backend: Backend, validation: Validation) -> Sequence[Hook]:
+        if (points := self.config.most_points) is not None:
+            return [AccuracyBudget(points, self.tasks, training.model, validation, training.session.world)]
+        most, anchor = self.config.most_nats, training.anchor
+        assert most is not None and isinstance(anchor, Anchor), "the training is held to its base"
+        ordinary = replace(anchor.base, text=ordinary_text(training.model))
+        return [ForgettingBudget(most, ordinary, anchor, validation, ForgettingBudget.interval_of(training.steps))]
 
 
 def ordinary_text(model: LoadedModel) -> Text:
@@ -189,15 +216,6 @@ class AccuracyTask:
         dealing = partial(computed_by_all, world)
         scored = score_task(self.config, requests, model, silent, batch_size=BATCH_SIZE, who="", dealing=dealing)
         return scored.scores[METRIC].sums
-
-
-def tasks_of_run(config: TrainingConfig, model: LoadedModel, report: DataReport) -> tuple[AccuracyTask, ...]:
-    """None without a budget of accuracy. ConfigError and DataError, before anything is trained, where a task cannot
-    tell how accurate a model is, or is trained on."""
-    anchor = config.anchor
-    if anchor is None or anchor.most_points is None:
-        return ()
-    return tuple(_task(name, anchor.task_rows, model, report) for name in dict.fromkeys(anchor.tasks))
 
 
 def _task(name: str, rows: int, model: LoadedModel, report: DataReport) -> AccuracyTask:

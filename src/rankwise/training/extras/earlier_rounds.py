@@ -9,14 +9,14 @@ had before stands in the metrics log, so a run that is resumed does not measure 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
 import numpy as np
 
 from rankwise.base.loaded import LoadedModel
-from rankwise.config.experiment import Experiment
+from rankwise.config.forgetting import ReplayConfig
 from rankwise.config.objectives import OBJECTIVES
 from rankwise.config.validation import TextMetric, ValidationConfig
 from rankwise.errors import ConfigError, DataError, RankwiseError, first_line
@@ -36,8 +36,8 @@ from rankwise.training.backend import Eager, Fused, why_unsupported
 from rankwise.training.losses import Backend
 from rankwise.training.pairs import PairBackend
 from rankwise.training.trainer import Hook, Trainer
+from rankwise.training.training import Extra, Training
 from rankwise.training.validation import SCORERS, Scorer, Validation, over_rows
-from rankwise.training.world import World
 
 MOST_ROWS, ANSWERS = 200, 24
 """Validation rows of all rounds together whose loss is measured, and of each round that are answered."""
@@ -67,22 +67,6 @@ class EarlierRows:
         return over_rows(inner, self.objective)
 
 
-def earlier_rows(experiment: Experiment, model: LoadedModel, callback: Callback, world: World) -> list[EarlierRows]:
-    """Prepare the validation rows of the runs that this one goes on from, the latest first. `model` has the template
-    of the base. A round whose rows cannot be had is left out, and a message names it with the reason."""
-    found: list[EarlierRows] = []
-    world.wait_for_turn()
-    runs = list(_runs(experiment.adapter.start_from, callback))
-    for run in runs:
-        try:
-            found.append(_rows_of(run, experiment, model, MOST_ROWS // len(runs), callback))
-        except (RankwiseError, OSError) as error:
-            callback(StatusMessage(NOT_MEASURED.format(run.name, first_line(error))))
-    world.end_turn()
-    everywhere = world.exchange([one.name for one in found])
-    return [one for one in found if all(one.name in names for names in everywhere)]
-
-
 def _runs(name: str | None, callback: Callback) -> Iterator[RunSnapshot]:
     after: RunSnapshot | None = None
     while name is not None:
@@ -97,9 +81,7 @@ def _runs(name: str | None, callback: Callback) -> Iterator[RunSnapshot]:
         name, after = run.experiment.adapter.start_from, run
 
 
-def _rows_of(
-    run: RunSnapshot, experiment: Experiment, model: LoadedModel, most: int, callback: Callback
-) -> EarlierRows:
+def _rows_of(run: RunSnapshot, model: LoadedModel, most: int, callback: Callback, *, sharded: bool) -> EarlierRows:
     objective = objective_for(run.recorded_data)
     if not run.recorded_data.validation_rows:
         raise DataError("it has no validation rows.")
@@ -116,7 +98,7 @@ def _rows_of(
 
     scored, losses = objective.among(SCORERS), ValidationConfig(prompts=())
     try:
-        scorer = scored(losses if experiment.model.sharded else _scored_as(run, objective), model, prepared, objective)
+        scorer = scored(losses if sharded else _scored_as(run, objective), model, prepared, objective)
     except ConfigError:  # its answers cannot be scored
         scorer = scored(losses, model, prepared, objective)
     return EarlierRows(run.name, objective, prepared, scorer)
@@ -132,13 +114,47 @@ def _scored_as(run: RunSnapshot, objective: Objective) -> ValidationConfig:
     return ValidationConfig(scores=metrics, answers=ANSWERS if metrics else 0, prompts=())
 
 
+class EarlierRounds(Extra):
+    """`may_replay`: the objective has replay, so what got worse may be kept by it."""
+
+    def __init__(self, start_from: str, replay: ReplayConfig | None, may_replay: bool, sharded: bool) -> None:
+        self.start_from, self.replay, self.may_replay, self.sharded = start_from, replay, may_replay, sharded
+
+    def attached(self, training: Training) -> None:
+        """Prepare the validation rows of the runs that this one goes on from, the latest first. A round whose rows
+        cannot be read is left out, and a message names it with the reason."""
+        found, callback, world = list[EarlierRows](), training.session.callback, training.session.world
+        world.wait_for_turn()
+        runs = list(_runs(self.start_from, callback))
+        for run in runs:
+            try:
+                found.append(_rows_of(run, training.base, MOST_ROWS // len(runs), callback, sharded=self.sharded))
+            except (RankwiseError, OSError) as error:
+                callback(StatusMessage(NOT_MEASURED.format(run.name, first_line(error))))
+        world.end_turn()
+        everywhere = world.exchange([one.name for one in found])
+        self.rounds = [one for one in found if all(one.name in names for names in everywhere)]
+
+    def hooks(self, training: Training, backend: Backend, validation: Validation) -> Sequence[Hook]:
+        rounds = [(rows, training.validated(rows.backend(backend), rows.prepared, rows.scorer)) for rows in self.rounds]
+        return [MeasureRounds(rounds, self._way_out)]
+
+    def _way_out(self, name: str) -> str:
+        """The flags that keep what the run `name` learned."""
+        if not self.may_replay:
+            return ""
+        if self.replay is None or self.replay.data is None or self.replay.data.run != name:
+            return f". To keep it, train with some of its rows: --replay 0.3 --replay-data run:{name}"
+        return f". A larger --replay than {self.replay.share:g} keeps more of it"
+
+
 @dataclass
-class EarlierRounds(Hook):
+class MeasureRounds(Hook):
     """`rounds` are the earlier runs with how they are measured; `records` are all measurements so far."""
 
     rounds: Sequence[tuple[EarlierRows, Validation]]
-    experiment: Experiment
-    """The settings of the run that goes on from the earlier ones."""
+    way_out: Callable[[str], str]
+    """By the name of a run, how what it learned is kept: the end of a warning."""
     records: list[EarlierRecord] = field(default_factory=list)
 
     def before_first_step(self, trainer: Trainer) -> None:
@@ -148,16 +164,7 @@ class EarlierRounds(Hook):
         self._measure(trainer, trainer.state.step)
         for one in self.outcomes():
             if _is_worse(one):
-                trainer.emit(WarningMessage(f"an earlier round got worse: {one.describe()}{self._way_out(one.name)}"))
-
-    def _way_out(self, name: str) -> str:
-        """The flags that keep what the run `name` learned, where the objective has replay."""
-        training, sharded = self.experiment.training, self.experiment.model.sharded
-        if "training.replay" in self.experiment.objective_settings.idle or sharded:
-            return ""
-        if training.replay is None or training.replay.data is None or training.replay.data.run != name:
-            return f". To keep it, train with some of its rows: --replay 0.3 --replay-data run:{name}"
-        return f". A larger --replay than {training.replay.share:g} keeps more of it"
+                trainer.emit(WarningMessage(f"an earlier round got worse: {one.describe()}{self.way_out(one.name)}"))
 
     def take_up(self, history: History) -> None:
         self.records = list(history.earlier)

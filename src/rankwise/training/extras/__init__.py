@@ -1,0 +1,44 @@
+"""What a training may do besides learning from its rows: for each extra, the settings that ask for it and the class
+that is made of them.
+
+A module is imported when a training asks for it, so a plain training loads none. Extras are called in this order:
+replayed rows are there before a budget looks at what is trained on, and an anchor before the budget that changes its
+weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+from rankwise.config.experiment import Experiment
+from rankwise.training.training import Extra
+
+EXTRAS: Mapping[str, Callable[[Experiment], tuple[Any, ...] | None]] = {
+    "rankwise.training.extras.trackers:Trackers": lambda given: (given.tracking,) if given.tracking.log_to else None,
+    "rankwise.training.extras.replay:ReplayedRows": lambda given: (
+        None if (replay := given.training.replay) is None else (replay, given.data, given.training)
+    ),
+    "rankwise.training.extras.tuning:TunedRate": lambda given: () if given.training.learning_rate == "tune" else None,
+    "rankwise.training.extras.anchor:HeldToBase": lambda given: given.training.anchor and (given.training.anchor,),
+    "rankwise.training.extras.budgets:Budget": lambda given: (
+        (anchor,) if (anchor := given.training.anchor) is not None and anchor.forget_at_most is not None else None
+    ),
+    "rankwise.training.extras.earlier_rounds:EarlierRounds": lambda given: (
+        None if given.adapter.start_from is None else (
+            given.adapter.start_from, given.training.replay,
+            not (given.model.sharded or "training.replay" in given.objective_settings.idle), given.model.sharded,
+        )
+    ),
+}  # fmt: skip
+"""By dotted name, the sections of the settings that it is made of; None where they don't ask for it."""
+
+
+def extras_of(settings: Experiment) -> list[Extra]:
+    asked = {name: sections(settings) for name, sections in EXTRAS.items()}
+    return [
+        getattr(import_module(name.partition(":")[0]), name.partition(":")[2])(*sections)
+        for name, sections in asked.items()
+        if sections is not None
+    ]

@@ -1,0 +1,109 @@
+"""Settle, then run: everything about a training that can be decided, or refused, before its model is loaded.
+
+    settings, config.json of the base, the adapter to begin with, heads of the rows  --settle-->  Settled  --run-->  ...
+
+`settle` is the one function that knows the whole experiment. A run that is resumed goes on with the settings that it
+stored. Whatever comes after reads the sections that it needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from rankwise.base.loaded import LoadedModel
+from rankwise.config.experiment import Experiment
+from rankwise.config.models import ModelConfig
+from rankwise.config.training import TrainingConfig
+from rankwise.errors import ConfigError
+from rankwise.methods.starting import Start, start_of
+from rankwise.objectives.objective import Objective
+from rankwise.objectives.registry import objective_of
+from rankwise.rows.preparation import Prepared
+from rankwise.runs.lineage import Round
+from rankwise.runs.records import Callback
+from rankwise.runs.resumable import Resumable
+from rankwise.runs.row_facts import TargetFacts
+from rankwise.training.preflight import Foresight, foresee, within_limit
+from rankwise.training.resume import settings_of
+
+NO_ROWS = (
+    "validation.{0} has no effect without validation rows, and {1} rows are too few to hold out some by default. Give "
+    "--held-out N or --validation-data FILE."
+)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """`settings` are stored as the run's config.json; `computed` are its settings of training as they are computed
+    here, which under a limit of memory differ in what changes no result."""
+
+    settings: Experiment
+    computed: TrainingConfig
+    objective: Objective
+    start: Start | None = None
+    """The adapter to begin with."""
+    resumable: Resumable | None = None
+    forecast: Foresight | None = None
+
+    @property
+    def lineage(self) -> tuple[Round, ...]:
+        """The rounds behind it."""
+        if self.resumable is not None:
+            return self.resumable.manifest.lineage
+        return self.start.lineage if self.start is not None else ()
+
+    def with_adapter(self, start: Start, model: LoadedModel, callback: Callback, *, force_base: bool) -> Settled:
+        """With the settings of the adapter to begin with, which some formats tell only beside the loaded model."""
+        return replace(self, settings=start.final_settings(self.settings, model, callback, force_base=force_base))
+
+    def with_rows(self, prepared: Prepared) -> Settled:
+        """With the defaults that follow from the rows, once they are encoded. ConfigError where a setting needs
+        validation rows and there are none; of few rows none are held out by default."""
+        if self.resumable is not None:
+            return self
+        measured, validation = bool(len(prepared.validation)), self.settings.validation
+        if not measured and (needing := validation.needing_rows):
+            raise ConfigError([NO_ROWS.format(needing[0], prepared.data_report.used)])
+        rows, best_by = len(prepared.trained), self.objective.best_by
+        settings = self.settings.with_defaults(rows=rows, has_validation=measured, by=best_by)
+        computed = self.computed.model_copy(update={"epochs": settings.training.epochs})
+        return replace(self, settings=settings, computed=computed)
+
+
+def settle(
+    experiment: Experiment, resumable: Resumable | None, model: LoadedModel | None, callback: Callback, *,
+    force_memory: bool,
+) -> Settled:  # fmt: skip
+    """ConfigError and others where the training can't be what was asked for, or its rows mean something else than the
+    adapter to begin with or the given `model`; ResourceError where it can't fit into memory, unless `force_memory`."""
+    start = None
+    if resumable is not None:
+        experiment = settings_of(resumable, experiment)
+    elif (start := start_of(experiment, callback)) is not None:
+        experiment = start.planned_settings(experiment)
+    begun = start.source if start is not None else resumable and resumable.checkpoint.data_report
+    pooling = None if begun is None else (begun.targets or TargetFacts()).pooling
+    objective = objective_of(experiment, callback, pooling)
+    if experiment.model.sharded and (refusal := experiment.objective_settings.no_shards):
+        raise ConfigError([refusal.format(experiment.objective)])
+    if start is not None:
+        start.check_targets(objective.facts, callback)
+    if model is not None and (problem := _misfit(model.config, experiment.base, model.quantization, objective)):
+        raise ConfigError([problem])
+    forecast = foresee(experiment, callback, objective.head_size)
+    computed, forecast = within_limit(experiment.training, forecast, callback)
+    if forecast is not None and resumable is None:
+        forecast.check(callback, force=force_memory)
+    return Settled(experiment, computed, objective, start, resumable, forecast)
+
+
+def _misfit(own: ModelConfig, base: ModelConfig, quantization: object, objective: Objective) -> str | None:
+    """Why a model that is loaded already, with the settings `own`, cannot be trained in place of `base`."""
+    if refusal := objective.cannot.get("trained from a loaded model"):
+        return refusal
+    if base.new_tokens != own.new_tokens:
+        return "the given model has other new tokens than the training has (model.new_tokens); give the model's name."
+    full = own if quantization is not None else own.model_copy(update={"quantize": "none"})
+    if base not in (own, full):  # weights in full are the same by either setting
+        return f'the given model is "{own.name}", but the experiment names another one: {base}.'
+    return None
