@@ -21,7 +21,6 @@ from kit.classifiers import encoder_folder, labelled, write_rows
 from kit.library import rows
 from kit.sampling import draws
 from rankwise.cli.main import app
-from rankwise.commands import train as training
 from rankwise.commands.train import Trained, train
 from rankwise.config.experiment import Experiment
 from rankwise.errors import Interrupted
@@ -253,7 +252,7 @@ def test_resuming_does_not_tune_again(monkeypatch: pytest.MonkeyPatch):
 
     with pytest.raises(Interrupted):
         train(experiment("stopped", training=steps), restart=True, callback=stop)
-    monkeypatch.setattr(training, "tune", lambda *_: pytest.fail("it was tuned again"))
+    monkeypatch.setattr(tuning_of_rates, "tune", lambda *_: pytest.fail("it was tuned again"))
     resumed = train(experiment("stopped", training=steps), resume=True)
     assert bits(resumed.result) == bits(whole.result)
     again, once = resumed.manifest.tuning, whole.manifest.tuning

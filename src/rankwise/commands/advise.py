@@ -11,6 +11,7 @@ from pathlib import Path
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
+from rankwise.config.reading import as_planned
 from rankwise.errors import ConfigError, DataError, RunError
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import decided, objective_of
@@ -62,7 +63,7 @@ def _made_ready(
         raise ConfigError([refusal])
     if model is not None:
         _refuse_other(model, experiment, objective)
-    foreseen = foresee(experiment, callback, objective.head_size)
+    foreseen = foresee(as_planned(experiment), callback, objective.head_size)
     training, foreseen = within_limit(experiment.training, foreseen, callback)
     if foreseen is not None:
         foreseen.check(callback, force=force_memory)

@@ -23,7 +23,6 @@ from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.launched import launched
 from rankwise.system.memory import limited_memory
 from rankwise.system.signals import ignore_requests
-from rankwise.training.extras import extras_of
 from rankwise.training.hooks import back_off_together, warning_of
 from rankwise.training.run import run
 from rankwise.training.settling import settle
@@ -69,7 +68,6 @@ def train(
     Several processes that torchrun started train together; the first of them writes, and speaks."""
     if restart and resume:
         raise ConfigError(["--restart starts again from the first step and --resume continues; give one of them."])
-    extras_of(experiment)  # a tracker that is not installed is said before anything is waited for
     if launched() is not None:
         refuse_several(experiment)
     world = join()

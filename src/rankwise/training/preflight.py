@@ -15,9 +15,8 @@ import psutil
 import torch
 
 from rankwise.base.precision import choose_precision
-from rankwise.config.experiment import Experiment
+from rankwise.config.experiment import Planned
 from rankwise.config.models import ModelConfig
-from rankwise.config.reading import as_planned
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError, RankwiseError, ResourceError, first_line
 from rankwise.forward.plan import plan
@@ -106,11 +105,11 @@ class Foresight:
         )  # fmt: skip
 
 
-def foresee(experiment: Experiment, callback: Callback = silent, outputs: int | None = None) -> Foresight | None:
+def foresee(config: Planned, callback: Callback = silent, outputs: int | None = None) -> Foresight | None:
     """None where the plan cannot tell. It is no part of a training, so nothing that goes wrong in it ends one. The
     `outputs` of a new head are known by then."""
     return _planned(
-        lambda: plan(as_planned(experiment), on=_device(experiment.base), outputs=outputs, processes=_processes()),
+        lambda: plan(config, on=_device(config.base), outputs=outputs, processes=_processes()),
         callback, outputs,
     )  # fmt: skip
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from rankwise.base.sharding import save_whole
 from rankwise.base.split import is_sharded, is_split
+from rankwise.config.experiment import Experiment
 from rankwise.errors import Interrupted, RankwiseError, is_out_of_memory
 from rankwise.methods.artifact import BaseFacts, training_facts
 from rankwise.methods.method import SavedRecord
@@ -27,7 +28,6 @@ from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import BackendName, BackOff, Manifest, Products, Results, now
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import BackOffRecord, StatusMessage, StepRecord, WarningMessage
-from rankwise.runs.resumable import Resumable
 from rankwise.system.files import need_space
 from rankwise.system.launched import problem_of_all
 from rankwise.system.signals import deferred, ignore_requests
@@ -49,7 +49,6 @@ from rankwise.training.outcome import bytes_written, class_warnings, data_facts,
 from rankwise.training.pairs import PairBackend, PairReference, reference_of, reference_of_run
 from rankwise.training.preflight import foresee_backend, out_of_memory
 from rankwise.training.resume import Past, changed_since, take_up_together, training_machine
-from rankwise.training.settling import Settled
 from rankwise.training.state import Diverged
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.training import Extra, Training
@@ -69,22 +68,22 @@ OTHER_BACKEND = (
 
 
 def record(
-    training: Training, extras: Sequence[Extra], settled: Settled, back_offs: tuple[BackOff, ...], *, force_memory: bool
+    training: Training, extras: Sequence[Extra], back_offs: tuple[BackOff, ...], *, force_memory: bool
 ) -> Manifest:
     """Begin the run or take it up, and train; however it ends, the manifest says so. `back_offs` are those of a run
     that begins again."""
-    session, resumable, forecast = training.session, settled.resumable, training.forecast
+    session, resumable, forecast = training.session, training.resumable, training.forecast
     run, callback, world = session.run, session.callback, session.world
     refuse_no_choice(training.validation, training.validation_interval, training.early_stopping, training.steps)
-    backend = over_rows(backend_named(_backend_of(training, resumable), training.work), training.objective)
-    products = _products_of(training, resumable)
-    _compare_with_base(training, backend, resumable)
+    backend = over_rows(backend_named(_backend_of(training), training.work), training.objective)
+    products = _products_of(training)
+    _compare_with_base(training, backend)
     training.forecast = again = foresee_backend(forecast, backend.name, callback)
     if again is not None and again is not forecast and resumable is None:
         again.check(callback, force=force_memory)
     log, validation = MetricsLog(run.metrics), training.validated(backend, training.prepared, training.scorer)
     trainer = _trainer(training, extras, backend, validation, log)
-    past = _begun(training, extras, trainer, settled, back_offs, products)
+    past = _begun(training, extras, trainer, back_offs, products)
     for extra in extras:
         extra.follow(training, log, went_back=bool(back_offs))
     manifest = past.manifest
@@ -94,7 +93,7 @@ def record(
     callback.changed = lambda texts: run.write_manifest(manifest.model_copy(update={"warnings": texts}))
     try:
         records = _trained(trainer, log, past, back_offs if resumable is None else ())
-        finished = _completed(training, trainer, records, past, validation, settled)
+        finished = _completed(training, trainer, records, past, validation)
         if finished is None:
             return manifest
     except BaseException as error:
@@ -154,12 +153,12 @@ def _watch(training: Training) -> LossWatch:
     return LossWatch(objective.far_above, training.rows_per_step, rate, objective.choices(training.model))
 
 
-def _compare_with_base(training: Training, backend: Backend, resumable: Resumable | None) -> None:
+def _compare_with_base(training: Training, backend: Backend) -> None:
     """Add the reference log-probabilities to the run's pairs, where its objective compares them with any."""
     if not isinstance(backend, PairBackend) or not backend.objective.needs_reference:
         return
     session, prepared = training.session, training.prepared
-    if resumable is not None:
+    if (resumable := training.resumable) is not None:
         files = session.run.reference, resumable.checkpoint.file(REFERENCE)
         reference = reference_of_run(files, len(prepared.sequences))
     else:
@@ -181,9 +180,8 @@ def _trained(trainer: Trainer, log: MetricsLog, past: Past, back_offs: tuple[Bac
 
 
 def _completed(
-    training: Training, trainer: Trainer, records: Sequence[StepRecord], past: Past, validation: Validation,
-    settled: Settled,
-) -> Manifest | None:  # fmt: skip
+    training: Training, trainer: Trainer, records: Sequence[StepRecord], past: Past, validation: Validation
+) -> Manifest | None:
     """Write the result; None in processes that only give their part of it."""
     session = training.session
     run, callback, begun = session.run, session.callback, past.manifest
@@ -197,7 +195,7 @@ def _completed(
     rate = begun.back_offs[-1].learning_rate if begun.back_offs else training.rate
     for warning in class_warnings(training, validation, results, rate):
         callback(WarningMessage(warning))
-    results = _save(training, settled, results, begun)
+    results = _save(training, results, begun)
     callback.changed = lambda texts: None
     for line in run.write_lost():
         callback(WarningMessage(line))
@@ -208,9 +206,10 @@ def _completed(
     return finished
 
 
-def _save(training: Training, settled: Settled, results: Results, manifest: Manifest) -> Results:
+def _save(training: Training, results: Results, manifest: Manifest) -> Results:
     """Write what was learned; `manifest` is that of the run so far."""
-    settings, data_report, folder = settled.settings, training.prepared.data_report, training.result
+    settings = Experiment.model_validate(training.stored)
+    data_report, folder = training.prepared.data_report, training.result
     training.session.run.check_lock()
 
     def card_of(base: BaseFacts, ranks: Sequence[int]) -> str:
@@ -226,23 +225,23 @@ def _save(training: Training, settled: Settled, results: Results, manifest: Mani
     return results.model_copy(update={"adapter_bytes": written})
 
 
-def _backend_of(training: Training, resumable: Resumable | None) -> BackendName:
+def _backend_of(training: Training) -> BackendName:
     """That which the run began with, or the best for a new one; over a split base there is only one. A run that the
     forecast finds too short to be compiled is not timed for it: steps of a few tokens say little where weights are
     unpacked, and the forecast has no memory for the compiler."""
     work, session, forecast = training.work, training.session, training.forecast
-    if resumable is None:
+    if training.resumable is None:
         is_short = forecast is not None and forecast.plan.duration is not None and not forecast.plan.may_compile
         tokens = 0 if is_short else training.tokens_trained
         return session.world.share(lambda: choose_backend(work, training.config.backend, tokens).name)
-    begun = resumable.manifest.backend
+    begun = training.resumable.manifest.backend
     if begun == "eager" or not is_sharded(work.module):
         return begun
     session.callback(WarningMessage(OTHER_BACKEND.format(begun)))
     return "eager"
 
 
-def _products_of(training: Training, resumable: Resumable | None) -> Products | None:
+def _products_of(training: Training) -> Products | None:
     """What the run began with, or the best for a new one; the model computes by it from here on. None where no weights
     are packed."""
     work, rows, config, forecast = training.work, training.prepared.trained_rows, training.config, training.forecast
@@ -252,8 +251,8 @@ def _products_of(training: Training, resumable: Resumable | None) -> Products | 
     setting = "bfloat16" if config.matmul == "auto" and unplanned else config.matmul
 
     def chosen() -> dict[str, Any] | None:
-        if resumable is not None:
-            found = resumable.manifest.products
+        if training.resumable is not None:
+            found = training.resumable.manifest.products
         else:
             shown = [rows[number] for number in range(config.rows_per_step(len(rows)))]
             found = choose_products(work, setting, shown)
@@ -266,11 +265,11 @@ def _products_of(training: Training, resumable: Resumable | None) -> Products | 
 
 
 def _begun(
-    training: Training, extras: Sequence[Extra], trainer: Trainer, settled: Settled, back_offs: tuple[BackOff, ...],
+    training: Training, extras: Sequence[Extra], trainer: Trainer, back_offs: tuple[BackOff, ...],
     products: Products | None,
 ) -> Past:  # fmt: skip
     """From here on the folder holds a run that is running."""
-    session, report, resumable = training.session, training.prepared.data_report, settled.resumable
+    session, report, resumable = training.session, training.prepared.data_report, training.resumable
     run, callback, forecast = session.run, session.callback, training.forecast
     if session.world.is_first:
         need_space(run.folder, bytes_written(training, size_of(trainer.state)))
@@ -287,7 +286,7 @@ def _begun(
             callback(WarningMessage(change))
     else:
         past = Past(manifest)
-        run.begin(settled.settings)
+        run.begin(Experiment.model_validate(training.stored))
         run.write_data_report(report)
         if (values := training.prepared.sequences.references) is not None:
             run.write_reference(PairReference(values).facts)

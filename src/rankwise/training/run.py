@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 from rankwise.adapters.targets import tables_of_the_head
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import some
-from rankwise.methods.method import Method, Setup
+from rankwise.methods.method import Method
 from rankwise.methods.registry import method_of
 from rankwise.objectives.objective import Objective
 from rankwise.rows.preparation import Prepared
@@ -23,16 +22,12 @@ from rankwise.rows.writing import TextWriting
 from rankwise.runs.manifest import BackOff, Manifest
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage
 from rankwise.training.backend import use_products
-from rankwise.training.extras import extras_of
 from rankwise.training.recording import record
-from rankwise.training.resume import ranks_before_training
 from rankwise.training.settling import Settled
 from rankwise.training.training import Extra, Session, Training
-from rankwise.training.validation import SCORERS
-from rankwise.training.workload import Presentation, Workload
+from rankwise.training.workload import Workload
 
 OWN_HEAD = "the model has a head with as many outputs already, which is trained further and not drawn anew"
-NO_SAMPLES = "no sample answers are written, since the base is split over several processes (model.sharded)"
 
 
 def run(
@@ -44,23 +39,22 @@ def run(
     base = _loaded(settled.settings.base, method_of(settled.settings.adapter), objective, model, callback)
     if start is not None:
         settled = settled.with_adapter(start, base, callback, force_base=force_base)
-    extras = extras_of(settled.settings)
-    prepared, loaded = _prepared(settled.settings.data, objective, base, extras, session)
+    prepared, loaded = _prepared(settled.settings.data, objective, base, settled.extras, session)
     world.end_turn()
     settled = settled.with_rows(prepared)
     world.check_same_rows(prepared.data_report.model_dump_json())
-    training = _training(settled, session, (base, loaded), prepared, back_offs)
+    training = settled.training(session, loaded, base, prepared, started=bool(back_offs))
     begins = start is None and settled.resumable is None and not loaded.own_head
     if begins and (fitted := objective.fit_head(loaded, prepared.trained_rows)):
         callback(StatusMessage(fitted))
-    for extra in extras:
+    for extra in settled.extras:
         extra.prepare(training)
     training.trainable = training.method.attach(loaded, replace(training.setup, training=training.config))
     try:
         training.work = _workload(training)
-        for extra in extras:
+        for extra in settled.extras:
             extra.attached(training)
-        manifest = record(training, extras, settled, back_offs, force_memory=force_memory)
+        manifest = record(training, settled.extras, back_offs, force_memory=force_memory)
         world.barrier()  # what the first one wrote is there for all
         return training, manifest
     except BaseException:
@@ -96,33 +90,6 @@ def _prepared(
     for extra in extras:
         prepared = extra.rows(prepared, loaded, encoding, session)
     return prepared, loaded
-
-
-def _training(
-    settled: Settled, session: Session, models: tuple[LoadedModel, LoadedModel], prepared: Prepared,
-    back_offs: tuple[BackOff, ...],
-) -> Training:  # fmt: skip
-    settings, resumable, objective, (base, loaded) = settled.settings, settled.resumable, settled.objective, models
-    measured, rows = settings.validation, prepared.rows_in_pass
-    if settings.model.sharded and measured.prompts != ():  # the first process would write them alone
-        measured = measured.model_copy(update={"prompts": ()})
-        if settings.data.held_out or settings.data.validation is not None:
-            session.callback(StatusMessage(NO_SAMPLES))
-    config = settled.computed.resolved(rows, loaded.width, settings.auto_rate)
-    setup = Setup(
-        config, config.total_steps(rows), prepared.trained_rows, described=f'run "{settings.run}"',
-        callback=session.callback, heads=objective.heads(loaded), load=objective.load, start=settled.start,
-        resumed_ranks=partial(ranks_before_training, resumable) if resumable is not None else None,
-    )  # fmt: skip
-    return Training(
-        session=session, model=loaded, base=base, objective=objective, method=method_of(settings.adapter),
-        adapter=settings.adapter, config=config, validation=settings.validation, auto_rate=settings.auto_rate,
-        presentation=Presentation(settings.data.packing, settings.images), prepared=prepared, setup=setup,
-        scorer=objective.among(SCORERS)(measured, loaded, prepared, objective),
-        earliest=settings.objective_settings.earliest,
-        lineage=settled.lineage, forecast=settled.forecast,
-        begun=resumable.manifest if resumable is not None else session.run.manifest() if back_offs else None,
-    )  # fmt: skip
 
 
 def _workload(training: Training) -> Workload:

@@ -9,27 +9,36 @@ stored. Whatever comes after reads the sections that it needs.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
+from rankwise.config.reading import as_planned
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError
+from rankwise.methods.method import Setup
+from rankwise.methods.registry import method_of
 from rankwise.methods.starting import Start, start_of
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import objective_of
 from rankwise.rows.preparation import Prepared
 from rankwise.runs.lineage import Round
-from rankwise.runs.records import Callback
+from rankwise.runs.records import Callback, StatusMessage
 from rankwise.runs.resumable import Resumable
 from rankwise.runs.row_facts import TargetFacts
+from rankwise.training.extras import EXTRAS, made
 from rankwise.training.preflight import Foresight, foresee, within_limit
-from rankwise.training.resume import settings_of
+from rankwise.training.resume import ranks_before_training, settings_of
+from rankwise.training.training import Extra, Session, Training
+from rankwise.training.validation import SCORERS
+from rankwise.training.workload import Presentation
 
 NO_ROWS = (
     "validation.{0} has no effect without validation rows, and {1} rows are too few to hold out some by default. Give "
     "--held-out N or --validation-data FILE."
 )
+NO_SAMPLES = "no sample answers are written, since the base is split over several processes (model.sharded)"
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ class Settled:
     """The adapter to begin with."""
     resumable: Resumable | None = None
     forecast: Foresight | None = None
+    extras: tuple[Extra, ...] = ()
 
     @property
     def lineage(self) -> tuple[Round, ...]:
@@ -69,6 +79,32 @@ class Settled:
         computed = self.computed.model_copy(update={"epochs": settings.training.epochs})
         return replace(self, settings=settings, computed=computed)
 
+    def training(
+        self, session: Session, model: LoadedModel, base: LoadedModel, prepared: Prepared, *, started: bool
+    ) -> Training:
+        """Over these rows, once the model is loaded. `started`: the run began before, and begins again."""
+        settings, resumable, objective = self.settings, self.resumable, self.objective
+        measured, rows = settings.validation, prepared.rows_in_pass
+        if settings.model.sharded and measured.prompts != ():  # the first process would write them alone
+            measured = measured.model_copy(update={"prompts": ()})
+            if settings.data.held_out or settings.data.validation is not None:
+                session.callback(StatusMessage(NO_SAMPLES))
+        config = self.computed.resolved(rows, model.width, settings.auto_rate)
+        setup = Setup(
+            config, config.total_steps(rows), prepared.trained_rows, described=f'run "{settings.run}"',
+            callback=session.callback, heads=objective.heads(model), load=objective.load, start=self.start,
+            resumed_ranks=partial(ranks_before_training, resumable) if resumable is not None else None,
+        )  # fmt: skip
+        return Training(
+            session=session, model=model, base=base, objective=objective, method=method_of(settings.adapter),
+            adapter=settings.adapter, config=config, validation=settings.validation, auto_rate=settings.auto_rate,
+            presentation=Presentation(settings.data.packing, settings.images), prepared=prepared, setup=setup,
+            scorer=objective.among(SCORERS)(measured, model, prepared, objective),
+            earliest=settings.objective_settings.earliest, stored=settings.model_dump(mode="json"),
+            resumable=resumable, lineage=self.lineage, forecast=self.forecast,
+            begun=resumable.manifest if resumable is not None else session.run.manifest() if started else None,
+        )  # fmt: skip
+
 
 def settle(
     experiment: Experiment, resumable: Resumable | None, model: LoadedModel | None, callback: Callback, *,
@@ -90,11 +126,14 @@ def settle(
         start.check_targets(objective.facts, callback)
     if model is not None and (problem := _misfit(model.config, experiment.base, model.quantization, objective)):
         raise ConfigError([problem])
-    forecast = foresee(experiment, callback, objective.head_size)
+    extras = tuple(
+        made(name, parts) for name, sections in EXTRAS.items() if (parts := sections(experiment)) is not None
+    )
+    forecast = foresee(as_planned(experiment), callback, objective.head_size)
     computed, forecast = within_limit(experiment.training, forecast, callback)
     if forecast is not None and resumable is None:
         forecast.check(callback, force=force_memory)
-    return Settled(experiment, computed, objective, start, resumable, forecast)
+    return Settled(experiment, computed, objective, start, resumable, forecast, extras)
 
 
 def _misfit(own: ModelConfig, base: ModelConfig, quantization: object, objective: Objective) -> str | None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.adapters import Adapting
+from rankwise.config.base import JsonObject
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
 from rankwise.methods.method import Method, Setup
@@ -30,6 +31,7 @@ from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import WarningCollector
+from rankwise.runs.resumable import Resumable
 from rankwise.training.losses import Backend
 from rankwise.training.preflight import Foresight
 from rankwise.training.step import Anchoring
@@ -72,6 +74,9 @@ class Training:
     setup: Setup
     lineage: tuple[Round, ...] = ()
     """The rounds that it began with."""
+    stored: JsonObject = field(default_factory=dict[str, Any])
+    """All settings, as the run's config.json has them."""
+    resumable: Resumable | None = None
     begun: Manifest | None = None
     """That of the run which is resumed, or begins again after it has diverged."""
     forecast: Foresight | None = None

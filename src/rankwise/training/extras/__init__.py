@@ -2,8 +2,8 @@
 that is made of them.
 
 A module is imported when a training asks for it, so a plain training loads none. Extras are called in this order:
-replayed rows are there before a budget looks at what is trained on, and an anchor before the budget that changes its
-weight.
+replayed rows are there before a budget looks at what is trained on, an anchor before the budget that changes its
+weight, and what may be refused before trials take their time.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ EXTRAS: Mapping[str, Callable[[Experiment], tuple[Any, ...] | None]] = {
     "rankwise.training.extras.replay:ReplayedRows": lambda given: (
         None if (replay := given.training.replay) is None else (replay, given.data, given.training)
     ),
-    "rankwise.training.extras.tuning:TunedRate": lambda given: () if given.training.learning_rate == "tune" else None,
     "rankwise.training.extras.anchor:HeldToBase": lambda given: given.training.anchor and (given.training.anchor,),
     "rankwise.training.extras.budgets:Budget": lambda given: (
         (anchor,) if (anchor := given.training.anchor) is not None and anchor.forget_at_most is not None else None
     ),
+    "rankwise.training.extras.tuning:TunedRate": lambda given: () if given.training.learning_rate == "tune" else None,
     "rankwise.training.extras.earlier_rounds:EarlierRounds": lambda given: (
         None if given.adapter.start_from is None else (
             given.adapter.start_from, given.training.replay,
@@ -35,10 +35,6 @@ EXTRAS: Mapping[str, Callable[[Experiment], tuple[Any, ...] | None]] = {
 """By dotted name, the sections of the settings that it is made of; None where they don't ask for it."""
 
 
-def extras_of(settings: Experiment) -> list[Extra]:
-    asked = {name: sections(settings) for name, sections in EXTRAS.items()}
-    return [
-        getattr(import_module(name.partition(":")[0]), name.partition(":")[2])(*sections)
-        for name, sections in asked.items()
-        if sections is not None
-    ]
+def made(name: str, sections: tuple[Any, ...]) -> Extra:
+    module, _, kind = name.partition(":")
+    return getattr(import_module(module), kind)(*sections)
