@@ -13,13 +13,12 @@ import pytest
 from kit.command import printed, rankwise
 from kit.library import COMMON, Library
 from rankwise.base.loading import load
-from rankwise.commands import train
 from rankwise.config.models import ModelConfig
 from rankwise.config.tasks import task_named
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.requests import requests_of
 from rankwise.runs.records import silent
-from rankwise.training.extras import budgets
+from rankwise.training.extras import budgets, tuning
 
 TASK = 'task: towns\ndata: FILE\nask: "{q}"\nscore: [accuracy]\nchat: false\n'
 LOOSE = ("--rank", "4", "--held-out", "4", "--anchor", "0.001", "--set", "training.anchor.tokens=16", "--anchor-text",
@@ -135,7 +134,7 @@ def test_a_budget_that_means_nothing_is_refused_by_name(options: tuple[str, ...]
 
 @pytest.mark.usefixtures("home")
 def test_a_task_is_refused_before_learning_rates_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "tune", lambda *_: pytest.fail("trials began"))
+    monkeypatch.setattr(tuning, "tune", lambda *_: pytest.fail("trials began"))
     tasks = ("--forget-at-most", "5%", "--accuracy-tasks", "rows.jsonl", "--anchor-text", "other.txt")
     rate = COMMON.index("--learning-rate")
     result = rankwise("train", *COMMON[:rate], *COMMON[rate + 2 :], "--run", "refused", *tasks, "--tune")

@@ -20,8 +20,7 @@ from rankwise.cli.main import app
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError
 from rankwise.runs.directory import RunDirectory
-from rankwise.training import run as training_run
-from rankwise.training import trainer
+from rankwise.training import recording, trainer
 from rankwise.training.hooks import MOST_SHARE, SHARE, CheckpointPace
 
 STEPS, AT = 12, 7
@@ -146,7 +145,7 @@ def test_a_short_run_that_is_killed_loses_what_came_after_the_last_checkpoint(
         return real(state, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_run, "CheckpointPace", partial(CheckpointPace, clock=lambda: 10.0 * len(made)))
+        patch.setattr(recording, "CheckpointPace", partial(CheckpointPace, clock=lambda: 10.0 * len(made)))
         patch.setattr(trainer, "optimizer_step", optimizer_step)
         assert rankwise("--set", "training.checkpoint_minutes=1").exit_code == 1
     assert RunDirectory(RUN).steps_saved == [3, 6], "a fifth of a minute lies between them, and a step"
