@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from kit.gguf_models import KINDS, as_gguf, layers_of, model_in
 from rankwise.base.gguf import mapped as gguf_mapped
 from rankwise.base.gguf.conversion import converted
+from rankwise.base.gguf.header import config_of_gguf, read_gguf_header
 from rankwise.base.gguf.mapped import gguf_folder, gguf_tensors, quantization_of, tokenizer_folder
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.experiment import Planned
@@ -24,8 +25,6 @@ from rankwise.forward.plan import plan, shape_of
 from rankwise.kernels.quantized.given_back import give_back_after_use
 from rankwise.kernels.quantized.tensor import QuantizedTensor, stored_bytes
 from rankwise.methods.inject import inject
-from rankwise.planning.gguf_config import config_of_gguf
-from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.planning.stored_weights import packed_bytes, rest_bytes
 from rankwise.runs.records import StatusMessage, silent
 

@@ -10,7 +10,9 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from kit.planning_models import SMALL, written_config
+from rankwise.base.gguf.header import BLOCKS, FLOAT32, GgufHeader, matrix_bytes
 from rankwise.base.kind import CAUSAL_LM
+from rankwise.base.packed import BLOCK, OUTER
 from rankwise.base.quantized_folder import quantized_folder
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.experiment import Planned
@@ -22,11 +24,8 @@ from rankwise.kernels.quantized.tensor import QuantizedTensor, stored_bytes
 from rankwise.planning.batches import AtOnce
 from rankwise.planning.devices import find_device, this_processor
 from rankwise.planning.forecast import forecast
-from rankwise.planning.gguf_header import BLOCKS, FLOAT32, GgufHeader, matrix_bytes
 from rankwise.planning.shape import ModelShape
 from rankwise.planning.stored_weights import (
-    BLOCK,
-    OUTER,
     conversion_of,
     copied_bytes,
     multiplied_layers,

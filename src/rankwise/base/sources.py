@@ -15,7 +15,8 @@ import rankwise.base.quiet as _quiet  # noqa: F401  sets the environment before 
 from rankwise.base.cached import FILES, LONGEST_NAME, UNUSED, cached_hub_models, in_hub_cache
 from rankwise.base.gguf.conversion import converted
 from rankwise.base.gguf.mapped import gguf_folder
-from rankwise.base.inspection import fingerprints, inspect_folder, stored_format
+from rankwise.base.inspection import fingerprints, inspect_folder
+from rankwise.base.packed import stored_format
 from rankwise.base.starters import STARTERS, Starter, index_copy, index_folder
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line, some

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.base.cached import cached_conversions, cached_hub_models
+from rankwise.base.gguf.header import read_gguf_header
 from rankwise.base.starters import STARTERS, index_folder
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
 from rankwise.forward.plan import shape_to_adapt
-from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.planning.parameters import LayerGroup, TargetChoice, choices_of, default_target, groups_of
 from rankwise.planning.reading import CONFIG, catalogue_model
 from rankwise.runs.directory import find_run

@@ -12,17 +12,18 @@ it is laid out like OPT. A test compares the parameters of each with what was pu
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from rankwise.base.gguf.header import NOT_OF_THE_MODEL, config_of_gguf, matrix_bytes, read_gguf_header
 from rankwise.config.base import shown
 from rankwise.config.images import processing_of
 from rankwise.errors import ModelError, did_you_mean, first_line, some
-from rankwise.planning.gguf_config import shape_of_gguf
 from rankwise.planning.shape import Build, ModelShape, NewHead, cached_shape, shape_from_json
 from rankwise.planning.tokens import TokenCounter
 from rankwise.system.foreign_json import read_json
@@ -167,6 +168,21 @@ class PlannedBase:
                 return self.known.image or default_side
             file = self._of_hub(PREPROCESSOR)
         return processing_of(read_json(file), str(file)).size or default_side
+
+
+def shape_of_gguf(file: Path, build: Build, head: NewHead | None = None) -> ModelShape:
+    header = read_gguf_header(file)
+    config = config_of_gguf(header, file)
+    shape = cached_shape(config, str(file), str(file), build)
+    held = sum(math.prod(size) for name, size in header.tensors.items() if not name.startswith(NOT_OF_THE_MODEL))
+    if held != shape.parameters:
+        raise ModelError(
+            f"{file}: the header describes a {shape.family} model with {shape.parameters:,} parameters, but the "
+            f"tensors have {held:,}. The header is wrong, or this layout is not supported."
+        )
+    if head is not None:
+        shape = cached_shape(config, str(file), str(file), build, head)
+    return replace(shape, name=file.name, file_bytes=matrix_bytes(header))
 
 
 def needs_hub(name: str, revision: str | None = None) -> bool:

@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from rankwise.base.loaded import LoadedModel
+from rankwise.base.packed import EXACT
 from rankwise.base.sharding import save_whole
 from rankwise.base.split import is_split
 from rankwise.config.experiment import Experiment
@@ -22,7 +23,6 @@ from rankwise.methods.method import Method, SavedRecord
 from rankwise.methods.model_card import CardFacts, card
 from rankwise.methods.trainable import Trainable
 from rankwise.planning.forecast import SLOW_DISK, Disk
-from rankwise.planning.tasks import EXACT
 from rankwise.rows.images.processor import augmentation
 from rankwise.rows.preparation import Prepared
 from rankwise.runs.data_report import about, lines_of

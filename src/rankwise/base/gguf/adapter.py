@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from rankwise.base.gguf.files import stored_bytes
+from rankwise.base.gguf.header import MAGIC, GgufHeader, read_gguf_header
 from rankwise.base.gguf.tensors import check_stored
 from rankwise.errors import ModelError
-from rankwise.planning.gguf_header import MAGIC, GgufHeader, read_gguf_header
 
 FLOATS = {"F32", "F16", "BF16", "Q8_0"}
 """What llama.cpp writes adapters as."""

@@ -15,12 +15,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from rankwise.base.gguf.header import read_gguf_header
 from rankwise.base.gguf.tensors import check_tensors
 from rankwise.base.gguf.vocabulary import PREFIX
 from rankwise.base.quiet import hush
 from rankwise.config.base import shown
 from rankwise.errors import ModelError, RankwiseError, first_line, is_out_of_memory, some
-from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage
 from rankwise.system.cache import GGUF_FOLDER, SOURCE, cache_folder
 from rankwise.system.contents import hash_of

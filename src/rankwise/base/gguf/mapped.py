@@ -23,12 +23,11 @@ from torch import Tensor
 from rankwise.base.gguf.architectures import ARCHITECTURES, Architecture, GgufNames
 from rankwise.base.gguf.conversion import check_vocabulary, checked, in_own_folder, name_of_content, refused
 from rankwise.base.gguf.files import write_gguf
+from rankwise.base.gguf.header import FAMILIES, GgufHeader, config_of_gguf, read_gguf_header
 from rankwise.base.quiet import hush
 from rankwise.config.base import shown
 from rankwise.kernels.quantized.gguf import FORMATS
 from rankwise.kernels.quantized.tensor import QuantizedTensor
-from rankwise.planning.gguf_config import FAMILIES, config_of_gguf
-from rankwise.planning.gguf_header import GgufHeader, read_gguf_header
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.system.cache import SOURCE, cache_folder, mark_used
 from rankwise.system.files import need_space, published, write_json

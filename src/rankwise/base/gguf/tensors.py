@@ -12,11 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from rankwise.base.config_check import checked_config
+from rankwise.base.gguf.header import FAMILIES, NOT_OF_THE_MODEL, GgufHeader, config_of_gguf, read_gguf_header
 from rankwise.config.base import shown
 from rankwise.errors import ModelError, some
-from rankwise.planning.config_check import checked_config
-from rankwise.planning.gguf_config import FAMILIES, NOT_OF_THE_MODEL, config_of_gguf
-from rankwise.planning.gguf_header import GgufHeader, read_gguf_header
 
 LISTED = 4
 """Largest number of tensors named in a message, and of problems that it lists."""
