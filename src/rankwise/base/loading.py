@@ -20,7 +20,7 @@ import rankwise.base.quiet as quiet
 from rankwise.base.gguf.header import read_gguf_header
 from rankwise.base.gguf.mapped import gguf_tensors, quantization_of
 from rankwise.base.inspection import refuse_vision
-from rankwise.base.kind import CAUSAL_LM, ModelKind, kind_for
+from rankwise.base.kind import CAUSAL_LM, ModelKind, hub_config, kind_for
 from rankwise.base.loaded import LoadedModel, TextReader
 from rankwise.base.packed import stored_format
 from rankwise.base.precision import choose_precision
@@ -217,17 +217,8 @@ def load_tokenizer(config: ModelConfig, callback: Callback = silent) -> tuple[Hu
     return (
         _tokenizer(source, trusted).with_tokens(config.new_tokens),
         source.name,
-        _context_length(_config(source, trusted)),
+        _context_length(hub_config(source.folder, trusted=trusted)),
     )
-
-
-def _config(source: Source, trusted: bool) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=trusted)
-    except Exception as error:  # as many kinds as there are architectures
-        raise ModelError(f"{source.folder} contains no model that can be loaded: {first_line(error)}") from None
 
 
 def _context_length(config: Any) -> int | None:

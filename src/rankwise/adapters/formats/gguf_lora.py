@@ -15,8 +15,8 @@ from torch import Tensor
 
 from rankwise.adapters.formats.imported import ImportedSource, Layers, Modules
 from rankwise.adapters.weights import AdapterWeights, Factors
-from rankwise.base.gguf.adapter import ADAPTER, TYPE, gguf_names, read_gguf_tensors
-from rankwise.base.gguf.header import GgufHeader, read_gguf_header
+from rankwise.base.gguf.adapter import gguf_names, read_gguf_tensors
+from rankwise.base.gguf.header import ADAPTER, TYPE, GgufHeader, read_gguf_header
 from rankwise.errors import AdapterError, ModelError
 
 PERMUTED = frozenset({"llama", "smollm3"})
