@@ -16,11 +16,11 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer
 
+from rankwise.base.gguf.header import read_gguf_header
 from rankwise.base.gguf.mapped import gguf_folder, gguf_tensors, quantization_of
 from rankwise.config.adapters import LoraConfig
 from rankwise.kernels.quantized.tensor import stored_bytes
 from rankwise.methods.inject import inject
-from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.system.memory import keep_memory
 
 STEPS, RATE = 5, 1e-3

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from kit.damaged_gguf import DAMAGES, SAID, TEMPLATES, VOCABULARY, Damage
 from kit.gguf_models import adapter_in, model_in
 from rankwise.base.gguf.conversion import converted
+from rankwise.base.gguf.header import read_gguf_header
 from rankwise.base.gguf.mapped import gguf_folder, gguf_tensors
 from rankwise.cli.main import app
 from rankwise.errors import ModelError, RankwiseError, TemplateError
-from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import Message
 from rankwise.rows.text.tokenizer import HubTokenizer

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from kit.gguf_models import KINDS, as_gguf, layers_of, model_in
 from rankwise.base.gguf import mapped as gguf_mapped
 from rankwise.base.gguf.conversion import converted
+from rankwise.base.gguf.header import USABLE, config_of_gguf, read_gguf_header
 from rankwise.base.gguf.mapped import gguf_folder, gguf_tensors, quantization_of, tokenizer_folder
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.experiment import Planned
@@ -24,8 +25,6 @@ from rankwise.forward.plan import plan, shape_of
 from rankwise.kernels.quantized.given_back import give_back_after_use
 from rankwise.kernels.quantized.tensor import QuantizedTensor, stored_bytes
 from rankwise.methods.inject import inject
-from rankwise.planning.gguf_config import config_of_gguf
-from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.planning.stored_weights import packed_bytes, rest_bytes
 from rankwise.runs.records import StatusMessage, silent
 
@@ -225,7 +224,7 @@ def test_gradients_are_those_through_the_converted_numbers(files, kind):
 
 def test_what_cannot_be_used_so_is_converted_and_that_is_said(files, monkeypatch):
     heard: list[Any] = []
-    monkeypatch.delitem(gguf_mapped.FORMATS, "Q4_1")
+    monkeypatch.setattr(gguf_mapped, "USABLE", USABLE - {"Q4_1"})
     assert gguf_folder(files("llama"), heard.append) is None
     (message,) = [one.text for one in heard if isinstance(one, StatusMessage)]
     assert message.startswith("llama-q4_1.gguf is not used as it lies but converted: ") and "Q4_1" in message

@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Di
 from rankwise.base import starters
 from rankwise.base.pickled_weights import read_pickled
 from rankwise.base.starters import STARTERS, Wheel, index_copy, index_folder
-from rankwise.base.timm_folder import LITE0, PREPROCESSING, write_timm_folder
+from rankwise.base.timm_models import LITE0, PREPROCESSING, write_timm_folder
 from rankwise.commands.models import known_models
 from rankwise.errors import ModelError, RankwiseError
 from rankwise.runs.records import ProgressUpdate, StatusMessage, silent

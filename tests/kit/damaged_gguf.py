@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from rankwise.planning.gguf_header import GgufHeader
+from rankwise.base.gguf.header import GgufHeader
 
 HUGE = 2**62
 Q, K, NORM = b"blk.0.attn_q.weight", b"blk.1.attn_k.weight", b"output_norm.weight"

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 import rankwise
 from kit.classifiers import encoder_folder, labelled, write_rows
+from rankwise.base.inspection import pooling_of
 from rankwise.base.pooling import pooled
 from rankwise.cli.main import app
 from rankwise.config.classification import ClassificationConfig
 from rankwise.inference.tuned_model import load_tuned
-from rankwise.planning.pooling import pooling_of
 
 OLDER = "pooling_mode_mean_tokens", "pooling_mode_cls_token", "pooling_mode_max_tokens", "pooling_mode_lasttoken"
 RUN = ("--steps", "12", "--batch-size", "4", "--learning-rate", "0.005", "--rank", "2", "--set", "model.dtype=float32")

@@ -8,19 +8,17 @@ from types import SimpleNamespace
 import pytest
 
 from rankwise.errors import ConfigError
-from rankwise.planning import devices
 from rankwise.planning.devices import (
     DEVICES,
     GIB,
     apple,
     find_device,
-    flags_in,
-    float32_rate,
     graphics_cards,
-    processor_with,
     read_cards,
     this_machine,
+    this_processor,
 )
+from rankwise.system import processor
 from rankwise.system.memory import available_memory
 
 SPARSE = {"l4": 242, "l40s": 733, "a10": 250, "a100-40gb": 624, "h100": 1979, "rtx-4090": 330, "rtx-5090": 838}
@@ -109,8 +107,10 @@ XEON = "vendor_id : GenuineIntel\nflags : avx2 avx512f avx512_bf16 avx512_fp16 a
         ("flags : avx2\n", None, "float32"), ("Features : asimd bf16\n", None, "bfloat16"), ("", None, "float32"),
     ],
 )  # fmt: skip
-def test_a_processors_rate_in_bfloat16_is_a_multiple_of_what_was_measured_in_float32(cpuinfo, times, dtype):
-    found = processor_with(flags_in(cpuinfo), 2e11)
+def test_a_processors_rate_in_bfloat16_is_a_multiple_of_that_in_float32(tmp_path, monkeypatch, cpuinfo, times, dtype):
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+    processor.CPUINFO.write_text(cpuinfo)
+    found = this_processor()
     assert (found.rate("float32"), found.rate("bfloat16"), found.dtype) == (2e11, times and times * 2e11, dtype)
 
 
@@ -120,11 +120,11 @@ def test_a_processors_rate_in_bfloat16_is_a_multiple_of_what_was_measured_in_flo
 )
 def test_the_rate_in_float32_is_that_of_products_on_all_cores(monkeypatch, cores, processes, given, times):
     clock = iter([0.0, 0.02, 1.0, 1.01, 2.0, 2.03, 3.0, 3.5])  # a product takes what lies between two
-    monkeypatch.setattr(devices, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    monkeypatch.setattr(devices, "usable_cores", lambda: cores)
-    monkeypatch.setattr(devices, "processes_here", lambda: processes)
+    monkeypatch.setattr(processor, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(processor, "usable_cores", lambda: cores)
+    monkeypatch.setattr(processor, "processes_here", lambda: processes)
     monkeypatch.setenv("OMP_NUM_THREADS", given)
-    assert float32_rate() == pytest.approx(times * 2 * devices.SIDE**3 / 0.01)
+    assert processor.float32_rate() == pytest.approx(times * 2 * processor.SIDE**3 / 0.01)
 
 
 def test_this_machine_has_the_memory_that_is_free():

@@ -12,7 +12,6 @@ from rankwise.config.forgetting import BLOCKS
 from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.forward.plan import shape_of
-from rankwise.planning import devices
 from rankwise.planning.batches import AtOnce, packed_at_once
 from rankwise.planning.devices import Device, find_device, this_machine
 from rankwise.planning.forecast import COMPILER, forecast, weights_bytes
@@ -100,7 +99,7 @@ def test_torchs_compiler_is_a_part_where_training_takes_it_or_may():
 
 
 def test_a_small_step_that_unpacks_weights_says_nothing_of_products_in_int8(monkeypatch):
-    monkeypatch.setattr(devices, "may_use_int8", lambda: True)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "ALL")
     device = replace(HERE, flags=frozenset({"avx512_vnni"}))
     for quantize, storage_expects in (("none", COMPILER), ("int8", 0)):
         settings = {"model": {"name": "smollm2-135m", "quantize": quantize}, "training": {"steps": 100}}

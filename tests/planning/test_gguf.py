@@ -11,11 +11,10 @@ import pytest
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from kit.planning_models import IDS, SMALL, on_meta, refusal, written_config
+from rankwise.base.gguf.header import FAMILIES, read_gguf_header
 from rankwise.errors import ModelError
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.forward.plan import shape_of
-from rankwise.planning.gguf_config import FAMILIES
-from rankwise.planning.gguf_header import read_gguf_header
 
 OF_FAMILY = {
     "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3, wide", "gemma2": "gemma2", "gemma3": "gemma3_text",

@@ -6,27 +6,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from kit.planning_models import SMALL, written_config
+from rankwise.base.gguf.header import USABLE, GgufHeader, matrix_bytes
 from rankwise.base.kind import CAUSAL_LM
+from rankwise.base.packed import BLOCK, OUTER
 from rankwise.base.quantized_folder import quantized_folder
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.experiment import Planned
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.forward.plan import shape_of
+from rankwise.kernels.quantized import gguf as gguf_blocks
 from rankwise.kernels.quantized import nf4
 from rankwise.kernels.quantized.formats import FORMATS, multiply_in_int8
 from rankwise.kernels.quantized.tensor import QuantizedTensor, stored_bytes
 from rankwise.planning.batches import AtOnce
 from rankwise.planning.devices import find_device, this_processor
 from rankwise.planning.forecast import forecast
-from rankwise.planning.gguf_header import BLOCKS, FLOAT32, GgufHeader, matrix_bytes
 from rankwise.planning.shape import ModelShape
 from rankwise.planning.stored_weights import (
-    BLOCK,
-    OUTER,
     conversion_of,
     copied_bytes,
     multiplied_layers,
@@ -104,15 +104,18 @@ def test_of_a_file_with_products_in_int8_the_head_alone_is_unpacked():
 
 def test_sizes_of_blocks_are_those_of_the_formats():
     assert (BLOCK, OUTER) == (nf4.BLOCK, nf4.OUTER)
-    for kind, sizes in BLOCKS.items():
-        assert GGML_QUANT_SIZES[GGMLQuantizationType(kind)] == sizes
+
+
+def test_a_file_is_used_as_it_lies_exactly_where_there_are_kernels_for_its_types():
+    assert {*gguf_blocks.FORMATS, "F32"} == USABLE
 
 
 def test_a_gguf_file_takes_what_its_tensors_do_or_is_converted():
-    header = GgufHeader(tensors={"a": (64, 3), "b": (64,), "c": (256, 2), "d": (7, 5)}, types={"a": 3, "b": FLOAT32})
-    header.types |= {"c": 14, "d": FLOAT32}
+    header = GgufHeader(
+        tensors={"a": (64, 3), "b": (64,), "c": (256, 2), "d": (7, 5)}, types={"a": 3, "b": 0, "c": 14, "d": 0}
+    )
     assert matrix_bytes(header) == 6 * 20 + 2 * 210 + 35 * 4
-    header.types["c"] = 10  # Q2_K
+    header.types["c"] = GGMLQuantizationType.Q2_K
     assert matrix_bytes(header) == 0
 
 

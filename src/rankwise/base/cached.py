@@ -9,9 +9,8 @@ from rankwise.base.starters import STARTERS, index_folder
 from rankwise.config.models import ModelConfig
 from rankwise.system.cache import GGUF_FOLDER, STARTER_FOLDER, cache_folder
 from rankwise.system.foreign_json import read_json
-from rankwise.system.hub import could_be_hub_id
+from rankwise.system.hub import could_be_hub_id, path_here
 
-LONGEST_NAME = 256
 FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
 ESSENTIAL = ["config.json", "tokenizer.json", "model*.safetensors"]
 UNUSED = ["consolidated*", "[!1]*/*", "1[!_]*/*", "1_[!P]*/*"]
@@ -20,11 +19,10 @@ UNUSED = ["consolidated*", "[!1]*/*", "1[!_]*/*", "1_[!P]*/*"]
 
 def is_here(config: ModelConfig) -> bool:
     """Whether a model can be found without the network."""
-    path = Path(config.name).expanduser() if len(config.name) < LONGEST_NAME else Path()
     if config.name in STARTERS and config.revision is None:
         starter = STARTERS[config.name]
         return index_folder(starter) is not None or in_hub_cache(starter.hub_id, None) is not None
-    if path != Path() and path.exists():
+    if path_here(config.name) is not None:
         return True
     return could_be_hub_id(config.name) and in_hub_cache(config.name, config.revision) is not None
 

@@ -7,18 +7,26 @@ model runs only if the user named its commit; code that a setting refers to else
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rankwise.base.timm_models import is_timm_config
+from rankwise.base.config_check import config_problems, is_timm_config, refuse, settings_in
+from rankwise.base.packed import quantization_problem
 from rankwise.config.base import shown
+from rankwise.config.classification import ClassificationConfig
 from rankwise.config.models import BOTH, DECODER, ENCODER, IMAGES
 from rankwise.errors import ModelError, RemoteCodeError, some
-from rankwise.planning.config_check import config_problems, refuse, settings_in
+from rankwise.runs.row_facts import Pooling
 from rankwise.system.contents import content_of
 from rankwise.system.files import sha256_of
-from rankwise.system.foreign_json import read_json
+from rankwise.system.foreign_json import read_if_sound, read_json
+
+MODULES, REPORT, POOLING = "modules.json", "data_report.json", "1_Pooling/config.json"
+KNOWN: dict[str, Pooling] = {
+    "mean": "mean", "cls": "cls", "max": "max", "lasttoken": "own", "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max", "pooling_mode_lasttoken": "own",
+}  # fmt: skip
+"""By the names that the versions of sentence-transformers write."""
 
 
 def inspect_folder(folder: Path, config: dict[str, Any] | None = None, *, trusted: bool = False) -> None:
@@ -152,29 +160,26 @@ def _sample(file: Path, size: int) -> bytes:
     return digest.digest()
 
 
-KINDS = {"load_in_4bit": "nf4", "load_in_8bit": "int8"}
-"""What bitsandbytes' settings say, by the key that is true."""
-
-
-def quantization_problem(config: Mapping[str, Any]) -> str | None:
-    """Why the quantised weights of a folder cannot be read; None where they can, or where there are none."""
-    settings = config.get("quantization_config")
-    if not settings:
-        return None
-    method = settings.get("quant_method") if isinstance(settings, dict) else None
-    method = method or ("bitsandbytes" if isinstance(settings, dict) and any(map(settings.get, KINDS)) else None)
-    if method != "bitsandbytes":
-        return (
-            f"its weights are quantised by {method or 'an unknown method'}, which is not read. bitsandbytes' nf4 and "
-            "int8, GGUF files and full-precision folders are; quantise the full-precision model with --quantize nf4."
-        )
-    if settings.get("load_in_4bit") and settings.get("bnb_4bit_quant_type", "fp4") != "nf4":
-        kind = settings.get("bnb_4bit_quant_type", "fp4")
-        return f"its weights are bitsandbytes' {kind}, which is not read; nf4 and int8 are."
-    return None
-
-
-def stored_format(config: Mapping[str, Any]) -> str | None:
-    """`nf4` or `int8` where bitsandbytes quantised the weights of a folder with this config.json."""
-    settings = config.get("quantization_config")
-    return next((kind for key, kind in KINDS.items() if settings.get(key)), None) if settings else None
+def pooling_of(folder: Path | None, config: ClassificationConfig) -> tuple[Pooling, str | None]:
+    """The pooling over the model in `folder`, and a sentence where `auto` decided it and not the model's own code."""
+    if config.pooling != "auto":
+        return config.pooling, None
+    report, modules = (None if folder is None else read_if_sound(folder / name) for name in (REPORT, MODULES))
+    targets = report.get("targets") if isinstance(report, dict) else None
+    if isinstance(targets, dict):
+        return KNOWN.get(str(targets.get("pooling")), "own"), None
+    parts = [one for one in modules if isinstance(one, dict)] if isinstance(modules, list) else []
+    part = next((one for one in parts if str(one.get("type")).endswith(".Pooling")), None)
+    if folder is None or part is None:
+        return "own", None
+    settings = read_if_sound(folder / Path(str(part.get("path"))).name / "config.json")
+    if not isinstance(settings, dict):
+        why = f"the model's {MODULES} names a pooling but not which, and the mean is the usual one"
+        return "mean", f"the head reads the mean of all tokens: {why} (classification.pooling)"
+    modes = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value is True]
+    mode = " and ".join(modes) or str(settings.get("pooling_mode"))
+    if mode not in KNOWN:
+        return "own", f"the pooling of the model's {MODULES} is {mode}, which is not known; its own code's is used"
+    read = "first token" if KNOWN[mode] == "cls" else f"{KNOWN[mode]} of all tokens"
+    said = f"the head reads the {read}, as the model's {MODULES} says (classification.pooling)"
+    return KNOWN[mode], None if KNOWN[mode] == "own" else said

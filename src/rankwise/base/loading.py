@@ -17,23 +17,24 @@ import torch
 from torch import Tensor
 
 import rankwise.base.quiet as quiet
+from rankwise.base.gguf.header import read_gguf_header
 from rankwise.base.gguf.mapped import gguf_tensors, quantization_of
-from rankwise.base.inspection import refuse_vision, stored_format
-from rankwise.base.kind import CAUSAL_LM, ModelKind, kind_for
+from rankwise.base.inspection import refuse_vision
+from rankwise.base.kind import CAUSAL_LM, ModelKind, hub_config, kind_for
 from rankwise.base.loaded import LoadedModel, TextReader
+from rankwise.base.packed import stored_format
 from rankwise.base.precision import choose_precision
 from rankwise.base.quantized_folder import QuantizedFolder, bitsandbytes_folder, mapped_folder, quantized_folder
 from rankwise.base.rotary_names import alike_up_to, turn_by_row
 from rankwise.base.sharding import load_sharded
 from rankwise.base.skeleton import built
 from rankwise.base.sources import Source, find
-from rankwise.base.timm_models import head_modules, is_timm, is_timm_config, need_timm
+from rankwise.base.timm_models import head_modules, is_timm, need_timm
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RankwiseError, first_line, is_out_of_memory
 from rankwise.kernels.quantized.given_back import give_back_after_use
 from rankwise.kernels.quantized.nf4 import is_unpacked_by_library
 from rankwise.kernels.quantized.tensor import is_quantized
-from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.tokenizer import HubTokenizer, NewTokens
 from rankwise.runs.integrity import check_folder
@@ -113,8 +114,7 @@ def _module(
     """The model, the modules inside its body whose weights were drawn because the folder lacks them, and whether a
     classifier's head was not drawn."""
     quiet.hush()
-    if is_timm_config(source.config):
-        need_timm(str(source.folder))
+    need_timm(source.config, str(source.folder))
     new_head = kind.head_seed is not None
     try:
         with nullcontext() if kind.head_seed is None else _drawing(kind.head_seed):
@@ -217,17 +217,8 @@ def load_tokenizer(config: ModelConfig, callback: Callback = silent) -> tuple[Hu
     return (
         _tokenizer(source, trusted).with_tokens(config.new_tokens),
         source.name,
-        _context_length(_config(source, trusted)),
+        _context_length(hub_config(source.folder, trusted=trusted)),
     )
-
-
-def _config(source: Source, trusted: bool) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=trusted)
-    except Exception as error:  # as many kinds as there are architectures
-        raise ModelError(f"{source.folder} contains no model that can be loaded: {first_line(error)}") from None
 
 
 def _context_length(config: Any) -> int | None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rankwise.errors import ModelError, first_line, some
-from rankwise.rows.files.columnar import need
 from rankwise.system.files import write_json
 
 if TYPE_CHECKING:
@@ -41,10 +40,6 @@ PREPROCESSOR = {
     "image_processor_type": "BitImageProcessor",
 }
 """Settings of the image processor that DINOv2 was published with; 3 is bicubic."""
-
-
-def need_onnx(name: str) -> None:
-    need("onnx", f'the starter "{name}": reading its ONNX file', extra="vision")
 
 
 def convert_dinov2(file: Path, folder: Path) -> None:

@@ -9,13 +9,19 @@ of what float32 does.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
-from rankwise.planning.devices import BFLOAT16, HALF_RATE, INT8, may_use_int8, processor_vendor, with_rates
+from rankwise.system.processor import (
+    BFLOAT16,
+    HALF_RATE,
+    is_fast_in_int8,
+    processor_flags,
+    processor_vendor,
+    with_rates,
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ def computes_bfloat16(device: torch.device) -> tuple[bool, str]:
     if device.type == "mps":
         able = torch.backends.mps.is_macos_or_newer(14, 0)
         return able, f"this macOS {'has' if able else 'lacks'} bfloat16 on its GPU"
-    flags = with_rates(frozenset(name for name, there in processor_features().items() if there), processor_vendor())
+    flags = with_rates(instructions(), processor_vendor())
     if (fast := next((flag for flag in BFLOAT16 if flag in flags), None)) is not None:
         return True, f"the processor has {fast}"
     return False, f"the processor has {HALF_RATE if HALF_RATE in flags else 'no bfloat16 arithmetic'}"
@@ -59,18 +65,12 @@ def computes_bfloat16(device: torch.device) -> tuple[bool, str]:
 
 def multiplies_int8() -> bool:
     """Whether products of numbers in int8 are faster than others."""
-    features = processor_features()
-    return may_use_int8() and any(features.get(name) for name in INT8)
+    return is_fast_in_int8(instructions())
 
 
-def processor_features() -> dict[str, bool | int | str]:
-    return dict(torch.cpu.get_capabilities()) if hasattr(torch.cpu, "get_capabilities") else _older_torch_features()
-
-
-def _older_torch_features() -> dict[str, bool | int | str]:
-    """The flags that Linux lists; elsewhere none is known."""
-    listed = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
-    flags = next((line for line in listed.splitlines() if line.startswith(("flags", "Features"))), "").split()
-    names = {"avx512f": "avx512_f"}
-    known = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "amx_bf16", "amx_int8", "bf16")
-    return {names.get(flag, flag): flag in flags for flag in known}
+def instructions() -> frozenset[str]:
+    """The names of the processor's instructions: as Linux lists them, and elsewhere as torch does, if it does."""
+    if listed := processor_flags():
+        return listed
+    named = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return frozenset(name for name, there in named.items() if there is True)

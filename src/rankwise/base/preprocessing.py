@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from rankwise.base.timm_models import is_timm_config
+from rankwise.base.config_check import is_timm_config
 from rankwise.config.images import ImageProcessing, processing_of, processing_of_timm
 from rankwise.errors import ModelError, first_line
 from rankwise.system.extras import need_extra

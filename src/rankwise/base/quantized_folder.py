@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from rankwise.base.inspection import fingerprint
 from rankwise.base.kind import ModelKind
+from rankwise.base.packed import PACKED_PER_SECOND, packed_size
 from rankwise.base.skeleton import Skeleton, skeleton
 from rankwise.base.tensor_files import MappedFiles, StoredTensor
 from rankwise.base.timm_models import head_modules
@@ -43,7 +44,6 @@ from rankwise.kernels.quantized.formats import FORMATS, LARGEST, Int8, PackingFo
 from rankwise.kernels.quantized.given_back import InFull
 from rankwise.kernels.quantized.nf4 import BLOCK, LEVELS, NF4, OUTER, NF4WithMaxima, dynamic_values
 from rankwise.kernels.quantized.tensor import QuantizedTensor, unpacked
-from rankwise.planning.stored_weights import PACKED_PER_SECOND, packed_size
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.system.cache import QUANTIZED_FOLDER, SOURCE, cache_folder, mark_used
 from rankwise.system.files import need_space, published, write_json

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from rankwise.base.gguf.header import read_gguf_header
 from rankwise.base.inspection import is_encoder
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.preprocessing import save_processing
@@ -20,7 +21,6 @@ from rankwise.base.sources import find
 from rankwise.base.split import is_sharded
 from rankwise.base.tensor_files import read_header
 from rankwise.config.models import ModelConfig
-from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.records import Callback

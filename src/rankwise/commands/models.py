@@ -7,25 +7,22 @@ most a config.json is asked for.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rankwise.base.cached import cached_conversions, cached_hub_models
+from rankwise.base.gguf.header import is_gguf_adapter
 from rankwise.base.starters import STARTERS, index_folder
 from rankwise.config.models import ModelConfig
-from rankwise.errors import ModelError
 from rankwise.forward.plan import shape_to_adapt
-from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.planning.parameters import LayerGroup, TargetChoice, choices_of, default_target, groups_of
 from rankwise.planning.reading import CONFIG, catalogue_model
 from rankwise.runs.directory import find_run
 from rankwise.runs.records import Callback, silent
 from rankwise.system.cache import source_of
-from rankwise.system.hub import could_be_hub_id
+from rankwise.system.hub import LONGEST_NAME, could_be_hub_id, path_here
 
-LONGEST_NAME = 256
 ADAPTER = "adapter_config.json"
 """In the folder of an adapter."""
 
@@ -63,25 +60,16 @@ def _summary(choice: TargetChoice, total: int) -> dict[str, Any]:
 def means_model(name: str) -> bool:
     """Whether a name is that of a model, and of no run and no adapter's folder: a model that is known or on this disk,
     or a name of the hub's form."""
-    if not 0 < len(name) < LONGEST_NAME or "\0" in name or find_run(name) is not None:
+    if not 0 < len(name) < LONGEST_NAME or find_run(name) is not None:
         return False
-    path = Path(os.path.expanduser(name))  # noqa: PTH111  Path.expanduser raises where there is no such home
-    if (path / ADAPTER).is_file() or _is_gguf_adapter(path):
+    path = path_here(name)
+    if path is not None and ((path / ADAPTER).is_file() or (path.is_file() and is_gguf_adapter(path))):
         return False
     if name in STARTERS or catalogue_model(name) is not None:
         return True
-    if path.exists():
+    if path is not None:
         return (path / CONFIG).is_file() or path.suffix.lower() in (".gguf", ".json")
     return "/" in name and could_be_hub_id(name)
-
-
-def _is_gguf_adapter(path: Path) -> bool:
-    if path.suffix.lower() != ".gguf" or not path.is_file():
-        return False
-    try:
-        return read_gguf_header(path).settings.get("general.type") == "adapter"
-    except ModelError:
-        return False
 
 
 def inspect_model(name: str) -> InspectedModel:

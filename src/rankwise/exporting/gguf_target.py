@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from rankwise.adapters.weights import AdapterWeights, Factors
-from rankwise.base.gguf.architectures import Architecture, GgufNames, architecture_of, config_in
+from rankwise.base.gguf.architectures import Architecture, GgufNames, architecture_of
+from rankwise.base.kind import hub_config
 from rankwise.base.sources import Source, find
 from rankwise.config.models import ModelConfig
 from rankwise.errors import AdapterError, RunError, some
@@ -66,7 +67,7 @@ def gguf_model(order: Order) -> GgufModel:
     spec = method.model_of(artifact)
     source = find(spec, callback)
     source.refuse_packed("which are not written as GGUF")
-    config = config_in(source.folder)
+    config = hub_config(source.folder).to_dict()
     architecture = architecture_of(config, artifact.described)
     weights = method.adapter_over(source, artifact, callback)
     if weights is not None:

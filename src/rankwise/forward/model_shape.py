@@ -28,11 +28,12 @@ import rankwise.base.quiet as quiet
 from rankwise.adapters.adapter import conv_problem
 from rankwise.adapters.base_layers import experts_of, features_of, kind_of, split_of, weight_of
 from rankwise.adapters.experts import stacked_by_own_code, stacked_hosts
+from rankwise.base.config_check import checked_config
 from rankwise.base.gguf.mapped import tokenizer_folder as tokenizer_folder  # for plan.py, which imports no torch
 from rankwise.base.inspection import reads_images
 from rankwise.base.pooling import read_pooled
 from rankwise.base.preprocessing import size_arguments
-from rankwise.base.timm_models import head_modules, is_timm_config, need_timm
+from rankwise.base.timm_models import head_modules, need_timm
 from rankwise.config.base import shown
 from rankwise.config.images import LARGEST
 from rankwise.config.modules import Layer, Side, inner_convolutions, linear_layers
@@ -58,7 +59,6 @@ from rankwise.forward.saved_activations import (
     with_saved,
 )
 from rankwise.planning.activations import ADAPTED
-from rankwise.planning.config_check import checked_config
 from rankwise.planning.parameters import seen
 from rankwise.planning.shape import Blocks, ModelShape, NewHead, Saved
 from rankwise.planning.tasks import CAUSAL, CLASSIFIER, IMAGE_CLASSIFIER, SEQUENCES, TAGGER
@@ -164,8 +164,7 @@ def _built(settings: dict[str, Any], where: str, new_head: NewHead | None) -> tu
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     quiet.hush()
-    if is_timm_config(settings):
-        need_timm(where)
+    need_timm(settings, where)
     family = settings["model_type"]
     if family not in CONFIG_MAPPING:
         hint = did_you_mean(family, CONFIG_MAPPING)

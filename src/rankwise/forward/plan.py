@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
+from rankwise.base.inspection import pooling_of
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Planned
@@ -19,7 +20,6 @@ from rankwise.config.objectives import OBJECTIVES
 from rankwise.errors import ConfigError, ModelError
 from rankwise.planning.devices import Device
 from rankwise.planning.plan import Plan, plan_for
-from rankwise.planning.pooling import pooling_of
 from rankwise.planning.processes import ONE_PROCESS, Processes
 from rankwise.planning.reading import PlannedBase
 from rankwise.planning.shape import ModelShape, NewHead

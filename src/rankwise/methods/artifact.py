@@ -23,7 +23,7 @@ from rankwise.adapters.formats.peft_reader import CONFIG, peft_base
 from rankwise.adapters.formats.tensors import SUFFIXES, refuse_pickle
 from rankwise.adapters.weights import AdapterWeights, reported
 from rankwise.base.beside import added_texts
-from rankwise.base.gguf.adapter import is_gguf_adapter
+from rankwise.base.gguf.header import is_gguf_adapter
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.skeleton import modules_without_weights
 from rankwise.base.sources import Source

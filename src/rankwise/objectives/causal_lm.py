@@ -23,7 +23,6 @@ from rankwise.base.saving import save_end_tokens
 from rankwise.errors import TemplateError
 from rankwise.forward.reference import SupervisedLogits, random_documents
 from rankwise.objectives.objective import Objective
-from rankwise.planning.operations import Load
 from rankwise.rows.encoded.batches import Batch, collate, portion
 from rankwise.rows.text.chat_template import PROBE, ChatTemplate
 from rankwise.rows.text.example import BREAK, Message
@@ -158,16 +157,18 @@ class CausalLM(Objective):
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
         return random_documents(vocabulary_of(module), lengths, generator)
 
-    def rows_like(self, load: Load, module: nn.Module, tokens: int, turn: int, turns: int) -> list[Tokens]:
+    def rows_like(
+        self, lengths: Sequence[int], share: float, module: nn.Module, tokens: int, turn: int, turns: int
+    ) -> list[Tokens]:
         """As long as those of the plan: none is padded."""
-        share, planned = load.supervised / max(1, load.tokens), _mixed(load.lengths)
+        planned = _mixed(lengths)
         first = turn * len(planned) // turns
-        lengths: list[int] = []
+        taken: list[int] = []
         for length in cycle(planned[first:] + planned[:first]):
-            lengths.append(min(length, max(1, tokens - sum(lengths))))
-            if sum(lengths) >= tokens:
+            taken.append(min(length, max(1, tokens - sum(taken))))
+            if sum(taken) >= tokens:
                 break
-        drawn = self.random_rows(module, lengths, torch.Generator().manual_seed(turn))
+        drawn = self.random_rows(module, taken, torch.Generator().manual_seed(turn))
         return [end_learned(one, share) for one in drawn]
 
 

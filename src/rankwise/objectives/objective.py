@@ -36,7 +36,6 @@ from rankwise.config.method import ASKED_SEPARATELY
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError
 from rankwise.objectives.predictions import ClassShares, Done, Longest, Numbers, Prediction, probability_column
-from rankwise.planning.operations import Load
 from rankwise.rows.encoded.batches import Batch, portions_of
 from rankwise.rows.preparing import RowEncoding
 from rankwise.rows.text.chat_template import ChatTemplate
@@ -313,10 +312,13 @@ class Objective(ABC):
         """Rows that the model accepts, for measuring memory and time."""
         ...
 
-    def rows_like(self, load: Load, module: nn.Module, tokens: int, turn: int, turns: int) -> list[Tokens]:
-        """Random rows of about so many tokens, such as a plan counts, and others at each turn. All have the same
-        length, so that none has padding: what the plan counts are padded rows."""
-        lengths = sorted(load.lengths)
+    def rows_like(
+        self, lengths: Sequence[int], share: float, module: nn.Module, tokens: int, turn: int, turns: int
+    ) -> list[Tokens]:
+        """Random rows of about so many tokens, with one of `lengths` and a `share` of tokens that is predicted, and
+        others at each turn. All have the same length, so that none has padding: what the plan counts are padded
+        rows."""
+        lengths = sorted(lengths)
         length = lengths[(2 * turn + 1) * len(lengths) // (2 * turns)]
         drawn = [length] * max(1, round(tokens / length))
         return self.random_rows(module, drawn, torch.Generator().manual_seed(turn))

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from rankwise.base.inspection import is_encoder_decoder, nature_of
-from rankwise.base.preprocessing import processing_in
 from rankwise.base.sources import find
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment, Planned
@@ -22,12 +21,10 @@ from rankwise.objectives.preference import Preference
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, SequenceToSequence
 from rankwise.objectives.tagging import Tagging
 from rankwise.objectives.text_classification import TextClassification
-from rankwise.planning.shape import ModelShape
-from rankwise.planning.tasks import SEQUENCES
 from rankwise.rows.classes import holds_tags
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage
-from rankwise.runs.row_facts import Pooling, TargetFacts
+from rankwise.runs.row_facts import Pooling
 
 CLASSES: Mapping[str, type[Objective]] = {
     one.name: one
@@ -78,16 +75,6 @@ def objective_by(
     by_format = next((one.format for one in data.all_sources if one.format in CLASSES), None)
     name = by_format or own.decided(nature, lambda: holds_tags(data)).name
     return CLASSES[name].of(Planned(model=model, data=data, images=images), callback, "own")
-
-
-def objective_of_shape(shape: ModelShape, base: ModelConfig, callback: Callback) -> Objective:
-    """The objective of a plan, which reads only a model's shape, so that its classes have no names."""
-    if shape.outputs is None:
-        return SEQUENCE_TO_SEQUENCE if shape.auto_class == SEQUENCES else CAUSAL_LM
-    targets = TargetFacts(classes=tuple(map(str, range(shape.outputs))) if shape.outputs > 1 else ())
-    if shape.image is not None:
-        return ImageClassification(targets, processing_in(find(base, callback).folder).sized(shape.image))
-    return Tagging(targets.model_copy(update={"form": "tags"})) if shape.words else TextClassification(targets)
 
 
 def language_model(config: dict[str, Any]) -> CausalLM | SequenceToSequence:

@@ -43,7 +43,6 @@ from rankwise.objectives.causal_lm import (
     vocabulary_of,
 )
 from rankwise.objectives.objective import WRITES_TEXT, Objective
-from rankwise.planning.operations import Load
 from rankwise.rows.encoded.batches import IGNORED, Batch
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import BREAK, Example, Message
@@ -272,9 +271,11 @@ class SequenceToSequence(CausalLM):
         firsts = [min(len(ids) - 1, round(len(ids) * (1 - OUTPUT_SHARE))) for ids in drawn]
         return [row_of(ids[:first], ids[first:]) for ids, first in zip(drawn, firsts, strict=True)]
 
-    def rows_like(self, load: Load, module: nn.Module, tokens: int, turn: int, turns: int) -> list[Tokens]:
-        drawn = Objective.rows_like(self, load, module, tokens, turn, turns)
-        return [end_learned(one, load.output_tokens / load.tokens) for one in drawn]
+    def rows_like(
+        self, lengths: Sequence[int], share: float, module: nn.Module, tokens: int, turn: int, turns: int
+    ) -> list[Tokens]:
+        drawn = Objective.rows_like(self, lengths, share, module, tokens, turn=turn, turns=turns)
+        return [end_learned(one, share) for one in drawn]
 
 
 SEQUENCE_TO_SEQUENCE = SequenceToSequence()

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rankwise.base.packed import EXACT
 from rankwise.config.method import Form
 from rankwise.config.modules import Layer
 from rankwise.planning.batches import AtOnce
 from rankwise.planning.shape import ModelShape
-from rankwise.planning.tasks import EXACT, OF_TEXTS
+from rankwise.planning.tasks import OF_TEXTS
 
 WITHOUT_KERNEL = frozenset({"clip"})
 """Families with a fast form that has no kernel for the activation function: the model's own keeps two more tensors as

@@ -12,24 +12,30 @@ of it, by the widest products that the flags name. A probe (time.py) measures wh
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import psutil
 
 from rankwise.config.experiment import Planned
 from rankwise.errors import ConfigError, did_you_mean
-from rankwise.system.launched import processes_here
 from rankwise.system.memory import available_memory
-from rankwise.system.processor import processor_name, usable_cores
+from rankwise.system.processor import (
+    BFLOAT16,
+    HALF_RATE,
+    float32_rate,
+    is_fast_in_int8,
+    processor_flags,
+    processor_name,
+    processor_vendor,
+    usable_cores,
+    with_rates,
+)
 
 Kind = Literal["datacentre", "consumer", "apple", "processor"]
 GIB = 1024**3
@@ -59,7 +65,7 @@ class Device:
     @property
     def int8(self) -> bool:
         """Whether its products of numbers in int8 are faster than others."""
-        return may_use_int8() and bool(self.flags.intersection(INT8))
+        return is_fast_in_int8(self.flags)
 
     @property
     def usable(self) -> int:
@@ -237,17 +243,9 @@ def _plain(name: str) -> str:
 
 HERE = (None, "auto", "cpu", "cuda", "mps")
 """Names of what this machine has."""
-CPUINFO = Path("/proc/cpuinfo")
-SIDE, MEASURED_FOR = 1024, 0.1
-"""Rows and columns of the matrices whose product is timed, and for how many seconds that is repeated."""
-MOST_THREADS = 64
-"""numpy's library uses no more."""
 PATIENCE = 5.0
 """Seconds that another program may take to answer."""
 
-
-HALF_RATE = "avx512_bf16 at half the rate of float32"
-"""In place of `avx512_bf16` where a processor has the instruction and is slower for it."""
 INSTRUCTIONS = {
     "amx_bf16": (16, "Intel: 1,024 operations in each cycle of a core with AMX, and 64 in float32"),
     "avx512_bf16": (2, "VDPBF16PS, two products for each sum (wikichip.org)"),
@@ -255,25 +253,6 @@ INSTRUCTIONS = {
 }
 """By the flag of a processor: how many times as many operations it makes in bfloat16 as in float32, and the source. The
 first that it has decides."""
-BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")
-"""Flags of processors that multiply faster in it than in float32."""
-
-
-INT8 = ("avx512_vnni", "amx_int8")
-"""Flags of processors that multiply numbers in int8 twice as fast as in bfloat16."""
-
-
-def may_use_int8() -> bool:
-    """Whether oneDNN, which computes these products, is not told to use less than the processor has."""
-    told = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "ALL")).upper()
-    return told in ("ALL", "DEFAULT") or told.startswith(("AVX512_CORE_", "AVX10"))
-
-
-def with_rates(flags: frozenset[str], vendor: str) -> frozenset[str]:
-    """`flags` with `HALF_RATE` where it holds: on Intel's processors since Sapphire Rapids (they have AVX512-FP16), of
-    which a virtual machine may show all but AMX."""
-    slow = "GenuineIntel" in vendor and {"avx512_bf16", "avx512_fp16"} <= flags and "amx_bf16" not in flags
-    return (flags - {"avx512_bf16"}) | {HALF_RATE} if slow else flags
 
 
 def planned_device(name: str | None, config: Planned) -> Device:
@@ -305,7 +284,7 @@ def this_machine() -> Device:
 
 
 def this_processor() -> Device:
-    return processor_with(flags_in(_cpuinfo()), float32_rate())
+    return processor_with(with_rates(processor_flags(), processor_vendor()), float32_rate())
 
 
 def processor_with(flags: frozenset[str], float32: float) -> Device:
@@ -318,39 +297,6 @@ def processor_with(flags: frozenset[str], float32: float) -> Device:
         f"measured: {float32 / 1e9:.0f} GFLOP/s in float32 on {usable_cores()} cores{half}",
         "bfloat16" if flags.intersection(BFLOAT16) else "float32", flag, flags,
     )  # fmt: skip
-
-
-def float32_rate() -> float:
-    """Operations that all cores together make in a second, by the fastest of some matrix products of numpy. One of
-    several processes has a part of the cores, and its rate counts for the others too."""
-    import numpy as np  # takes a tenth of a second
-
-    cores, square, seconds = usable_cores(), np.ones((SIDE, SIDE), np.float32), list[float]()
-    while len(seconds) < 3 or sum(seconds) < MEASURED_FOR:
-        began = time.perf_counter()
-        _ = square @ square
-        seconds.append(time.perf_counter() - began)
-    given = re.match(r"[1-9]\d*", os.environ.get("OMP_NUM_THREADS", "")) if processes_here() > 1 else None
-    return 2 * SIDE**3 / min(seconds) * cores / min(cores, MOST_THREADS, int(given[0]) if given else cores)
-
-
-def processor_vendor() -> str:
-    """As the processor calls its maker, such as `GenuineIntel`; empty where the system does not tell it."""
-    return _vendor(_cpuinfo()) or platform.processor()
-
-
-def _cpuinfo() -> str:
-    return CPUINFO.read_text(encoding="utf-8") if CPUINFO.exists() else ""
-
-
-def _vendor(cpuinfo: str) -> str:
-    line = re.search(r"^vendor_id\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
-    return line[1] if line is not None else ""
-
-
-def flags_in(cpuinfo: str) -> frozenset[str]:
-    found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
-    return with_rates(frozenset(found[1].split() if found else ()), _vendor(cpuinfo))
 
 
 def graphics_cards() -> list[Device]:

@@ -45,6 +45,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from rankwise.base.packed import EXACT
 from rankwise.config.experiment import Planned
 from rankwise.config.forgetting import BLOCKS, AnchorConfig
 from rankwise.config.method import Form, MethodConfig
@@ -69,7 +70,6 @@ from rankwise.planning.stored_weights import (
     unpacked_numbers,
     unpacking_bytes,
 )
-from rankwise.planning.tasks import EXACT
 
 CHANNELS = 3
 SLOW_DISK = 250e6

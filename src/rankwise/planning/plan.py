@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from rankwise.base.packed import EXACT
 from rankwise.config.adapters import COMPARED
 from rankwise.config.experiment import Planned
 from rankwise.config.reading import with_settings
@@ -23,7 +24,6 @@ from rankwise.planning.processes import ONE_PROCESS, Processes, rows_in_step, sh
 from rankwise.planning.rows import PlannedRows, rows_of_training
 from rankwise.planning.shape import ModelShape
 from rankwise.planning.stored_weights import Conversion, conversion_of
-from rankwise.planning.tasks import EXACT
 from rankwise.planning.time import (
     COMPILED_AFTER,
     SECONDS_OF_HOUR,

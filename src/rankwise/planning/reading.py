@@ -12,26 +12,26 @@ it is laid out like OPT. A test compares the parameters of each with what was pu
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from rankwise.base.gguf.header import NOT_OF_THE_MODEL, config_of_gguf, matrix_bytes, read_gguf_header
 from rankwise.config.base import shown
 from rankwise.config.images import processing_of
 from rankwise.errors import ModelError, did_you_mean, first_line, some
-from rankwise.planning.gguf_config import shape_of_gguf
 from rankwise.planning.shape import Build, ModelShape, NewHead, cached_shape, shape_from_json
 from rankwise.planning.tokens import TokenCounter
 from rankwise.system.foreign_json import read_json
-from rankwise.system.hub import could_be_hub_id, folder_here, hub_answers, why_silent
+from rankwise.system.hub import cached_file, could_be_hub_id, folder_here, hub_answers, path_here, why_silent
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 STARTERS = frozenset({"smollm2-135m", "minilm", "dinov2-small", "efficientnet-lite0", "qwen-0.5b"})
 """Names that a training takes before it looks at the disk (base/starters.py); a test compares both."""
-LONGEST_NAME = 256
 FILE = "catalogue.json"
 
 
@@ -103,8 +103,7 @@ class PlannedBase:
     @cached_property
     def path(self) -> Path | None:
         """Where it is on this disk under its own name."""
-        path = _path_of(self.name)
-        return path if path is not None and path.exists() and self.name not in STARTERS else None
+        return path_here(self.name) if self.name not in STARTERS else None
 
     @cached_property
     def known(self) -> CatalogueModel | None:
@@ -154,7 +153,7 @@ class PlannedBase:
         return self._of_hub(CONFIG)
 
     def _of_hub(self, file: str) -> Path:
-        return _cached(self.name, self.revision, file) or _fetched(self.name, self.revision, file)
+        return cached_file(self.name, file, self.revision) or _fetched(self.name, self.revision, file)
 
     def image_side(self, default_side: int) -> int:
         """Pixels a side of the images that the model's own processor makes; `default_side`, the size that its
@@ -169,19 +168,26 @@ class PlannedBase:
         return processing_of(read_json(file), str(file)).size or default_side
 
 
+def shape_of_gguf(file: Path, build: Build, head: NewHead | None = None) -> ModelShape:
+    header = read_gguf_header(file)
+    config = config_of_gguf(header, file)
+    shape = cached_shape(config, str(file), str(file), build)
+    held = sum(math.prod(size) for name, size in header.tensors.items() if not name.startswith(NOT_OF_THE_MODEL))
+    if held != shape.parameters:
+        raise ModelError(
+            f"{file}: the header describes a {shape.family} model with {shape.parameters:,} parameters, but the "
+            f"tensors have {held:,}. The header is wrong, or this layout is not supported."
+        )
+    if head is not None:
+        shape = cached_shape(config, str(file), str(file), build, head)
+    return replace(shape, name=file.name, file_bytes=matrix_bytes(header))
+
+
 def needs_hub(name: str, revision: str | None = None) -> bool:
     """Whether the hub would be asked for the shape of this model: it is not in the catalogue, and nothing of it is
     here."""
-    path = _path_of(name)
-    here = (path is not None and path.exists()) or (catalogue_model(name) is not None and revision is None)
-    return not here and could_be_hub_id(name) and _cached(name, revision, CONFIG) is None
-
-
-def _path_of(name: str) -> Path | None:
-    try:
-        return Path(name).expanduser() if 0 < len(name) < LONGEST_NAME and "\0" not in name else None
-    except RuntimeError:  # the home of nobody
-        return None
+    here = path_here(name) is not None or (catalogue_model(name) is not None and revision is None)
+    return not here and could_be_hub_id(name) and cached_file(name, CONFIG, revision) is None
 
 
 def _of_settings(path: Path) -> Path:
@@ -193,13 +199,6 @@ def _of_settings(path: Path) -> Path:
             "a name from rankwise plan --models, or a hub id."
         )
     return path
-
-
-def _cached(name: str, revision: str | None, file: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(name, file, revision=revision)
-    return Path(cached) if isinstance(cached, str) else None
 
 
 def _fetched(name: str, revision: str | None, file: str) -> Path:

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
+from rankwise.base.config_check import checked_config
 from rankwise.config.images import patches_of
 from rankwise.config.models import BOTH, DECODER, ENCODER, IMAGES
 from rankwise.config.modules import Heads, Layer
 from rankwise.errors import ResourceError
-from rankwise.planning.config_check import checked_config
 from rankwise.planning.tasks import COUNTED, SEQUENCES, TAGGER, TASKS, PlannedTask
 from rankwise.system.cache import cache_folder
 from rankwise.system.extras import installed_version

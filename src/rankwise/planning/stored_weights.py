@@ -1,12 +1,9 @@
 """How many bytes a base's weights take as they are stored, and what unpacking them costs.
 
-    nf4     4 bits a number, 8 for each 64 of them, 32 for each 64 x 256, and 4 bytes for each weight
-    int8    8 bits a number, 32 for each row
-    file    the bytes of the tensors of a GGUF file, as its header has them
-
-The formats are for linear layers but the head, whose rows they can store; what else there is stays in the number format
-of the run. A packed weight is unpacked for each of its products: forward, backward, and forward again in blocks under
-activation checkpointing. One is unpacked at a time:
+Packed weights take what base/packed.py says, and those of a GGUF file the bytes that its header has. The formats are
+for linear layers but the head, whose rows they can store; what else there is stays in the number format of the run. A
+packed weight is unpacked for each of its products: forward, backward, and forward again in blocks under activation
+checkpointing. One is unpacked at a time:
 
     unpacked    numbers x bytes of the number format, and for nf4 three numbers of 4 bytes for each 64
                 (without bitsandbytes also two copies in float32)
@@ -20,28 +17,23 @@ base in full precision; then only the one that is being unpacked counts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from typing import Literal
 
+from rankwise.base.packed import BLOCK, EXACT, PACKED_PER_SECOND, packed_size
 from rankwise.config.modules import Layer
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.shape import ModelShape
-from rankwise.planning.tasks import EXACT
 
 Storage = Literal["none", "nf4", "int8", "file", "mapped"]
 """How the weights of linear layers are stored: in the number format of the run, packed, as a GGUF file has them, or in
 full in the folder's own files."""
-BLOCK, OUTER = 64, 256
-"""Numbers of NF4 that share a maximum, and maxima that share one; a test compares both with the format's own."""
 FOR_MAXIMA = 3
 """Copies of the block maxima in 4 bytes each while they are unpacked."""
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
-PACKED_PER_SECOND: Mapping[str, float] = {"nf4": 60e6, "int8": 300e6}
-"""Numbers that a conversion packs in a second, roughly: for nf4 on one core of an EPYC; for int8 the disk limits it."""
 UNPACKED_PER_SECOND: Mapping[str, Estimate] = {
     "nf4": Estimate(0.5e9, 1.2e9, 2.0e9), "int8": Estimate(1.0e9, 4.0e9, 5.0e9), "file": Estimate(0.1e9, 0.3e9, 1.0e9),
     "mapped": Estimate(0.3e9, 1.5e9, 4.0e9),
@@ -132,15 +124,6 @@ def rest_bytes(shape: ModelShape, storage: Storage, number: float) -> float:
 def stored_bytes(layer: Layer, storage: Storage) -> int:
     """Bytes of one stored weight; an upper bound for a weight in a file, since the types there differ."""
     return packed_size(layer.outputs, layer.inputs, storage)
-
-
-def packed_size(rows: int, columns: int, storage: Storage) -> int:
-    """Bytes of a matrix (rows, columns)."""
-    size = rows * columns
-    if storage == "nf4":
-        maxima = size // BLOCK
-        return size // 2 + maxima + EXACT * math.ceil(maxima / OUTER) + EXACT
-    return size + EXACT * rows if storage == "int8" else EXACT * size
 
 
 def unpacking_bytes(

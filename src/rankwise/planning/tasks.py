@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rankwise.base.packed import EXACT
 from rankwise.config.method import Form
 
-EXACT = 4
-"""Bytes of a number in float32."""
 HEAD_ROWS = 256
 """As kernels/loss.py takes them; a test compares both."""
 OF_LOGITS = 4

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from rankwise.base.inspection import nature_of
+from rankwise.base.inspection import nature_of, pooling_of
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.pooling import pooled
 from rankwise.base.preprocessing import processing_in
@@ -40,7 +40,6 @@ from rankwise.methods.artifact import open_artifact
 from rankwise.methods.registry import method_of
 from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.text_classification import TextClassification, encode_texts, padded
-from rankwise.planning.pooling import pooling_of
 from rankwise.rows.text.text_encoding import is_unicode
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import silent

@@ -18,6 +18,7 @@ from rankwise.system.cache import cache_folder, marked_folder
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # must be set before the client is imported
 NO_NETWORK = {"RANKWISE_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
 """Environment of a process that may ask neither hub nor package index; the second is for the hub's own libraries."""
+LONGEST_NAME = 256
 _may_ask = ContextVar("may_ask", default=True)
 
 
@@ -37,12 +38,24 @@ def folder_here(name: str) -> Path | None:
     if "/" not in name:
         markers = sorted((cache_folder() / "models").glob(f"{escape(name)}-*.folder"))
         return next((folder for marker in markers if (folder := marked_folder(marker)) is not None), None)
-    if not could_be_hub_id(name):
-        return None
+    file = cached_file(name, "tokenizer.json") if could_be_hub_id(name) else None
+    return None if file is None else file.parent
+
+
+def cached_file(name: str, file: str, revision: str | None = None) -> Path | None:
+    """A file of a hub model that was downloaded before."""
     from huggingface_hub import try_to_load_from_cache
 
-    file = try_to_load_from_cache(name, "tokenizer.json")
-    return Path(file).parent if isinstance(file, str) else None
+    cached = try_to_load_from_cache(name, file, revision=revision)
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def path_here(name: str) -> Path | None:
+    """The file or folder on this disk that has this name."""
+    if not 0 < len(name) < LONGEST_NAME or "\0" in name:
+        return None
+    path = Path(os.path.expanduser(name))  # noqa: PTH111  Path.expanduser raises where there is no such home
+    return path if path.exists() else None
 
 
 @contextmanager

@@ -18,16 +18,27 @@ from typing import Any
 
 from torch import nn
 
+from rankwise.base.preprocessing import processing_in
+from rankwise.base.sources import find
 from rankwise.config.experiment import Planned
+from rankwise.config.models import ModelConfig
 from rankwise.forward.plan import plan
 from rankwise.kernels.quantized.tensor import is_quantized
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
-from rankwise.objectives.registry import objective_of_shape
+from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.objectives.image_classification import ImageClassification
+from rankwise.objectives.objective import Objective
+from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE
+from rankwise.objectives.tagging import Tagging
+from rankwise.objectives.text_classification import TextClassification
+from rankwise.planning.shape import ModelShape
+from rankwise.planning.tasks import SEQUENCES
 from rankwise.planning.time import Probe
 from rankwise.rows.encoded.batches import Batch
 from rankwise.runs.manifest import now
 from rankwise.runs.records import Callback, StatusMessage, StepRecord, silent
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.processor import processor_name
 from rankwise.training.backend import COMPARED_TOKENS, choose_backend, choose_products
 from rankwise.training.trainer import Trainer
@@ -72,14 +83,16 @@ def probe(config: Planned, callback: Callback = silent) -> Probe:
     )  # fmt: skip
     backend = choose_backend(work, training.backend, tokens=0)
     most = min(LARGEST, max(round(forecast.step.tokens), forecast.amount.longest))
+    lengths, predicted = forecast.load.lengths, forecast.load.output_tokens or forecast.load.supervised
+    share = predicted / max(1, forecast.load.tokens)
     steps = [
         backend.layout(
-            objective.rows_like(forecast.load, model.module, tokens, turn, COUNTED + 1), training.max_batch_tokens
+            objective.rows_like(lengths, share, model.module, tokens, turn, COUNTED + 1), training.max_batch_tokens
         )
         for tokens in (max(1, most // SMALLER), most)
         for turn in range(COUNTED + 1)
     ]
-    compared = objective.rows_like(forecast.load, model.module, COMPARED_TOKENS, 0, 1)
+    compared = objective.rows_like(lengths, share, model.module, COMPARED_TOKENS, 0, 1)
     choose_products(work, training.matmul, compared)
     with closing(Trainer(trainable, FixedSteps(steps), training, backend).run()) as records:
         small, large = (_mean(list(islice(records, COUNTED + 1))) for _ in range(2))
@@ -95,6 +108,16 @@ def probe(config: Planned, callback: Callback = silent) -> Probe:
         f"tokens took {large[1]:.2f} s"
     ))  # fmt: skip
     return measured
+
+
+def objective_of_shape(shape: ModelShape, base: ModelConfig, callback: Callback) -> Objective:
+    """The objective of a plan, which reads only a model's shape, so that its classes have no names."""
+    if shape.outputs is None:
+        return SEQUENCE_TO_SEQUENCE if shape.auto_class == SEQUENCES else CAUSAL_LM
+    targets = TargetFacts(classes=tuple(map(str, range(shape.outputs))) if shape.outputs > 1 else ())
+    if shape.image is not None:
+        return ImageClassification(targets, processing_in(find(base, callback).folder).sized(shape.image))
+    return Tagging(targets.model_copy(update={"form": "tags"})) if shape.words else TextClassification(targets)
 
 
 def _mean(records: Sequence[StepRecord]) -> tuple[float, float]:

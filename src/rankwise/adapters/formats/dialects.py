@@ -23,7 +23,7 @@ from rankwise.adapters.formats.imported import ImportedSource, Modules
 from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX, peft_base, read_weights
 from rankwise.adapters.formats.tensors import SUFFIXES, open_tensors, refuse_pickle
 from rankwise.adapters.weights import AdapterWeights
-from rankwise.base.gguf.adapter import is_gguf
+from rankwise.base.gguf.header import is_gguf
 from rankwise.errors import AdapterError, some
 
 _LIKE_MLX = regex.compile(r".+\.lora_[ab]")

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from rankwise.adapters.formats.imported import ImportedSource, Layers, Modules
 from rankwise.adapters.weights import AdapterWeights, Factors
-from rankwise.base.gguf.adapter import ADAPTER, TYPE, gguf_names, read_gguf_tensors
+from rankwise.base.gguf.adapter import gguf_names, read_gguf_tensors
+from rankwise.base.gguf.header import ADAPTER, TYPE, GgufHeader, read_gguf_header
 from rankwise.errors import AdapterError, ModelError
-from rankwise.planning.gguf_header import GgufHeader, read_gguf_header
 
 PERMUTED = frozenset({"llama", "smollm3"})
 ARCHITECTURES = PERMUTED | {"gemma", "gemma2", "gemma3", "phi3", "qwen2", "qwen3"}

@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rankwise.base.gguf.header import tensor_names
 from rankwise.config.base import shown
-from rankwise.errors import ModelError, first_line
+from rankwise.errors import ModelError
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
@@ -53,16 +53,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 """By transformers' model_type."""
 
 
-def config_in(folder: Path) -> dict[str, Any]:
-    """The settings of a model's folder, with transformers' defaults for those that its config.json leaves out."""
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict()
-    except Exception as error:  # as many kinds as there are architectures
-        raise ModelError(f"{folder} contains no model that can be loaded: {first_line(error)}") from None
-
-
 def architecture_of(config: Mapping[str, Any], described: str) -> Architecture:
     """ModelError for an architecture that is not in the list; `described` names the model in the message."""
     kind = config.get("model_type")
@@ -86,10 +76,7 @@ class GgufNames:
 
     @cached_property
     def _table(self) -> Any:
-        from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
-
-        (number,) = (one for one in MODEL_ARCH if MODEL_ARCH_NAMES[one] == self.architecture.name)
-        return get_tensor_name_map(number, self._blocks)
+        return tensor_names(self.architecture.name, self._blocks)
 
     def of(self, parameter: str) -> str | None:
         """The name of a parameter such as `model.layers.0.mlp.up_proj.weight`; None for one that GGUF has no place

@@ -15,19 +15,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rankwise.base.gguf.tensors import check_tensors
+from rankwise.base.gguf.header import FAMILY, is_gguf, read_gguf_header
+from rankwise.base.gguf.tensors import check_tensors, refuse
 from rankwise.base.gguf.vocabulary import PREFIX
 from rankwise.base.quiet import hush
 from rankwise.config.base import shown
 from rankwise.errors import ModelError, RankwiseError, first_line, is_out_of_memory, some
-from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage
 from rankwise.system.cache import GGUF_FOLDER, SOURCE, cache_folder
 from rankwise.system.contents import hash_of
 from rankwise.system.files import need_space, published, write_json
 
-MAGIC = b"GGUF"
-FAMILY, TEMPLATE = "general.architecture", "tokenizer.chat_template"
+TEMPLATE = "tokenizer.chat_template"
 MODEL, TOKENS, MERGES, SCORES = (f"{PREFIX}{name}" for name in ("model", "tokens", "merges", "scores"))
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
 """What MODEL may be."""
@@ -67,9 +66,8 @@ def name_of_content(file: Path) -> str:
 
 def checked(file: Path, callback: Callback) -> None:
     """Refuse a file whose tensors do not fit its settings, before memory is taken; report tensors that are ignored."""
-    with file.open("rb") as opened:
-        if opened.read(4) != MAGIC:
-            raise ModelError(f"{file} is not a GGUF file (it does not begin with GGUF).")
+    if not is_gguf(file):
+        raise ModelError(f"{file} is not a GGUF file (it does not begin with GGUF).")
     hush()
     check_vocabulary(file)
     with refused(file):
@@ -83,7 +81,7 @@ def checked(file: Path, callback: Callback) -> None:
 
 def check_vocabulary(file: Path) -> None:
     """ModelError where the settings of its tokenizer are of kinds that no reader can use."""
-    settings: dict[str, Any] = {**read_gguf_header(file, vocabulary=True).settings}
+    settings: dict[str, Any] = {**read_gguf_header(file, whole=True).settings}
     order = MERGES if settings.get(MODEL) == BYTE_LEVEL else SCORES if settings.get(MODEL) == SENTENCEPIECE else MODEL
     needed = (MODEL, TOKENS, *([] if MERGES in settings else [order]))
     problems = [f'setting "{key}" is missing.' for key in dict.fromkeys(needed) if key not in settings]
@@ -152,5 +150,4 @@ def _check_all_was_read(file: Path, report: Any) -> None:
     missing, other = sorted(report["missing_keys"]), sorted(str(one) for one in report["mismatched_keys"])
     problems = [f"{len(missing)} of the model's weights are missing: {some(missing, 4)}."] if missing else []
     problems += [f"{len(other)} have a different shape than in the model: {some(other, 4)}."] if other else []
-    if problems:
-        raise ModelError("\n  ".join([f"{file} cannot be used; download or make the file again:", *problems]))
+    refuse(file, problems)

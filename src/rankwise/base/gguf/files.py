@@ -7,7 +7,6 @@ its bytes must be those of the rounded numbers, and the numbers that the package
 from __future__ import annotations
 
 import errno
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rankwise.base.gguf.header import GgufHeader, stored_bytes
 from rankwise.errors import AdapterError
 from rankwise.runs.records import Callback, ProgressUpdate, silent
 
@@ -48,12 +48,18 @@ class GgufTensor:
         return stored_bytes(self.shape, self.type)
 
 
-def stored_bytes(shape: Sequence[int], type: str) -> int:
-    """The size of a tensor, whose rows are whole blocks of its type."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+def rows_in(file: Path, header: GgufHeader, name: str) -> np.ndarray[Any, Any]:
+    """The bytes of a tensor as they are stored, by rows."""
+    begin, end = header.place(name)
+    return np.memmap(file, mode="r")[begin:end].reshape(*header.shape(name)[:-1], -1)
 
-    numbers, size = GGML_QUANT_SIZES[GGMLQuantizationType[type]]
-    return math.prod(shape) // numbers * size
+
+def numbers_in(file: Path, header: GgufHeader, name: str) -> Tensor:
+    """The numbers of a tensor in float32."""
+    from gguf import GGMLQuantizationType, dequantize
+
+    numbers = dequantize(rows_in(file, header, name), GGMLQuantizationType(header.types[name]))
+    return torch.from_numpy(np.array(numbers, np.float32).reshape(header.shape(name)))
 
 
 def type_for(name: str, shape: Sequence[int], wanted_type: str) -> str:
@@ -108,25 +114,28 @@ def write_gguf(
 class Copied:
     """A field of another file, with its types."""
 
-    types: tuple[int, ...]
+    kinds: tuple[int, ...]
     value: Any
 
 
 def _add(writer: Any, key: str, value: Any) -> None:
     from gguf import GGUFValueType as Kind
 
+    field = value if isinstance(value, Copied) else Copied(_kinds(value), value)
     if key == "general.alignment":
-        writer.data_alignment = int(value.value if isinstance(value, Copied) else value)
-    if isinstance(value, Copied):
-        kinds = [Kind(kind) for kind in value.types]
-        writer.add_key_value(key, value.value, kinds[0], kinds[-1] if len(kinds) > 1 else None)
-        return
+        writer.data_alignment = int(field.value)
+    kind, *items = map(Kind, field.kinds)
+    writer.add_key_value(key, field.value, kind, *items)
+
+
+def _kinds(value: Any) -> tuple[int, ...]:
+    """A number is written without a sign; in a list it has one."""
+    from gguf import GGUFValueType as Kind
+
     if isinstance(value, list):
-        one = {str: Kind.STRING, int: Kind.INT32, float: Kind.FLOAT32}[type(value[0])] if value else Kind.STRING
-        writer.add_key_value(key, value, Kind.ARRAY, one)
-        return
-    kind = {bool: Kind.BOOL, int: Kind.UINT32, float: Kind.FLOAT32, str: Kind.STRING}[type(value)]
-    writer.add_key_value(key, value, kind)
+        return Kind.ARRAY, Kind.get_type(value[0] if value else "")
+    kind = Kind.get_type(value)
+    return (Kind.UINT32 if kind == Kind.INT32 else kind,)
 
 
 def check_written(file: Path, tensors: Sequence[GgufTensor], target: Path, callback: Callback = silent) -> float:

@@ -17,7 +17,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from rankwise.base.gguf.architectures import EMBEDDING, HEAD, GgufNames
-from rankwise.base.gguf.files import Copied
+from rankwise.base.gguf.files import Copied, numbers_in, rows_in
+from rankwise.base.gguf.header import read_gguf_header
 from rankwise.errors import ModelError, some
 from rankwise.kernels.quantized.tensor import in_full
 
@@ -88,41 +89,33 @@ class FileBase:
     """A GGUF file."""
 
     def __init__(self, file: Path) -> None:
-        from gguf import GGUFReader
-
-        reader = GGUFReader(file)
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        self._fields = reader.fields
+        self._file, self._header = file, read_gguf_header(file, whole=True)
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: tuple(int(size) for size in reversed(one.shape)) for name, one in self._tensors.items()}
+        return {name: self._header.shape(name) for name in self._header.tensors}
 
     def type(self, name: str) -> str:
-        return self._tensors[name].tensor_type.name
+        return self._header.type(name)
 
     def raw(self, name: str) -> np.ndarray[Any, Any]:
         """The bytes of a tensor as they are stored."""
-        return np.ascontiguousarray(self._tensors[name].data)
+        return rows_in(self._file, self._header, name)
 
     def value(self, name: str) -> Tensor:
-        from gguf.quants import dequantize
-
-        tensor = self._tensors[name]
-        return torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
+        return numbers_in(self._file, self._header, name)
 
     def fields(self) -> dict[str, Copied]:
         """All settings but the architecture, which every file names first."""
-        skipped = ("GGUF.", "general.architecture", "split.")
         return {
-            key: Copied(tuple(int(kind) for kind in field.types), field.contents())
-            for key, field in self._fields.items()
-            if not key.startswith(skipped)
+            key: Copied(self._header.kinds[key], value)
+            for key, value in self._header.settings.items()
+            if not key.startswith(("general.architecture", "split."))
         }
 
     def text(self, key: str) -> str | None:
-        field = self._fields.get(key)
-        return None if field is None else str(field.contents())
+        value = self._header.settings.get(key)
+        return None if value is None else str(value)
 
 
 def is_tied(base: GgufBase) -> bool:

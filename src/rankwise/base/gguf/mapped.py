@@ -23,17 +23,17 @@ from torch import Tensor
 from rankwise.base.gguf.architectures import ARCHITECTURES, Architecture, GgufNames
 from rankwise.base.gguf.conversion import check_vocabulary, checked, in_own_folder, name_of_content, refused
 from rankwise.base.gguf.files import write_gguf
+from rankwise.base.gguf.header import FAMILIES, USABLE, GgufHeader, config_of_gguf, read_gguf_header
+from rankwise.base.gguf.tensors import without_weights
+from rankwise.base.kind import hub_config
 from rankwise.base.quiet import hush
 from rankwise.config.base import shown
 from rankwise.kernels.quantized.gguf import FORMATS
 from rankwise.kernels.quantized.tensor import QuantizedTensor
-from rankwise.planning.gguf_config import FAMILIES, config_of_gguf
-from rankwise.planning.gguf_header import GgufHeader, read_gguf_header
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.system.cache import SOURCE, cache_folder, mark_used
 from rankwise.system.files import need_space, published, write_json
 
-FLOAT32 = "F32"
 WORD = 4
 """Bytes: rows of blocks are read as words of this size, and a tensor that begins elsewhere is copied."""
 
@@ -63,9 +63,9 @@ def gguf_tensors(file: Path, folder: Path, dtype: torch.dtype) -> dict[str, Tens
 def _reason_against(header: GgufHeader) -> str | None:
     if _architecture(header) is None:
         return f"models of the architecture {shown(header.settings.get('general.architecture'))} cannot be used so yet"
-    other = [name for name in header.tensors if _type(header, name) not in (*FORMATS, FLOAT32)]
+    other = [name for name in header.tensors if header.type(name) not in USABLE]
     if other:
-        return f"{other[0]} is stored as {_type(header, other[0])}, which cannot be used so yet"
+        return f"{other[0]} is stored as {header.type(other[0])}, which cannot be used so yet"
     return None
 
 
@@ -73,16 +73,10 @@ def _architecture(header: GgufHeader) -> Architecture | None:
     return ARCHITECTURES.get(FAMILIES.get(str(header.settings.get("general.architecture")), ""))
 
 
-def _type(header: GgufHeader, name: str) -> str:
-    from gguf import GGMLQuantizationType
-
-    return GGMLQuantizationType(header.types[name]).name
-
-
 def quantization_of(header: GgufHeader) -> str:
     """The types of a file's matrices, the commonest first, such as `Q4_1, some Q6_K`."""
-    counts = Counter(_type(header, name) for name, sizes in header.tensors.items() if len(sizes) > 1)
-    first, *others = [name for name, _ in counts.most_common()] or [FLOAT32]
+    counts = Counter(header.type(name) for name, sizes in header.tensors.items() if len(sizes) > 1)
+    first, *others = [name for name, _ in counts.most_common()] or ["F32"]
     return f"{first}, some {', '.join(others)}" if others else first
 
 
@@ -151,16 +145,9 @@ def _write_settings(file: Path, header: GgufHeader, folder: Path) -> None:
             setattr(config, name, value)
     if config.pad_token_id is not None and not 0 <= config.pad_token_id < config.vocab_size:
         config.pad_token_id = None
-    config.architectures = [type(_skeleton(config)).__name__]
+    config.architectures = [type(without_weights(config)).__name__]
     config.save_pretrained(folder)
     transformers.GenerationConfig.from_model_config(config).save_pretrained(folder)
-
-
-def _skeleton(config: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 class _Mapped:
@@ -171,40 +158,32 @@ class _Mapped:
         self._bytes = torch.from_file(str(file), shared=False, size=header.size, dtype=torch.uint8)
 
     def state(self, folder: Path) -> dict[str, Tensor]:
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = hub_config(folder)
         names = GgufNames(self._architecture, config.to_dict())
         return {
             parameter: self._value(str(names.of(parameter)), parameter, names)
-            for parameter, _ in _skeleton(config).named_parameters()
+            for parameter, _ in without_weights(config).named_parameters()
         }
 
     def _value(self, name: str, parameter: str, names: GgufNames) -> Tensor:
         path, _, kind = parameter.rpartition(".")
         rows, shape = self._rows(name)
         rows = names.without_rows(path, rows)
-        form = FORMATS.get(_type(self._header, name))
+        form = FORMATS.get(self._header.type(name))
         if form is not None and len(self._header.tensors[name]) > 1:
             turned = kind == "weight" and path.rpartition(".")[2] in self._architecture.conv1d
             return QuantizedTensor(form, [rows], shape, self._dtype, turned)
         numbers = rows.view(torch.float32) if form is None else form.unpack([rows], shape, torch.float32)[0]
-        numbers = names.from_stored(parameter, numbers.view(_sizes(self._header, name)))
+        numbers = names.from_stored(parameter, numbers.view(self._header.shape(name)))
         return numbers.to(self._dtype, copy=True)
 
     def _rows(self, name: str) -> tuple[Tensor, tuple[int, int]]:
         """The bytes of a tensor by rows, and how many rows of how many numbers they are. A vector has rows of one."""
-        sizes = _sizes(self._header, name)
-        form = FORMATS.get(_type(self._header, name))
-        if len(sizes) == 1 and (form is None or form.numbers == 1):
-            sizes = (*sizes, 1)
-        columns = sizes[-1]
-        count = 1 if len(sizes) == 1 else sizes[0]
-        width = columns * WORD if form is None else columns // form.numbers * form.bytes
-        begin = self._header.begin + self._header.offsets[name]
-        rows = self._bytes[begin : begin + count * width].view(count, width)
+        *sizes, columns = self._header.shape(name)
+        form = FORMATS.get(self._header.type(name))
+        if not sizes and (form is None or form.numbers == 1):
+            sizes, columns = [columns], 1
+        count = sizes[0] if sizes else 1
+        begin, end = self._header.place(name)
+        rows = self._bytes[begin:end].view(count, -1)
         return rows.clone() if begin % WORD else rows, (count, columns)
-
-
-def _sizes(header: GgufHeader, name: str) -> tuple[int, ...]:
-    return tuple(reversed(header.tensors[name]))

@@ -7,16 +7,21 @@ loading report shows missing tensors afterwards (conversion.py).
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from rankwise.base.config_check import checked_config
+from rankwise.base.gguf.header import (
+    FAMILIES,
+    NOT_OF_THE_MODEL,
+    GgufHeader,
+    config_of_gguf,
+    read_gguf_header,
+    tensor_names,
+)
 from rankwise.config.base import shown
 from rankwise.errors import ModelError, some
-from rankwise.planning.config_check import checked_config
-from rankwise.planning.gguf_config import FAMILIES, NOT_OF_THE_MODEL, config_of_gguf
-from rankwise.planning.gguf_header import GgufHeader, read_gguf_header
 
 LISTED = 4
 """Largest number of tensors named in a message, and of problems that it lists."""
@@ -37,10 +42,9 @@ def check_tensors(file: Path) -> list[str]:
 def check_stored(file: Path, header: GgufHeader) -> None:
     """Refuse a file whose tensors overlap or lie outside it."""
     problems, lying = [], []
-    for name, sizes in header.tensors.items():
+    for name in header.tensors:
         try:
-            begin = header.begin + header.offsets[name]
-            end = begin + _bytes_of(sizes, header.types[name])
+            begin, end = header.place(name)
         except ModelError as error:
             problems.append(f"tensor {shown(name)} {error}")
             continue
@@ -62,22 +66,9 @@ def refuse(file: Path, problems: list[str]) -> None:
         raise ModelError("\n  ".join([f"{file} cannot be used; download or make the file again:", *problems]))
 
 
-def _bytes_of(sizes: Shape, kind: int) -> int:
-    """Compute the size of a tensor; quantised numbers are stored in blocks, and a row is a whole number of blocks."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    try:
-        numbers, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-    except (ValueError, KeyError):
-        raise ModelError(f"is stored in an unknown format ({kind}).") from None
-    if sizes[0] % numbers:
-        raise ModelError(f"has rows of {sizes[0]:,} numbers, and its format stores {numbers} at a time.")
-    return math.prod(sizes) // numbers * size
-
-
 def _against(header: GgufHeader, expected: dict[str, Shape]) -> list[str]:
     """Compare the file's tensors with those of the model."""
-    there = {name: sizes for name, sizes in header.tensors.items() if not name.startswith(NOT_OF_THE_MODEL)}
+    there = {name: header.shape(name) for name in header.tensors if not name.startswith(NOT_OF_THE_MODEL)}
     problems = []
     for names, what in (
         (expected.keys() - there.keys(), "missing"),
@@ -87,26 +78,29 @@ def _against(header: GgufHeader, expected: dict[str, Shape]) -> list[str]:
             verb = "tensors are" if len(names) > 1 else "tensor is"
             problems.append(f"{len(names):,} {verb} {what}: {some(map(shown, sorted(names)), LISTED)}.")
     for name in sorted(expected.keys() & there.keys()):
-        shape = tuple(reversed(there[name]))
-        if shape != expected[name]:
-            problems.append(f'tensor "{name}" has the shape {shape}, but the model needs {expected[name]}.')
+        if there[name] != expected[name]:
+            problems.append(f'tensor "{name}" has the shape {there[name]}, but the model needs {expected[name]}.')
     return problems
+
+
+def without_weights(config: Any) -> Any:
+    """The language model of a config, without memory for its weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def expected_tensors(header: GgufHeader, file: Path) -> dict[str, Shape]:
     """Return the shapes of the model that transformers would build, by GGUF names, without allocating memory."""
-    import torch
-    from gguf import MODEL_ARCH, get_tensor_name_map
-    from transformers import AutoModelForCausalLM
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.pytorch_utils import Conv1D
 
     config = config_of_gguf(header, file)
     checked_config(config, str(file))
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(CONFIG_MAPPING[config["model_type"]](**config))
-    architecture = str(header.settings["general.architecture"])
-    names = get_tensor_name_map(getattr(MODEL_ARCH, architecture.upper()), config["num_hidden_layers"])
+    model = without_weights(CONFIG_MAPPING[config["model_type"]](**config))
+    names = tensor_names(str(header.settings["general.architecture"]), config["num_hidden_layers"])
     turned = {name for name, module in model.named_modules() if isinstance(module, Conv1D)}
     found: dict[str, Shape] = {}
     for path, parameter in model.named_parameters():

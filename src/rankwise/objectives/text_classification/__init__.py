@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rankwise.base.inspection import pooling_of
 from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.pooling import as_block, read_pooled
@@ -46,7 +47,6 @@ from rankwise.objectives.objective import (
 )
 from rankwise.objectives.predictions import Longest
 from rankwise.objectives.text_classification.head_start import fit_head
-from rankwise.planning.pooling import pooling_of
 from rankwise.rows.classes import read_targets
 from rankwise.rows.encoded.batches import IGNORED, Batch
 from rankwise.rows.encoded.sequences import evenly

@@ -85,6 +85,11 @@ def config_problems(config: dict[str, Any], *, any_number: bool = True) -> Itera
                 yield f'"{name}" is {shown(value)}; every model has at least 1.'
 
 
+def is_timm_config(config: dict[str, Any]) -> bool:
+    wrapped = config.get("model_type") in (None, TIMM)
+    return wrapped and isinstance(config.get("architecture"), str) and isinstance(config.get("pretrained_cfg"), dict)
+
+
 def settings_in(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """All settings at any depth; those in a list have the name of the list."""
     for key, one in value.items() if isinstance(value, dict) else ((name, one) for one in value):
