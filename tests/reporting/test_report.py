@@ -396,7 +396,7 @@ def test_a_run_begun_again_forgets_the_report_of_its_first_try():
     run = made_run(status="interrupted")
     report("r")
     with run.claimed(restart=True):
-        run.begin(RunSnapshot.of(run).experiment)
+        run.begin(RunSnapshot.of(run).experiment.model_dump(mode="json"))
     assert not (run.folder / "report.html").exists() and not (run.folder / "report.json").exists()
     assert RunDirectory.named("r").folder.is_dir()
 

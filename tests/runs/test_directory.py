@@ -19,6 +19,7 @@ from rankwise.runs.own_files import LARGEST_JSON, read_json
 from rankwise.runs.snapshot import RunSnapshot
 
 EXPERIMENT = Experiment(model="m", data="d", run="r", adapter={"layers": "0-2"})
+SETTINGS = EXPERIMENT.model_dump(mode="json")
 
 
 def manifest(status="running", **values):
@@ -54,7 +55,7 @@ def workplace(tmp_path):
 def written(name="r", status="finished", **values):
     run = RunDirectory.named(name)
     with run.claimed(restart=False):
-        run.begin(EXPERIMENT)
+        run.begin(SETTINGS)
         run.write_data_report(DATA_REPORT)
         run.write_manifest(manifest(status, **values))
     return run
@@ -115,7 +116,7 @@ def test_a_finished_run_is_refused_unless_it_is_to_begin_again():
     (run.folder / "evaluations").mkdir()
     with run.claimed(restart=True) as claimed:
         assert run.manifest().status == "finished", "nothing is lost before the training begins"
-        claimed.begin(EXPERIMENT)
+        claimed.begin(SETTINGS)
     assert not (run.folder / "evaluations").exists() and run.manifest().status == "interrupted"
 
 
@@ -137,7 +138,7 @@ def test_beginning_again_leaves_nothing_of_the_old_attempt():
     ((run.folder / "adapter") / "half").write_text("1")
     other = EXPERIMENT.model_copy(update={"run": "other"})
     with run.claimed(restart=True):
-        run.begin(other)
+        run.begin(other.model_dump(mode="json"))
         assert set(names(run.folder)) == {".lock", "config.json", "manifest.json"}
         assert run.manifest().status == "failed", "until the new one takes its place, this is a run"
     assert read_json(run.folder / "config.json", Experiment) == other
@@ -152,7 +153,7 @@ def test_a_run_killed_before_its_first_manifest_can_be_begun(count, again):
         (run.checkpoints.folder / "mine").mkdir(parents=True)
         (run.folder / "manifest.json").unlink()
     with run.claimed(restart=again) as claimed:
-        claimed.begin(EXPERIMENT)
+        claimed.begin(SETTINGS)
         for act in (lambda: claimed.write_data_report(DATA_REPORT), lambda: claimed.write_reference([]))[: count - 1]:
             act()
     there = names(run.folder)
@@ -168,7 +169,7 @@ def test_a_run_killed_before_its_first_manifest_can_be_begun(count, again):
 def test_a_run_whose_lock_file_is_removed_locks_it_anew():
     run = RunDirectory.named("r")
     with run.claimed(restart=False) as claimed:
-        claimed.begin(EXPERIMENT)
+        claimed.begin(SETTINGS)
         claimed.write_manifest(manifest())
         (run.folder / ".lock").unlink()
         claimed.write_manifest(manifest())
@@ -182,7 +183,7 @@ def test_a_run_that_another_process_took_is_written_no_more(ended):
     with run.claimed(restart=True) as claimed:
         (run.folder / ".lock").unlink()
         with run.claimed(restart=True) as other:
-            other.begin(EXPERIMENT)
+            other.begin(SETTINGS)
             other.write_manifest(manifest(status="failed", problem="another's"))
             if not ended:
                 refused_writing(claimed)
@@ -194,7 +195,7 @@ def test_a_run_that_another_process_took_is_written_no_more(ended):
 def refused_writing(run):
     before = {path: path.read_bytes() for path in run.folder.iterdir()}
     for act in (
-        run.check_lock, run.forget_steps, lambda: run.begin(EXPERIMENT), lambda: run.write_manifest(manifest()),
+        run.check_lock, run.forget_steps, lambda: run.begin(SETTINGS), lambda: run.write_manifest(manifest()),
         lambda: run.write_data_report(DATA_REPORT), lambda: run.go_on(1, {}),
     ):  # fmt: skip
         with pytest.raises(RunBusyError, match=r"\.lock was removed or replaced"):
@@ -233,7 +234,7 @@ def test_a_file_where_the_folder_should_be_is_told(path):
 def test_a_second_claim_in_another_process_is_refused_with_the_owner():
     run = RunDirectory.named("r")
     with run.claimed(restart=False):
-        run.begin(EXPERIMENT)
+        run.begin(SETTINGS)
         said = claim_elsewhere()
     assert said.startswith("RunBusyError 3 ")
     assert f'run "r" is being written by process {os.getpid()}.' in said
@@ -242,7 +243,7 @@ def test_a_second_claim_in_another_process_is_refused_with_the_owner():
 def test_a_second_claim_in_the_same_process_is_refused_too():
     run = RunDirectory.named("r")
     with run.claimed(restart=False):
-        run.begin(EXPERIMENT)
+        run.begin(SETTINGS)
         with pytest.raises(RunBusyError), run.claimed(restart=False):
             pytest.fail("the claim was granted twice")
 
@@ -255,7 +256,7 @@ def test_a_refused_claim_does_not_take_the_name_from_its_owner():
         assert claim_elsewhere().startswith("RunBusyError")
         assert names(run.folder) == [".lock"]
         assert claim_elsewhere().startswith("RunBusyError")
-        run.begin(EXPERIMENT)
+        run.begin(SETTINGS)
     assert read_json(run.folder / "config.json", Experiment) == EXPERIMENT
 
 
@@ -357,7 +358,7 @@ def test_what_a_killed_process_was_writing_is_no_obstacle_and_is_removed(tmp_pat
     (run.folder / ".adapter.123.tmp").mkdir()
     (run.folder / ".adapter.123.tmp" / "adapter_model.safetensors").write_bytes(b"half")
     with run.claimed(restart=False):
-        run.begin(EXPERIMENT)
+        run.begin(SETTINGS)
     assert not list(run.folder.glob(".*.tmp"))
 
 

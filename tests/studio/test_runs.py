@@ -174,7 +174,7 @@ def test_a_folder_that_is_no_run_and_a_damaged_one_are_shown(client, three):
 
 def test_a_run_that_waits_has_a_page_and_is_removed(client, three, monkeypatch):
     monkeypatch.setattr(Queue, "start_worker", lambda self: False)
-    Queue().add("later", Experiment(model="m", run="later", data={"path": "rows.jsonl"}))
+    Queue().add("later", Experiment(model="m", run="later", data={"path": "rows.jsonl"}).explicit)
     assert "Remove later from the queue" in client.get("/").text
     text = client.get("/runs/later").text
     assert "begins by itself as soon as no other one trains" in text
@@ -188,7 +188,7 @@ def test_a_run_that_waits_to_go_on_is_neither_deleted_nor_renamed(client, three,
     monkeypatch.setattr(StepFolders, "_is_ours", lambda self, step: True)
     (RunDirectory.named("c").folder / "checkpoints" / "step-2").mkdir(parents=True)
     assert client.post("/runs/c/resume").status_code == 303
-    Queue().add("later", Experiment(model="m", run="later", data={"path": "rows.jsonl"}))
+    Queue().add("later", Experiment(model="m", run="later", data={"path": "rows.jsonl"}).explicit)
     for path, given in (("/delete", {"run": ["a", "c"]}), ("/runs/c/rename", {"new": "d"}),
                         ("/runs/a/rename", {"new": "later"})):  # fmt: skip
         answer = client.post(path, data=given)

@@ -164,7 +164,7 @@ def add(
         from rankwise.runs.queue import Queue
 
         experiment = read_experiment(config, settings.read(), base_of_run if resume else base_of_start)
-        Queue().add(experiment.run, experiment, resume=resume)
+        Queue().add(experiment.run, experiment.explicit, resume=resume)
         print_result(as_json, {"added": experiment.run}, f"{experiment.run} is in the queue. rankwise queue lists it.")
 
 

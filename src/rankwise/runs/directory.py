@@ -19,7 +19,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any, Self
 
-from rankwise.config.experiment import Experiment
+from rankwise.config.base import JsonObject
 from rankwise.errors import RunBusyError, RunError, some
 from rankwise.runs.data_report import DATA_REPORT, DataReport
 from rankwise.runs.manifest import Manifest
@@ -178,7 +178,7 @@ class RunDirectory:
             f'"{self.folder.name}" as well. This process stopped and wrote nothing more.'
         )
 
-    def begin(self, experiment: Experiment) -> None:
+    def begin(self, settings: JsonObject) -> None:
         """Remove what an earlier attempt left, and write what was asked.
 
         At every moment the folder is free or an unfinished run, which can be begun again: the manifest of a finished
@@ -198,7 +198,7 @@ class RunDirectory:
             self._remove(self.folder / MANIFEST)
             self.files.clear()
         self.forget_steps()
-        self._write(SETTINGS, experiment.model_dump(mode="json"))
+        self._write(SETTINGS, settings)
 
     def go_on(self, step: int, files: Mapping[str, bytes]) -> list[str]:
         """Remove what an attempt left that came further than its checkpoint, and write the run's files as they were
@@ -369,7 +369,7 @@ class FollowedRun(RunDirectory):
 
     def check_lock(self) -> None: ...
 
-    def begin(self, experiment: Experiment) -> None: ...
+    def begin(self, settings: JsonObject) -> None: ...
 
     def go_on(self, step: int, files: Mapping[str, bytes]) -> list[str]:
         return []

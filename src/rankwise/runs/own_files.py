@@ -238,9 +238,9 @@ def read_experiment(folder: Path) -> Experiment:
     return read_json(folder / SETTINGS, Experiment)
 
 
-def data_here(experiment: Experiment, folder: Path) -> DataConfig:
+def data_here(data: DataConfig, folder: Path) -> DataConfig:
     """The data settings of a run. A relative path that does not exist here is looked for beside the folder `runs/`."""
-    config = _resolved(experiment.data.model_dump(exclude_unset=True), folder)
+    config = _resolved(data.model_dump(exclude_unset=True), folder)
     for name in ("sources", "validation"):
         if part := config.get(name):
             several = isinstance(part, list | tuple)

@@ -74,7 +74,7 @@ class Checkpoint:
     @cached_property
     def experiment(self) -> Experiment:
         """With the run's present name, which may have changed since."""
-        return _renamed(read_json(self.file(SETTINGS), Experiment), self.run)
+        return read_json(self.file(SETTINGS), Experiment).model_copy(update={"run": self.run.folder.name})
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -143,7 +143,8 @@ class Resumable:
         """Whether one of the run's own files can be what became of its copy in the checkpoint."""
         match current:
             case Experiment():
-                return _renamed(current, self.run) == self.checkpoint.experiment
+                renamed = current.model_copy(update={"run": self.run.folder.name})
+                return renamed == self.checkpoint.experiment
             case Manifest():
                 return _goes_on(current, self.checkpoint)
             case DataReport():
@@ -223,7 +224,3 @@ def _content(file: Path) -> bytes | str:
         return file.read_bytes()
     except OSError as error:
         return error.strerror or type(error).__name__
-
-
-def _renamed(experiment: Experiment, run: RunDirectory) -> Experiment:
-    return experiment.model_copy(update={"run": run.folder.name})

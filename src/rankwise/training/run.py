@@ -152,7 +152,7 @@ class TrainingRun:
 
     def begin(self) -> None:
         """Write what a run holds from its beginning on."""
-        self.run.begin(self.experiment)
+        self.run.begin(self.experiment.model_dump(mode="json"))
         self.run.write_data_report(self.prepared.data_report)
         if (values := self.prepared.sequences.references) is not None:
             self.run.write_reference(PairReference(values).facts)
