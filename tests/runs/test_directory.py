@@ -54,10 +54,10 @@ def workplace(tmp_path):
 
 def written(name="r", status="finished", **values):
     run = RunDirectory.named(name)
-    with run.claimed(restart=False):
-        run.begin(SETTINGS)
-        run.write_data_report(DATA_REPORT)
-        run.write_manifest(manifest(status, **values))
+    with run.claimed(restart=False) as claimed:
+        claimed.begin(SETTINGS)
+        claimed.write_data_report(DATA_REPORT)
+        claimed.write_manifest(manifest(status, **values))
     return run
 
 
@@ -137,8 +137,8 @@ def test_beginning_again_leaves_nothing_of_the_old_attempt():
     (run.folder / "adapter").mkdir()
     ((run.folder / "adapter") / "half").write_text("1")
     other = EXPERIMENT.model_copy(update={"run": "other"})
-    with run.claimed(restart=True):
-        run.begin(other.model_dump(mode="json"))
+    with run.claimed(restart=True) as claimed:
+        claimed.begin(other.model_dump(mode="json"))
         assert set(names(run.folder)) == {".lock", "config.json", "manifest.json"}
         assert run.manifest().status == "failed", "until the new one takes its place, this is a run"
     assert read_json(run.folder / "config.json", Experiment) == other
@@ -154,8 +154,10 @@ def test_a_run_killed_before_its_first_manifest_can_be_begun(count, again):
         (run.folder / "manifest.json").unlink()
     with run.claimed(restart=again) as claimed:
         claimed.begin(SETTINGS)
-        for act in (lambda: claimed.write_data_report(DATA_REPORT), lambda: claimed.write_reference([]))[: count - 1]:
-            act()
+        if count > 1:
+            claimed.write_data_report(DATA_REPORT)
+        if count > 2:
+            claimed.write("reference.json", [])
     there = names(run.folder)
     assert "manifest.json" not in there and len(there) == count + 1 + again
     with pytest.raises(RunError, match="Leave out --resume"), run.claimed(restart=False, resume=True):
@@ -233,8 +235,8 @@ def test_a_file_where_the_folder_should_be_is_told(path):
 
 def test_a_second_claim_in_another_process_is_refused_with_the_owner():
     run = RunDirectory.named("r")
-    with run.claimed(restart=False):
-        run.begin(SETTINGS)
+    with run.claimed(restart=False) as claimed:
+        claimed.begin(SETTINGS)
         said = claim_elsewhere()
     assert said.startswith("RunBusyError 3 ")
     assert f'run "r" is being written by process {os.getpid()}.' in said
@@ -242,8 +244,8 @@ def test_a_second_claim_in_another_process_is_refused_with_the_owner():
 
 def test_a_second_claim_in_the_same_process_is_refused_too():
     run = RunDirectory.named("r")
-    with run.claimed(restart=False):
-        run.begin(SETTINGS)
+    with run.claimed(restart=False) as claimed:
+        claimed.begin(SETTINGS)
         with pytest.raises(RunBusyError), run.claimed(restart=False):
             pytest.fail("the claim was granted twice")
 
@@ -252,11 +254,11 @@ def test_a_refused_claim_does_not_take_the_name_from_its_owner():
     # while the owner loads its model the folder holds only the lock; who was refused removed both, so that a third
     # process was granted the run and the owner's own writing failed
     run = RunDirectory.named("r")
-    with run.claimed(restart=False):
+    with run.claimed(restart=False) as claimed:
         assert claim_elsewhere().startswith("RunBusyError")
         assert names(run.folder) == [".lock"]
         assert claim_elsewhere().startswith("RunBusyError")
-        run.begin(SETTINGS)
+        claimed.begin(SETTINGS)
     assert read_json(run.folder / "config.json", Experiment) == EXPERIMENT
 
 
@@ -357,8 +359,8 @@ def test_what_a_killed_process_was_writing_is_no_obstacle_and_is_removed(tmp_pat
     (run.folder / ".config.json.123.tmp").write_text("{")
     (run.folder / ".adapter.123.tmp").mkdir()
     (run.folder / ".adapter.123.tmp" / "adapter_model.safetensors").write_bytes(b"half")
-    with run.claimed(restart=False):
-        run.begin(SETTINGS)
+    with run.claimed(restart=False) as claimed:
+        claimed.begin(SETTINGS)
     assert not list(run.folder.glob(".*.tmp"))
 
 

@@ -82,7 +82,8 @@ def test_warnings_name_an_upload_by_its_own_name_and_settings_by_their_labels(cl
     run, warnings = RunDirectory.named("a"), (f"{path}: --epochs 6 would help, or --no-such",)
     run.write_manifest(run.manifest().model_copy(update={"warnings": warnings}))
     assert "<li>my rows.jsonl: “Epochs” 6 would help, or --no-such" in client.get("/runs/a").text
-    run.write_data_report(RunSnapshot.of(run).recorded_data.model_copy(update={"warnings": warnings}))
+    report = RunSnapshot.of(run).recorded_data.model_copy(update={"warnings": warnings})
+    run.write("data_report.json", report.model_dump(mode="json"))
     for page in ("", "/report", "/report.html"):
         text = client.get(f"/runs/a{page}").text
         assert "my rows.jsonl: " in text and ".uploads" not in text

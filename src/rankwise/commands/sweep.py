@@ -27,6 +27,7 @@ from rankwise.errors import ConfigError, RunError, TrainingError, first_line, so
 from rankwise.reporting.sweep import sweep_report
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import leaves
+from rankwise.runs.own_files import is_run
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.runs.sweeps import SweepRecord, SweptTrial, shown
@@ -204,7 +205,7 @@ def _trained(
 ) -> float | None:
     """The validation loss of a run, which may be finished already, or be stopped and go on."""
     experiment = experiment_of([*settings_of(values), Setting("run", run.folder.name, "--run")])
-    is_begun = run.is_run
+    is_begun = is_run(run.folder)
     if is_begun and (snapshot := RunSnapshot.of(run)).manifest.status == "finished":
         _refuse_other(snapshot, experiment.model_dump(mode="json"))
         assert snapshot.manifest.results is not None, "it is finished"
@@ -234,7 +235,7 @@ def _name(sweep: str, number: int) -> str:
 def _swept(outcome: SweepOutcome, run: str) -> SweptTrial:
     """With what the run itself records of time and problems; it may have been removed since."""
     directory = RunDirectory.named(run)
-    manifest = directory.manifest() if directory.is_run else None
+    manifest = directory.manifest() if is_run(directory.folder) else None
     results = manifest and manifest.results
     return SweptTrial(
         number=outcome.number, run=run, values=outcome.values, loss=outcome.loss,

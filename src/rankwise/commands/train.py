@@ -36,7 +36,7 @@ from rankwise.planning.processes import refuse_several
 from rankwise.rows.preparation import Prepared
 from rankwise.rows.preparing import prepare, refuse_fatal
 from rankwise.rows.writing import TextWriting
-from rankwise.runs.directory import FollowedRun, RunDirectory
+from rankwise.runs.directory import ClaimedRun, FollowedRun, RunDirectory, ways_on
 from rankwise.runs.integrity import hashes_of, settings_hash
 from rankwise.runs.manifest import BackendName, BackOff, Manifest, Products, Tuning, now
 from rankwise.runs.metrics_log import MetricsLog
@@ -154,7 +154,7 @@ def train(
 
 
 def _trained(
-    experiment: Experiment, run: RunDirectory, callback: WarningCollector, resumable: Resumable | None,
+    experiment: Experiment, run: ClaimedRun, callback: WarningCollector, resumable: Resumable | None,
     model: LoadedModel | None, back_offs: tuple[BackOff, ...], world: World, force_memory: bool, force_base: bool,
 ) -> Trained:  # fmt: skip
     """From what is on the disk to the end; Diverged where it may begin anew."""
@@ -544,7 +544,7 @@ def _changed_start(training: TrainingRun) -> str | None:
     return change and f"{change}; the run goes on from its checkpoint, which holds all that it needs"
 
 
-def _write_failure(run: RunDirectory, manifest: Manifest, error: BaseException, warnings: tuple[str, ...]) -> None:
+def _write_failure(run: ClaimedRun, manifest: Manifest, error: BaseException, warnings: tuple[str, ...]) -> None:
     status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     problem = str(error) or type(error).__name__
     if isinstance(error, LostProcessError) and (told := problem_of_all()) is not None:
@@ -560,11 +560,11 @@ def _explained(
     error: BaseException, run: RunDirectory, experiment: Experiment, forecast: Foresight | None
 ) -> BaseException:
     if isinstance(error, LostProcessError):
-        return LostProcessError(f"{error} Use {run.ways_on}.")
+        return LostProcessError(f"{error} Use {ways_on(run)}.")
     if isinstance(error, KeyboardInterrupt):
         result = experiment.adapter.artifact
         message = (
-            f"stopped. {run.folder} has the metrics so far, but no {result}. Use {run.ways_on}. To keep what it has "
+            f"stopped. {run.folder} has the metrics so far, but no {result}. Use {ways_on(run)}. To keep what it has "
             f"learned so far, a training is ended by rankwise runs end {run.folder.name} in another terminal."
         )
         return Interrupted(message, getattr(error, "exit_code", 130))

@@ -210,6 +210,11 @@ class StepFolders:
         return True
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run at all, finished or not."""
+    return all(os.path.isfile(folder / name) for name in (MANIFEST, SETTINGS))  # noqa: PTH113  is_file raises on long names
+
+
 def find_folder(name: str) -> Path | None:
     """That of a run, finished or not, by its name or its folder."""
     for folder in (Path("runs") / name, Path(name)):

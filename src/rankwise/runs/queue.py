@@ -31,7 +31,7 @@ from rankwise.errors import RankwiseError, RunError, did_you_mean, some
 from rankwise.runs.directory import RunDirectory, writer_of
 from rankwise.runs.listing import RUNS
 from rankwise.runs.manifest import now
-from rankwise.runs.own_files import read_json
+from rankwise.runs.own_files import is_run, read_json
 from rankwise.system.files import json_bytes, make_folders, write_atomic, write_json, write_new
 from rankwise.system.hub import NO_NETWORK
 from rankwise.system.locks import Lock, owner_if_locked
@@ -281,8 +281,7 @@ def _wait(queue: Queue) -> None:
         time.sleep(BETWEEN)
     try:
         left = read_json(queue.present, Working)
-        folder = queue.runs_folder / left.run
-        if queue.outcome(left.run).read_bytes() or RunDirectory(folder).is_run:
+        if queue.outcome(left.run).read_bytes() or is_run(queue.runs_folder / left.run):
             queue.entry(left.run).unlink(missing_ok=True)
     except (RunError, OSError):  # there was none
         pass

@@ -22,8 +22,8 @@ from rankwise.config.base import JsonObject
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, RankwiseError
 from rankwise.planning.reading import needs_hub
-from rankwise.runs.directory import RunDirectory
 from rankwise.runs.listing import RUNS
+from rankwise.runs.own_files import is_run
 from rankwise.runs.queue import Queue
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.studio import uploads
@@ -323,7 +323,7 @@ def _problems(form: SettingsForm, hub: bool, shown: ShownForecast) -> list[Probl
 
 def _taken(run: str) -> list[Problem]:
     queue = Queue()
-    if RunDirectory.named(run).is_run or run in {one.run for one in queue.waiting()}:
+    if is_run(RUNS / run) or run in {one.run for one in queue.waiting()}:
         return [Problem("run", f'There is a run "{run}" already. Choose another name.')]
     return []
 

@@ -26,7 +26,7 @@ from rankwise.planning.tasks import EXACT
 from rankwise.rows.images.processor import augmentation
 from rankwise.rows.preparation import Prepared
 from rankwise.runs.data_report import about, lines_of
-from rankwise.runs.directory import REFERENCE, RunDirectory
+from rankwise.runs.directory import REFERENCE, ClaimedRun
 from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import DataFacts, Manifest, Results, Tuning, peak_rss
 from rankwise.runs.metrics_log import MetricsLog
@@ -64,7 +64,7 @@ class TrainingRun:
 
     experiment: Experiment
     config: TrainingConfig
-    run: RunDirectory
+    run: ClaimedRun
     model: LoadedModel
     method: Method
     trainable: Trainable
@@ -155,7 +155,7 @@ class TrainingRun:
         self.run.begin(self.experiment.model_dump(mode="json"))
         self.run.write_data_report(self.prepared.data_report)
         if (values := self.prepared.sequences.references) is not None:
-            self.run.write_reference(PairReference(values).facts)
+            self.run.write(REFERENCE, PairReference(values).facts)
 
     def with_reference(self, backend: Backend, resumable: Resumable | None) -> TrainingRun:
         """Add the reference log-probabilities to the run's pairs, where its objective compares them with any."""
