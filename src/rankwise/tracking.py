@@ -127,8 +127,8 @@ class TensorBoard:
                 bars = range(max(value) + 1)  # one for each rank
                 squares, ends = sum(rank * rank for rank in value), [rank + 0.5 for rank in bars]
                 self._writer.add_histogram_raw(
-                    name, min(value), max(value), len(value), sum(value), squares, ends, list(map(value.count, bars)),
-                    step,
+                    name, min(value), max(value), len(value), sum(value), sum_squares=squares, bucket_limits=ends,
+                    bucket_counts=list(map(value.count, bars)), global_step=step,
                 )  # fmt: skip
             else:
                 self._writer.add_scalar(name, value, step)
