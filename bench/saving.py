@@ -45,7 +45,7 @@ def measured(data: Path, steps: int, every: int) -> dict[str, Any]:
         save(self, trainer)
         if self.run.steps_saved != before:
             saving.append(time.process_time() - began)
-            folder = self.run.checkpoint(trainer.state.step)
+            folder = self.run.checkpoints.path(trainer.state.step)
             sizes.append(sum(file.stat().st_size for file in folder.iterdir()))
 
     SaveCheckpoints.after_step = timed

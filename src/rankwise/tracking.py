@@ -41,7 +41,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from rankwise.config.experiment import Experiment, TrackerName
+from rankwise.config.base import JsonObject
+from rankwise.config.experiment import TrackerName
 from rankwise.errors import ConfigError, RankwiseError, RunError, first_line
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.directory import TRACKING, RunDirectory
@@ -80,9 +81,11 @@ class TrackedRun:
 
     @classmethod
     def of(cls, run: RunSnapshot, project: str, last_step: int, went_back: bool) -> TrackedRun:
-        manifest = run.manifest
-        settings, facts = settings_of(run.experiment), facts_before(manifest, run.data_report)
-        return cls(run.name, run.folder, project, manifest.started, settings, facts, last_step, went_back)
+        return cls(
+            name=run.name, folder=run.folder, project=project, started=run.manifest.started,
+            settings=settings_of(run.experiment.model_dump(mode="json")),
+            facts=facts_before(run.manifest, run.data_report), last_step=last_step, went_back=went_back,
+        )  # fmt: skip
 
     @property
     def tracking(self) -> Path:
@@ -124,8 +127,8 @@ class TensorBoard:
                 bars = range(max(value) + 1)  # one for each rank
                 squares, ends = sum(rank * rank for rank in value), [rank + 0.5 for rank in bars]
                 self._writer.add_histogram_raw(
-                    name, min(value), max(value), len(value), sum(value), squares, ends, list(map(value.count, bars)),
-                    step,
+                    name, min(value), max(value), len(value), sum(value), sum_squares=squares, bucket_limits=ends,
+                    bucket_counts=list(map(value.count, bars)), global_step=step,
                 )  # fmt: skip
             else:
                 self._writer.add_scalar(name, value, step)
@@ -491,11 +494,11 @@ def _of_ranks(row: Values, ranks: list[int]) -> dict[str, Any]:
     return _numeric(values | {"ranks/empty_layers": sum(rank == 0 for rank in ranks)}) | {HISTOGRAM: ranks}
 
 
-def settings_of(experiment: Experiment) -> dict[str, Any]:
+def settings_of(settings: JsonObject) -> dict[str, Any]:
     """The settings by dotted names. Lists become one text."""
     return {
         name: NOT_LOGGED if value and TEXTS & set(name.split(".")) else _plain(value)
-        for name, value in leaves(experiment.model_dump(mode="json")).items()
+        for name, value in leaves(settings).items()
         if value is not None
     }
 

@@ -9,6 +9,15 @@ import pytest
 import torch
 
 from conftest import tiny_model
+from kit.plain_kernels import (
+    plain_activated,
+    plain_head_loss,
+    plain_layer_norm,
+    plain_rms_norm,
+    plain_rotated,
+    plain_shared_linears,
+    plain_shifted_rms_norm,
+)
 from kit.trainers import train
 from rankwise.adapters.formats.peft import read_peft, write_peft
 from rankwise.adapters.set import merge
@@ -20,19 +29,10 @@ from rankwise.config.training import TrainingConfig
 from rankwise.forward.fused import FusedLoss
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.inference.generate import answer
-from rankwise.kernels.attention import causal_attention, plain_causal_attention, plain_rotated, rotated
-from rankwise.kernels.linear import Identity, LinearSpec, apply_prologue, plain_shared_linears, shared_linears
-from rankwise.kernels.loss import head_loss, plain_head_loss
-from rankwise.kernels.norm import (
-    ActivationPrologue,
-    LayerNorm,
-    RmsNorm,
-    ShiftedRmsNorm,
-    plain_activated,
-    plain_layer_norm,
-    plain_rms_norm,
-    plain_shifted_rms_norm,
-)
+from rankwise.kernels.attention import causal_attention, plain_causal_attention, rotated
+from rankwise.kernels.linear import Identity, LinearSpec, apply_prologue, shared_linears
+from rankwise.kernels.loss import head_loss
+from rankwise.kernels.norm import ActivationPrologue, LayerNorm, RmsNorm, ShiftedRmsNorm
 from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA

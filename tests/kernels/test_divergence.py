@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rankwise.kernels.loss import COMPARED_ROWS, divergence, head_divergence, plain_divergence
+from kit.plain_kernels import plain_divergence
+from rankwise.kernels.loss import COMPARED_ROWS, divergence, head_divergence
 
 
 def drawn(count: int, width: int, seed: int) -> torch.Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rankwise.kernels.attention import full_attention, plain_full_attention
+from kit.plain_kernels import plain_full_attention
+from rankwise.kernels.attention import full_attention
 
 SHAPES = [(1, 1, 1, 4), (3, 5, 2, 4), (2, 17, 3, 8)]
 """Rows, positions of each, heads, and width of a head."""

@@ -19,28 +19,20 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from transformers.pytorch_utils import Conv1D
 
-from rankwise.kernels import attention, loss
-from rankwise.kernels.attention import causal_attention, plain_causal_attention, plain_rotated, rotated
-from rankwise.kernels.linear import (
-    Identity,
-    LinearSpec,
-    Prologue,
-    apply_prologue,
-    linear_spec_of,
-    plain_shared_linears,
-    shared_linears,
-)
-from rankwise.kernels.loss import head_loss, plain_head_loss
-from rankwise.kernels.norm import (
-    ActivationPrologue,
-    LayerNorm,
-    RmsNorm,
-    ShiftedRmsNorm,
+from kit.plain_kernels import (
     plain_activated,
+    plain_head_loss,
     plain_layer_norm,
     plain_rms_norm,
+    plain_rotated,
+    plain_shared_linears,
     plain_shifted_rms_norm,
 )
+from rankwise.kernels import attention, loss
+from rankwise.kernels.attention import causal_attention, plain_causal_attention, rotated
+from rankwise.kernels.linear import Identity, LinearSpec, Prologue, apply_prologue, linear_spec_of, shared_linears
+from rankwise.kernels.loss import head_loss
+from rankwise.kernels.norm import ActivationPrologue, LayerNorm, RmsNorm, ShiftedRmsNorm
 
 
 def drawn(*shape: int, seed: int = 0, learned: bool = True) -> Tensor:

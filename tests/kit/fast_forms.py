@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from kit.plain_kernels import plain_rms_norm, plain_shifted_rms_norm
 from rankwise.adapters.set import AdapterSet
 from rankwise.forward import decoders
 from rankwise.forward.agreement import agrees
@@ -16,7 +17,6 @@ from rankwise.forward.fused import FusedLoss
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.kernels import attention as attention_kernel
 from rankwise.kernels import linear
-from rankwise.kernels.norm import plain_rms_norm, plain_shifted_rms_norm
 from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import portion
 from rankwise.rows.encoded.packing import flat

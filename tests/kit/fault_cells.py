@@ -19,7 +19,7 @@ from stat import S_ISREG
 from kit.file_faults import Operation, PowerFailure
 from kit.small_runs import DAMAGES, EVALUATE, EVERY, NAME, OWN, PARTS, RUN, STEPS, Outcome, Workshop, train_words
 from rankwise.errors import RunError
-from rankwise.runs.directory import RunDirectory
+from rankwise.runs.directory import ClaimedRun, RunDirectory
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.resumable import METRICS, Resumable
 
@@ -128,7 +128,7 @@ class Cells:
 
     def _newest(self) -> int:
         with contextlib.suppress(RunError, OSError), contextlib.chdir(self.shop.folder):
-            return Resumable(RunDirectory.named(NAME)).checkpoint.step
+            return Resumable(ClaimedRun.named(NAME)).checkpoint.step
         return 0
 
     # R10, R19

@@ -53,7 +53,7 @@ def made_run(
     (run.folder / "config.json").write_text(json.dumps(experiment.model_dump(mode="json")))
     run.write_manifest(manifest(said, status, steps, held_out, fingerprint, path))
     if data_report:
-        run.write_data_report(data_report_of(said))
+        run.write("data_report.json", data_report_of(said).model_dump(mode="json"))
     write_metrics_log(run, said, steps, held_out, method, during)
     if evaluated:
         evaluation = evaluation_of(run, said, better, text_sha256, items, kept=kept, pictures=pictures)

@@ -395,8 +395,8 @@ def test_only_an_earlier_report_is_written_over(name, tmp_path):
 def test_a_run_begun_again_forgets_the_report_of_its_first_try():
     run = made_run(status="interrupted")
     report("r")
-    with run.claimed(restart=True):
-        run.begin(RunSnapshot.of(run).experiment)
+    with run.claimed(restart=True) as claimed:
+        claimed.begin(RunSnapshot.of(run).experiment.model_dump(mode="json"))
     assert not (run.folder / "report.html").exists() and not (run.folder / "report.json").exists()
     assert RunDirectory.named("r").folder.is_dir()
 

@@ -19,6 +19,7 @@ from rankwise.runs.own_files import LARGEST_JSON, read_json
 from rankwise.runs.snapshot import RunSnapshot
 
 EXPERIMENT = Experiment(model="m", data="d", run="r", adapter={"layers": "0-2"})
+SETTINGS = EXPERIMENT.model_dump(mode="json")
 
 
 def manifest(status="running", **values):
@@ -53,10 +54,10 @@ def workplace(tmp_path):
 
 def written(name="r", status="finished", **values):
     run = RunDirectory.named(name)
-    with run.claimed(restart=False):
-        run.begin(EXPERIMENT)
-        run.write_data_report(DATA_REPORT)
-        run.write_manifest(manifest(status, **values))
+    with run.claimed(restart=False) as claimed:
+        claimed.begin(SETTINGS)
+        claimed.write_data_report(DATA_REPORT)
+        claimed.write_manifest(manifest(status, **values))
     return run
 
 
@@ -115,7 +116,7 @@ def test_a_finished_run_is_refused_unless_it_is_to_begin_again():
     (run.folder / "evaluations").mkdir()
     with run.claimed(restart=True) as claimed:
         assert run.manifest().status == "finished", "nothing is lost before the training begins"
-        claimed.begin(EXPERIMENT)
+        claimed.begin(SETTINGS)
     assert not (run.folder / "evaluations").exists() and run.manifest().status == "interrupted"
 
 
@@ -136,8 +137,8 @@ def test_beginning_again_leaves_nothing_of_the_old_attempt():
     (run.folder / "adapter").mkdir()
     ((run.folder / "adapter") / "half").write_text("1")
     other = EXPERIMENT.model_copy(update={"run": "other"})
-    with run.claimed(restart=True):
-        run.begin(other)
+    with run.claimed(restart=True) as claimed:
+        claimed.begin(other.model_dump(mode="json"))
         assert set(names(run.folder)) == {".lock", "config.json", "manifest.json"}
         assert run.manifest().status == "failed", "until the new one takes its place, this is a run"
     assert read_json(run.folder / "config.json", Experiment) == other
@@ -152,9 +153,11 @@ def test_a_run_killed_before_its_first_manifest_can_be_begun(count, again):
         (run.checkpoints.folder / "mine").mkdir(parents=True)
         (run.folder / "manifest.json").unlink()
     with run.claimed(restart=again) as claimed:
-        claimed.begin(EXPERIMENT)
-        for act in (lambda: claimed.write_data_report(DATA_REPORT), lambda: claimed.write_reference([]))[: count - 1]:
-            act()
+        claimed.begin(SETTINGS)
+        if count > 1:
+            claimed.write_data_report(DATA_REPORT)
+        if count > 2:
+            claimed.write("reference.json", [])
     there = names(run.folder)
     assert "manifest.json" not in there and len(there) == count + 1 + again
     with pytest.raises(RunError, match="Leave out --resume"), run.claimed(restart=False, resume=True):
@@ -168,7 +171,7 @@ def test_a_run_killed_before_its_first_manifest_can_be_begun(count, again):
 def test_a_run_whose_lock_file_is_removed_locks_it_anew():
     run = RunDirectory.named("r")
     with run.claimed(restart=False) as claimed:
-        claimed.begin(EXPERIMENT)
+        claimed.begin(SETTINGS)
         claimed.write_manifest(manifest())
         (run.folder / ".lock").unlink()
         claimed.write_manifest(manifest())
@@ -182,7 +185,7 @@ def test_a_run_that_another_process_took_is_written_no_more(ended):
     with run.claimed(restart=True) as claimed:
         (run.folder / ".lock").unlink()
         with run.claimed(restart=True) as other:
-            other.begin(EXPERIMENT)
+            other.begin(SETTINGS)
             other.write_manifest(manifest(status="failed", problem="another's"))
             if not ended:
                 refused_writing(claimed)
@@ -194,7 +197,7 @@ def test_a_run_that_another_process_took_is_written_no_more(ended):
 def refused_writing(run):
     before = {path: path.read_bytes() for path in run.folder.iterdir()}
     for act in (
-        run.check_lock, run.forget_steps, lambda: run.begin(EXPERIMENT), lambda: run.write_manifest(manifest()),
+        run.check_lock, run.forget_steps, lambda: run.begin(SETTINGS), lambda: run.write_manifest(manifest()),
         lambda: run.write_data_report(DATA_REPORT), lambda: run.go_on(1, {}),
     ):  # fmt: skip
         with pytest.raises(RunBusyError, match=r"\.lock was removed or replaced"):
@@ -232,8 +235,8 @@ def test_a_file_where_the_folder_should_be_is_told(path):
 
 def test_a_second_claim_in_another_process_is_refused_with_the_owner():
     run = RunDirectory.named("r")
-    with run.claimed(restart=False):
-        run.begin(EXPERIMENT)
+    with run.claimed(restart=False) as claimed:
+        claimed.begin(SETTINGS)
         said = claim_elsewhere()
     assert said.startswith("RunBusyError 3 ")
     assert f'run "r" is being written by process {os.getpid()}.' in said
@@ -241,8 +244,8 @@ def test_a_second_claim_in_another_process_is_refused_with_the_owner():
 
 def test_a_second_claim_in_the_same_process_is_refused_too():
     run = RunDirectory.named("r")
-    with run.claimed(restart=False):
-        run.begin(EXPERIMENT)
+    with run.claimed(restart=False) as claimed:
+        claimed.begin(SETTINGS)
         with pytest.raises(RunBusyError), run.claimed(restart=False):
             pytest.fail("the claim was granted twice")
 
@@ -251,11 +254,11 @@ def test_a_refused_claim_does_not_take_the_name_from_its_owner():
     # while the owner loads its model the folder holds only the lock; who was refused removed both, so that a third
     # process was granted the run and the owner's own writing failed
     run = RunDirectory.named("r")
-    with run.claimed(restart=False):
+    with run.claimed(restart=False) as claimed:
         assert claim_elsewhere().startswith("RunBusyError")
         assert names(run.folder) == [".lock"]
         assert claim_elsewhere().startswith("RunBusyError")
-        run.begin(EXPERIMENT)
+        claimed.begin(SETTINGS)
     assert read_json(run.folder / "config.json", Experiment) == EXPERIMENT
 
 
@@ -356,8 +359,8 @@ def test_what_a_killed_process_was_writing_is_no_obstacle_and_is_removed(tmp_pat
     (run.folder / ".config.json.123.tmp").write_text("{")
     (run.folder / ".adapter.123.tmp").mkdir()
     (run.folder / ".adapter.123.tmp" / "adapter_model.safetensors").write_bytes(b"half")
-    with run.claimed(restart=False):
-        run.begin(EXPERIMENT)
+    with run.claimed(restart=False) as claimed:
+        claimed.begin(SETTINGS)
     assert not list(run.folder.glob(".*.tmp"))
 
 

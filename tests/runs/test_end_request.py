@@ -109,7 +109,7 @@ def test_a_request_is_refused_where_it_would_have_no_effect():
 def test_held_out_rows_did_not_decide_a_run_that_was_asked_to_end():
     snapshot = RunSnapshot.of(made_run("r"))
     results = snapshot.manifest.results.model_copy(update={"ended_early": "by request after step 5 of 12"})
-    assert chosen_by_held_out(snapshot.experiment, results) == ""
+    assert chosen_by_held_out(snapshot.experiment.validation, results) == ""
 
 
 def test_a_terminal_asks_as_a_page_does():

@@ -23,7 +23,7 @@ from rankwise.config.experiment import Experiment
 from rankwise.errors import ConfigError, RunError
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.listing import listed
-from rankwise.runs.queue import Queue, settings_in, work
+from rankwise.runs.queue import Queue, work
 from rankwise.system.locks import Lock
 
 RECORDER = """
@@ -44,7 +44,7 @@ def command(settings, waiting):
 
 
 def experiment(run="a", **values):
-    return Experiment(**{"model": "tiny-llama", "data": "rows.jsonl", "run": run} | values)
+    return Experiment(**{"model": "tiny-llama", "data": "rows.jsonl", "run": run} | values).explicit
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +90,9 @@ def in_turn(lines):
 def test_they_are_trained_in_the_order_in_which_they_were_added(queue):
     for run in ("c", "a", "b"):
         queue.add(run, experiment(run))
-    assert [one.run for one in queue.waiting()] == ["c", "a", "b"] and queue.waiting()[1].config == experiment("a")
+    assert [one.run for one in queue.waiting()] == ["c", "a", "b"] and queue.waiting()[1].config.explicit == experiment(
+        "a"
+    )
     work(queue, command)
     assert trained() == ["+c", "-c", "+a", "-a", "+b", "-b"]
     assert not queue.waiting() and queue.working() is None and queue.ended("a").problem is None
@@ -245,7 +247,7 @@ def test_the_terminal_lists_takes_back_and_adds(queue):
     assert json.loads(invoke(app, ["queue", "--json"]).stdout)["waiting"] == []
     given = ["--model", "tiny-llama", "--data", "rows.jsonl", "--run", "a", "--rank", "3"]
     assert json.loads(invoke(app, ["queue", "add", *given, "--json"]).stdout) == {"added": "a"}
-    assert queue.waiting()[0].config == experiment("a", adapter={"rank": 3})
+    assert queue.waiting()[0].config.explicit == experiment("a", adapter={"rank": 3})
     assert invoke(app, ["queue"]).stdout.startswith("a  waiting since 20")
     again = invoke(app, ["queue", "add", *given])
     assert again.exit_code == 2 and "is already in the queue" in again.stderr
@@ -262,7 +264,7 @@ from rankwise.runs.queue import Queue
 for run, steps in (("long", 5000), ("next", 2)):
     words = f"model=tiny-llama data=rows.jsonl run={run} training.steps={steps} model.dtype=float32"
     words += " training.checkpoint_steps=5 data.held_out=2"
-    Queue().add(run, read_experiment(None, [parse_setting(word) for word in words.split()]))
+    Queue().add(run, read_experiment(None, [parse_setting(word) for word in words.split()]).explicit)
 print("added", flush=True)
 sys.stdin.read()
 """
@@ -292,7 +294,7 @@ def test_settings_that_nobody_set_stay_unset_so_that_a_classifier_keeps_its_defa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Queue, "start_worker", lambda self: None)
     given = Experiment(model={"name": "m"}, data={"path": "rows.jsonl"}, run="r", adapter=AdaLoraConfig(budget=4))
-    Queue().add("r", given)
+    Queue().add("r", given.explicit)
     [waiting] = Queue().waiting()
     assert waiting.config == given and "keep" not in waiting.config.validation.model_fields_set
-    assert "epochs" not in settings_in(waiting.config).get("training", {})
+    assert "epochs" not in waiting.config.explicit.get("training", {})

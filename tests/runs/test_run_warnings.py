@@ -28,23 +28,19 @@ def chosen(evaluation, n, right, **more):
 
 
 def test_nothing_is_said_of_answers_to_enough_items(evaluation):
-    assert evaluation_warnings(evaluation, None, None) == []
+    assert evaluation_warnings(evaluation, "") == []
 
 
 @pytest.mark.parametrize("n", [1, 4])
 def test_too_few_items_to_show_anything(evaluation, n):
-    (said,) = evaluation_warnings(evaluation.model_copy(update={"n": n}), None, None)
+    (said,) = evaluation_warnings(evaluation.model_copy(update={"n": n}), "")
     assert f"{n} item" in said and "cannot show anything" in said
 
 
 def test_an_interval_without_width_is_no_certainty(evaluation):
     right = [class_row(0, 0, 2)] * 20 + [class_row(1, 1, 2)] * 20
     side = ModelScores(scores={"f1": scores("f1", right)}, seconds=1.0)
-    said = [
-        one
-        for one in evaluation_warnings(evaluation.model_copy(update={"tuned": side}), None, None)
-        if "no width" in one
-    ]
+    said = [one for one in evaluation_warnings(evaluation.model_copy(update={"tuned": side}), "") if "no width" in one]
     assert len(said) == 1 and "7.5%" in said[0]
 
 
@@ -54,19 +50,16 @@ def test_an_interval_without_width_is_no_certainty(evaluation):
 )  # fmt: skip
 def test_choices_want_many_items_and_a_base_above_chance(evaluation, n, right, said):
     public = chosen(evaluation, n, right, task="arc_easy", settings={"ask": BUILT_IN["arc_easy"]["ask"]})
-    told = evaluation_warnings(public, None, None)
+    told = evaluation_warnings(public, "")
     assert [word in one for word, one in zip(said, told, strict=True)] == [True] * len(said)
 
 
 def test_few_items_are_not_remarked_after_a_clear_verdict(evaluation):
     few = chosen(evaluation, 50, 0.6)
-    assert (
-        len(evaluation_warnings(few, None, None)) == 1
-        and "14 percentage points" in evaluation_warnings(few, None, None)[0]
-    )
+    assert len(evaluation_warnings(few, "")) == 1 and "14 percentage points" in evaluation_warnings(few, "")[0]
     rows = [[[float(at < right), 1.0] for at in range(50)] for right in (10, 45)]
     clear = few.model_copy(update={"differences": {"accuracy": difference(METRICS["accuracy"], *rows)}})
-    assert clear.differences["accuracy"].verdict == "better" and evaluation_warnings(clear, None, None) == []
+    assert clear.differences["accuracy"].verdict == "better" and evaluation_warnings(clear, "") == []
 
 
 def test_why_nothing_can_be_told_is_said_where_interval_and_test_disagree():
@@ -81,7 +74,7 @@ def test_why_nothing_can_be_told_is_said_where_interval_and_test_disagree():
 def test_a_task_that_is_only_called_like_a_public_one_has_not_its_chance(evaluation):
     """Rows of eight choices in boolq.jsonl were once held against a chance of one half."""
     mine = chosen(evaluation, 1200, 0.5, task="boolq", settings={"ask": "{question}"})
-    assert chance(mine) is None and evaluation_warnings(mine, None, None) == []
+    assert chance(mine) is None and evaluation_warnings(mine, "") == []
 
 
 def test_chance_is_what_is_right_for_who_always_says_the_same(evaluation):

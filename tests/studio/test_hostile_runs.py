@@ -93,7 +93,7 @@ def test_a_hostile_problem_and_address_are_text(client, payload):
 @pytest.mark.parametrize("payload", PAYLOADS[:4] + PAYLOADS[-4:], ids=range(8))
 def test_a_hostile_run_that_waits_is_text(client, payload, monkeypatch):
     monkeypatch.setattr(Queue, "start_worker", lambda self: False)
-    Queue().add("waits", Experiment(model=payload, run="waits", data={"path": payload}))
+    Queue().add("waits", Experiment(model=payload, run="waits", data={"path": payload}).explicit)
     for path in ("/", "/runs/waits"):
         shape = Shape(client.get(path).text)
         assert {tag for tag, _ in shape.elements} <= {

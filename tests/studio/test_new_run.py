@@ -130,7 +130,7 @@ for kind, given in names.items():
         print(json.dumps([kind, page, answer.status_code, "is not on this machine" in answer.text]))
 print(json.dumps([one.run for one in queue.waiting()]))
 for run, model, data in (("m", "minilm", "rows.jsonl"), ("d", "tiny-llama", "hub:evil/rows")):
-    queue.add(run, Experiment(model=model, data=data, run=run), may_ask_hub=False)
+    queue.add(run, Experiment(model=model, data=data, run=run).explicit, may_ask_hub=False)
 work(queue)
 Path("tiny-llama").rename("elsewhere")  # the run's base is a name of the hub now
 side = {"run": "short", "messages": [{"role": "user", "content": "hi"}]}

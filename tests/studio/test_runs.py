@@ -82,7 +82,8 @@ def test_warnings_name_an_upload_by_its_own_name_and_settings_by_their_labels(cl
     run, warnings = RunDirectory.named("a"), (f"{path}: --epochs 6 would help, or --no-such",)
     run.write_manifest(run.manifest().model_copy(update={"warnings": warnings}))
     assert "<li>my rows.jsonl: “Epochs” 6 would help, or --no-such" in client.get("/runs/a").text
-    run.write_data_report(RunSnapshot.of(run).recorded_data.model_copy(update={"warnings": warnings}))
+    report = RunSnapshot.of(run).recorded_data.model_copy(update={"warnings": warnings})
+    run.write("data_report.json", report.model_dump(mode="json"))
     for page in ("", "/report", "/report.html"):
         text = client.get(f"/runs/a{page}").text
         assert "my rows.jsonl: " in text and ".uploads" not in text
@@ -174,7 +175,7 @@ def test_a_folder_that_is_no_run_and_a_damaged_one_are_shown(client, three):
 
 def test_a_run_that_waits_has_a_page_and_is_removed(client, three, monkeypatch):
     monkeypatch.setattr(Queue, "start_worker", lambda self: False)
-    Queue().add("later", Experiment(model="m", run="later", data={"path": "rows.jsonl"}))
+    Queue().add("later", Experiment(model="m", run="later", data={"path": "rows.jsonl"}).explicit)
     assert "Remove later from the queue" in client.get("/").text
     text = client.get("/runs/later").text
     assert "begins by itself as soon as no other one trains" in text
@@ -188,7 +189,7 @@ def test_a_run_that_waits_to_go_on_is_neither_deleted_nor_renamed(client, three,
     monkeypatch.setattr(StepFolders, "_is_ours", lambda self, step: True)
     (RunDirectory.named("c").folder / "checkpoints" / "step-2").mkdir(parents=True)
     assert client.post("/runs/c/resume").status_code == 303
-    Queue().add("later", Experiment(model="m", run="later", data={"path": "rows.jsonl"}))
+    Queue().add("later", Experiment(model="m", run="later", data={"path": "rows.jsonl"}).explicit)
     for path, given in (("/delete", {"run": ["a", "c"]}), ("/runs/c/rename", {"new": "d"}),
                         ("/runs/a/rename", {"new": "later"})):  # fmt: skip
         answer = client.post(path, data=given)

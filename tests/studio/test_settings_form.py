@@ -70,7 +70,7 @@ def test_the_command_and_the_file_say_what_the_form_says(tmp_path_factory, field
         return
     assert read_experiment(None, GivenSettings(flags, given["set_"] or ()).read(given["tune"])) == own
     assert read_experiment(file) == own
-    assert SettingsForm(fields_of(own) | {"run": "one"}).experiment() == own
+    assert SettingsForm(fields_of(own.model_dump(mode="json")) | {"run": "one"}).experiment() == own
 
 
 @pytest.mark.parametrize("given", [
@@ -85,7 +85,7 @@ def test_the_command_and_the_file_say_what_the_form_says(tmp_path_factory, field
 ])  # fmt: skip
 def test_the_form_of_a_run_gives_the_same_run(given):
     own = Experiment.model_validate({"model": "gpt2", "data": "rows.jsonl", "run": "r"} | given)
-    fields = fields_of(own)
+    fields = fields_of(own.model_dump(mode="json"))
     assert "run" not in fields
     assert SettingsForm(fields | {"run": "r"}).experiment() == own
 

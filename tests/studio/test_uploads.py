@@ -146,7 +146,7 @@ def test_uploads_that_no_run_and_no_entry_names_can_be_removed(client, monkeypat
     saved.parent.mkdir(parents=True)
     saved.write_text(f'{{"path": "{restorable}"}}')
     monkeypatch.setattr(Queue, "start_worker", lambda self: False)
-    Queue().add("next", Experiment(model="tiny-llama", data=str(entry), run="next"))
+    Queue().add("next", Experiment(model="tiny-llama", data=str(entry), run="next").explicit)
     assert "unused uploads" not in client.get("/").text, "all of them are young"
     earlier = Path("runs/.uploads") / ("0" * 32 + ".csv")  # as an earlier version stored it
     earlier.touch()

@@ -21,7 +21,7 @@ from kit.small_runs import DAMAGES, EVERY, NAME, OWN, PARTS, RUN, as_first_forma
 from rankwise import errors
 from rankwise.errors import ConfigError, RunError
 from rankwise.runs import resumable as resumable_file
-from rankwise.runs.directory import RunDirectory
+from rankwise.runs.directory import ClaimedRun, RunDirectory
 from rankwise.runs.resumable import Resumable
 
 EACH = 20
@@ -43,7 +43,7 @@ def drawn(count: int) -> int:
 def standing(cells):
     """What the run would go on from: the step, and the lines about what is passed over and what is damaged."""
     with contextlib.chdir(cells.shop.folder):
-        resumable = Resumable(RunDirectory.named(NAME))
+        resumable = Resumable(ClaimedRun.named(NAME))
         return resumable.checkpoint.step, [*resumable.lines, *resumable.restored()[1]]
 
 
@@ -81,7 +81,7 @@ def test_without_a_whole_checkpoint_every_reason_is_said_and_nothing_is_changed(
         DAMAGES["half"](run / "checkpoints" / f"step-{step}" / part)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with contextlib.chdir(cells.shop.folder), pytest.raises(RunError) as caught:
-        Resumable(RunDirectory.named(NAME))
+        Resumable(ClaimedRun.named(NAME))
     message = str(caught.value)
     assert "no checkpoint that is whole. Use --restart" in message and message.count("was passed over") == 2
     assert {path: path.read_bytes() for path in before} == before

@@ -409,7 +409,7 @@ def test_a_run_that_was_stopped_anywhere_ends_as_one_that_never_was(asked, whole
         with pytest.raises(Stopped):
             rankwise.train(asked("it", method, STOPPED, checkpoint_steps=2), callback=Listener(last), resume=resume)
         resume = True
-        assert len(RunDirectory.named("it").steps_kept) <= 3
+        assert len(RunDirectory.named("it").snapshots.steps) <= 3
     trained = rankwise.train(asked("it", method, STOPPED, checkpoint_steps=2), resume=True)
     assert (results(trained), rows_of("it"), weights("it")) == whole
     names = {
@@ -427,7 +427,7 @@ def stopped(asked):
     run = RunDirectory.named("it")
 
     def hear(event):
-        if isinstance(event, StepRecord) and run.steps_kept and run.steps_saved[-1] not in run.steps_kept:
+        if isinstance(event, StepRecord) and run.snapshots.steps and run.steps_saved[-1] not in run.snapshots.steps:
             raise Stopped
 
     with pytest.raises(Stopped):
@@ -441,9 +441,9 @@ def content(folder):
 
 def test_a_run_whose_best_is_gone_or_damaged_does_not_go_on_and_stays_as_it_is_until_it_is_begun_again(stopped):
     run = RunDirectory.named("it")
-    assert run.steps_kept
+    assert run.snapshots.steps
     best = EarlyStopping("loss", False).best([one for one in evaluations("it") if one.step <= run.steps_saved[-1]])
-    folder = run.snapshot(best.step)
+    folder = run.snapshots.path(best.step)
     tensors, facts = folder / "state.safetensors", folder / "state.json"
     sound = content(folder)
     for damage in (

@@ -44,7 +44,7 @@ Objective = Annotated[
 
 
 @data.command(cls=InPanels)
-@takes_settings(*ROWS, *VALIDATION_ROWS)
+@takes_settings(ROWS + VALIDATION_ROWS)
 def check(
     files: Files,
     model: Model = None,
@@ -70,7 +70,7 @@ def check(
 
 
 @data.command(cls=InPanels)
-@takes_settings(*ROWS)
+@takes_settings(ROWS)
 def preview(
     files: Files,
     model: Model = None,

@@ -109,16 +109,17 @@ def _lines(evaluation: Evaluation) -> list[str]:
 
 
 def _cautions(target: str, evaluation: Evaluation) -> list[str]:
-    from rankwise.reporting.verdict import HELD_OUT, evaluation_warnings, of_overlap
+    from rankwise.reporting.verdict import HELD_OUT, chosen_by_held_out, evaluation_warnings, of_overlap
     from rankwise.runs.directory import find_run
     from rankwise.runs.snapshot import RunSnapshot
 
     directory = find_run(target)
     if directory is None:
-        return evaluation_warnings(evaluation, None, None)
+        return evaluation_warnings(evaluation, "")
     run = RunSnapshot.of(directory)
     shared = of_overlap(run.recorded_data) if evaluation.task == HELD_OUT else ""
-    return [*([shared] if shared else []), *evaluation_warnings(evaluation, run.experiment, run.manifest.results)]
+    how = chosen_by_held_out(run.experiment.validation, run.manifest.results)
+    return [*([shared] if shared else []), *evaluation_warnings(evaluation, how)]
 
 
 def compare(
@@ -205,7 +206,7 @@ def _strength_lines(strengths: Strengths) -> list[str]:
 
 
 def _strength_cautions(strengths: Strengths) -> list[str]:
-    from rankwise.reporting.verdict import strength_warnings
+    from rankwise.reporting.verdict import chosen_by_held_out, strength_warnings
     from rankwise.runs.directory import find_run
     from rankwise.runs.snapshot import RunSnapshot
 
@@ -213,4 +214,4 @@ def _strength_cautions(strengths: Strengths) -> list[str]:
     if directory is None:  # the folder of an adapter has no records of its training
         return []
     run = RunSnapshot.of(directory)
-    return strength_warnings(strengths.curve, run.experiment, run.manifest.results)
+    return strength_warnings(strengths.curve, chosen_by_held_out(run.experiment.validation, run.manifest.results))

@@ -18,7 +18,7 @@ from rankwise.system.memory import keep_memory
 
 
 @takes_settings(
-    *TRAINING,
+    TRAINING,
     model="Model name from the catalogue (--models), Hugging Face id, folder with a config.json, or .gguf file.",
 )  # fmt: skip
 def plan(
@@ -85,8 +85,8 @@ RUN = Setting("run", "advise", "rankwise advise")
 
 
 @takes_settings(
-    "model", "quantize", "memory", "data", "objective", "rank", "alpha", "dropout", "targets", "layers",
-    "epochs", "steps", "batch_size", "learning_rate", "backend", *ROWS, *VALIDATION_ROWS, "seed",
+    ["model", "quantize", "memory", "data", "objective", "rank", "alpha", "dropout", "targets", "layers", "epochs",
+     "steps", "batch_size", "learning_rate", "backend", *ROWS, *VALIDATION_ROWS, "seed"],
     steps="Steps of the full run you want advice about. advise trains a tenth of them, at least 20.",
     held_out="Number of rows to hold out for the comparison.  [default: a fifth of the rows, at most 200]",
 )  # fmt: skip

@@ -74,8 +74,9 @@ def serve(
 
         address = Address(host, port, api_key or None, tuple(allow_origin or ()))
         offer = Offer(
-            runs or (), model, max_new_tokens, dtype, force_base, trust_code, load_from, fine_tuning, alias or (),
-            prefix_cache, unconstrained,
+            names=runs or (), base=model, most=max_new_tokens, dtype=dtype, force_base=force_base,
+            trust_code=trust_code, load_from=load_from, fine_tuning=fine_tuning, aliases=alias or (),
+            prefix_cache=prefix_cache, unconstrained=unconstrained,
         )  # fmt: skip
         ready = print_json if as_json else None
         with Display(quiet) as display:

@@ -1,6 +1,6 @@
 """The flags that are settings: each follows from its field in the configuration (config/settings.py).
 
-    @takes_settings("model", "data", "rank")
+    @takes_settings(["model", "data", "rank"])
     def train(config: ConfigFile = None, settings: GivenSettings = NONE_GIVEN, ...)
 
 gives `train` the flags --model, --data, --rank and --set in place of `settings`, which holds what the user gave. The
@@ -157,7 +157,7 @@ def _tuned(settings: Sequence[Setting]) -> Setting:
 NONE_GIVEN = GivenSettings()
 
 
-def takes_settings(*names: str, **helps: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes_settings(names: Sequence[str], **helps: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Replace a command's parameter `settings` by a flag for each of these settings, and --set. `helps` are other help
     texts than the usual ones."""
 

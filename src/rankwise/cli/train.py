@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from rankwise.commands.train import Trained
 
 
-@takes_settings(*TRAINING, "shard", "log_to")
+@takes_settings([*TRAINING, "shard", "log_to"])
 def train(
     config: ConfigFile = None,
     settings: GivenSettings = NONE_GIVEN,
@@ -94,9 +94,8 @@ def _lines(trained: Trained) -> list[str]:
 
 
 @takes_settings(
-    "model", "quantize", "memory", "new_tokens",
-    "data", "run", "objective", *IMAGES, *ADAPTER, "epochs", "steps", "batch_size",
-    "learning_rate", "auto_batch", "backend", *ROWS, *VALIDATION_ROWS, "seed",
+    ["model", "quantize", "memory", "new_tokens", "data", "run", "objective", *IMAGES, *ADAPTER, "epochs", "steps",
+     "batch_size", "learning_rate", "auto_batch", "backend", *ROWS, *VALIDATION_ROWS, "seed"],
     run="Name of the sweep. Its folder is sweeps/NAME, and its trials are the runs NAME-001, NAME-002, …",
 )  # fmt: skip
 def sweep(
@@ -149,7 +148,7 @@ def list_queue(context: typer.Context, as_json: Json = False) -> None:
 
 
 @queue.command(cls=InPanels)
-@takes_settings(*TRAINING, "log_to")
+@takes_settings([*TRAINING, "log_to"])
 def add(
     config: ConfigFile = None,
     settings: GivenSettings = NONE_GIVEN,
@@ -164,7 +163,7 @@ def add(
         from rankwise.runs.queue import Queue
 
         experiment = read_experiment(config, settings.read(), base_of_run if resume else base_of_start)
-        Queue().add(experiment.run, experiment, resume=resume)
+        Queue().add(experiment.run, experiment.explicit, resume=resume)
         print_result(as_json, {"added": experiment.run}, f"{experiment.run} is in the queue. rankwise queue lists it.")
 
 

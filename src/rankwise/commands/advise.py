@@ -43,8 +43,25 @@ def advise(
     callback = WarningCollector(callback)
     experiment = decided(experiment, callback)
     with limited_memory(experiment.model.memory_bytes):
-        made, forecast = _made_ready(experiment, examples, callback, model, advising, force_memory=force_memory)
-        advice = made.measure(forecast).model_copy(update={"warnings": callback.texts})
+        objective = objective_of(experiment, callback)
+        if refusal := objective.cannot.get("advised on"):
+            raise ConfigError([refusal])
+        if model is not None:
+            _refuse_other(model, experiment.base.name, objective)
+        foreseen = foresee(as_planned(experiment), callback, objective.head_size)
+        training, foreseen = within_limit(experiment.training, foreseen, callback)
+        if foreseen is not None:
+            foreseen.check(callback, force=force_memory)
+        loaded, prepared = _with_rows(
+            objective.load(experiment.base, callback) if model is None else model, objective, experiment.data, callback
+        )
+        made = (advising or objective.among(ADVISING))(
+            adapter_config=experiment.adapter, presentation=Presentation(experiment.data.packing, experiment.images),
+            config=training.resolved(len(prepared.trained), loaded.width, experiment.auto_rate), model=loaded,
+            objective=objective, prepared=prepared, callback=callback, examples=examples,
+        )  # fmt: skip
+        advice = made.measure(_foretell(made.design, foreseen, callback))
+    advice = advice.model_copy(update={"warnings": callback.texts})
     if out is not None:
         with published(out) as folder:
             write_json(folder / "advice.json", advice.model_dump(mode="json"))
@@ -53,31 +70,14 @@ def advise(
     return advice
 
 
-def _made_ready(
-    experiment: Experiment, examples: int, callback: Callback, model: LoadedModel | None,
-    kind: Callable[..., Advising] | None, *, force_memory: bool,
-) -> tuple[Advising, float | None]:  # fmt: skip
-    """Everything before the first measurement, and the seconds that all of them are forecast to take."""
-    objective = objective_of(experiment, callback)
-    if refusal := objective.cannot.get("advised on"):
-        raise ConfigError([refusal])
-    if model is not None:
-        _refuse_other(model, experiment, objective)
-    foreseen = foresee(as_planned(experiment), callback, objective.head_size)
-    training, foreseen = within_limit(experiment.training, foreseen, callback)
-    if foreseen is not None:
-        foreseen.check(callback, force=force_memory)
-    loaded = objective.load(experiment.base, callback) if model is None else model
+def _with_rows(
+    loaded: LoadedModel, objective: Objective, data: DataConfig, callback: Callback
+) -> tuple[LoadedModel, Prepared]:
+    """The model with the chat template of the rows, and the rows."""
     writing = objective.row_encoding(loaded)
-    if isinstance(used := writing.by(experiment.data), TextWriting):
+    if isinstance(used := writing.by(data), TextWriting):
         loaded = loaded.with_template(used.template)
-    prepared = _prepared(experiment.data, writing, callback)
-    config = training.resolved(len(prepared.trained), loaded.width, experiment.auto_rate)
-    advising = (kind or objective.among(ADVISING))(
-        adapter_config=experiment.adapter, presentation=Presentation(experiment.data.packing, experiment.images),
-        config=config, model=loaded, objective=objective, prepared=prepared, callback=callback, examples=examples,
-    )  # fmt: skip
-    return advising, _foretell(advising.design, foreseen, callback)
+    return loaded, _prepared(data, writing, callback)
 
 
 def _refuse(experiment: Experiment, examples: int) -> None:
@@ -97,13 +97,11 @@ def _refuse(experiment: Experiment, examples: int) -> None:
         raise ConfigError(problems)
 
 
-def _refuse_other(model: LoadedModel, experiment: Experiment, objective: Objective) -> None:
+def _refuse_other(model: LoadedModel, name: str, objective: Objective) -> None:
     if refusal := objective.cannot.get("advised on from a loaded model"):
         raise ConfigError([refusal])
-    if experiment.base.name != model.config.name:
-        raise ConfigError(
-            [f'the given model is "{model.config.name}", but the experiment names {experiment.base.name}.']
-        )
+    if name != model.config.name:
+        raise ConfigError([f'the given model is "{model.config.name}", but the experiment names {name}.'])
 
 
 def _prepared(data: DataConfig, row_encoding: RowEncoding, callback: Callback) -> Prepared:

@@ -382,8 +382,9 @@ def _pairs(
         )
     name, found = rows.of(subject, callback)
     return PairTask(
-        name, found.about, objective, found.documents, subject.against, subject.base, subject.sides, found.left_out
-    )
+        name=name, about=found.about, objective=objective, rows=found.documents, against=subject.against,
+        base=subject.base, sides=subject.sides, left_out=found.left_out,
+    )  # fmt: skip
 
 
 def _predictions(
@@ -395,7 +396,10 @@ def _predictions(
         return _answers(objective, subject, task, rows, batch_size, callback)
     name, found = rows.of(subject, callback)
     scores = rows.scores.functions
-    return RowTask(name, found.about, objective, found.documents, found.left_out, scores, found.config)
+    return RowTask(
+        name=name, about=found.about, objective=objective, rows=found.documents, left_out=found.left_out,
+        functions=scores, config=found.config,
+    )  # fmt: skip
 
 
 def _items(

@@ -124,7 +124,8 @@ def export(
     else:
         with folders_above(folder):
             exported = _write_export(Order(
-                artifact, folder, format, callback, strength, dtype, opening.get("base_model"), round_rank
+                artifact=artifact, folder=folder, format=format, callback=callback, strength=strength, dtype=dtype,
+                base_model=opening.get("base_model"), round_rank=round_rank,
             ))  # fmt: skip
             written = Export(str(folder), format, exported.number_format, strength)
             verification = arrived(artifact, written, verifying, callback)

@@ -112,7 +112,10 @@ def _inspected(
     last = history[-1] if history else None
     if last is not None and last.final and _agree(last.ranks, ranks):
         ranks = last.ranks
-    return Inspected(name, ranks, contents.parameters, contents.bytes, history, label, integrity)
+    return Inspected(
+        run=name, ranks=ranks, parameters=contents.parameters, bytes=contents.bytes, history=history, label=label,
+        integrity=integrity,
+    )  # fmt: skip
 
 
 def _agree(decided: dict[str, int], stored: dict[str, int]) -> bool:

@@ -27,7 +27,7 @@ from torch import distributed
 from rankwise.config.experiment import Experiment
 from rankwise.errors import ConfigError, Interrupted, RunError, TrainingError
 from rankwise.planning.processes import refuse_several
-from rankwise.runs.directory import RunDirectory
+from rankwise.runs.directory import RunDirectory, ways_on
 from rankwise.system.launched import ENDED, LAUNCHER, read_problem
 from rankwise.system.processor import usable_cores
 
@@ -57,7 +57,7 @@ def what_now(run: RunDirectory) -> str:
     with suppress(RunError):
         if run.manifest().status == "finished":
             return f'The training had finished before, and the result of run "{run.folder.name}" is whole.'
-    return f"Use {run.ways_on}."
+    return f"Use {ways_on(run)}."
 
 
 def _started(processes: int, folder: str) -> Mapping[int, Any]:

@@ -77,8 +77,8 @@ def inspect_model(name: str) -> InspectedModel:
     shape = shape_to_adapt(name)
     heads = sum(layer.parameters for layer in shape.layers if layer.path in shape.full_paths)
     return InspectedModel(
-        shape.name, shape.family, shape.parameters - heads, heads, groups_of(shape), choices_of(shape),
-        default_target(shape),
+        model=shape.name, family=shape.family, parameters=shape.parameters - heads, head_parameters=heads,
+        layers=groups_of(shape), targets=choices_of(shape), default=default_target(shape),
     )  # fmt: skip
 
 

@@ -18,6 +18,8 @@ from typing import Any
 
 from rankwise.commands.report import write_document
 from rankwise.commands.train import train
+from rankwise.config.base import JsonObject
+from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.reading import Setting
 from rankwise.config.sweep import Axis, grid, settings_of
@@ -25,7 +27,7 @@ from rankwise.errors import ConfigError, RunError, TrainingError, first_line, so
 from rankwise.reporting.sweep import sweep_report
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import leaves
-from rankwise.runs.manifest import Results
+from rankwise.runs.own_files import is_run
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.runs.sweeps import SweepRecord, SweptTrial, shown
@@ -148,34 +150,39 @@ def sweep(
     """`trials`: as many as Optuna chooses; None for the whole grid."""
     base = experiment_of([])
     planned = grid(axes) if trials is None else []
-    check(experiment_of, base, axes, planned)
+    check(experiment_of, base.data, axes, planned)
     folder, count = Path("sweeps") / base.run, len(planned) if trials is None else trials
-    study = Study.opened(folder, axes, planned, seed=base.training.seed, settings=_settings_to_compare(base, axes))
+    over = {axis.key: axis.describe() for axis in axes}
+    # what must be the same when a sweep goes on; more trials may be asked for
+    settings = {key: value for key, value in leaves(base.model_dump(mode="json")).items() if value is not None}
+    study = Study.opened(folder, axes, planned, seed=base.training.seed, settings={"settings": settings, "over": over})
     began, begun_with = time.monotonic(), study.finished
     while (trial := study.next(count)) is not None:
         number, values = trial
         callback(StatusMessage(_progress(number, count, values, time.monotonic() - began, study.finished - begun_with)))
-        run = f"{base.run}-{number + 1:03d}"
-        experiment = experiment_of([*settings_of(values), Setting("run", run, "--run")])
+        run = RunDirectory.named(_name(base.run, number))
         try:
-            study.tell(number, _trained(experiment, callback).validation_loss_after)
+            study.tell(number, _trained(experiment_of, values, run, callback))
         except TrainingError as error:  # such as a rate at which the loss is no longer a number
-            callback(StatusMessage(f"{run} failed: {first_line(error)}"))
+            callback(StatusMessage(f"{run.folder.name} failed: {first_line(error)}"))
             study.tell(number, None)
-    record = _record(study, base, axes, count)
+    record = SweepRecord(
+        name=base.run, axes=over, method=study.method, planned=count,
+        trials=tuple(_swept(outcome, _name(base.run, outcome.number)) for outcome in study.outcomes()),
+    )  # fmt: skip
     page = folder / "sweep.html"
     write_document(sweep_report(record), page)
     return Swept(record, folder, page)
 
 
-def check(experiment_of: ExperimentOf, base: Experiment, axes: list[Axis], planned: list[dict[str, Any]]) -> None:
+def check(experiment_of: ExperimentOf, data: DataConfig, axes: list[Axis], planned: list[dict[str, Any]]) -> None:
     """ConfigError with all that is wrong, before anything is trained."""
     problems: list[str] = []
     if not axes:
         problems.append("a sweep needs a setting to vary, such as --over training.learning_rate=1e-4..1e-2.")
     keys = [axis.key for axis in axes]
     problems += [f"--over names {key} twice." for key in dict.fromkeys(keys) if keys.count(key) > 1]
-    if not base.data.held_out and base.data.validation is None:
+    if not data.held_out and data.validation is None:
         problems.append(NO_LOSSES)
     problems += [f"{key} cannot be varied, because it names the rows that losses are compared on."
                  for key in keys if key.startswith("data.held_out") or key in ("data.validation", "run")]  # fmt: skip
@@ -193,27 +200,26 @@ def check(experiment_of: ExperimentOf, base: Experiment, axes: list[Axis], plann
         raise ConfigError(list(dict.fromkeys(problems)))
 
 
-def _trained(experiment: Experiment, callback: Callback) -> Results:
-    """The results of a run, which may be finished already, or be stopped and go on."""
-    run = RunDirectory.named(experiment.run)
-    if run.is_run:
-        snapshot = RunSnapshot.of(run)
-        if snapshot.manifest.status == "finished":
-            _refuse_other(snapshot, experiment)
-            assert snapshot.manifest.results is not None, "it is finished"
-            return snapshot.manifest.results
-        going_on = bool(run.steps_saved)
-        trained = train(experiment, callback=callback, resume=going_on, restart=not going_on)
-    else:
-        trained = train(experiment, callback=callback)
+def _trained(
+    experiment_of: ExperimentOf, values: dict[str, Any], run: RunDirectory, callback: Callback
+) -> float | None:
+    """The validation loss of a run, which may be finished already, or be stopped and go on."""
+    experiment = experiment_of([*settings_of(values), Setting("run", run.folder.name, "--run")])
+    is_begun = is_run(run.folder)
+    if is_begun and (snapshot := RunSnapshot.of(run)).manifest.status == "finished":
+        _refuse_other(snapshot, experiment.model_dump(mode="json"))
+        assert snapshot.manifest.results is not None, "it is finished"
+        return snapshot.manifest.results.validation_loss_after
+    going_on = is_begun and bool(run.steps_saved)
+    trained = train(experiment, callback=callback, resume=going_on, restart=is_begun and not going_on)
     assert trained.manifest.results is not None, "only a finished run is returned"
     if trained.manifest.results.validation_loss_after is None:
         raise ConfigError([NO_LOSSES])
-    return trained.manifest.results
+    return trained.manifest.results.validation_loss_after
 
 
-def _refuse_other(snapshot: RunSnapshot, experiment: Experiment) -> None:
-    old, new = (leaves(one.model_dump(mode="json")) for one in (snapshot.experiment, experiment))
+def _refuse_other(snapshot: RunSnapshot, settings: JsonObject) -> None:
+    old, new = leaves(snapshot.experiment.model_dump(mode="json")), leaves(settings)
     differing = [key for key in old | new if key != "objective" and old.get(key) != new.get(key)]
     if differing:
         raise RunError(
@@ -222,23 +228,14 @@ def _refuse_other(snapshot: RunSnapshot, experiment: Experiment) -> None:
         )
 
 
-def _settings_to_compare(base: Experiment, axes: list[Axis]) -> dict[str, Any]:
-    """What must be the same when a sweep goes on. More trials may be asked for."""
-    settings = {key: value for key, value in leaves(base.model_dump(mode="json")).items() if value is not None}
-    return {"settings": settings, "over": {axis.key: axis.describe() for axis in axes}}
-
-
-def _record(study: Study, base: Experiment, axes: list[Axis], count: int) -> SweepRecord:
-    return SweepRecord(
-        name=base.run, axes={axis.key: axis.describe() for axis in axes}, method=study.method, planned=count,
-        trials=tuple(_swept(outcome, f"{base.run}-{outcome.number + 1:03d}") for outcome in study.outcomes()),
-    )  # fmt: skip
+def _name(sweep: str, number: int) -> str:
+    return f"{sweep}-{number + 1:03d}"
 
 
 def _swept(outcome: SweepOutcome, run: str) -> SweptTrial:
     """With what the run itself records of time and problems; it may have been removed since."""
     directory = RunDirectory.named(run)
-    manifest = directory.manifest() if directory.is_run else None
+    manifest = directory.manifest() if is_run(directory.folder) else None
     results = manifest and manifest.results
     return SweptTrial(
         number=outcome.number, run=run, values=outcome.values, loss=outcome.loss,

@@ -159,6 +159,12 @@ class Experiment(Config):
         return self.adapter.loaded(self.model)
 
     @property
+    def explicit(self) -> JsonObject:
+        """The settings that were set, as JSON. Others have defaults that depend on the rows."""
+        settings = self.model_dump(mode="json", exclude_unset=True)
+        return settings | {"adapter": settings.get("adapter", {}) | {"method": self.adapter.method}}
+
+    @property
     def auto_rate(self) -> float:
         """The learning rate for `auto` at hidden size 576."""
         return self.objective_settings.rate(self.adapter)

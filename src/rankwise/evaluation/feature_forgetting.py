@@ -178,7 +178,9 @@ def compare_features(
         np.stack([np.asarray(row.image) for row in rows[at : at + AT_ONCE]]) for at in range(0, len(rows), AT_ONCE)
     )
     labels = [int(one_target(row)) for row in rows] if classes else None
-    return feature_forgetting(of_base, tuned, batches, labels, classes, images.about, callback, len(rows))
+    return feature_forgetting(
+        of_base, tuned, batches, labels, classes, images.about, callback=callback, total=len(rows)
+    )
 
 
 def features_of(module: nn.Module, objective: ImageClassification) -> Features:

@@ -177,4 +177,7 @@ def _loaded(config: ModelConfig, callback: Callback) -> LoadedModel:
 def _against(model: LoadedModel, target: str, against: ModelConfig, dtype: str, callback: Callback) -> Subject:
     other = _loaded(held_to_measure(against, dtype), callback)
     sides = None if FORGETTING in text_objective(model).cannot else of_two_models(other, model)
-    return Subject(target, model, None, against.name, lambda: nullcontext(other), sides, other.facts.fingerprint)
+    return Subject(
+        name=target, model=model, run=None, against=against.name, base=lambda: nullcontext(other), sides=sides,
+        origin=other.facts.fingerprint,
+    )  # fmt: skip

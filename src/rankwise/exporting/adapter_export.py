@@ -185,10 +185,9 @@ def _card_of(artifact: Artifact, adapter: AdapterWeights, change: str) -> str | 
         raise RunError(f"{artifact.folder} has no results, so the run is not finished.")
     ranks = [part.rank for part in adapter.factors.values()]
     base = recorded_base(artifact.result)
-    return card(
-        CardFacts(
-            artifact.run.experiment, artifact.trained_on or manifest.base_model,
-            UNKNOWN if base is None else base.licence, data_report,
-            manifest.results, manifest.learning_rate, ranks, change, artifact.lineage, manifest.forecast,
-        )
-    )  # fmt: skip
+    return card(CardFacts(
+        experiment=artifact.run.experiment, base=artifact.trained_on or manifest.base_model,
+        base_licence=UNKNOWN if base is None else base.licence, data_report=data_report, results=manifest.results,
+        learning_rate=manifest.learning_rate, ranks=ranks, export=change, lineage=artifact.lineage,
+        forecast=manifest.forecast,
+    ))  # fmt: skip

@@ -142,16 +142,16 @@ def compare(reference: Reference, replies: EngineReplies, number_format: str = "
     differences = [value for question, reply in pairs for value in _differences(question, reply)]
     given = [answer for answer in answers if answer is not None]
     figures = Figures(
-        len(pairs),
-        _count([_same(reply.prompt_ids, question.prompt_ids) for question, reply in pairs]),
-        _count([
+        questions=len(pairs),
+        prompts_equal=_count([_same(reply.prompt_ids, question.prompt_ids) for question, reply in pairs]),
+        conversations_equal=_count([
             _same(ids, ours) for ids, (_, ours) in zip(replies.conversations, reference.conversations, strict=False)
         ]),
-        sum(answer == "equal" for answer in given) if given else None,
-        sum(answer == "near" for answer in given),
-        sum(differences) / len(differences) if differences else None,
-        max(differences, default=None),
-        allowed.mean, coarsest, max(_logit_differences(pairs), default=None),
+        answers_equal=sum(answer == "equal" for answer in given) if given else None,
+        answers_near=sum(answer == "near" for answer in given),
+        mean_difference=sum(differences) / len(differences) if differences else None,
+        max_difference=max(differences, default=None), tolerance=allowed.mean, number_format=coarsest,
+        max_logit_difference=max(_logit_differences(pairs), default=None),
     )  # fmt: skip
     problems = [*_problems(reference, replies, figures, allowed), *_wrong_answers(given)]
     if not given and not differences and not problems:
@@ -318,10 +318,11 @@ def class_reference_of(
         return None
     outputs = objective.outputs_for(tuned.model.module, [one.sequences[0] for one in fitting])
     return ClassReference(
-        f"{len(fitting)} {about if len(documents) else BUILT_IN}", tuple(map(objective.question, fitting)),
-        tuple(tuple(one.flatten().tolist()) for one in outputs), objective.targets.classes,
-        str(tuned.model.source.folder.absolute()), objective.kind.auto_class, objective.tolerances,
-        objective.targets.pooling, objective.targets.form,
+        about=f"{len(fitting)} {about if len(documents) else BUILT_IN}",
+        questions=tuple(map(objective.question, fitting)),
+        outputs=tuple(tuple(one.flatten().tolist()) for one in outputs), classes=objective.targets.classes,
+        base_folder=str(tuned.model.source.folder.absolute()), auto_class=objective.kind.auto_class,
+        tolerances=objective.tolerances, pooling=objective.targets.pooling, form=objective.targets.form,
     )  # fmt: skip
 
 
@@ -345,7 +346,11 @@ def compare_classes(reference: ClassReference, replies: EngineReplies, number_fo
     total = sum(len(reference.each(ours)) for ours in reference.outputs)
     if not problems and equal + near < total:
         problems.append(f"{total - equal - near} of {total} {PREDICTED[reference.form]} differ")
-    figures = Figures(total, ids, None, equal, near, mean, largest, allowed, number_format, None, replies.milliseconds)
+    figures = Figures(
+        questions=total, prompts_equal=ids, conversations_equal=None, answers_equal=equal, answers_near=near,
+        mean_difference=mean, max_difference=largest, tolerance=allowed, number_format=number_format,
+        milliseconds=replies.milliseconds,
+    )  # fmt: skip
     return EngineVerdict.of(replies, problems, figures)
 
 

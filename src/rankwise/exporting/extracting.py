@@ -197,11 +197,11 @@ class _Extraction:
         every = self.norm + outside
         kinds = sorted(self.outside.items(), key=lambda item: -item[1][1])
         return Extracted(
-            str(folder), 0, weights.parameters, tuple(self.layers),
-            math.sqrt(self.lost / self.norm) if self.norm else 0.0,
-            math.sqrt((self.lost + outside) / every) if every else 0.0,
-            tuple(Outside(kind, int(count), math.sqrt(energy / every)) for kind, (count, energy) in kinds),
-            tuple(self.whole),
+            folder=str(folder), bytes=0, parameters=weights.parameters, layers=tuple(self.layers),
+            error=math.sqrt(self.lost / self.norm) if self.norm else 0.0,
+            error_of_all=math.sqrt((self.lost + outside) / every) if every else 0.0,
+            outside=tuple(Outside(kind, int(count), math.sqrt(energy / every)) for kind, (count, energy) in kinds),
+            whole=tuple(self.whole),
         )  # fmt: skip
 
 

@@ -73,7 +73,10 @@ def gguf_model(order: Order) -> GgufModel:
     if weights is not None:
         weights.refuse_tokens("or model in GGUF's form", "--format merged, which llama.cpp's converter takes")
     names = GgufNames(architecture, config)
-    return GgufModel(artifact, spec, source, config, architecture, names, weights)
+    return GgufModel(
+        artifact=artifact, model_config=spec, source=source, config=config, architecture=architecture, names=names,
+        adapter=weights,
+    )  # fmt: skip
 
 
 @contextmanager

@@ -213,10 +213,10 @@ def reference_to(
             stack.enter_context(tuned.trainable.scaled(strength))
         questions = _questions(model, prompts, answer_tokens, callback)
     return Reference(
-        "", tuple(questions), tuple(text_objective(model).rendered(model, CONVERSATIONS)),
-        model.tokenizer.hub.eos_token_id, model.template.end_ids, _change(tuned, questions),
-        str(model.source.folder.absolute()), model.template.thinks,
-        text_objective(model).kind.auto_class,
+        about="", questions=tuple(questions), conversations=tuple(text_objective(model).rendered(model, CONVERSATIONS)),
+        end_id=model.tokenizer.hub.eos_token_id, end_ids=model.template.end_ids, change=_change(tuned, questions),
+        base_folder=str(model.source.folder.absolute()), thinks=model.template.thinks,
+        auto_class=text_objective(model).kind.auto_class,
     )  # fmt: skip
 
 
@@ -254,9 +254,9 @@ def _question(model: LoadedModel, prompt: ReferencePrompt, answer: Answer) -> Re
     ends = model.template.end_ids
     written = [len(model.tokenizer.readable(answer.ids[:size])) for size in range(1, len(answer.ids) + 1)]
     return ReferenceQuestion(
-        prompt.text, prompt.ids, model.tokenizer.readable(answer.ids), answer.ids, answer.stopped == "end",
-        bool(answer.ids) and answer.ids[-1] in ends, tuple(chosen), tuple(margins), tuple(written),
-        tuple(logits),
+        prompt=prompt.text, prompt_ids=prompt.ids, answer=model.tokenizer.readable(answer.ids), answer_ids=answer.ids,
+        ended=answer.stopped == "end", ended_by_token=bool(answer.ids) and answer.ids[-1] in ends,
+        log_probabilities=tuple(chosen), margins=tuple(margins), characters=tuple(written), logits=tuple(logits),
     )  # fmt: skip
 
 

@@ -54,8 +54,9 @@ class DecodeStep:
             for norms, first in zip(parts.norms, range(0, len(linears), len(parts.linears[0])), strict=True)
         ]
         self._settings = DecoderSettings(
-            parts.last.eps, parts.scale, linears[0].shape[0] // parts.size, linears[1].shape[0] // parts.size,
-            parts.size, parts.activation, parts.last.weight.dtype,
+            eps=parts.last.eps, scale=parts.scale, heads=linears[0].shape[0] // parts.size,
+            groups=linears[1].shape[0] // parts.size, size=parts.size, activation=parts.activation,
+            dtype=parts.last.weight.dtype,
         )  # fmt: skip
         self._count = len(blocks)
         unpacks = any(isinstance(spec.weight, QuantizedTensor) for spec in specs)

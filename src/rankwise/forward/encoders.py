@@ -60,7 +60,9 @@ class PreNorm:
         attention, mlp = getattr(block, self.attention), block.mlp
         norm1, norm2 = (layer_norm(getattr(block, name)) for name in self.norms)
         q, k, v = linears([attention.q_proj, attention.k_proj, attention.v_proj], norm1, x)
-        seen = full_attention(q, k, v, rows, q.shape[1] // attention.head_dim, getattr(attention, self.scale), real)
+        seen = full_attention(
+            q, k, v, rows, q.shape[1] // attention.head_dim, getattr(attention, self.scale), real=real
+        )
         add1, add2 = self._adders(block)
         x = add1(x, linears([getattr(attention, self.output)], Identity(), seen)[0])
         return add2(x, fed_forward([mlp.fc1], mlp.activation_fn, mlp.fc2, norm2, x))
@@ -85,7 +87,7 @@ class PostNorm:
     def block(self, block: Any, x: Tensor, rows: int, real: Tensor | None) -> Tensor:
         attention, behind, after = block.attention.self, block.attention.output, block.output
         q, k, v = linears([attention.query, attention.key, attention.value], Identity(), x)
-        seen = full_attention(q, k, v, rows, attention.num_attention_heads, attention.scaling, real)
+        seen = full_attention(q, k, v, rows, attention.num_attention_heads, attention.scaling, real=real)
         x = apply_prologue(layer_norm(behind.LayerNorm), x + linears([behind.dense], Identity(), seen)[0])
         inner = block.intermediate
         fed = fed_forward([inner.dense], inner.intermediate_act_fn, after.dense, Identity(), x)

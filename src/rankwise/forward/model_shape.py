@@ -97,10 +97,10 @@ def _shape(settings: dict[str, Any], name: str, where: str, new_head: NewHead | 
     if both or (not model.config.is_encoder_decoder and getattr(text, "vocab_size", 0)):
         stacks, layers = _with_activations(model, stacks, layers, masked=new_head is not None, both=both)
     return ModelShape(
-        name, settings["model_type"], auto_class,
-        tuple(layers), tuple(stack.blocks for stack in stacks) or (whole,), getattr(text, "vocab_size", None) or 0,
-        _context(model, text, new_head), paths.get(id(head)), new_head and new_head.outputs,
-        {} if new_head is None else _heads(model, new_head), side_in(settings),
+        name=name, family=settings["model_type"], auto_class=auto_class, layers=tuple(layers),
+        stacks=tuple(stack.blocks for stack in stacks) or (whole,), vocabulary=getattr(text, "vocab_size", None) or 0,
+        context=_context(model, text, new_head), head=paths.get(id(head)), outputs=new_head and new_head.outputs,
+        heads={} if new_head is None else _heads(model, new_head), image=side_in(settings),
     )  # fmt: skip
 
 
@@ -133,7 +133,10 @@ def _image_shape(settings: dict[str, Any], name: str, where: str, new_head: NewH
     side = new_head.image
     assert side is not None, "a classifier of images has a size"
     family, layers, heads = settings["model_type"], tuple(_layers(model)), _heads(model, new_head)
-    shape = ModelShape(name, family, IMAGE_CLASSIFIER, layers, (), 0, None, None, new_head.outputs, heads, side)
+    shape = ModelShape(
+        name=name, family=family, auto_class=IMAGE_CLASSIFIER, layers=layers, stacks=(), vocabulary=0, context=None,
+        head=None, outputs=new_head.outputs, heads=heads, image=side,
+    )  # fmt: skip
     try:
         return with_measured_images(shape, model)
     except Exception as error:  # as many kinds as there are architectures
@@ -232,8 +235,8 @@ def _layers(model: nn.Module) -> Iterator[Layer]:
             if len(weights) > len(stacks):
                 problem = conv_problem(module) if isinstance(module, nn.Conv2d) else ""
                 yield Layer(
-                    path, "other", bias=count, shares=shared[0] if shared else None,
-                    class_name=type(module).__name__, problem=problem, stacked=stacked_by_own_code(module),
+                    path, "other", bias=count, shares=shared[0] if shared else None, class_name=type(module).__name__,
+                    problem=problem, stacked=stacked_by_own_code(module),
                 )  # fmt: skip
         else:
             yield _layer(model, path, kind, owners.get(id(weight_of(module))))
@@ -247,9 +250,9 @@ def _layer(model: nn.Module, path: str, kind: Any, shares: str | None) -> Layer:
     split = split_of(model, path, outputs) if kind in ("linear", "conv1d") else None
     kernel = module.kernel_size if isinstance(module, nn.Conv2d) else None
     return Layer(
-        path, kind, inputs, outputs, 0 if bias is None else bias.numel(), shares,
-        () if split is None else tuple(len(rows) for rows in split.rows),
-        None if kernel is None else (kernel[0], kernel[1]),
+        path=path, kind=kind, inputs=inputs, outputs=outputs, bias=0 if bias is None else bias.numel(), shares=shares,
+        parts=() if split is None else tuple(len(rows) for rows in split.rows),
+        kernel=None if kernel is None else (kernel[0], kernel[1]),
     )  # fmt: skip
 
 

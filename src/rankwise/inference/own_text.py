@@ -41,8 +41,8 @@ from rankwise.system.cache import cache_folder, forget_old
 from rankwise.system.files import write_atomic
 from rankwise.system.memory import is_limited
 
-ANSWERS, BLOCKS = 2, 1
-"""Versions of what lies in the cache."""
+ANSWERS, BLOCKS = ("answers", 2), ("anchors", 1)
+"""Folders of the cache, and the versions of what lies there."""
 
 
 def entry(folder: str, version: int, model: LoadedModel, *parts: object) -> Path:
@@ -53,7 +53,7 @@ def entry(folder: str, version: int, model: LoadedModel, *parts: object) -> Path
 
 
 def completed(
-    file: Path, count: int, shape: tuple[int, int], vocabulary: int, write: Callable[[int], Tensor], what: str,
+    file: Path, count: int, shape: tuple[int, int], vocabulary: int, write: Callable[[int], Tensor], *, what: str,
     callback: Callback,
 ) -> list[Tensor]:  # fmt: skip
     """So many tensors of ids of this shape, in which -1 is nothing: those in the file, and those that `write` makes of
@@ -98,13 +98,13 @@ def own_answers(model: LoadedModel, draws: int, limit: int, callback: Callback) 
             "cannot answer any for replay. Raise --max-length, or name rows of your own (--replay-data)."
         )
     new = min(ANSWER_TOKENS, limit - max(map(len, prompts)))
-    file = entry("answers", ANSWERS, model, model.template.identity, model.template.end_ids, prompts, new)
+    file = entry(*ANSWERS, model, model.template.identity, model.template.end_ids, prompts, new)
 
     def draw(number: int) -> Tensor:
         return _draw(model, prompts, new, number, draws, callback)
 
     what, size = "answers to general instructions for replay", (len(prompts), new)
-    drawn = completed(file, draws, size, model.vocabulary, draw, what, callback)
+    drawn = completed(file, draws, size, model.vocabulary, draw, what=what, callback=callback)
     pairs = [(ids, own[own >= 0].tolist()) for answers in drawn for ids, own in zip(prompts, answers, strict=True)]
     return [Tokens((*ids, *own), (False,) * len(ids) + (True,) * len(own)) for ids, own in pairs]
 
@@ -148,8 +148,9 @@ def own_blocks(model: LoadedModel, blocks: int, length: int, callback: Callback)
             callback(ProgressUpdate("Writing the anchor's text", batches, batches, "batches"))
         return batch
 
-    file, size = entry("anchors", BLOCKS, model, length, OPENINGS), (len(OPENINGS), length + 1)
-    return torch.cat(completed(file, batches, size, model.vocabulary, write, "blocks of text for the anchor", callback))
+    file, size = entry(*BLOCKS, model, length, OPENINGS), (len(OPENINGS), length + 1)
+    what = "blocks of text for the anchor"
+    return torch.cat(completed(file, batches, size, model.vocabulary, write, what=what, callback=callback))
 
 
 def _batch(model: LoadedModel, number: int, length: int) -> Tensor:

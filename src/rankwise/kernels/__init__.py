@@ -1,3 +1,3 @@
-"""Faster versions of operations that a plain twin beside each of them defines. Kernels take tensors; the only modules
-they read are linear layers.
+"""Faster versions of operations, which tests compare with the same in plain torch. Kernels take tensors; the only
+modules they read are linear layers.
 """

@@ -42,13 +42,6 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return _Rotated.apply(x, cos, sin)
 
 
-def plain_rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Compute the same with autograd, as the reference for tests."""
-    turned, rest = x.split((cos.shape[-1], x.shape[-1] - cos.shape[-1]), -1)
-    first, second = turned.chunk(2, -1)
-    return torch.cat((turned * cos + torch.cat((-second, first), -1) * sin, rest), -1)
-
-
 class _Rotated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -211,16 +204,6 @@ def full_attention(
     """Map q, k and v (rows * T, heads * D) to (rows * T, heads * D). `real` (rows, T) is false at padding, which no
     position sees; None where there is none."""
     return _FullAttention.apply(q, k, v, rows, heads, scale, real)
-
-
-def plain_full_attention(
-    q: Tensor, k: Tensor, v: Tensor, rows: int, heads: int, scale: float, real: Tensor | None = None
-) -> Tensor:
-    """Compute the same with torch, as the reference for tests."""
-    queries, keys, values = (_by_head(one, rows, heads).unflatten(0, (rows, heads)) for one in (q, k, v))
-    mask = None if real is None else real[:, None, None, :]
-    seen = torch.nn.functional.scaled_dot_product_attention(queries, keys, values, mask, scale=scale)
-    return seen.transpose(1, 2).reshape(q.shape)
 
 
 class _FullAttention(torch.autograd.Function):

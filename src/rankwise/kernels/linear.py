@@ -117,17 +117,6 @@ def shared_linears(prologue: Prologue, values: Sequence[Tensor], specs: Sequence
     return _SharedLinears.apply(frozen, prologue, len(values), *values, down, *ups)
 
 
-def plain_shared_linears(x: Tensor, specs: Sequence[LinearSpec]) -> tuple[Tensor, ...]:
-    """Compute the same layer by layer with autograd, as the reference for tests."""
-    outputs = []
-    for spec in specs:
-        y = nn.functional.linear(x, spec.weight, spec.bias)
-        if spec.A is not None and spec.B is not None:
-            y = y + x @ spec.A.to(x.dtype).T @ spec.B.to(x.dtype).T
-        outputs.append(y)
-    return tuple(outputs)
-
-
 class _SharedLinears(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from rankwise.kernels.quantized.tensor import unpacked
 from rankwise.kernels.regions import CompiledRegion
@@ -39,12 +38,6 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 def head_log_probabilities(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """The log-probability of each target (N,) in float32, of hidden (N, d) and a frozen weight (V, d)."""
     return -_HeadLosses.apply(hidden, weight, targets)
-
-
-def plain_head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Compute the same with autograd, as the reference for tests."""
-    logits = F.linear(hidden, weight)
-    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="sum")
 
 
 def _by_operations(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,13 +107,6 @@ def head_divergence(hidden: Tensor, weight: Tensor, base: Tensor) -> Tensor:
 def divergence(logits: Tensor, base: Tensor) -> Tensor:
     """The KL divergence of a tuned model from its base, of logits (N, V) of both."""
     return _Divergence.apply(logits, base, None)
-
-
-def plain_divergence(logits: Tensor, base: Tensor) -> Tensor:
-    """Compute the same with autograd, as the reference for tests."""
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    log_p, log_q = (torch.log_softmax(one, -1, dtype=dtype) for one in (base, logits))
-    return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
 
 
 def _rows_of(logits: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:

@@ -61,12 +61,6 @@ def _gated_back(grad: Tensor, gate: Tensor, up: Tensor, activation: Activation) 
     return _slope(grad * up, gate, activation), _active(gate, activation).mul_(grad)
 
 
-def plain_activated(activation: Activation, *values: Tensor) -> Tensor:
-    """Compute the same with autograd, as the reference for tests."""
-    active = _active(values[0], activation)
-    return active if len(values) == 1 else active * values[1]
-
-
 def _active(x: Tensor, activation: Activation) -> Tensor:
     if activation == "silu":
         return F.silu(x)
@@ -174,21 +168,3 @@ class LayerNorm:
         weights, which leave y unchanged; on a GPU torch does so by itself and only accepts the dtype of x."""
         exact = torch.promote_types(x.dtype, torch.float32) if x.device.type == "cpu" else x.dtype
         return self.weight.to(exact), self.bias.to(exact)
-
-
-def plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Compute RMSNorm with autograd, as the reference for tests."""
-    exact = x.to(torch.promote_types(x.dtype, torch.float32))
-    return weight * (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
-
-
-def plain_shifted_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    exact = x.to(torch.promote_types(x.dtype, torch.float32))
-    normed = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)
-    return (normed * (1.0 + weight.to(exact.dtype))).to(x.dtype)
-
-
-def plain_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    exact = x.to(torch.promote_types(x.dtype, torch.float32))
-    variance, mean = torch.var_mean(exact, -1, correction=0, keepdim=True)
-    return (weight * ((exact - mean) * torch.rsqrt(variance + eps)) + bias).to(x.dtype)

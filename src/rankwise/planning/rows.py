@@ -448,7 +448,7 @@ def _with_replay(rows: PlannedRows, config: Planned, tokens: TokenCounter, limit
     else:
         run = replay.data.run
         folder = None if run is None else folder_of(run)
-        source = replay_rows(replay.data, data) if folder is None else data_here(read_experiment(folder), folder)
+        source = replay_rows(replay.data, data) if folder is None else data_here(read_experiment(folder).data, folder)
         others = conversations_of(source, tokens, min(limit, source.max_length))
     count = others.documents.likely
     if not count:

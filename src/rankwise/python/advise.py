@@ -42,7 +42,8 @@ def advise(
     loaded = model if isinstance(model, LoadedModel) else None
     with Display() if progress and callback is None else nullcontext(callback or silent) as events:
         if experiment is None:
-            experiment = experiment_with(loaded, model, data, "advise", settings, events, "advise")
+            named = model if loaded is None else loaded.config
+            experiment = experiment_with(named, data, "advise", settings, events, "advise")
         elif data is not None or settings or (model is not None and loaded is None):
             raise ConfigError(
                 ["advise was given an experiment and other settings. Put the settings into the experiment."]

@@ -56,7 +56,8 @@ def train(
     loaded = model if isinstance(model, LoadedModel) else None
     with Display() if progress and callback is None else nullcontext(callback or silent) as events:
         if experiment is None:
-            experiment = experiment_with(loaded, model, data, run, settings, events)
+            named = model if loaded is None else loaded.config
+            experiment = experiment_with(named, data, run, settings, events)
         elif data is not None or run is not None or settings or (model is not None and loaded is None):
             raise ConfigError(
                 ["train was given an experiment and other settings. Put the settings into the experiment."]
@@ -71,7 +72,7 @@ def train(
 
 
 def experiment_with(
-    loaded: Any, model: Any, data: Any, run: str | None, settings: dict[str, Any], events: Callback, verb: str = "train"
+    model: Any, data: Any, run: str | None, settings: dict[str, Any], events: Callback, verb: str = "train"
 ) -> Experiment:
     """The experiment of keyword arguments, with a free name where none is given."""
     adapter = settings.get("adapter")
@@ -85,7 +86,7 @@ def experiment_with(
         raise ConfigError(
             [f'{verb} needs {" and ".join(missing)}, for example {verb}(model="smollm2-135m", data=rows).']
         )
-    model = loaded.config if loaded is not None else str(model) if isinstance(model, Path) else model
+    model = str(model) if isinstance(model, Path) else model
     if run is None:
         stem = str(start_from) if model is None else model
         run = _free_name(str(getattr(stem, "name", stem if isinstance(stem, str) else "run")))

@@ -58,17 +58,14 @@ class Document:
 
     def as_html(self) -> bytes:
         body = element("body", element("main", self.content(), self._foot()))
+        named = {
+            "viewport": "width=device-width, initial-scale=1", "color-scheme": "light dark", "referrer": "no-referrer",
+        }  # fmt: skip
         head = element(
             "head",
             element("meta", charset="utf-8"),
-            element(
-                "meta",
-                http_equiv="Content-Security-Policy",
-                content=_policy("<img " in body),
-            ),
-            element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            element("meta", name="color-scheme", content="light dark"),
-            element("meta", name="referrer", content="no-referrer"),
+            element("meta", http_equiv="Content-Security-Policy", content=_policy("<img " in body)),
+            [element("meta", name=name, content=content) for name, content in named.items()],
             element("title", shown(f"{self.title} \u00b7 {self.over}")),
             Markup(f"<style>{_style()}</style>"),
         )
@@ -100,13 +97,15 @@ class Document:
         return json.dumps(with_hash(plain), indent=2).encode() + b"\n"
 
     def _head(self) -> Markup:
+        remarks = [element("p", remark, class_="remark") for remark in self.remarks]
+        if self.next:
+            remarks.append(element("p", self.next, class_="about"))
         return element(
             "header",
             element("p", self.over, class_="over"),
             element("h1", self.title),
             element("p", self.verdict, class_="verdict"),
-            [element("p", remark, class_="remark") for remark in self.remarks],
-            element("p", self.next, class_="about") if self.next else Markup(""),
+            remarks,
             facts(self.key_facts) if self.key_facts else Markup(""),
         )
 

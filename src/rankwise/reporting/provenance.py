@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.config.base import JsonObject
-from rankwise.config.experiment import Experiment
+from rankwise.config.method import MethodConfig
 from rankwise.reporting.document import Section, as_code, facts, folded, listed, paragraph, table
 from rankwise.reporting.markup import Markup, Rows, element
 from rankwise.reporting.quantities import count, duration, plural, share, size
@@ -91,13 +91,13 @@ def cost_section(run: RunSnapshot) -> Section:
             "cost", "Cost", {"results": None, "seconds_in_steps": spent},
             [paragraph(f"The run has no results. Its {plural(len(steps), 'step')} took {duration(spent)}.")],
         )  # fmt: skip
-    against = against_full(manifest, results, run.experiment)
+    against = against_full(manifest, results, run.experiment.adapter)
     blocks = [foreseen_table(manifest), _arithmetic(against) if against else Markup("")]
     twin = {"results": results, "by_arithmetic": against, "forecast": forecast_and_fact(manifest)}
     return Section("cost", "Cost", twin, [block for block in blocks if block])
 
 
-def against_full(manifest: Manifest, results: Results, experiment: Experiment) -> JsonObject | None:
+def against_full(manifest: Manifest, results: Results, method: MethodConfig) -> JsonObject | None:
     """Compare the bytes of weights, gradients and optimizer of this run with full fine-tuning in float32, without
     activations; None if this run was full fine-tuning."""
     if results.trainable_parameters == results.total_parameters:
@@ -107,15 +107,15 @@ def against_full(manifest: Manifest, results: Results, experiment: Experiment) -
         "formula": f"{FULL} bytes per trainable parameter (weight, gradient, two moments, float32) and "
         f"{per_weight} "
         f"per frozen parameter ({manifest.base_model.dtype})",
-        "time": _time(manifest, experiment),
+        "time": _time(manifest, method),
         "full_fine_tuning_bytes": FULL * results.total_parameters,
         "this_run_bytes": per_weight * results.total_parameters + FULL * results.trainable_parameters,
     }
 
 
-def _time(manifest: Manifest, experiment: Experiment) -> str | None:
+def _time(manifest: Manifest, method: MethodConfig) -> str | None:
     """Return a sentence about time from a benchmark of another model, if it applies to this method and backend."""
-    times = experiment.adapter.full_takes.get(manifest.backend)
+    times = method.full_takes.get(manifest.backend)
     if times is None or manifest.base_model.device != "cpu":
         return None
     return (

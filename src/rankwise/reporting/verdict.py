@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from rankwise.config.experiment import Experiment
 from rankwise.config.tasks import BUILT_IN, HELD_OUT
+from rankwise.config.validation import ValidationConfig
 from rankwise.reporting.quantities import figure, interval, plural, share, with_interval
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.directory import BY_REQUEST
@@ -86,11 +86,10 @@ def remarks_of(run: RunSnapshot) -> list[str]:
 
 
 def _warnings(run: RunSnapshot) -> list[str]:
-    experiment, results = run.experiment, run.manifest.results
-    remarks = [warning for one in run.evaluations.values() for warning in evaluation_warnings(one, experiment, results)]
+    how = chosen_by_held_out(run.experiment.validation, run.manifest.results)
+    remarks = [warning for one in run.evaluations.values() for warning in evaluation_warnings(one, how)]
     if run.strength is not None:
-        remarks += strength_warnings(run.strength, experiment, results)
-    how = chosen_by_held_out(experiment, results)
+        remarks += strength_warnings(run.strength, how)
     if how and run.history.losses and not run.evaluations:
         remarks.append(f"The validation rows {how}, so their loss is biased downwards.")
     return remarks
@@ -195,8 +194,8 @@ CHOICES = {
 """Number of choices in the public tasks that have a fixed number."""
 
 
-def evaluation_warnings(evaluation: Evaluation, experiment: Experiment | None, results: Results | None) -> list[str]:
-    """List the warnings for an evaluation; `experiment` and `results` belong to the evaluated run."""
+def evaluation_warnings(evaluation: Evaluation, how: str) -> list[str]:
+    """List the warnings for an evaluation; `how` is how the run's held-out rows influenced its training, if at all."""
     found, items = [], plural(evaluation.n, "item")
     if evaluation.n < FEW:
         found.append(
@@ -210,7 +209,7 @@ def evaluation_warnings(evaluation: Evaluation, experiment: Experiment | None, r
             f"interval has no width. It is still uncertain: up to about {3 / evaluation.n:.1%} of all such items may "
             "differ."
         )
-    if evaluation.task == HELD_OUT and experiment is not None and (how := chosen_by_held_out(experiment, results)):
+    if evaluation.task == HELD_OUT and how:
         found.append(
             f"{HELD_OUT}: these rows {how}, so results on them are too optimistic. Evaluate on rows that took no part "
             "in the choice: rankwise evaluate RUN --task FILE"
@@ -220,10 +219,9 @@ def evaluation_warnings(evaluation: Evaluation, experiment: Experiment | None, r
     return found
 
 
-def strength_warnings(curve: StrengthCurve, experiment: Experiment, results: Results | None) -> list[str]:
+def strength_warnings(curve: StrengthCurve, how: str) -> list[str]:
     """List the warnings for a strength curve, whose recommendation is also chosen by these rows."""
-    how = chosen_by_held_out(experiment, results) if curve.own_rows else ""
-    if not how:
+    if not (curve.own_rows and how):
         return []
     return [
         f"strength: the rows it was measured on {how}, so the gain is too optimistic. Measure on rows that took no "
@@ -231,9 +229,9 @@ def strength_warnings(curve: StrengthCurve, experiment: Experiment, results: Res
     ]
 
 
-def chosen_by_held_out(experiment: Experiment, results: Results | None) -> str:
+def chosen_by_held_out(validation: ValidationConfig, results: Results | None) -> str:
     """Say what the held-out rows decided during training; empty if nothing."""
-    if experiment.validation.keep == "best":
+    if validation.keep == "best":
         return "chose the step that was kept (validation.keep)"
     if results is not None and results.ended_early and not results.ended_early.startswith(BY_REQUEST):
         return "decided when training ended (validation.patience)"

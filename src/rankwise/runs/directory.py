@@ -14,12 +14,12 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, Self
 
-from rankwise.config.experiment import Experiment
+from rankwise.config.base import JsonObject
 from rankwise.errors import RunBusyError, RunError, some
 from rankwise.runs.data_report import DATA_REPORT, DataReport
 from rankwise.runs.manifest import Manifest
@@ -56,24 +56,13 @@ _LEFT = re.compile(r"\..+\.[0-9]+\.tmp")
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """`lock` is there while this process has claimed the run; `files` are the run's own files as it last wrote them."""
+    """A run that this process reads, or changes while it holds the lock."""
 
     folder: Path
-    lock: Lock | None = field(default=None, compare=False, repr=False)
-    files: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def named(cls, name: str) -> Self:
         return cls(Path("runs") / name)
-
-    @property
-    def is_run(self) -> bool:
-        """Whether the folder holds a run at all, finished or not."""
-        names = (MANIFEST, SETTINGS)
-        return all(os.path.isfile(self.folder / name) for name in names)  # noqa: PTH113  is_file raises on long names
-
-    def forget_results(self) -> None:
-        self._remove(*(self.folder / name for name in RESULTS))
 
     @property
     def metrics(self) -> Path:
@@ -84,11 +73,6 @@ class RunDirectory:
         return self.folder / REPORTS[0]
 
     @property
-    def reference(self) -> Path:
-        """What a run over preference pairs compares with, until it is finished."""
-        return self.folder / REFERENCE
-
-    @property
     def checkpoints(self) -> StepFolders:
         return StepFolders(self.folder / "checkpoints")
 
@@ -96,70 +80,71 @@ class RunDirectory:
     def steps_saved(self) -> list[int]:
         return self.checkpoints.steps
 
-    def checkpoint(self, step: int) -> Path:
-        return self.checkpoints.path(step)
-
     @property
     def snapshots(self) -> StepFolders:
         return StepFolders(self.folder / "best")
 
-    @property
-    def steps_kept(self) -> list[int]:
-        return self.snapshots.steps
-
-    def snapshot(self, step: int) -> Path:
-        return self.snapshots.path(step)
-
     def forget_steps(self) -> None:
         """What only a run that goes on has a use for."""
-        self.check_lock()
         self.checkpoints.forget()
         self.snapshots.forget()
-        self._remove(self.reference)
+        _remove(self.folder / REFERENCE)
 
-    @property
-    def ways_on(self) -> str:
-        """What to do with a run that is not finished."""
-        saved = f"--resume to continue from step {self.steps_saved[-1]}, or " if self.steps_saved else ""
-        return f"{saved}--restart to start it again from the first step"
+    def write(self, name: str, value: JsonObject | list[Any]) -> None:
+        write_atomic(self.folder / name, json_bytes(value))
 
     def write_manifest(self, manifest: Manifest) -> None:
-        self._write(MANIFEST, with_hash(manifest.model_dump(mode="json")))
+        self.write(MANIFEST, with_hash(manifest.model_dump(mode="json")))
 
     def manifest(self) -> Manifest:
         return read_json(self.folder / MANIFEST, Manifest)
 
-    def write_data_report(self, data_report: DataReport) -> None:
-        self._write(DATA_REPORT, data_report.model_dump(mode="json"))
-
-    def write_reference(self, value: Any) -> None:
-        self._write(REFERENCE, value)
-
     @contextmanager
-    def claimed(self, *, restart: bool, resume: bool = False) -> Iterator[RunDirectory]:
+    def claimed(self, *, restart: bool, resume: bool = False) -> Iterator[ClaimedRun]:
         """Hold the name for writing. A claim that wrote nothing leaves nothing."""
-        lock = self._lock()
-        run = replace(self, lock=lock, files={})
-        try:
-            if (manifest := self.folder / MANIFEST).is_file():
-                run.files[MANIFEST] = manifest.read_bytes()
-            run._check_free(restart=restart, resume=resume)
-            yield run
-        finally:
-            with suppress(OSError):  # a folder of something else
-                if not run._names() & {MANIFEST, *BEGINNING}:  # still locked, so nobody else can have begun here
-                    lock.remove()
-                    run.folder.rmdir()
-            lock.release()
+        with self.locked() as lock:
+            run = ClaimedRun(self.folder, lock)
+            try:
+                if (manifest := self.folder / MANIFEST).is_file():
+                    run.files[MANIFEST] = manifest.read_bytes()
+                _check_free(run, restart=restart, resume=resume)
+                yield run
+            finally:
+                with suppress(OSError):  # a folder of something else
+                    if not _names(self.folder) & {MANIFEST, *BEGINNING}:  # nobody else can have begun here
+                        lock.remove()
+                        self.folder.rmdir()
 
     @contextmanager
     def locked(self) -> Iterator[Lock]:
-        """Keep every other writer out of a run that is there, whatever state it is in."""
-        lock = self._lock()
+        """Keep every other writer out of a run, whatever state it is in."""
+        path = self.folder / ".lock"
+        try:
+            with told_when_full(self.folder):
+                lock = Lock.with_folder(path)
+        except BlockingIOError:
+            raise RunBusyError(
+                f'run "{self.folder.name}" is being written by process {owner_of(path)}. '
+                "Use another --run name, or stop that process."
+            ) from None
         try:
             yield lock
         finally:
             lock.release()
+
+
+@dataclass(frozen=True)
+class ClaimedRun(RunDirectory):
+    """A run that this process trains, as long as it holds `lock`. `files` are the run's own files as it last wrote
+    them."""
+
+    lock: Lock | None = field(default=None, compare=False, repr=False)
+    files: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def reference(self) -> Path:
+        """What a run over preference pairs compares with, until it is finished."""
+        return self.folder / REFERENCE
 
     def check_lock(self) -> None:
         """RunBusyError where the lock of a claimed run is no longer ours, so that another process may be writing.
@@ -178,7 +163,16 @@ class RunDirectory:
             f'"{self.folder.name}" as well. This process stopped and wrote nothing more.'
         )
 
-    def begin(self, experiment: Experiment) -> None:
+    def write(self, name: str, value: JsonObject | list[Any]) -> None:
+        self.check_lock()
+        content = json_bytes(value)
+        write_atomic(self.folder / name, content)
+        self.files[name] = content
+
+    def write_data_report(self, data_report: DataReport) -> None:
+        self.write(DATA_REPORT, data_report.model_dump(mode="json"))
+
+    def begin(self, settings: JsonObject) -> None:
         """Remove what an earlier attempt left, and write what was asked.
 
         At every moment the folder is free or an unfinished run, which can be begun again: the manifest of a finished
@@ -191,23 +185,23 @@ class RunDirectory:
                 self.write_manifest(manifest.model_copy(update={"status": "interrupted", "results": None}))
         self.forget_results()
         earlier = (DATA_REPORT, TRACKING, *REPORTS, *OF_RESULTS)
-        self._remove(self.metrics, *(self.folder / name for name in earlier), *self._left())
+        _remove(self.metrics, *(self.folder / name for name in earlier), *_left(self.folder))
         try:
             self.manifest()
         except RunError:
-            self._remove(self.folder / MANIFEST)
+            _remove(self.folder / MANIFEST)
             self.files.clear()
         self.forget_steps()
-        self._write(SETTINGS, experiment.model_dump(mode="json"))
+        self.write(SETTINGS, settings)
 
     def go_on(self, step: int, files: Mapping[str, bytes]) -> list[str]:
         """Remove what an attempt left that came further than its checkpoint, and write the run's files as they were
         then, each where it is not so. Returns what was in the way."""
         self.check_lock()
-        self.checkpoints.forget(but=[earlier for earlier in self.steps_saved if earlier <= step])
-        self.snapshots.forget(but=[earlier for earlier in self.steps_kept if earlier <= step])
+        for folders in (self.checkpoints, self.snapshots):
+            folders.forget(but=[earlier for earlier in folders.steps if earlier <= step])
         self.forget_results()
-        self._remove(*self._left())
+        _remove(*_left(self.folder))
         moved = self._write_anew(files)
         self.files.update(files)
         return moved
@@ -223,6 +217,13 @@ class RunDirectory:
         anew = "was removed or changed while the run trained, and is written anew"
         return [f"{self.folder / name} {anew}" for name in lost] + self._write_anew(lost)
 
+    def forget_results(self) -> None:
+        _remove(*(self.folder / name for name in RESULTS))
+
+    def forget_steps(self) -> None:
+        self.check_lock()
+        super().forget_steps()
+
     def _write_anew(self, files: Mapping[str, bytes]) -> list[str]:
         moved = list[str]()
         for name, content in files.items():
@@ -233,82 +234,89 @@ class RunDirectory:
                 write_atomic(path, content)
         return moved
 
-    def _write(self, name: str, value: Any) -> None:
-        self.check_lock()
-        content = json_bytes(value)
-        write_atomic(self.folder / name, content)
-        self.files[name] = content
-
     def _is_as_written(self) -> bool:
         """Whether the manifest is the one that this process wrote or came upon."""
         file, own = self.folder / MANIFEST, self.files.get(MANIFEST)
         return not os.path.lexists(file) if own is None else _has(file, own)
 
-    def _left(self) -> list[Path]:
-        return [path for path in self.folder.iterdir() if _LEFT.fullmatch(path.name) or path.name == END_REQUEST]
 
-    @staticmethod
-    def _remove(*paths: Path) -> None:
-        for left in paths:
-            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink(missing_ok=True)
+class FollowedRun(ClaimedRun):
+    """Whatever would change the folder does nothing; the first process does it."""
 
-    def _names(self) -> set[str]:
-        """What stands here to be seen: the lock and the temporary files of a killed process do not count."""
-        return {path.name for path in self.folder.iterdir() if not path.name.startswith(".")}
+    @contextmanager
+    def claimed(self, *, restart: bool, resume: bool = False) -> Iterator[ClaimedRun]:
+        yield self
 
-    def _check_free(self, *, restart: bool, resume: bool) -> None:
-        state = self._state(restart=restart)
-        if state is None:
-            if resume:
-                raise RunError(
-                    f'run "{self.folder.name}" does not exist yet, so it cannot be resumed. Leave out --resume to '
-                    "start it."
-                )
-        elif resume and not self.checkpoints.named:
-            raise RunError(
-                f'run "{self.folder.name}" has no checkpoint to resume from ({state}). '
-                f"Use {self.ways_on}. training.checkpoint_minutes sets how often one is written."
-            )
-        elif not (restart or resume):
-            raise RunError(
-                f'run "{self.folder.name}" {state}. '
-                f"Use another --run name, {'' if self.steps_saved else 'or '}{self.ways_on}."
-            )
+    def check_lock(self) -> None: ...
 
-    def _state(self, *, restart: bool) -> str | None:
-        """How a run stands, or None for a name that is free; a finished one is refused unless it is to begin again. A
-        manifest that is missing or damaged
-        is no obstacle where there are checkpoints, which a finished run has not."""
-        left = self._names()
-        try:
-            if MANIFEST not in left:
-                if left <= BEGINNING or (SETTINGS in left and left <= BEGINNING | STEPS):  # killed before it had begun
-                    return None
-                raise RunError(
-                    f"{self.folder} contains {some(sorted(left), 4)} and is not a run. Use another --run name."
-                )
-            manifest = self.manifest()
-        except RunError as error:
-            if not self.steps_saved:
-                raise
-            return f"is not finished ({MANIFEST} is missing)" if MANIFEST not in left else f"is not finished ({error})"
-        if manifest.status == "finished" and not restart:
-            raise RunError(
-                f'run "{self.folder.name}" is finished ({manifest.ended}) and is not overwritten. '
-                "Use another --run name, or --restart to train it again, which removes its result."
-            )
-        return f"was started {manifest.started} and is not finished ({manifest.status})"
+    def begin(self, settings: JsonObject) -> None: ...
 
-    def _lock(self) -> Lock:
-        path = self.folder / ".lock"
-        try:
-            with told_when_full(self.folder):
-                return Lock.with_folder(path)
-        except BlockingIOError:
-            raise RunBusyError(
-                f'run "{self.folder.name}" is being written by process {owner_of(path)}. '
-                "Use another --run name, or stop that process."
-            ) from None
+    def go_on(self, step: int, files: Mapping[str, bytes]) -> list[str]:
+        return []
+
+    def forget_results(self) -> None: ...
+
+    def forget_steps(self) -> None: ...
+
+    def write(self, name: str, value: JsonObject | list[Any]) -> None: ...
+
+
+def ways_on(run: RunDirectory) -> str:
+    """What to do with a run that is not finished."""
+    saved = f"--resume to continue from step {run.steps_saved[-1]}, or " if run.steps_saved else ""
+    return f"{saved}--restart to start it again from the first step"
+
+
+def _check_free(run: RunDirectory, *, restart: bool, resume: bool) -> None:
+    name, state = run.folder.name, _state(run, restart=restart)
+    if state is None:
+        if resume:
+            raise RunError(f'run "{name}" does not exist yet, so it cannot be resumed. Leave out --resume to start it.')
+    elif resume and not run.checkpoints.named:
+        raise RunError(
+            f'run "{name}" has no checkpoint to resume from ({state}). '
+            f"Use {ways_on(run)}. training.checkpoint_minutes sets how often one is written."
+        )
+    elif not (restart or resume):
+        raise RunError(
+            f'run "{name}" {state}. Use another --run name, {"" if run.steps_saved else "or "}{ways_on(run)}.'
+        )
+
+
+def _state(run: RunDirectory, *, restart: bool) -> str | None:
+    """How a run stands, or None for a name that is free; a finished one is refused unless it is to begin again. A
+    manifest that is missing or damaged is no obstacle where there are checkpoints, which a finished run has not."""
+    left = _names(run.folder)
+    try:
+        if MANIFEST not in left:
+            if left <= BEGINNING or (SETTINGS in left and left <= BEGINNING | STEPS):  # killed before it had begun
+                return None
+            raise RunError(f"{run.folder} contains {some(sorted(left), 4)} and is not a run. Use another --run name.")
+        manifest = run.manifest()
+    except RunError as error:
+        if not run.steps_saved:
+            raise
+        return f"is not finished ({MANIFEST} is missing)" if MANIFEST not in left else f"is not finished ({error})"
+    if manifest.status == "finished" and not restart:
+        raise RunError(
+            f'run "{run.folder.name}" is finished ({manifest.ended}) and is not overwritten. '
+            "Use another --run name, or --restart to train it again, which removes its result."
+        )
+    return f"was started {manifest.started} and is not finished ({manifest.status})"
+
+
+def _names(folder: Path) -> set[str]:
+    """What stands here to be seen: the lock and the temporary files of a killed process do not count."""
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def _left(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if _LEFT.fullmatch(path.name) or path.name == END_REQUEST]
+
+
+def _remove(*paths: Path) -> None:
+    for left in paths:
+        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink(missing_ok=True)
 
 
 def _has(path: Path, content: bytes) -> bool:
@@ -358,24 +366,3 @@ def is_asked_to_end(run: RunDirectory) -> bool:
 
 def forget_end_request(run: RunDirectory) -> None:
     (run.folder / END_REQUEST).unlink(missing_ok=True)
-
-
-class FollowedRun(RunDirectory):
-    """Whatever would change the folder does nothing; the first process does it."""
-
-    @contextmanager
-    def claimed(self, *, restart: bool, resume: bool = False) -> Iterator[RunDirectory]:
-        yield self
-
-    def check_lock(self) -> None: ...
-
-    def begin(self, experiment: Experiment) -> None: ...
-
-    def go_on(self, step: int, files: Mapping[str, bytes]) -> list[str]:
-        return []
-
-    def forget_results(self) -> None: ...
-
-    def forget_steps(self) -> None: ...
-
-    def _write(self, name: str, value: Any) -> None: ...

@@ -26,7 +26,16 @@ from rankwise.errors import RankwiseError, ResultError, RunError, first_line, so
 from rankwise.runs.data_report import DATA_REPORT, DataReport
 from rankwise.runs.directory import RESULTS, SETTINGS, SIGNATURE, RunDirectory
 from rankwise.runs.evaluations import FOLDER
-from rankwise.runs.own_files import MANIFEST, DamagedStep, StepFolders, check_file, hash_of, read_json, with_hash
+from rankwise.runs.own_files import (
+    MANIFEST,
+    DamagedStep,
+    StepFolders,
+    check_file,
+    hash_of,
+    is_run,
+    read_json,
+    with_hash,
+)
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage
 from rankwise.runs.resumable import METRICS
 from rankwise.runs.snapshot import RunSnapshot
@@ -98,7 +107,7 @@ def check_result(run: RunSnapshot, callback: Callback, *, force: bool = False, w
 def check_folder(folder: Path, callback: Callback) -> Integrity | None:
     """Check a result that is named by its own folder, also as "." or by a link. None where it belongs to no run."""
     for path in (Path(os.path.abspath(folder)), folder.resolve()):  # noqa: PTH100  the link itself may lie in a run
-        if path.name not in RESULTS or not RunDirectory(path.parent).is_run:
+        if path.name not in RESULTS or not is_run(path.parent):
             continue
         run = RunSnapshot.of(RunDirectory(path.parent))
         if run.result.name == path.name:

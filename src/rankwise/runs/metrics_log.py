@@ -123,9 +123,10 @@ def read_history(path: Path) -> History:
 
 def history_of(path: Path, rows: list[JsonObject]) -> History:
     return History(
-        _records(path, rows, StepRecord), _records(path, rows, LossRecord), _records(path, rows, ScoreRecord),
-        _records(path, rows, SampleRecord), _records(path, rows, RankRecord), _records(path, rows, BudgetRecord),
-        _records(path, rows, EarlierRecord),
+        steps=_records(path, rows, StepRecord), losses=_records(path, rows, LossRecord),
+        scores=_records(path, rows, ScoreRecord), samples=_records(path, rows, SampleRecord),
+        ranks=_records(path, rows, RankRecord), budget=_records(path, rows, BudgetRecord),
+        earlier=_records(path, rows, EarlierRecord),
     )  # fmt: skip
 
 

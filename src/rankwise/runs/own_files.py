@@ -210,6 +210,11 @@ class StepFolders:
         return True
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run at all, finished or not."""
+    return all(os.path.isfile(folder / name) for name in (MANIFEST, SETTINGS))  # noqa: PTH113  is_file raises on long names
+
+
 def find_folder(name: str) -> Path | None:
     """That of a run, finished or not, by its name or its folder."""
     for folder in (Path("runs") / name, Path(name)):
@@ -238,9 +243,9 @@ def read_experiment(folder: Path) -> Experiment:
     return read_json(folder / SETTINGS, Experiment)
 
 
-def data_here(experiment: Experiment, folder: Path) -> DataConfig:
+def data_here(data: DataConfig, folder: Path) -> DataConfig:
     """The data settings of a run. A relative path that does not exist here is looked for beside the folder `runs/`."""
-    config = _resolved(experiment.data.model_dump(exclude_unset=True), folder)
+    config = _resolved(data.model_dump(exclude_unset=True), folder)
     for name in ("sources", "validation"):
         if part := config.get(name):
             several = isinstance(part, list | tuple)

@@ -25,13 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankwise.config.base import Config
+from rankwise.config.base import Config, JsonObject
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RankwiseError, RunError, did_you_mean, some
 from rankwise.runs.directory import RunDirectory, writer_of
 from rankwise.runs.listing import RUNS
 from rankwise.runs.manifest import now
-from rankwise.runs.own_files import read_json
+from rankwise.runs.own_files import is_run, read_json
 from rankwise.system.files import json_bytes, make_folders, write_atomic, write_json, write_new
 from rankwise.system.hub import NO_NETWORK
 from rankwise.system.locks import Lock, owner_if_locked
@@ -42,12 +42,6 @@ MOST = 1000
 WORKER = ("-P", "-m", "rankwise", "queue", "work")
 BETWEEN = 0.2
 """Seconds between two looks at a training that another worker started."""
-
-
-def settings_in(experiment: Experiment) -> dict[str, Any]:
-    """What was set: others have defaults that depend on the rows, as those of a classifier do."""
-    settings = experiment.model_dump(mode="json", exclude_unset=True)
-    return settings | {"adapter": settings.get("adapter", {}) | {"method": experiment.adapter.method}}
 
 
 class Waiting(Config):
@@ -120,11 +114,11 @@ class Queue:
         return self.folder / "logs" / f"{run}.json"
 
     def add(
-        self, run: str, experiment: Experiment, *, resume: bool = False, restart: bool = False, may_ask_hub: bool = True
+        self, run: str, settings: JsonObject, *, resume: bool = False, restart: bool = False, may_ask_hub: bool = True
     ) -> Waiting:
         """Add a run, and start a worker if there is none. RunError where the name is taken, or nothing can be resumed.
         With `restart` an unfinished run begins again from its first step."""
-        experiment = Experiment(**settings_in(experiment) | {"run": run})  # a name is also a file's
+        experiment = Experiment(**settings | {"run": run})  # a name is also a file's
         if self.trains(run):
             raise RunError(f'run "{run}" is being trained. Use another --run name.')
         directory = RunDirectory(self.runs_folder / run)
@@ -140,7 +134,7 @@ class Queue:
         for folder in ("waiting", "started", "logs"):
             make_folders(self.folder / folder)
         try:
-            entry = waiting.model_dump(mode="json") | {"config": settings_in(experiment)}
+            entry = waiting.model_dump(mode="json") | {"config": experiment.explicit}
             write_new(self.entry(run), json_bytes(entry))
         except FileExistsError:
             raise RunError(f'run "{run}" is already in the queue. Use another --run name.') from None
@@ -287,8 +281,7 @@ def _wait(queue: Queue) -> None:
         time.sleep(BETWEEN)
     try:
         left = read_json(queue.present, Working)
-        folder = queue.runs_folder / left.run
-        if queue.outcome(left.run).read_bytes() or RunDirectory(folder).is_run:
+        if queue.outcome(left.run).read_bytes() or is_run(queue.runs_folder / left.run):
             queue.entry(left.run).unlink(missing_ok=True)
     except (RunError, OSError):  # there was none
         pass
@@ -303,7 +296,7 @@ def _next(queue: Queue, command: Command) -> set[Path]:
     if not (waiting := queue.waiting()):
         return stuck
     first = waiting[0]
-    write_json(queue.settings(first.run), settings_in(first.config))
+    write_json(queue.settings(first.run), first.config.explicit)
     lock = Lock.with_folder(queue.training_lock)
     try:
         process = _start(queue, first, command, lock)

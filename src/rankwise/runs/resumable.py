@@ -21,7 +21,7 @@ from rankwise.config.base import Config
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RunError
 from rankwise.runs.data_report import DATA_REPORT, DataReport
-from rankwise.runs.directory import REFERENCE, SETTINGS, RunDirectory
+from rankwise.runs.directory import REFERENCE, SETTINGS, ClaimedRun, RunDirectory
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.own_files import MANIFEST, TENSORS, DamagedStep, check_file, read_json
 from rankwise.system.files import json_bytes
@@ -61,7 +61,7 @@ class Checkpoint:
 
     @property
     def folder(self) -> Path:
-        return self.run.checkpoint(self.step)
+        return self.run.checkpoints.path(self.step)
 
     @property
     def copies(self) -> list[str]:
@@ -74,7 +74,7 @@ class Checkpoint:
     @cached_property
     def experiment(self) -> Experiment:
         """With the run's present name, which may have changed since."""
-        return _renamed(read_json(self.file(SETTINGS), Experiment), self.run)
+        return read_json(self.file(SETTINGS), Experiment).model_copy(update={"run": self.run.folder.name})
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -88,7 +88,7 @@ class Checkpoint:
 class Resumable:
     """A run that can go on: `checkpoint` is the newest that is whole, and `lines` say what was passed over."""
 
-    def __init__(self, run: RunDirectory) -> None:
+    def __init__(self, run: ClaimedRun) -> None:
         """RunError with all reasons where no checkpoint is whole."""
         self.run = run
         self.lines: list[str] = []
@@ -143,7 +143,8 @@ class Resumable:
         """Whether one of the run's own files can be what became of its copy in the checkpoint."""
         match current:
             case Experiment():
-                return _renamed(current, self.run) == self.checkpoint.experiment
+                renamed = current.model_copy(update={"run": self.run.folder.name})
+                return renamed == self.checkpoint.experiment
             case Manifest():
                 return _goes_on(current, self.checkpoint)
             case DataReport():
@@ -179,9 +180,9 @@ class Resumable:
             try:
                 yield Checkpoint.verified(self.run, step)
             except DamagedStep as error:
-                self.lines.append(_passed_over(self.run.checkpoint(step), error))
+                self.lines.append(_passed_over(self.run.checkpoints.path(step), error))
             except (RunError, KeyError, TypeError) as error:
-                self.lines.append(f"{_passed_over(self.run.checkpoint(step))} {error}")
+                self.lines.append(f"{_passed_over(self.run.checkpoints.path(step))} {error}")
 
 
 def _passed_over(folder: Path, error: DamagedStep | None = None) -> str:
@@ -223,7 +224,3 @@ def _content(file: Path) -> bytes | str:
         return file.read_bytes()
     except OSError as error:
         return error.strerror or type(error).__name__
-
-
-def _renamed(experiment: Experiment, run: RunDirectory) -> Experiment:
-    return experiment.model_copy(update={"run": run.folder.name})

@@ -96,7 +96,7 @@ class RunSnapshot:
 
     @property
     def data_here(self) -> DataConfig:
-        return data_here(self.experiment, self.folder)
+        return data_here(self.experiment.data, self.folder)
 
     @property
     def learned(self) -> Learned:

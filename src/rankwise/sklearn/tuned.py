@@ -139,6 +139,6 @@ def advise(estimator: Any, items: Sequence[Any], targets: Any) -> Advice:
     settings = settings_of(estimator, items, targets)
     model, data = settings.pop("model"), settings.pop("data")
     with workplace(estimator.folder):
-        experiment = experiment_with(None, model, data, "advise", settings, log, "advise")
+        experiment = experiment_with(model, data, "advise", settings, log, "advise")
         advising = partial(ProbeAdvising, estimator=estimator, items=items, targets=targets)
         return advise_command(experiment, callback=log, advising=advising)

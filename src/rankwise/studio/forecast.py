@@ -85,8 +85,9 @@ def columns_of(data: DataConfig) -> Columns:
     shown = tuple(ForecastColumn(name, _example(value), can_be_typed(name)) for name, value in row.items())
     names = tuple(one.name for one in reading.parts)
     return Columns(
-        shown, known, prompt, None if completion is None else f"{{{completion}}}", images, names, _count(reading.parts)
-    )
+        columns=shown, format=known, prompt=prompt, completion=None if completion is None else f"{{{completion}}}",
+        images=images, files=names, rows=_count(reading.parts),
+    )  # fmt: skip
 
 
 def _example(value: Any) -> str:

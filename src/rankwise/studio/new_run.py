@@ -18,11 +18,12 @@ from starlette.routing import Route
 
 from rankwise.base.cached import is_here
 from rankwise.commands.models import known_models
-from rankwise.config.experiment import Experiment, Planned
+from rankwise.config.base import JsonObject
+from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, RankwiseError
 from rankwise.planning.reading import needs_hub
-from rankwise.runs.directory import RunDirectory
 from rankwise.runs.listing import RUNS
+from rankwise.runs.own_files import is_run
 from rankwise.runs.queue import Queue
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.studio import uploads
@@ -106,7 +107,13 @@ def form_of(sent: SentForm) -> SettingsForm:
 def empty(request: Request) -> Response:
     """With `from`, the form of that run; with `way`, one for that use, on its sample rows if they were asked for."""
     name, way = request.query_params.get("from", ""), WAYS.get(request.query_params.get("way", ""))
-    fields = fields_of(RunSnapshot.read(name).experiment) if name else {} if way is None else {"model.name": way.model}
+    fields = (
+        fields_of(RunSnapshot.read(name).experiment.model_dump(mode="json"))
+        if name
+        else {}
+        if way is None
+        else {"model.name": way.model}
+    )
     if way is not None and "sample" in request.query_params and (path := way.path()).is_file():
         fields |= {"data.path": str(path), **way.settings}
     return _page(request, fields | {"run": free_name(name or request.query_params.get("way", "run"))}, source=name)
@@ -175,17 +182,18 @@ def _missing(form: SettingsForm, *, weights: bool = True) -> list[Problem]:
     ignored here, and reported where it is read."""
     for without in (("run",), ("run", *OF_DATA)):
         with suppress(RankwiseError):
-            return elsewhere(form.planned(without=without), weights=weights)
+            planned = form.planned(without=without)
+            return elsewhere(planned.model, planned.model_dump(mode="json"), weights=weights)
     return []
 
 
-def elsewhere(settings: Planned | Experiment, *, weights: bool = True) -> list[Problem]:
+def elsewhere(model: ModelConfig, settings: JsonObject, *, weights: bool = True) -> list[Problem]:
     """Names that only the hub or the package index could know, whichever field or line gave them. Without `weights` a
     model is here where its shape is known."""
-    model, names = settings.model, list[Problem]()
+    names = list[Problem]()
     if could_be_hub_id(model.name) and not (is_here(model) if weights else not needs_hub(model.name, model.revision)):
         names.append(Problem("model.name", f"{model.name} {NOT_HERE}"))
-    for key, name in _named(settings.model_dump(mode="json")):
+    for key, name in _named(settings):
         names.append(Problem(key if key in KNOBS else OTHER, f"{name} {NOT_HERE}"))
     return names
 
@@ -289,7 +297,7 @@ def _started(request: Request, form: SettingsForm, hub: bool) -> Response:
         return _page(request, dict(form.fields), problems, hub=hub)
     experiment = form.experiment()
     try:
-        Queue().add(experiment.run, experiment, may_ask_hub=hub)
+        Queue().add(experiment.run, experiment.explicit, may_ask_hub=hub)
     except RankwiseError as error:
         return _page(request, dict(form.fields), [Problem("run", with_labels(str(error)))], hub=hub)
     return moved(f"/runs/{segment(experiment.run)}", f"{experiment.run} is in the queue.")
@@ -300,7 +308,8 @@ def _problems(form: SettingsForm, hub: bool, shown: ShownForecast) -> list[Probl
     problems: list[Problem] = []
     try:
         experiment = form.experiment()
-        problems += [*_taken(experiment.run), *([] if hub else elsewhere(experiment))]
+        names = [] if hub else elsewhere(experiment.model, experiment.model_dump(mode="json"))
+        problems += [*_taken(experiment.run), *names]
     except ConfigError as error:
         problems += problems_of(error)
     except RankwiseError as error:  # of the adapter to begin with
@@ -314,7 +323,7 @@ def _problems(form: SettingsForm, hub: bool, shown: ShownForecast) -> list[Probl
 
 def _taken(run: str) -> list[Problem]:
     queue = Queue()
-    if RunDirectory.named(run).is_run or run in {one.run for one in queue.waiting()}:
+    if is_run(RUNS / run) or run in {one.run for one in queue.waiting()}:
         return [Problem("run", f'There is a run "{run}" already. Choose another name.')]
     return []
 

@@ -154,7 +154,7 @@ def stop(request: Request) -> Response:
 
 def resume(request: Request) -> Response:
     run = entry(request.path_params["name"])
-    Queue().add(run.folder.name, RunSnapshot.of(run).experiment, resume=True, may_ask_hub=False)
+    Queue().add(run.folder.name, RunSnapshot.of(run).experiment.explicit, resume=True, may_ask_hub=False)
     return moved(_path(run.folder.name), f"{run.folder.name} goes on as soon as no other training of the queue runs.")
 
 

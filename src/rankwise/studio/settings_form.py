@@ -13,15 +13,17 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from rankwise.commands.runs import base_of_start
 from rankwise.config.adapters import METHODS
-from rankwise.config.base import Label
+from rankwise.config.base import JsonObject, Label
 from rankwise.config.data import OF_HUB, OF_TABLES, DataConfig
 from rankwise.config.experiment import Experiment, Planned
+from rankwise.config.method import MethodConfig
 from rankwise.config.reading import SHORTHAND, Setting, parse_setting, read_data, read_experiment, read_planned
 from rankwise.config.settings import FLAGS, Declared, marked
 from rankwise.config.yaml import dump_yaml
@@ -235,21 +237,19 @@ def _named_in(text: str) -> str:
     return named or (f"{part}.{SHORTHAND[part]}" if part in SHORTHAND and text.endswith(MISSING) else "")
 
 
-def fields_of(experiment: Experiment) -> dict[str, str]:
-    """The form that gives this experiment, its name left empty. Settings at their defaults are left out, unless another
-    setting, such as a recipe, brings other ones."""
-    short = _fields(experiment, all_fields=False)
-    try:
+def fields_of(settings: JsonObject) -> dict[str, str]:
+    """The form that gives these settings of a run, its name left empty. Settings at their defaults are left out, unless
+    another setting, such as a recipe, brings other ones."""
+    experiment = Experiment(**settings)
+    card = _card_of(experiment.adapter)
+    short = _fields(experiment.model_dump(mode="json", exclude_defaults=True, exclude_none=True), card)
+    with suppress(RankwiseError):  # an adapter to begin with may be gone
         if SettingsForm(short | {"run": experiment.run}).experiment() == experiment:
             return short
-    except RankwiseError:  # an adapter to begin with may be gone
-        pass
-    return _fields(experiment, all_fields=True)
+    return _fields(experiment.model_dump(mode="json", exclude_none=True), card)
 
 
-def _fields(experiment: Experiment, *, all_fields: bool) -> dict[str, str]:
-    values = experiment.model_dump(mode="json", exclude_defaults=not all_fields, exclude_none=True)
-    card = _card_of(experiment)
+def _fields(values: JsonObject, card: str) -> dict[str, str]:
     adapter = {key: value for key, value in values.pop("adapter", {}).items()
                if f"adapter.{key}" not in CARD_OF[card].settings and key != "method"}  # fmt: skip
     fields, others = {CARD: card}, list[str]()
@@ -264,9 +264,9 @@ def _fields(experiment: Experiment, *, all_fields: bool) -> dict[str, str]:
     return {name: text for name, text in fields.items() if name != "run"} | {OTHER: "\n".join(others)}
 
 
-def _card_of(experiment: Experiment) -> str:
+def _card_of(method: MethodConfig) -> str:
     """The most particular card whose settings it has."""
-    adapter = {f"adapter.{name}": value for name, value in dict(experiment.adapter).items()}
+    adapter = {f"adapter.{name}": value for name, value in dict(method).items()}
     own = [card for card in CARDS if card.settings.items() <= adapter.items()]
     return max(own, key=lambda card: len(card.settings)).name
 

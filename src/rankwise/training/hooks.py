@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import RunError
-from rankwise.runs.directory import BY_REQUEST, RunDirectory, forget_end_request, is_asked_to_end
+from rankwise.runs.directory import BY_REQUEST, ClaimedRun, RunDirectory, forget_end_request, is_asked_to_end
 from rankwise.runs.manifest import BackOff, Manifest
 from rankwise.runs.metrics_log import History, MetricsLog
 from rankwise.runs.own_files import read_experiment
@@ -122,7 +122,7 @@ class SaveCheckpoints(Hook):
     over the work of another process.
     """
 
-    run: RunDirectory
+    run: ClaimedRun
     pace: CheckpointPace
     count: int
     log: MetricsLog
@@ -144,7 +144,7 @@ class SaveCheckpoints(Hook):
         self.log.sync()
         for moved in self.run.checkpoints.make_way(state.step):
             trainer.emit(StatusMessage(moved))
-        save(state, self.run.checkpoint(state.step), self.run.files | {METRICS: self.run.metrics.read_bytes()})
+        save(state, self.run.checkpoints.path(state.step), self.run.files | {METRICS: self.run.metrics.read_bytes()})
         saved = self.run.steps_saved
         earlier = ways_back(by_steps(saved, self.pace.interval), state.step) if self.backs_off else []
         self.run.checkpoints.forget(but=[*earlier, *saved[-self.count :]])

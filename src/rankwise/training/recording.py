@@ -22,7 +22,7 @@ from rankwise.methods.model_card import CardFacts, card
 from rankwise.methods.starting import changed_since as start_changed
 from rankwise.planning.forecast import SLOW_DISK
 from rankwise.rows.images.processor import augmentation
-from rankwise.runs.directory import REFERENCE, RunDirectory
+from rankwise.runs.directory import REFERENCE, ClaimedRun, ways_on
 from rankwise.runs.integrity import hashes_of, settings_hash
 from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import BackendName, BackOff, Manifest, Products, Results, now
@@ -286,10 +286,10 @@ def _begun(
             callback(WarningMessage(change))
     else:
         past = Past(manifest)
-        run.begin(Experiment.model_validate(training.stored))
+        run.begin(training.stored)
         run.write_data_report(report)
         if (values := training.prepared.sequences.references) is not None:
-            run.write_reference(PairReference(values).facts)
+            run.write(REFERENCE, PairReference(values).facts)
     callback.add(*past.manifest.warnings, first=True)
     past.manifest = past.manifest.model_copy(update={"warnings": callback.texts})
     run.write_manifest(past.manifest)
@@ -312,7 +312,7 @@ def _changed_start(lineage: Sequence[Round], name: str | None) -> str | None:
     return change and f"{change}; the run goes on from its checkpoint, which holds all that it needs"
 
 
-def _write_failure(run: RunDirectory, manifest: Manifest, error: BaseException, warnings: tuple[str, ...]) -> None:
+def _write_failure(run: ClaimedRun, manifest: Manifest, error: BaseException, warnings: tuple[str, ...]) -> None:
     status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     problem = str(error) or type(error).__name__
     if isinstance(error, LostProcessError) and (told := problem_of_all()) is not None:
@@ -327,10 +327,10 @@ def _write_failure(run: RunDirectory, manifest: Manifest, error: BaseException, 
 def _explained(error: BaseException, training: Training) -> BaseException:
     run = training.session.run
     if isinstance(error, LostProcessError):
-        return LostProcessError(f"{error} Use {run.ways_on}.")
+        return LostProcessError(f"{error} Use {ways_on(run)}.")
     if isinstance(error, KeyboardInterrupt):
         message = (
-            f"stopped. {run.folder} has the metrics so far, but no {training.adapter.artifact}. Use {run.ways_on}. To "
+            f"stopped. {run.folder} has the metrics so far, but no {training.adapter.artifact}. Use {ways_on(run)}. To "
             f"keep what it has learned so far, a training is ended by rankwise runs end {run.folder.name} in another "
             "terminal."
         )

@@ -125,7 +125,7 @@ def take_up_together(
     past = take_up(resumable, state, now, data_report, callback) if world.is_first else None
     step = world.share(lambda: state.step)
     if past is None:
-        restore(state, resumable.run.checkpoint(step))
+        restore(state, resumable.run.checkpoints.path(step))
         begun = resumable.manifest
         begun = begun.model_copy(update={"resumed": (*begun.resumed, Resumed(step=step, machine=training_machine()))})
         _, past = _until(step, resumable.run.metrics, begun)

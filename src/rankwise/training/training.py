@@ -26,7 +26,7 @@ from rankwise.methods.trainable import Trainable
 from rankwise.objectives.objective import Objective
 from rankwise.rows.preparation import Prepared
 from rankwise.rows.preparing import RowEncoding
-from rankwise.runs.directory import RunDirectory
+from rankwise.runs.directory import ClaimedRun
 from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.metrics_log import MetricsLog
@@ -45,7 +45,7 @@ from rankwise.training.world import ONE_PROCESS, World, divided_over
 class Session:
     """Where a training runs: the folder that it writes, who hears of it, and the processes that train together."""
 
-    run: RunDirectory
+    run: ClaimedRun
     callback: WarningCollector
     world: World = ONE_PROCESS
 

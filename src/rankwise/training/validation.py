@@ -166,7 +166,7 @@ class Validation(Hook):
             trainer.learned = best.step > 0
             if best.step != trainer.state.step:
                 self.world.barrier()  # the first process has written it
-                load_snapshot(trainer.state, self.run.snapshot(best.step))
+                load_snapshot(trainer.state, self.run.snapshots.path(best.step))
                 told = f"the adapter after step {best.step}, not that after step {trainer.state.step}"
                 told = told if best.step else "the head that training began with, which no step improved"
                 trainer.emit(StatusMessage(f"the result is {told}: {self.result_why}"))
@@ -249,7 +249,7 @@ class Validation(Hook):
                     save_snapshot(state, None)
                 return
             self.run.snapshots.make_way(state.step)
-            save_snapshot(state, self.run.snapshot(state.step))
+            save_snapshot(state, self.run.snapshots.path(state.step))
             before = (self.early_stopping.best(self._until(step)) for step in self.run.steps_saved)
             self.run.snapshots.forget(but=[state.step, *(one.step for one in before if one is not None)])
 
@@ -311,4 +311,4 @@ def check_best(
     """Check that a run that is resumed has a whole snapshot of its best step. RunError where it has none."""
     best = EarlyStopping.of(config, state.trainable, earliest).best(records)
     if config.keep == "best" and best is not None:
-        check_snapshot(state, run.snapshot(best.step))
+        check_snapshot(state, run.snapshots.path(best.step))

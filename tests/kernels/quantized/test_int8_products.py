@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kit.plain_kernels import plain_shared_linears
 from rankwise.base.precision import multiplies_int8
-from rankwise.kernels.linear import Identity, LinearSpec, plain_shared_linears, shared_linears
+from rankwise.kernels.linear import Identity, LinearSpec, shared_linears
 from rankwise.kernels.quantized import formats
 from rankwise.kernels.quantized import gguf as gguf_blocks
 from rankwise.kernels.quantized.formats import (

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rankwise.kernels.linear import Identity, LinearSpec, plain_shared_linears, shared_linears
+from kit.plain_kernels import plain_shared_linears
+from rankwise.kernels.linear import Identity, LinearSpec, shared_linears
 from rankwise.kernels.quantized.formats import FORMATS
 from rankwise.kernels.quantized.nf4 import (
     LEVELS,

@@ -22,16 +22,18 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from rankwise.adapters.base_layers import is_transposed, weight_of
-from rankwise.adapters.combining import Combining, Laid, Weighted, cut, cut_laid, joined, laid
+from rankwise.adapters.combining import Laid, cut, cut_laid, joined, laid
 from rankwise.adapters.weights import Factors
 from rankwise.base.tensor_files import MappedFiles, StoredTensor, WrittenFile, header_of, open_writer, pieces
 from rankwise.errors import AdapterError
+from rankwise.exporting.merging.inputs import Inputs
 from rankwise.exporting.merging.plan import FORMATS, MergePlan, PlannedTensor
 from rankwise.runs.records import Callback, ProgressUpdate
 
@@ -68,23 +70,16 @@ def in_rows(base_layer: nn.Module, B: Tensor, A: Tensor, working: torch.dtype) -
     return left.to(working).contiguous(), right.to(working).contiguous()
 
 
-def change_of(
-    base_layer: nn.Module,
-    name: str,
-    parts: Weighted,
-    combining: Combining,
-    strength: float,
-    working: torch.dtype,
-    base: Rows,
-) -> Change:
-    """`parts` are this layer's factors in each adapter that changes it. Only DoRA reads the base here."""
+def change_of(inputs: Inputs, path: str, working: torch.dtype, base: Rows) -> Change:
+    """The change of a layer by all adapters that have factors of it. Only DoRA reads the base here."""
+    base_layer, parts, combining, strength = inputs.hosts[path], inputs.layers[path], inputs.combining, inputs.strength
     first, _ = parts[0]
     if first.magnitude is not None:
         assert len(parts) == 1, "DoRA stands alone, which the plan checks"
         return _rescaled(base_layer, first, parts[0][1] * strength, working, base)
     if combining.lays_out:
         pairs = [in_rows(base_layer, *joined([(part, 1.0)], working), working) for part, _ in parts]
-        change = laid(combining, name, pairs, [weight for _, weight in parts])
+        change = laid(combining, f"{path}.weight", pairs, [weight for _, weight in parts])
         if not combining.cuts:
             return laid_out(change, strength)
         rows = weight_of(base_layer).shape
@@ -221,11 +216,8 @@ class Values:
             return lambda rows, first: _go(rows, values[first : first + len(rows)].to(rows.dtype), tensor.share)
         if tensor.layer is None:
             return None
-        inputs = self._plan.inputs
-        return change_of(
-            inputs.hosts[tensor.layer], f"{tensor.layer}.weight", inputs.layers[tensor.layer], inputs.combining,
-            inputs.strength, working, lambda first, last: self._base(tensor, working, first, last),
-        )  # fmt: skip
+        base = partial(self._base, tensor, working)
+        return change_of(self._plan.inputs, tensor.layer, working, base)
 
 
 def write_weights(plan: MergePlan, folder: Path, callback: Callback) -> tuple[list[WrittenFile], list[Rounding]]:

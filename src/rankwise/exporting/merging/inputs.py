@@ -135,8 +135,8 @@ def open_inputs(options: Options, callback: Callback) -> Inputs:
     problems.refuse()
     trained = TrainedBase(source.folder, objective.kind, format, callback)
     return Inputs(
-        parts, source, base, objective, options.combining, options.strength, trained,
-        tuple(_trained_otherwise(artifacts, format)),
+        parts=parts, source=source, base=base, objective=objective, combining=options.combining,
+        strength=options.strength, trained=trained, warnings=tuple(_trained_otherwise(artifacts, format)),
     )  # fmt: skip
 
 

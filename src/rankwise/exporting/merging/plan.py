@@ -232,7 +232,10 @@ class MergePlan:
                 continue
             shape = tuple(known[name].shape)
             code = self._code(source) if source is not None else self._usual
-            yield PlannedTensor(name, code, shape, source, self._layers.get(name), value, share)
+            yield PlannedTensor(
+                key=name, code=code, shape=shape, source=source, layer=self._layers.get(name), full_weight=value,
+                share=share,
+            )  # fmt: skip
 
     def _code(self, tensor: StoredTensor) -> str:
         """Whole numbers, such as counters, stay what they are."""

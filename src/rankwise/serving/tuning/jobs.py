@@ -32,7 +32,7 @@ from rankwise.errors import RankwiseError, RunError
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.metrics_log import History, read_history
-from rankwise.runs.own_files import read_json
+from rankwise.runs.own_files import is_run, read_json
 from rankwise.runs.queue import Queue
 from rankwise.serving.bodies import BadRequest
 from rankwise.serving.tuning.bodies import Hyperparameters, JobBody, PairHyperparameters
@@ -141,7 +141,7 @@ class Jobs:
                 dpo=body.is_dpo, hyperparameters=resolved(body.chosen, training.content.rows),
             )  # fmt: skip
             try:
-                self.queue.add(job.run, self._experiment(job, base, training, validation))
+                self.queue.add(job.run, self._experiment(job, base, training, validation).explicit)
             except RankwiseError as error:
                 raise BadRequest(str(error)) from None
             self.write(job)
@@ -244,7 +244,7 @@ class Jobs:
                 validation = self.files.get(job.validation_file) if job.validation_file is not None else None
                 experiment = self._experiment(job, base, training, validation)
                 again = bool(run.checkpoints.named)
-                self.queue.add(job.run, experiment, resume=again, restart=not again and run.is_run)
+                self.queue.add(job.run, experiment.explicit, resume=again, restart=not again and is_run(run.folder))
             except RankwiseError as error:
                 raise BadRequest(str(error)) from None
             return self.change(job, paused_at=None)
