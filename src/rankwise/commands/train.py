@@ -25,6 +25,7 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
 from rankwise.errors import ConfigError, Interrupted, RankwiseError, RunError, is_out_of_memory, some
+from rankwise.methods.loading import written
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.methods.starting import Start, start_of
@@ -169,7 +170,8 @@ def _trained(
     if loaded.quantization is not None:
         use_products(loaded.module, None)  # a model that was given may compute as an earlier run of it
     if start is not None:
-        experiment = start.final_settings(experiment, loaded, callback, force_base=force_base)
+        adapter = start.final_settings(experiment.adapter, loaded, callback, force_base=force_base)
+        experiment = experiment.model_copy(update={"adapter": adapter})
     method = method_of(experiment.adapter)
     world.end_turn()
     untouched = loaded
@@ -182,7 +184,8 @@ def _trained(
     config = training_config.resolved(rows, loaded.width, experiment.auto_rate)
     setup = Setup(
         config, config.total_steps(rows), prepared.trained_rows, described=f'run "{experiment.run}"',
-        callback=callback, heads=objective.heads(loaded), load=objective.load, start=start,
+        callback=callback, heads=objective.heads(loaded), load=objective.load,
+        start=None if start is None else start.numbers(loaded.module),
         resumed_ranks=partial(ranks_before_training, resumable) if resumable is not None else None,
     )  # fmt: skip
     rounds = start.lineage if start is not None else () if resumable is None else resumable.manifest.lineage
@@ -205,7 +208,7 @@ def _trained(
         result = training.result
         manifest = record(training, foreseen, resumable, force_memory=force_memory, back_offs=back_offs)
         world.barrier()  # what the first one wrote is there for all
-        tuned = method.tuned(loaded, result)
+        tuned = written(experiment.adapter).after_training(loaded, result)
         return Trained(RunDirectory(run.folder), manifest, result, tuned, trainable, objective.use)
     except BaseException:
         trainable.remove()  # a model that was given is to be what it was
@@ -219,8 +222,10 @@ def _final_settings(
     """The settings of the run that goes on, or those that the adapter to begin with leaves open."""
     if resumable is not None:
         return settings_of(resumable, experiment), None
-    start = start_of(experiment, callback)
-    return (experiment if start is None else start.planned_settings(experiment)), start
+    start = start_of(experiment.adapter.start_from, callback)
+    if start is None:
+        return experiment, None
+    return experiment.model_copy(update={"adapter": start.planned_settings(experiment.adapter)}), start
 
 
 def _with_defaults(

@@ -61,7 +61,7 @@ class CardFacts:
     data_report: DataReport
     results: Results
     learning_rate: float
-    ranks: Sequence[int]
+    ranks: Sequence[int] = ()
     """The ranks of the adapted layers."""
     export: str = ""
     """How this folder differs from the run's own adapter."""

@@ -17,9 +17,9 @@ from rankwise.base.split import is_split
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.evaluation.text import Text
-from rankwise.methods.artifact import BaseFacts, training_facts
-from rankwise.methods.method import Method, SavedRecord
-from rankwise.methods.model_card import CardFacts, card
+from rankwise.methods.method import Method
+from rankwise.methods.model_card import UNKNOWN, CardFacts
+from rankwise.methods.saving import save_result, training_facts
 from rankwise.methods.trainable import Trainable
 from rankwise.planning.forecast import SLOW_DISK, Disk
 from rankwise.planning.tasks import EXACT
@@ -250,17 +250,14 @@ class TrainingRun:
 
     def save(self, results: Results, manifest: Manifest) -> Results:
         """Write what was learned; `manifest` is that of the run so far."""
-        data_report, folder = self.prepared.data_report, self.result
+        folder = self.result
         self.run.check_lock()
-
-        def card_of(base: BaseFacts, ranks: Sequence[int]) -> str:
-            facts = CardFacts(self.experiment, base, base.licence, data_report, results, self.rate, ranks)
-            return card(replace(facts, lineage=self.lineage, forecast=manifest.forecast))
-
-        revision = self.experiment.model.revision
-        facts = training_facts(self.experiment, manifest)
-        record = SavedRecord(data_report.model_dump(mode="json"), revision, card_of, self.callback, self.lineage, facts)
-        self.method.save(self.trainable, self.model, folder, record)
+        facts = CardFacts(
+            self.experiment, self.model.facts, UNKNOWN, self.prepared.data_report, results, self.rate,
+            lineage=self.lineage, forecast=manifest.forecast,
+        )  # fmt: skip
+        training = training_facts(self.experiment.model_dump(mode="json"), manifest)
+        save_result(self.method, self.trainable, self.model, folder, facts, training=training, callback=self.callback)
         written = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         return results.model_copy(update={"adapter_bytes": written})
 
