@@ -29,7 +29,6 @@ from rankwise.exporting.engines import llama_cpp
 from rankwise.inference.generate import asking_ids
 from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.methods.artifact import open_artifact
-from rankwise.methods.registry import method_of
 from rankwise.rows.text.example import Message
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -43,7 +42,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def tuned_model(name: str) -> TunedModel:
     artifact = open_artifact(name)
-    spec = method_of(artifact.config).model_of(artifact)
+    spec = artifact.model
     return load_tuned(artifact, config=spec.model_copy(update={"dtype": "float32", "device": "cpu"}))
 
 

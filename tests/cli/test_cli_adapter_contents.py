@@ -173,7 +173,10 @@ def test_a_hostile_name_of_a_base_reads_back_as_itself(home):
     base = BaseModelFacts(name=HOSTILE, source=HOSTILE, fingerprint="f", dtype="float32", device="cpu")
     data_report, results = RunSnapshot.of(run).recorded_data, run.manifest().results
     data_report = data_report.model_copy(update={"licence": HOSTILE})
-    facts = CardFacts(RunSnapshot.of(run).experiment, base, HOSTILE, data_report, results, 0.01, [3, 3])
+    facts = CardFacts(
+        run="mine", adapter=RunSnapshot.of(run).experiment.adapter, anchor=None, base=base, base_licence=HOSTILE,
+        data_report=data_report, results=results, learning_rate=0.01, ranks=[3, 3],
+    )  # fmt: skip
     front, text = card(facts).removeprefix("---\n").split("\n---\n", 1)
     read = YAML(typ="safe", pure=True).load(front)
     line = " ".join(HOSTILE.replace("\u202e", " ").split())

@@ -132,6 +132,11 @@ class AdapterWeights:
         return {path: part.rank for path, part in self.factors.items()}
 
     @property
+    def ranked(self) -> dict[str, Factors]:
+        """Without the layers of rank 0, which change nothing and have nothing to learn with."""
+        return {path: part for path, part in self.factors.items() if part.rank}
+
+    @property
     def each(self) -> dict[str, Factors]:
         """Pairs of two matrices: those of a layer by its path, those of an expert by its number behind the path."""
         return {

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from rankwise.base.precision import Precision
 from rankwise.base.sources import Source
 from rankwise.config.images import ImageProcessing
 from rankwise.config.models import ModelConfig
+from rankwise.errors import RunError
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.manifest import BaseModelFacts
+from rankwise.runs.records import Callback
 
 
 @dataclass(frozen=True)
@@ -93,3 +96,26 @@ class LoadedModel:
             device=str(self.precision.device),
             quantization=self.quantization,
         )
+
+
+Load = Callable[[ModelConfig, Callback], LoadedModel]
+"""How a model is loaded: an objective's `load`."""
+
+
+def check_base(source: Source, trained_on: BaseModelFacts, described: str, use: str) -> None:
+    """RunError where this is not the base that was trained on. `described` is what was trained, and `use` what the base
+    is needed for, both for the message."""
+    if source.fingerprint != trained_on.fingerprint:
+        now = f"the base model found now, from {source.where},"
+        refusal = trained_on.refusal(described, now, *source.fingerprints)
+        raise RunError(f"{refusal} Use --force-base to {use} anyway.")
+
+
+def base_weights(
+    load: Load, config: ModelConfig, check: Callable[[Source], None], callback: Callback
+) -> Mapping[str, Tensor]:
+    """By their names in the model, on the processor; a weight that two layers share is there once. `check` refuses
+    another base."""
+    model = load(config.model_copy(update={"device": "cpu", "sharded": False}), callback)
+    check(model.source)
+    return {name: weight.detach() for name, weight in model.module.named_parameters()}

@@ -17,7 +17,6 @@ from rankwise.evaluation.subject import base_and_tuned, held_to_measure
 from rankwise.evaluation.validation_rows import Measurable, rows_to_measure
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.methods.artifact import Opening, open_artifact
-from rankwise.methods.registry import method_of
 from rankwise.rows.files.in_memory import path_of
 from rankwise.runs.evaluations import STRENGTH, StrengthCurve, write_strength
 from rankwise.runs.records import Callback, Event, ProgressUpdate, StatusMessage, silent
@@ -53,7 +52,7 @@ def strength(
     artifact.refuse("measured at strengths")
     if artifact.run is not None:
         check_place(artifact.folder / STRENGTH)
-    spec = held_to_measure(method_of(artifact.config).model_of(artifact))
+    spec = held_to_measure(artifact.model)
     asked = load_tuned(artifact, callback, config=spec)
     told = text_elsewhere(artifact, asked.model, text, blocks, callback)
     every = rows_to_measure(artifact, asked.model, None if data is None else path_of(data), callback)

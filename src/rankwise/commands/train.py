@@ -12,6 +12,7 @@ from rankwise.base.sharding import NEEDS_PROCESSES, mesh_of
 from rankwise.commands.report import write_page
 from rankwise.config.experiment import Experiment
 from rankwise.errors import ConfigError
+from rankwise.methods.loading import written
 from rankwise.methods.trainable import Trainable
 from rankwise.objectives.registry import decided
 from rankwise.planning.processes import refuse_several
@@ -103,7 +104,7 @@ def _finished(training: Training, manifest: Manifest) -> Trained:
     session, objective = training.session, training.objective
     if session.world.is_first:
         write_page(RunSnapshot.of(session.run), session.callback)
-    tuned = training.method.tuned(training.model, training.result)
+    tuned = written(training.adapter).after_training(training.model, training.result)
     folder = RunDirectory(session.run.folder)
     return Trained(folder, manifest, training.result, tuned, training.trainable, objective.use)
 

@@ -27,7 +27,6 @@ from rankwise.errors import ConfigError, ModelError
 from rankwise.forward.reference import every_logits
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.methods.artifact import Artifact, Opening, find_artifact
-from rankwise.methods.registry import method_of
 from rankwise.methods.trainable import WithBase
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import language_model
@@ -148,7 +147,7 @@ def open_subject(
         raise ConfigError(
             [f'"{target}" is a run or an adapter, which is compared with its own base; leave out --against.']
         )
-    spec = held_to_measure(method_of(artifact.config).model_of(artifact), dtype)
+    spec = held_to_measure(artifact.model, dtype)
     asked = load_tuned(artifact, callback, config=spec)
 
     @contextmanager

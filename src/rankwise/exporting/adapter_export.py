@@ -186,7 +186,8 @@ def _card_of(artifact: Artifact, adapter: AdapterWeights, change: str) -> str | 
     ranks = [part.rank for part in adapter.factors.values()]
     base = recorded_base(artifact.result)
     return card(CardFacts(
-        experiment=artifact.run.experiment, base=artifact.trained_on or manifest.base_model,
+        run=artifact.run.experiment.run, adapter=artifact.config, anchor=artifact.run.experiment.training.anchor,
+        base=artifact.trained_on or manifest.base_model,
         base_licence=UNKNOWN if base is None else base.licence, data_report=data_report, results=manifest.results,
         learning_rate=manifest.learning_rate, ranks=ranks, export=change, lineage=artifact.lineage,
         forecast=manifest.forecast,

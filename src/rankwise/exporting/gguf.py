@@ -26,14 +26,13 @@ from rankwise.exporting.gguf_target import GgufChange, GgufModel, gguf_file, ggu
 from rankwise.exporting.merge import Order
 from rankwise.exporting.served_jinja import gguf_parity, template_of
 from rankwise.exporting.template_parity import Parity
-from rankwise.methods.registry import method_of
 
 DTYPES = tuple(TYPES)
 
 
 def template_parity_of(order: Order) -> Parity:
     """Compare the Jinja template that a GGUF file of this run has with training's, as llama.cpp renders it."""
-    spec = method_of(order.artifact.config).model_of(order.artifact)
+    spec = order.artifact.model
     tokenizer, _, _ = load_tokenizer(spec, order.callback)
     parity = gguf_parity(template_of(order.artifact, tokenizer))
     parity.warn("llama.cpp", order.callback)

@@ -29,7 +29,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.errors import AdapterError, RunError, some
 from rankwise.exporting.merge import Order, extra_files
 from rankwise.methods.artifact import Artifact
-from rankwise.methods.registry import method_of
+from rankwise.methods.loading import written
 from rankwise.system.files import published, published_file, write_json
 
 SUFFIX = ".gguf"
@@ -63,13 +63,12 @@ def gguf_model(order: Order) -> GgufModel:
     if artifact.runs_own_code:
         raise RunError(f"{artifact.folder} was trained on a model with its own Python code, which llama.cpp does not "
         "know. Export the adapter as peft or portable.")  # fmt: skip
-    method = method_of(artifact.config)
-    spec = method.model_of(artifact)
+    spec = artifact.model
     source = find(spec, callback)
     source.refuse_packed("which are not written as GGUF")
     config = hub_config(source.folder).to_dict()
     architecture = architecture_of(config, artifact.described)
-    weights = method.adapter_over(source, artifact, callback)
+    weights = written(artifact.config).adapter_over(source, artifact, callback)
     if weights is not None:
         weights.refuse_tokens("or model in GGUF's form", "--format merged, which llama.cpp's converter takes")
     names = GgufNames(architecture, config)

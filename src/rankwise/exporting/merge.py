@@ -25,7 +25,6 @@ from rankwise.errors import AdapterError, RunError
 from rankwise.exporting.reference import open_for_export
 from rankwise.kernels.quantized.tensor import unpack_weights
 from rankwise.methods.artifact import BASE_FACTS, Artifact, recorded_training
-from rankwise.methods.registry import method_of
 from rankwise.objectives.objective import Objective
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.evaluations import STRENGTH
@@ -84,7 +83,7 @@ def export_merged(order: Order, texts: Mapping[str, str] | None = None) -> Merge
     if artifact.runs_own_code:
         raise RunError(f"{artifact.folder} was trained on a model with its own Python code, which cannot be merged. "
         "Export the adapter as peft or portable.")  # fmt: skip
-    trained = method_of(artifact.config).model_of(artifact)
+    trained = artifact.model
     stored, numbers = stored_as(trained, callback)
     export_dtype = stored if order.dtype is None else DTYPES[order.dtype]
     need_space(folder.absolute(), numbers * export_dtype.itemsize)

@@ -23,7 +23,6 @@ from rankwise.exporting.merge import Merged, Order, export_merged
 from rankwise.exporting.ollama_templates import ANY_QUESTION, KNOWN, ServedTemplate, candidates
 from rankwise.exporting.served_jinja import template_of
 from rankwise.exporting.template_parity import Parity, ProbeConversation, template_parity
-from rankwise.methods.registry import method_of
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import Message
 from rankwise.rows.text.template_process import names
@@ -141,7 +140,7 @@ def quoted(text: str, what: str) -> str:
 def export_ollama(order: Order) -> tuple[Merged, OllamaTemplate]:
     """Write the merged model with a Modelfile beside it; the Modelfile names the folder as its base."""
     artifact = order.artifact
-    tokenizer, _, positions = load_tokenizer(method_of(artifact.config).model_of(artifact), order.callback)
+    tokenizer, _, positions = load_tokenizer(artifact.model, order.callback)
     served = ollama_template(template_of(artifact, tokenizer))
     report, run = artifact.data_report, artifact.run
     text = modelfile(

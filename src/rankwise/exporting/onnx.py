@@ -25,7 +25,6 @@ from rankwise.errors import ExportError, RunError, first_line
 from rankwise.exporting.merge import Order, extra_files
 from rankwise.exporting.reference import open_for_export
 from rankwise.kernels.quantized.tensor import unpack_weights
-from rankwise.methods.registry import method_of
 from rankwise.objectives.objective import Graph, WithHead, head_settings
 from rankwise.runs.records import StatusMessage
 from rankwise.system.extras import need_extra
@@ -43,7 +42,7 @@ def export_onnx(order: Order) -> None:
     artifact, objective = order.artifact, order.artifact.objective
     assert isinstance(objective, WithHead), "others refuse the format"
     need_extra("onnxscript", "--format onnx", "onnx", ExportError)
-    trained = method_of(artifact.config).model_of(artifact)
+    trained = artifact.model
     size = 4 * stored_as(trained, order.callback)[1]
     if size >= LARGEST:
         raise RunError(

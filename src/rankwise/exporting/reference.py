@@ -31,7 +31,6 @@ from rankwise.inference.decoding import Answer
 from rankwise.inference.generate import answers_in_turn
 from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.methods.artifact import Artifact
-from rankwise.methods.registry import method_of
 from rankwise.objectives.causal_lm import Messages, Rendered
 from rankwise.objectives.preference.encode import conversation_of
 from rankwise.objectives.sequence_to_sequence import text_objective
@@ -189,7 +188,7 @@ class Reference:
 def open_for_export(artifact: Artifact, dtype: str = "float32", callback: Callback = silent) -> TunedModel:
     """The tuned model of a run or folder as other programs are compared with it: they have no products in int8. A
     `dtype` in place of float32 is what it is merged in."""
-    spec = method_of(artifact.config).model_of(artifact)
+    spec = artifact.model
     exact = spec.model_copy(update={"dtype": dtype, "device": "cpu"})
     return load_tuned(artifact, callback, config=exact, as_trained=False)
 

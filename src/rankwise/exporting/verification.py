@@ -42,7 +42,6 @@ from rankwise.exporting.engines.openai_server import SERVER
 from rankwise.exporting.reference import QUESTIONS, Reference, mean_difference, open_for_export, reference_of, scored
 from rankwise.inference.tuned_model import TunedModel
 from rankwise.methods.artifact import Artifact
-from rankwise.methods.registry import method_of
 from rankwise.objectives.objective import Objective, WithHead
 from rankwise.runs.directory import CARD
 from rankwise.runs.records import Callback, StatusMessage, silent
@@ -214,7 +213,7 @@ def _questions(artifact: Artifact, how: Verifying, callback: Callback) -> int:
     """How many prompts to ask. ModelError where a model is too large to be asked without being told to."""
     if how.wish == "yes":
         return QUESTIONS
-    spec = method_of(artifact.config).model_of(artifact)
+    spec = artifact.model
     if not is_here(spec):
         raise ModelError(f'the base model "{spec.name}" is not on this machine; --verify fetches it')
     _, numbers = stored_as(spec, callback)
@@ -277,7 +276,7 @@ def _files(artifact: Artifact, export: Export) -> dict[str, str]:
     if export.format not in ("gguf", "gguf-lora"):
         return {"export": export.path}
     files = {"export": str(path if path.is_file() else next(iter(sorted(path.glob("*.gguf"))), path))}
-    base = method_of(artifact.config).model_of(artifact).name
+    base = artifact.model.name
     return files | ({"base": str(Path(base).expanduser().absolute())} if base.lower().endswith(".gguf") else {})
 
 

@@ -21,7 +21,7 @@ from rankwise.inference.decoding import Answer, TextCallback
 from rankwise.inference.generate import answer
 from rankwise.kernels.quantized.formats import Int8, use_int8_products, weights_for_int8
 from rankwise.methods.artifact import Artifact, Opening, open_artifact
-from rankwise.methods.registry import method_of
+from rankwise.methods.loading import written
 from rankwise.methods.trainable import Trainable
 from rankwise.objectives.objective import Classifier, Objective, classifier
 from rankwise.objectives.predictions import Longest, Prediction
@@ -113,10 +113,9 @@ def load_tuned(
 ) -> TunedModel:  # fmt: skip
     """Load a run (name or folder) or an adapter (folder). The base model must be the one it was trained on, and a
     run's result must be what training wrote. `base_model` names another place to load the base model from. `config` is
-    the method's `model_of` with another dtype or device. int8 matmul is used only with `as_trained`."""
+    the artifact's `model` with another dtype or device. int8 matmul is used only with `as_trained`."""
     artifact = name if isinstance(name, Artifact) else open_artifact(name, callback, **opening)
-    method = method_of(artifact.config)
-    model, trainable = method.load(artifact, config or method.model_of(artifact), callback)
+    model, trainable = written(artifact.config).load(artifact, config or artifact.model, callback)
     if as_trained:
         _use_products(model, artifact, callback)
     data_report = artifact.data_report

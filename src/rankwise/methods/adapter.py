@@ -1,4 +1,4 @@
-"""What LoRA and AdaLoRA share: adapters over a base whose weights stay, written and read in PEFT's format.
+"""What LoRA, AdaLoRA and VeRA share: adapters over a base whose weights stay, written in PEFT's format.
 
 Heads of a new task are trained whole beside the adapters (adapters/heads.py) and written with them. However an adapter
 was trained, it is written as LoRA, and an adapter that is read learns on as LoRA.
@@ -14,8 +14,8 @@ change is not a product alone and is.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -25,28 +25,21 @@ from torch import Tensor, nn
 
 from rankwise.adapters.adapter import Adapter
 from rankwise.adapters.base_layers import weight_of
-from rankwise.adapters.formats.dialects import detect
-from rankwise.adapters.formats.peft import Stored, as_lora, lay_peft, write_peft
+from rankwise.adapters.formats.peft import Stored, new_adapter, stored_lora, task_type_of, weights_of
 from rankwise.adapters.lora import LoRA
 from rankwise.adapters.set import AdapterSet, merge
 from rankwise.adapters.targets import notes_about
 from rankwise.adapters.token_rows import tables_of_tokens
-from rankwise.adapters.weights import AdapterWeights
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.saving import save_reader
 from rankwise.base.sources import FROM_GGUF, Source
 from rankwise.base.split import gathered
+from rankwise.config.adapters import HeadConfig
 from rankwise.config.method import MethodConfig
-from rankwise.config.models import ModelConfig
-from rankwise.errors import ModelError, RunError, TrainingError, some
-from rankwise.methods.artifact import BASE_FACTS, Artifact, base_facts, stored_weights
-from rankwise.methods.method import Contents, Method, SavedRecord, Setup
+from rankwise.errors import ConfigError, TrainingError
+from rankwise.methods.method import Method, Saved, Setup
 from rankwise.methods.trainable import Trainable
-from rankwise.runs.data_report import DATA_REPORT
-from rankwise.runs.directory import CARD
-from rankwise.runs.lineage import LINEAGE, Lineage
 from rankwise.runs.records import Callback, RankRecord, StatusMessage
-from rankwise.system.files import write_atomic
 
 TOKEN_RATE = 1.0
 """Learning rate of the rows, as a multiple of the adapter's."""
@@ -177,66 +170,44 @@ class AdapterMethod(Method, ABC, Generic[Settings]):
             adapters.remove()
             raise
 
-    def save(self, trainable: AdapterTrainable, model: LoadedModel, folder: Path, record: SavedRecord) -> None:
-        facts = base_facts(model)
-        ranks = [adapter.rank for adapter in trainable.adapters.adapters(trainable.name).values() if adapter.rank]
-
-        def fill(temporary: Path) -> None:
+    @contextmanager
+    def saving(
+        self, trainable: AdapterTrainable, model: LoadedModel, folder: Path, revision: str | None, callback: Callback
+    ) -> Iterator[Saved]:
+        adapters, name, base = trainable.adapters, trainable.name, model.source.name_for_peft
+        ranks = tuple(adapter.rank for adapter in adapters.adapters(name).values() if adapter.rank)
+        task_type = task_type_of(adapters.model)
+        with new_adapter(
+            self.stored(trainable), folder, base_model_name_or_path=base, revision=revision, task_type=task_type
+        ) as temporary:
             save_reader(model, temporary)
-            write_atomic(temporary / CARD, record.card(facts, ranks).encode())
-            record.write_training(temporary)
+            yield Saved(temporary, ranks)
+        for note in (*notes_on_tokens(adapters), *notes_on_gguf(model.source)):
+            callback(StatusMessage(note))
 
-        write_peft(
-            trainable.adapters, folder, base_model=model.source.name_for_peft, name=trainable.name,
-            revision=record.revision, fill=fill, stored=self.stored(trainable),
-            extra_files={DATA_REPORT: record.data_report, BASE_FACTS: facts.model_dump(mode="json"), **_rounds(record)},
-        )  # fmt: skip
-        for note in notes_on_tokens(trainable.adapters):
-            record.callback(StatusMessage(note))
-        if model.source.mapped_file is not None:
-            record.callback(StatusMessage(
-                "PEFT cannot read GGUF files: for llama.cpp, use rankwise export --format gguf-lora; for others, "
-                "--format merged"
-            ))  # fmt: skip
-        elif model.source.where == FROM_GGUF:
-            record.callback(StatusMessage(
-                f"PEFT cannot read GGUF files: adapter_config.json names {model.source.folder}, which holds the base "
-                "model converted to safetensors. For other machines, use rankwise export --format merged"
-            ))  # fmt: skip
+    def stored(self, trainable: AdapterTrainable) -> Stored:
+        """The settings and tensors of PEFT's files: those of a LoRA."""
+        return stored_lora(weights_of(trainable.adapters, trainable.name))
 
-    def stored(self, trainable: AdapterTrainable) -> Stored | None:
-        """What PEFT's files hold of it; None for a LoRA."""
+
+class TrainableHead(AdapterTrainable):
+    unit = "heads"
+
+    def check_change(self, rate: float) -> str | None:
+        """A head that was drawn anew has no base to compare with."""
         return None
 
-    def model_of(self, artifact: Artifact) -> ModelConfig:
-        return artifact.base
 
-    def load(self, artifact: Artifact, config: ModelConfig, callback: Callback) -> tuple[LoadedModel, AdapterTrainable]:
-        model = _load_base(artifact, config, callback)
-        artifact.check_base(model.source, "apply the adapter", callback)
-        adapters = lay_peft(model.module, artifact.result, callback=callback)
-        check_tokens(adapters, model, artifact)
-        return model, self.trainable(adapters)
+class HeadMethod(AdapterMethod[HeadConfig]):
+    """A classifier's new head is trained whole, and the pretrained model stays as it is: the cheapest classifier, and
+    the baseline that every adapter should beat. It is written as an adapter without factors."""
 
-    def trainable(self, adapters: AdapterSet) -> AdapterTrainable:
-        """Wrap an adapter that was read from its files."""
-        return AdapterTrainable(adapters)
-
-    def adapter_over(self, source: Source, artifact: Artifact, callback: Callback) -> AdapterWeights:
-        artifact.check_base(source, "export", callback)
-        return as_lora(stored_weights(artifact, callback))
-
-    def contents(self, folder: Path) -> Contents:
-        dialect = detect(folder)
-        weights = dialect.read()
-        return Contents(
-            weights.parameters, dialect.source.tensors.stat().st_size, weights.ranks, dialect.label, weights.notes
-        )
-
-
-def _rounds(record: SavedRecord) -> dict[str, Any]:
-    """The file that names the rounds before this one, where there are any."""
-    return {LINEAGE: Lineage(rounds=record.lineage).model_dump(mode="json")} if record.lineage else {}
+    def attach_to(self, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> TrainableHead:
+        if not setup.heads:
+            raise ConfigError([
+                f"adapter.method is head, but {model.config.name} has no new head to train. Choose another method."
+            ])  # fmt: skip
+        return TrainableHead(adapters)
 
 
 def decayed_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
@@ -249,29 +220,6 @@ def decayed_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def _load_base(artifact: Artifact, config: ModelConfig, callback: Callback) -> LoadedModel:
-    try:
-        return artifact.objective.load(config, callback, checked=False)
-    except ModelError as error:
-        if type(error) is not ModelError:
-            raise
-        raise ModelError(
-            f"{error} It is the base model of {artifact.described}; use --base-model to name another one."
-        ) from None
-
-
-def check_tokens(adapters: AdapterSet, model: LoadedModel, artifact: Artifact) -> None:
-    """RunError where a tokenizer gave the new tokens other ids than those whose rows were trained."""
-    trained = {number for rows in adapters.token_rows().values() for number in rows.ids}
-    new = model.tokenizer.new if model.text is not None else None
-    if new is not None and (other := set(new.ids.values()) - trained):
-        raise RunError(
-            f"{artifact.described} trained the rows of {len(trained)} new tokens, but {model.source.name} from "
-            f"{model.source.where} gives them other ids ({some(map(str, sorted(other)), 4)}). Use the base model that "
-            "it was trained on."
-        )
-
-
 def notes_on_tokens(adapters: AdapterSet) -> list[str]:
     """What other programs cannot read of the rows that are written."""
     if all(getattr(rows.base_layer, "bias", None) is None for rows in adapters.token_rows().values()):
@@ -280,6 +228,19 @@ def notes_on_tokens(adapters: AdapterSet) -> list[str]:
         "this model's output head has a bias, which PEFT (0.21) leaves out where rows of new tokens are trained: for "
         "other programs, use rankwise export --format merged"
     ]
+
+
+def notes_on_gguf(source: Source) -> list[str]:
+    """How an adapter over the weights of a GGUF file is used elsewhere."""
+    if source.mapped_file is not None:
+        return [
+            "PEFT cannot read GGUF files: for llama.cpp, use rankwise export --format gguf-lora; for others, "
+            "--format merged"
+        ]
+    return [
+        f"PEFT cannot read GGUF files: adapter_config.json names {source.folder}, which holds the base model converted "
+        "to safetensors. For other machines, use rankwise export --format merged"
+    ] if source.where == FROM_GGUF else []  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,8 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, TypedDict, Unpack
-
-from torch import Tensor
 
 from rankwise.adapters.formats.dialects import detect
 from rankwise.adapters.formats.peft_reader import CONFIG, peft_base
@@ -24,24 +22,22 @@ from rankwise.adapters.formats.tensors import SUFFIXES, refuse_pickle
 from rankwise.adapters.weights import AdapterWeights, reported
 from rankwise.base.beside import added_texts
 from rankwise.base.gguf.header import is_gguf_adapter
-from rankwise.base.loaded import LoadedModel
+from rankwise.base.loaded import check_base
 from rankwise.base.skeleton import modules_without_weights
 from rankwise.base.sources import Source
 from rankwise.base.starters import STARTERS
 from rankwise.config.adapters import Adapting, LoraConfig
 from rankwise.config.data import Constrained
-from rankwise.config.experiment import Experiment, places_in
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, ModelError, RunError, did_you_mean
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import objective_for
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE
-from rankwise.rows.files.licences import find_licence
 from rankwise.runs.data_report import DATA_REPORT, DataReport
 from rankwise.runs.directory import find_run
 from rankwise.runs.integrity import check_folder, check_result
 from rankwise.runs.lineage import LINEAGE, Lineage, Round
-from rankwise.runs.manifest import TRAINING, AnchorFacts, BaseModelFacts, Manifest, TrainingFacts
+from rankwise.runs.manifest import TRAINING, AnchorFacts, BaseModelFacts, TrainingFacts
 from rankwise.runs.own_files import read_json
 from rankwise.runs.records import Callback, WarningMessage, silent
 from rankwise.runs.row_facts import TargetFacts
@@ -56,13 +52,6 @@ class BaseFacts(BaseModelFacts):
     """What lies in that file."""
 
     licence: str = "unknown"
-
-
-def base_facts(model: LoadedModel) -> BaseFacts:
-    """As they are written beside an adapter, with the licence of the base where it is stated."""
-    starter = next((one.licence for one in STARTERS.values() if one.hub_id == model.source.name), None)
-    licence = starter or find_licence(model.source.folder)
-    return BaseFacts(**model.facts.model_dump(), licence=licence)
 
 
 def base_of(run: RunSnapshot, trust_code: str | None) -> ModelConfig:
@@ -165,6 +154,12 @@ class Artifact:
             )
         return self.base_named
 
+    @property
+    def model(self) -> ModelConfig:
+        """The model to load: the base, or what was written of a model that was trained whole."""
+        whole = self.config.artifact == "model"
+        return ModelConfig(name=str(self.result), dtype="float32") if whole else self.base
+
     def check_base(self, source: Source, use: str, callback: Callback) -> None:
         """RunError where it was trained on another base, and a warning where nobody recorded on which. `use` is what
         the base is needed for, for the message."""
@@ -175,26 +170,6 @@ class Artifact:
             ))  # fmt: skip
         elif not self.force_base:
             check_base(source, self.trained_on, self.described, use)
-
-
-def check_base(source: Source, trained_on: BaseModelFacts, described: str, use: str) -> None:
-    """RunError where this is not the base that was trained on. `described` is what was trained, and `use` what the base
-    is needed for, both for the message."""
-    if source.fingerprint != trained_on.fingerprint:
-        now = f"the base model found now, from {source.where},"
-        refusal = trained_on.refusal(described, now, *source.fingerprints)
-        raise RunError(f"{refusal} Use --force-base to {use} anyway.")
-
-
-def base_weights(
-    load: Callable[[ModelConfig, Callback], LoadedModel], config: ModelConfig, check: Callable[[Source], None],
-    callback: Callback,
-) -> Mapping[str, Tensor]:  # fmt: skip
-    """By their names in the model, on the processor; a weight that two layers share is there once. `load` is the
-    objective's, and `check` refuses another base."""
-    model = load(config.model_copy(update={"device": "cpu", "sharded": False}), callback)
-    check(model.source)
-    return {name: weight.detach() for name, weight in model.module.named_parameters()}
 
 
 class Opening(TypedDict, total=False):
@@ -276,15 +251,15 @@ def _is_other_folder(folder: Path) -> bool:
 def artifact_of(run: RunSnapshot, trust_code: str | None) -> Artifact:
     return Artifact(
         run.folder.name, run.folder, run.result, run.experiment.adapter, base_of(run, trust_code),
-        run.manifest.base_model, run.recorded_data, run, run.manifest.lineage,
+        trained_on=run.manifest.base_model, data_report=run.recorded_data, run=run, lineage=run.manifest.lineage,
     )  # fmt: skip
 
 
 def _of_folder(folder: Path, trust_code: str | None) -> Artifact:
     data_report, base = folder / DATA_REPORT, recorded_base(folder)
     return Artifact(
-        str(folder), folder, folder, LoraConfig(), _stored_as(_named_in(folder, trust_code), base), base,
-        read_json(data_report, DataReport) if data_report.is_file() else None,
+        str(folder), folder, folder, LoraConfig(), _stored_as(_named_in(folder, trust_code), base), trained_on=base,
+        data_report=read_json(data_report, DataReport) if data_report.is_file() else None,
         lineage=recorded_lineage(folder),
     )  # fmt: skip
 
@@ -300,17 +275,6 @@ def recorded_base(folder: Path) -> BaseFacts | None:
     """As it lies beside an adapter that rankwise wrote."""
     file = folder / BASE_FACTS
     return read_json(file, BaseFacts) if file.is_file() else None
-
-
-def training_facts(experiment: Experiment, manifest: Manifest) -> TrainingFacts:
-    """What lies beside a result. Of a path there is the last part alone, since the others may name a person."""
-    settings = experiment.model_dump(mode="json")
-    for part, key in places_in(settings):
-        if isinstance(part[key], str) and os.path.exists(os.path.expanduser(part[key])):  # noqa: PTH110, PTH111
-            part[key] = PurePath(part[key]).name
-    base = manifest.base_model.model_copy(update={"name": settings["model"]["name"]})
-    facts = {name: getattr(manifest, name) for name in ("learning_rate", "backend", "versions", "machine")}
-    return TrainingFacts(settings=settings, base_model=base, **facts)
 
 
 def recorded_training(folder: Path) -> TrainingFacts | None:

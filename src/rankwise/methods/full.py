@@ -18,19 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.adapters.set import refuse_adapted
-from rankwise.base.loaded import LoadedModel
-from rankwise.base.saving import numbers_in, save
-from rankwise.base.sources import Source, find
+from rankwise.base.loaded import LoadedModel, base_weights, check_base
+from rankwise.base.saving import save
 from rankwise.config.adapters import FullConfig, check_strength
-from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, some
 from rankwise.methods.adapter import decayed_groups
-from rankwise.methods.artifact import Artifact, base_weights, check_base
-from rankwise.methods.method import Contents, SavedRecord, Setup
+from rankwise.methods.method import Method, Saved, Setup
 from rankwise.methods.trainable import Trainable
-from rankwise.runs.data_report import DATA_REPORT
-from rankwise.runs.records import Callback, silent
-from rankwise.system.files import published, write_json
+from rankwise.runs.records import Callback
+from rankwise.system.files import published
 
 ReadBase = Callable[[], Mapping[str, Tensor]]
 """The base's weights by their names in the model; they must be nobody else's."""
@@ -122,7 +118,7 @@ def _put(weight: nn.Parameter, value: Tensor) -> None:
         weight.data = value.to(weight.device, weight.dtype)
 
 
-class FullMethod:
+class FullMethod(Method):
     def __init__(self, config: FullConfig) -> None:
         self.config = config
 
@@ -131,34 +127,17 @@ class FullMethod:
 
     def attach(self, model: LoadedModel, setup: Setup) -> FullFineTuning:
         check = partial(check_base, trained_on=model.facts, described=setup.described, use="use it")
-        read_base = partial(base_weights, setup.load, model.config, check, setup.callback)
+
+        def read_base() -> Mapping[str, Tensor]:
+            assert setup.load is not None, "a training that needs its base again says how it is loaded"
+            return base_weights(setup.load, model.config, check, setup.callback)
+
         return FullFineTuning(model.module, read_base)
 
-    def save(self, trainable: FullFineTuning, model: LoadedModel, folder: Path, record: SavedRecord) -> None:
+    @contextmanager
+    def saving(
+        self, trainable: FullFineTuning, model: LoadedModel, folder: Path, revision: str | None, callback: Callback
+    ) -> Iterator[Saved]:
         with published(folder) as temporary:
             save(model, temporary, torch.float32)
-            write_json(temporary / DATA_REPORT, record.data_report)
-            record.write_training(temporary)
-
-    def tuned(self, model: LoadedModel, folder: Path) -> LoadedModel:
-        """A model whose own weights have learned is no longer the one that was loaded, but the one that was written."""
-        spec = model.config.model_copy(update={"name": str(folder), "revision": None})
-        return replace(model, config=spec, source=find(spec, silent))
-
-    def model_of(self, artifact: Artifact) -> ModelConfig:
-        return ModelConfig(name=str(artifact.result), dtype="float32")
-
-    def load(self, artifact: Artifact, config: ModelConfig, callback: Callback) -> tuple[LoadedModel, FullFineTuning]:
-        """The base is not looked for until somebody needs it."""
-        load, base = artifact.objective.load, artifact.base_named
-        model = load(config, callback, checked=False)
-        assert base is not None, "a run records its base"
-        check = partial(artifact.check_base, use="use it", callback=callback)
-        return model, FullFineTuning(model.module, partial(base_weights, load, base, check, callback))
-
-    def adapter_over(self, source: Source, artifact: Artifact, callback: Callback) -> None:
-        return None
-
-    def contents(self, folder: Path) -> Contents:
-        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        return Contents(numbers_in(folder).total(), size)
+            yield Saved(temporary, None)

@@ -124,6 +124,3 @@ class LoraMethod(AdapterMethod[LoraConfig]):
         choices, ranks = eva_start(self.config, model, setup) if self.config.start == "eva" else (None, None)
         add_layers(adapters, self.config, seed=setup.training.seed, choices=choices)
         return TrainableLoRA(adapters, self.config, ranks=ranks)
-
-    def trainable(self, adapters: AdapterSet) -> TrainableLoRA:
-        return TrainableLoRA(adapters, self.config)

@@ -1,31 +1,84 @@
-"""A way to fine-tune, as the rest of the package sees it: attach it to a model, save what was learned, load it again.
+"""A way to fine-tune, as a training sees it: attach it to a model, and save what was learned.
 
 The settings of a method (rank, budget, start …) are its config; `registry.method_of` finds the method of a config. Code
 outside this folder never asks which method it has: what differs between methods is answered by the method, by its
-config, or by the `Trainable` that `attach` returns.
+config, or by the `Trainable` that `attach` returns. A method knows tensors and layers; what a run records of them is
+written by `saving`, and what was written is loaded by `loading`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import nn
+
+from rankwise.adapters.formats.peft import copy_into
+from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.weights import AdapterWeights
-from rankwise.base.loaded import LoadedModel
-from rankwise.base.loading import load
-from rankwise.base.sources import Source
-from rankwise.config.models import ModelConfig
+from rankwise.base.loaded import Load, LoadedModel
 from rankwise.config.training import TrainingConfig
-from rankwise.methods.artifact import Artifact, BaseFacts
-from rankwise.methods.starting import Start
+from rankwise.errors import AdapterError, some
 from rankwise.methods.trainable import Trainable
 from rankwise.rows.text.tokenize import Tokens
-from rankwise.runs.lineage import Round
-from rankwise.runs.manifest import TRAINING, TrainingFacts
 from rankwise.runs.records import Callback, RankRecord, silent
-from rankwise.system.files import sha256_of, write_json
+
+SAME_SCALE = 1e-9
+"""How much the scale that a run records may differ from the adapter's, which some programs divide by rank + 1e-5."""
+
+
+@dataclass(frozen=True)
+class FirstNumbers:
+    """The adapter that a training begins with: its numbers, what it is for messages, and the tokens that it added."""
+
+    weights: AdapterWeights
+    described: str
+    new_tokens: tuple[str, ...] = ()
+
+    def fill(self, adapters: AdapterSet, name: str = "default") -> None:
+        """Copy the numbers into an adapter that was attached with their settings."""
+        live, ranked = adapters.adapters(name), self.weights.ranked
+        self._check_layers({path: part.rank for path, part in live.items()})
+        self._check_heads(adapters.trained_heads(name))
+        self._check_tokens(adapters, name)
+        for path, adapter in live.items():
+            assert abs(adapter.scale - ranked[path].scale) <= SAME_SCALE * abs(ranked[path].scale), path
+        copy_into(adapters, self.weights, name)
+
+    def _check_layers(self, ranks: Mapping[str, int]) -> None:
+        own = {path: part.rank for path, part in self.weights.ranked.items()}
+        if differing := [path for path in ranks.keys() | own.keys() if ranks.get(path) != own.get(path)]:
+            raise AdapterError(
+                f"{self.described} cannot be continued: its layers cannot be told apart by name in this model "
+                f"({some(sorted(differing), 4)})."
+            )
+
+    def _check_heads(self, heads: Mapping[str, nn.Module]) -> None:
+        live = {f"{path}.{own}" for path, head in heads.items() for own in head.state_dict()}
+        unknown, missing = sorted(self.weights.heads.keys() - live), sorted(live - self.weights.heads.keys())
+        if unknown:
+            raise AdapterError(
+                f"{self.described} cannot be continued: it has modules that were trained whole ({some(unknown, 4)}), "
+                "and this training does not train them. Only the heads of classifiers are."
+            )
+        if missing:
+            raise AdapterError(
+                f"{self.described} cannot be continued: it has no trained weights for {some(missing, 4)}, which the "
+                "base model lacks too."
+            )
+
+    def _check_tokens(self, adapters: AdapterSet, name: str) -> None:
+        live = {path: rows.ids for path, rows in adapters.token_rows(name).items()}
+        tokens = self.weights.tokens
+        if tokens and live != {path: rows.ids for path, rows in tokens.items()}:
+            raise AdapterError(
+                f"{self.described} cannot be continued: it has trained rows of new tokens, and this training has "
+                "others or none. Set model.new_tokens to those of the adapter "
+                f"({some(map(repr, self.new_tokens), 4)})."
+            )
 
 
 @dataclass(frozen=True)
@@ -43,45 +96,20 @@ class Setup:
     callback: Callback = silent
     resumed_ranks: Callable[[], RankRecord | None] | None = None
     """For a run that is resumed: reads the ranks that data decided when it began."""
-    start: Start | None = None
+    start: FirstNumbers | None = None
     """The adapter to begin with. None for a new one, and for a run that is resumed: its checkpoint holds all."""
-    load: Callable[[ModelConfig, Callback], LoadedModel] = load
-    """Loads the base again where a method needs its weights: the objective's `load`."""
+    load: Load | None = None
+    """Loads the base again where a method needs its weights: the objective's `load`. None where nobody will."""
 
 
 @dataclass(frozen=True)
-class SavedRecord:
-    """What is written beside the weights."""
+class Saved:
+    """What a method has written, while it may still be added to."""
 
-    data_report: dict[str, Any]
-    revision: str | None
-    """The base model's revision, where it has one."""
-    card: Callable[[BaseFacts, Sequence[int]], str]
-    """The text of the model card, from what is known of the base and the ranks of the adapted layers."""
-    callback: Callback = silent
-    lineage: tuple[Round, ...] = ()
-    training: TrainingFacts | None = None
-
-    def write_training(self, folder: Path) -> None:
-        """Beside the weights, which are written before."""
-        if self.training is not None:
-            hashes = {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))}
-            facts = self.training.model_copy(update={"weights": hashes})
-            write_json(folder / TRAINING, facts.model_dump(mode="json"))
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a folder of results holds, without loading a model."""
-
-    parameters: int
-    bytes: int
-    ranks: dict[str, int] = field(default_factory=dict[str, int])
-    """By the path of the layer; none where there are no adapters."""
-    dialect: str = "PEFT"
-    """Whose format it is."""
-    notes: list[str] = field(default_factory=list[str])
-    """Sentences about the files that a user should read."""
+    folder: Path
+    """A temporary one, which is the result once all is in it."""
+    ranks: tuple[int, ...] | None
+    """Those of the adapted layers; None for a whole model."""
 
 
 class Method(Protocol):
@@ -93,25 +121,9 @@ class Method(Protocol):
         """Make the model learn. If that fails, the model is what it was."""
         ...
 
-    def save(self, trainable: Any, model: LoadedModel, folder: Path, record: SavedRecord) -> None:
-        """Write what was learned as `folder`, whole or not at all."""
+    def saving(
+        self, trainable: Any, model: LoadedModel, folder: Path, revision: str | None, callback: Callback
+    ) -> AbstractContextManager[Saved]:
+        """Write what was learned as `folder`, whole or not at all: at the end of the block, with what it added.
+        `revision` is that of the base."""
         ...
-
-    def tuned(self, model: LoadedModel, folder: Path) -> LoadedModel:
-        """The model after training: the one that was loaded, or the one that was written to `folder`."""
-        return model
-
-    def model_of(self, artifact: Artifact) -> ModelConfig:
-        """The model to load for an artifact: its base, or what was written."""
-        ...
-
-    def load(self, artifact: Artifact, config: ModelConfig, callback: Callback) -> tuple[LoadedModel, Trainable]:
-        """Load what was learned. `config` is that of `model_of`, in the number format and on the device you choose."""
-        ...
-
-    def adapter_over(self, source: Source, artifact: Artifact, callback: Callback) -> AdapterWeights | None:
-        """The LoRA to export over the model of `model_of`, which must be the one that it was trained on; None where
-        that model holds all."""
-        ...
-
-    def contents(self, folder: Path) -> Contents: ...

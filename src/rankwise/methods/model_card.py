@@ -16,8 +16,8 @@ from typing import Any
 
 from rankwise.base.sources import FROM_GGUF, FROM_INDEX, GGUF_FILE, LOCAL
 from rankwise.base.starters import STARTERS
-from rankwise.config.experiment import Experiment
 from rankwise.config.forgetting import CODE_TEXT, OWN_TEXT, AnchorConfig
+from rankwise.config.method import MethodConfig
 from rankwise.config.yaml import dump_yaml
 from rankwise.errors import some
 from rankwise.objectives.objective import Objective
@@ -55,13 +55,15 @@ _OBEYED = re.compile(r"([!-,:-@\[-`{-~]|(?<=www)\.)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class CardFacts:
-    experiment: Experiment
+    run: str
+    adapter: MethodConfig
+    anchor: AnchorConfig | None
     base: BaseModelFacts
     base_licence: str
     data_report: DataReport
     results: Results
     learning_rate: float
-    ranks: Sequence[int]
+    ranks: Sequence[int] = ()
     """The ranks of the adapted layers."""
     export: str = ""
     """How this folder differs from the run's own adapter."""
@@ -83,14 +85,14 @@ class CardFacts:
 
     @property
     def method(self) -> str:
-        return self.experiment.adapter.written_as
+        return self.adapter.written_as
 
 
 def card(facts: CardFacts) -> str:
     """The whole file."""
     known = _content(facts)
     parts = [
-        f"# {escaped(facts.experiment.run)}",
+        f"# {escaped(facts.run)}",
         f"A {facts.method} adapter for {escaped(facts.base_name)}, trained with rankwise "
         f"{installed_version('rankwise')}.{f' {facts.export}' if facts.export else ''}",
         "## How it was trained", _table(_trained(facts)),
@@ -124,7 +126,7 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
     found |= {
         "library_name": "peft",
         "pipeline_tag": facts.objective.pipeline_tag,
-        "tags": ["lora", *facts.experiment.adapter.tags, "transformers", "rankwise"],
+        "tags": ["lora", *facts.adapter.tags, "transformers", "rankwise"],
     }
     licences = {"data_license": facts.data_report.licence, "base_model_license": facts.base_licence}
     return found | {key: one_line(licence) for key, licence in licences.items() if licence != UNKNOWN}
@@ -147,7 +149,7 @@ def _trained(facts: CardFacts) -> list[tuple[str, str]]:
         ("method", facts.method),
         *_ranks(ranks),
         *_rounds(facts.lineage),
-        *_anchor(facts.experiment.training.anchor, results),
+        *_anchor(facts.anchor, results),
         *([("replay", escaped(data_report.replay.describe()))] if data_report.replay is not None else []),
         ("data", f"{escaped(', '.join(files[:3]))}{f' and {len(files) - 3} more files' if len(files) > 3 else ''}"),
         ("rows", rows_used),
@@ -204,7 +206,7 @@ def _content(facts: CardFacts) -> dict[str, str]:
     of_hub, files = ([one for one in report.files if one.name.startswith(HUB) == is_hub] for is_hub in (True, False))
     sizes = (f"{name} {unit}" for end, name in SIZES[unit] if amount is not None and amount < end)
     return {
-        "versioned model name": escaped(facts.experiment.run),
+        "versioned model name": escaped(facts.run),
         "model dependencies": f"{escaped(facts.base_name)} ({escaped(facts.base.fingerprint)})",
         "modality": modality, "types of content": f"rows in the format {escaped(report.format)}",
         "training data size": NOT_KNOWN if amount is None else f"{next(sizes)} ({amount:,} in {report.used:,} rows)",

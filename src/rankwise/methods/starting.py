@@ -1,7 +1,7 @@
 """The adapter that a training begins with: one of ours, as a run or a folder, or a folder in PEFT's format.
 
-    name --open_artifact--> Artifact --read_adapter--> AdapterWeights --own_settings--> settings of the run
-                                                             --fill--> the adapter that the method attached
+    name --open_artifact--> Artifact --read_adapter--> AdapterWeights --own_settings--> settings of the method
+                                                             --FirstNumbers--> the adapter that the method attached
 
 The method attaches an adapter of the same layers, ranks and scales as always, and the numbers are copied into it. So
 the model that takes the first step is the adapter's, and its base stays untouched beside it. Of the settings, the
@@ -11,7 +11,7 @@ another adapter of it. Dropout and the learning rate of B belong to the training
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,18 @@ from typing import Any
 from torch import nn
 
 from rankwise.adapters.formats.dialects import read_adapter
-from rankwise.adapters.formats.peft import copy_into
 from rankwise.adapters.formats.peft_config import commonest, pattern_of, tidy
 from rankwise.adapters.formats.peft_reader import CONFIG
-from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import host_view
-from rankwise.adapters.weights import AdapterWeights, Factors
+from rankwise.adapters.weights import AdapterWeights
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.adapters import HeadConfig, LoraConfig
-from rankwise.config.experiment import Experiment
 from rankwise.config.expressions import matcher
 from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
-from rankwise.errors import AdapterError, ConfigError, RankwiseError, some
+from rankwise.errors import ConfigError, RankwiseError, some
 from rankwise.methods.artifact import Artifact, open_artifact, stored_weights
+from rankwise.methods.method import FirstNumbers
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.lineage import Round
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
@@ -45,8 +43,6 @@ WAY_OUT = (
     "Leave these settings out, since the adapter brings its own. For other values, begin a new adapter without --from, "
     "or merge this one into its base first (rankwise export RUN --to FOLDER --format merged)."
 )
-SAME_SCALE = 1e-9
-"""How much the scale that a run records may differ from the adapter's, which some programs divide by rank + 1e-5."""
 
 
 def continued(settings: MethodConfig, adapter_settings: MethodConfig, described: str) -> MethodConfig:
@@ -107,25 +103,27 @@ class Start:
         """The rounds of the source, and the source as the last of them."""
         return (*self.source.lineage, round_of(self.source))
 
-    def planned_settings(self, experiment: Experiment) -> Experiment:
-        """The experiment with the adapter's settings as its files alone show them, for a forecast before the model is
-        loaded. Where only the model tells what a file means, the experiment as it is."""
+    def planned_settings(self, settings: MethodConfig) -> MethodConfig:
+        """`settings` with those of the adapter as its files alone show them, for a forecast before the model is loaded.
+        Where only the model tells what a file means, as they are."""
         try:
-            return self._with_settings(experiment, stored_weights(self.source, silent))
+            return self._settings(settings, stored_weights(self.source, silent))
         except RankwiseError:
-            return experiment
+            return settings
 
-    def weights(self, model: nn.Module) -> AdapterWeights:
+    def numbers(self, model: nn.Module) -> FirstNumbers:
         """AdapterError where the adapter does not fit the model."""
-        return read_adapter(self.source.result, host_view(model))
+        base = self.source.base_named
+        weights = read_adapter(self.source.result, host_view(model))
+        return FirstNumbers(weights, self.source.described, () if base is None else base.new_tokens)
 
     def final_settings(
-        self, experiment: Experiment, model: LoadedModel, callback: Callback, *, force_base: bool
-    ) -> Experiment:
-        """The experiment with the adapter's settings, once the model is loaded. RunError where it is another base."""
+        self, settings: MethodConfig, model: LoadedModel, callback: Callback, *, force_base: bool
+    ) -> MethodConfig:
+        """`settings` with those of the adapter, once the model is loaded. RunError where it is another base."""
         replace(self.source, force_base=force_base).check_base(model.source, "train on it", callback)
-        weights = self.weights(model.module)
-        settled = self._with_settings(experiment, weights)
+        weights = self.numbers(model.module).weights
+        settled = self._settings(settings, weights)
         callback(StatusMessage(self._describe(settled, weights)))
         for note in weights.notes:
             callback(StatusMessage(note))
@@ -146,55 +144,11 @@ class Start:
                 "give rows that have all of them and no others, or begin a new adapter without --from."
             ])  # fmt: skip
 
-    def fill(self, adapters: AdapterSet, name: str = "default") -> None:
-        """Copy the adapter's numbers into one that was attached with its settings."""
-        weights = self.weights(adapters.model)
-        live, given = adapters.adapters(name), _ranked(weights)
-        self._check_layers({path: part.rank for path, part in live.items()}, weights)
-        self._check_heads(adapters.trained_heads(name), weights)
-        self._check_tokens(adapters, weights, name)
-        for path, adapter in live.items():
-            assert abs(adapter.scale - given[path].scale) <= SAME_SCALE * abs(given[path].scale), path
-        copy_into(adapters, weights, name)
+    def _settings(self, settings: MethodConfig, weights: AdapterWeights) -> MethodConfig:
+        return continued(settings, own_settings(weights), self.source.described)
 
-    def _with_settings(self, experiment: Experiment, weights: AdapterWeights) -> Experiment:
-        own = own_settings(weights)
-        settled = continued(experiment.adapter, own, self.source.described)
-        return experiment.model_copy(update={"adapter": settled})
-
-    def _check_layers(self, ranks: Mapping[str, int], weights: AdapterWeights) -> None:
-        own = {path: part.rank for path, part in _ranked(weights).items()}
-        if differing := [path for path in ranks.keys() | own.keys() if ranks.get(path) != own.get(path)]:
-            raise AdapterError(
-                f"{self.source.described} cannot be continued: its layers cannot be told apart by name in this model "
-                f"({some(sorted(differing), 4)})."
-            )
-
-    def _check_heads(self, heads: Mapping[str, nn.Module], weights: AdapterWeights) -> None:
-        live = {f"{path}.{own}" for path, head in heads.items() for own in head.state_dict()}
-        unknown, missing = sorted(weights.heads.keys() - live), sorted(live - weights.heads.keys())
-        if unknown:
-            raise AdapterError(
-                f"{self.source.described} cannot be continued: it has modules that were trained whole "
-                f"({some(unknown, 4)}), and this training does not train them. Only the heads of classifiers are."
-            )
-        if missing:
-            raise AdapterError(
-                f"{self.source.described} cannot be continued: it has no trained weights for {some(missing, 4)}, which "
-                "the base model lacks too."
-            )
-
-    def _check_tokens(self, adapters: AdapterSet, weights: AdapterWeights, name: str) -> None:
-        live = {path: rows.ids for path, rows in adapters.token_rows(name).items()}
-        if weights.tokens and live != {path: rows.ids for path, rows in weights.tokens.items()}:
-            named = self.source.base_named.new_tokens if self.source.base_named is not None else ()
-            raise AdapterError(
-                f"{self.source.described} cannot be continued: it has trained rows of new tokens, and this training "
-                f"has others or none. Set model.new_tokens to those of the adapter ({some(map(repr, named), 4)})."
-            )
-
-    def _describe(self, experiment: Experiment, weights: AdapterWeights) -> str:
-        ranked, config = _ranked(weights), experiment.adapter
+    def _describe(self, config: MethodConfig, weights: AdapterWeights) -> str:
+        ranked = weights.ranked
         ranks = [part.rank for part in ranked.values()]
         text = f"training continues {self.source.described}"
         if ranks:
@@ -206,12 +160,9 @@ class Start:
         return text + (f"; {empty} layers of rank 0 are left out" if empty else "")
 
 
-def start_of(experiment: Experiment, callback: Callback) -> Start | None:
+def start_of(name: str | None, callback: Callback) -> Start | None:
     """What `adapter.start_from` names, or None. ConfigError where it is a model that was trained whole."""
-    name = experiment.adapter.start_from
-    if name is None:
-        return None
-    return Start(_adapter_named(name, callback))
+    return None if name is None else Start(_adapter_named(name, callback))
 
 
 def base_named_by(name: str) -> ModelConfig:
@@ -236,7 +187,7 @@ def _adapter_named(name: str, callback: Callback) -> Artifact:
 def own_settings(weights: AdapterWeights) -> LoraConfig | HeadConfig:
     """The settings by which a LoRA of these layers, ranks and scales is attached. A scale is alpha / rank, so another
     program's division by a root is in alpha."""
-    factors = _ranked(weights)
+    factors = weights.ranked
     if not factors:
         return HeadConfig()
     ranks = {path: part.rank for path, part in factors.items()}
@@ -250,11 +201,6 @@ def own_settings(weights: AdapterWeights) -> LoraConfig | HeadConfig:
         "dropout": float(weights.settings.get("lora_dropout", 0.0)),
     }  # fmt: skip
     return LoraConfig(**settings)
-
-
-def _ranked(weights: AdapterWeights) -> dict[str, Factors]:
-    """A layer of rank 0 changes nothing and has nothing to learn with."""
-    return {path: part for path, part in weights.factors.items() if part.rank}
 
 
 def trained_as(source: Artifact) -> str:

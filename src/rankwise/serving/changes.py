@@ -18,7 +18,7 @@ from rankwise.adapters.targets import host_view
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.errors import AdapterError, RankwiseError, RunError, typed
 from rankwise.methods.artifact import Artifact, open_artifact
-from rankwise.methods.together import read_beside
+from rankwise.methods.loading import read_beside
 from rankwise.runs.records import Callback, silent
 from rankwise.serving.bodies import BadRequest
 from rankwise.serving.engine import ServingEngine

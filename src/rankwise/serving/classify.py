@@ -31,7 +31,6 @@ from rankwise.config.models import Dtype
 from rankwise.errors import RankwiseError, joined_problems, typed
 from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.methods.artifact import Artifact
-from rankwise.methods.registry import method_of
 from rankwise.objectives.predictions import Prediction
 from rankwise.rows.asking import RowReader
 from rankwise.rows.text.example import Example
@@ -109,7 +108,7 @@ def load_classifiers(
     """ConfigError where two have the same name."""
     served = list[ServedClassifier]()
     for one in artifacts:
-        config = method_of(one.config).model_of(one)
+        config = one.model
         config = config if dtype == "auto" else config.model_copy(update={"dtype": dtype})
         tuned, weights = load_tuned(one, callback, config=config), one.result
         served.append(ServedClassifier(own_name(one.name), hash_of(weights), created_at(weights), None, tuned))

@@ -20,7 +20,7 @@ from rankwise.inference.batch import can_grow
 from rankwise.inference.generate import matcher_of
 from rankwise.inference.tuned_model import with_own_template
 from rankwise.methods.artifact import Artifact, Opening, open_artifact
-from rankwise.methods.together import load_base, load_together
+from rankwise.methods.loading import load_base, load_together
 from rankwise.rows.asking import settings_of
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.runs.records import Callback

@@ -37,7 +37,6 @@ from rankwise.evaluation.feature_forgetting import features_of
 from rankwise.inference.items import images_given
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.methods.artifact import open_artifact
-from rankwise.methods.registry import method_of
 from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.text_classification import TextClassification, encode_texts, padded
 from rankwise.rows.text.text_encoding import is_unicode
@@ -168,7 +167,7 @@ def open_reader(kind: type[Reader], base: str | None, run: str | None, max_lengt
     """Over a frozen base in float32, or over what a run, or an adapter's folder, made of it."""
     if run is not None:
         artifact = open_artifact(run, base_model=base)
-        config = method_of(artifact.config).model_of(artifact)
+        config = artifact.model
         tuned = load_tuned(artifact, config=config.model_copy(update={"dtype": "float32"}))
         return kind(tuned.model, tuned.objective, max_length)
     config = ModelConfig(name=str(base), dtype="float32")

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from rankwise.base.sharding import save_whole
 from rankwise.base.split import is_sharded, is_split
-from rankwise.config.experiment import Experiment
 from rankwise.errors import Interrupted, RankwiseError, is_out_of_memory
-from rankwise.methods.artifact import BaseFacts, training_facts
-from rankwise.methods.method import SavedRecord
-from rankwise.methods.model_card import CardFacts, card
+from rankwise.methods.model_card import UNKNOWN, CardFacts
+from rankwise.methods.saving import save_result, training_facts
 from rankwise.methods.starting import changed_since as start_changed
 from rankwise.planning.forecast import SLOW_DISK
 from rankwise.rows.images.processor import augmentation
@@ -208,19 +205,17 @@ def _completed(
 
 def _save(training: Training, results: Results, manifest: Manifest) -> Results:
     """Write what was learned; `manifest` is that of the run so far."""
-    settings = Experiment.model_validate(training.stored)
-    data_report, folder = training.prepared.data_report, training.result
-    training.session.run.check_lock()
-
-    def card_of(base: BaseFacts, ranks: Sequence[int]) -> str:
-        facts = CardFacts(settings, base, base.licence, data_report, results, learning_rate=training.rate, ranks=ranks)
-        return card(replace(facts, lineage=training.lineage, forecast=manifest.forecast))
-
-    record = SavedRecord(
-        data_report.model_dump(mode="json"), settings.model.revision, card_of, training.session.callback,
-        training.lineage, training_facts(settings, manifest),
+    session, folder = training.session, training.result
+    session.run.check_lock()
+    facts = CardFacts(
+        run=session.run.folder.name, adapter=training.adapter, anchor=training.config.anchor, base=training.model.facts,
+        base_licence=UNKNOWN, data_report=training.prepared.data_report, results=results, learning_rate=training.rate,
+        lineage=training.lineage, forecast=manifest.forecast,
     )  # fmt: skip
-    training.method.save(training.trainable, training.model, folder, record)
+    save_result(
+        training.method, training.trainable, training.model, folder, facts, callback=session.callback,
+        training=training_facts(training.stored, manifest), revision=training.model.config.revision,
+    )  # fmt: skip
     written = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return results.model_copy(update={"adapter_bytes": written})
 

@@ -64,7 +64,8 @@ class Settled:
 
     def with_adapter(self, start: Start, model: LoadedModel, callback: Callback, *, force_base: bool) -> Settled:
         """With the settings of the adapter to begin with, which some formats tell only beside the loaded model."""
-        return replace(self, settings=start.final_settings(self.settings, model, callback, force_base=force_base))
+        adapter = start.final_settings(self.settings.adapter, model, callback, force_base=force_base)
+        return replace(self, settings=self.settings.model_copy(update={"adapter": adapter}))
 
     def with_rows(self, prepared: Prepared) -> Settled:
         """With the defaults that follow from the rows, once they are encoded. ConfigError where a setting needs
@@ -92,7 +93,8 @@ class Settled:
         config = self.computed.resolved(rows, model.width, settings.auto_rate)
         setup = Setup(
             config, config.total_steps(rows), prepared.trained_rows, described=f'run "{settings.run}"',
-            callback=session.callback, heads=objective.heads(model), load=objective.load, start=self.start,
+            callback=session.callback, heads=objective.heads(model), load=objective.load,
+            start=None if self.start is None else self.start.numbers(model.module),
             resumed_ranks=partial(ranks_before_training, resumable) if resumable is not None else None,
         )  # fmt: skip
         return Training(
@@ -115,8 +117,8 @@ def settle(
     start = None
     if resumable is not None:
         experiment = settings_of(resumable, experiment)
-    elif (start := start_of(experiment, callback)) is not None:
-        experiment = start.planned_settings(experiment)
+    elif (start := start_of(experiment.adapter.start_from, callback)) is not None:
+        experiment = experiment.model_copy(update={"adapter": start.planned_settings(experiment.adapter)})
     begun = start.source if start is not None else resumable and resumable.checkpoint.data_report
     pooling = None if begun is None else (begun.targets or TargetFacts()).pooling
     objective = objective_of(experiment, callback, pooling)

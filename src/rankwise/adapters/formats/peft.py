@@ -10,7 +10,8 @@ are untrusted: `peft_reader` checks all of a file before the model is touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,24 +45,33 @@ OF_CLASSIFIERS = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassificatio
 def write_peft(
     adapters: AdapterSet, folder: Path | str, *, base_model: str, name: str = "default", revision: str | None = None,
     task_type: str | None = None, extra_files: Mapping[str, Any] | None = None, fill: Fill | None = None,
-    stored: Stored | None = None,
 ) -> None:  # fmt: skip
     """Write one adapter to `folder` in PEFT's format, completely or not at all. Writing the same adapter twice gives
     the same bytes.
 
     Heads trained in full are written with it. `extra_files` are values for JSON files in the same folder, by file
-    name, and `fill` writes anything else. `task_type` is PEFT's, by default the one for the model's class. `stored`
-    replaces the factors of a LoRA.
+    name, and `fill` writes anything else. `task_type` is PEFT's, by default the one for the model's class.
     """
     task_type = task_type or task_type_of(adapters.model)
-    given = {"base_model_name_or_path": base_model, "revision": revision, "task_type": task_type}
-    settings, tensors = stored or _stored(weights_of(adapters, name))
+    with new_adapter(
+        stored_lora(weights_of(adapters, name)), Path(folder), base_model_name_or_path=base_model, revision=revision,
+        task_type=task_type,
+    ) as temporary:  # fmt: skip
+        _write_beside(temporary, extra_files or {}, fill)
+
+
+@contextmanager
+def new_adapter(stored: Stored, folder: Path, **settings: str | None) -> Iterator[Path]:
+    """A temporary folder with PEFT's two files, which takes the name `folder` when the block ends. `settings` are added
+    to those that are stored."""
+    own, tensors = stored
     if spoiled := [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]:
         raise AdapterError(
             f"{folder} was not written, because these tensors contain NaN or infinity: {some(spoiled, 4)}."
         )
-    with published(Path(folder)) as temporary:
-        _write(temporary, (dict(sorted({**settings, **given}.items())), tensors), extra_files or {}, fill)
+    with published(folder) as temporary:
+        _write(temporary, dict(sorted({**own, **settings}.items())), tensors)
+        yield temporary
 
 
 def task_type_of(model: nn.Module) -> str | None:
@@ -81,7 +91,8 @@ def rewrite(weights: AdapterWeights, folder: Path, extra_files: Mapping[str, Any
     """Write a LoRA whose model is not loaded, whole or not at all, and read it back before it takes its name."""
     assert weights.settings["peft_type"] == "LORA", "as_lora first"
     with published(folder) as temporary:
-        _write(temporary, _stored(weights), extra_files, fill)
+        _write(temporary, *stored_lora(weights))
+        _write_beside(temporary, extra_files, fill)
         check_same(read_weights(temporary), weights, folder)
 
 
@@ -98,16 +109,19 @@ def as_lora(weights: AdapterWeights, *, empty: bool = False) -> AdapterWeights:
     return replace(weights, settings=settings_after(weights.settings, factors), factors=factors)
 
 
-def _write(folder: Path, stored: Stored, extra_files: Mapping[str, Any], fill: Fill | None) -> None:
-    settings, tensors = stored
+def _write(folder: Path, settings: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    for file, value in {CONFIG: settings, **extra_files}.items():
+    write_json(folder / CONFIG, settings)
+
+
+def _write_beside(folder: Path, extra_files: Mapping[str, Any], fill: Fill | None) -> None:
+    for file, value in extra_files.items():
         write_json(folder / file, value)
     if fill is not None:
         fill(folder)
 
 
-def _stored(weights: AdapterWeights) -> Stored:
+def stored_lora(weights: AdapterWeights) -> Stored:
     tensors = {PREFIX + name: value for name, value in weights.heads.items()}
     tensors |= {f"{PREFIX}{path}.{TOKENS}": rows.values for path, rows in weights.tokens.items()}
     experts = stored_names([path for path, part in weights.factors.items() if part.experts])
@@ -177,7 +191,6 @@ def lay(
     model: nn.Module, weights: AdapterWeights, *, name: str = "default", into: AdapterSet | None = None
 ) -> AdapterSet:
     """Lay the factors over a model that has the layers, and the heads in the place of its own."""
-    factors = {path: part for path, part in weights.factors.items() if part.rank}
     adapters = into if into is not None else AdapterSet(model)
     is_there = name in adapters.names
     try:
@@ -185,7 +198,7 @@ def lay(
         # PEFT names every head that a classifier might have; those with parameters are the model's
         adapters.add_heads([head for head in names if any(f".{path}".endswith(f".{head}") for path in paths)], name)
         adapters.add_token_rows({path: rows.ids for path, rows in weights.tokens.items()}, name)
-        choices = [Choice(path, part.rank, part.scale) for path, part in factors.items()]
+        choices = [Choice(path, part.rank, part.scale) for path, part in weights.ranked.items()]
         adapters.attach(choices, name, float(weights.settings.get("lora_dropout", 0.0)), dora=weights.is_dora)
         copy_into(adapters, weights, name)
     except BaseException:
