@@ -173,6 +173,7 @@ def test_a_hostile_name_of_a_base_reads_back_as_itself(home):
     base = BaseModelFacts(name=HOSTILE, source=HOSTILE, fingerprint="f", dtype="float32", device="cpu")
     data_report, results = RunSnapshot.of(run).recorded_data, run.manifest().results
     data_report = data_report.model_copy(update={"licence": HOSTILE})
+    assert results is not None, "the run is finished"
     facts = CardFacts(
         run="mine", adapter=RunSnapshot.of(run).experiment.adapter, anchor=None, base=base, base_licence=HOSTILE,
         data_report=data_report, results=results, learning_rate=0.01, ranks=[3, 3],
