@@ -174,7 +174,7 @@ def adalora_for(
     def part(outputs: int) -> AdaLoRA:
         rank = initial_rank(mean_rank, (inside, outputs), config.initial)
         return AdaLoRA(
-            inside, outputs, rank, config.scale, dropout, generator, applied_to(module),
+            inside, outputs, rank, scale=config.scale, dropout=dropout, generator=generator, applied=applied_to(module),
             start=config.start, looked_up=is_embedding(module),
         )  # fmt: skip
 

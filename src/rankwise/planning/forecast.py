@@ -117,14 +117,15 @@ COMPILER = 0.15e9
 """Code and data of torch's compiler, and what compiling leaves behind: the same training with it took 0.06 GB and more
 beyond what it took without (bench/plan-accuracy.md)."""
 PROCESSOR = Overheads(
-    0.42e9, 0.41e9, 0.25e9, 3.5, 1.0, 3.0, 0.055, COMPILER, True, ImageOverheads(
+    0.42e9, 0.41e9, 0.25e9, backward=3.5, plain=1.0, classifier=3.0, holes=0.055, compiler=COMPILER, is_measured=True,
+    of_images=ImageOverheads(
         0.05e9, 0.08e9, {"adapter": 0.42, "conv": 0.33, "both": 0.42, "head": 0.0, "full": 0.2}, 0.45, 1.5
     ), prepacks=True,
 )  # fmt: skip
 """By trainings of the starters (lab/LOG.md, bench/plan-accuracy.md), torch 2.13."""
 GPU = Overheads(
-    0.6e9, 0.0, 0.0, 3.5, 3.5, 3.5, 0.1, 0.0, False,
-    ImageOverheads(0.0, 0.0, dict.fromkeys((*ADAPTED, "full"), 0.1), 0.1, 1.5),
+    0.6e9, 0.0, 0.0, backward=3.5, plain=3.5, classifier=3.5, holes=0.1, compiler=0.0, is_measured=False,
+    of_images=ImageOverheads(0.0, 0.0, dict.fromkeys((*ADAPTED, "full"), 0.1), 0.1, 1.5),
 )  # fmt: skip
 FORMATS: Mapping[str, float] = {**DTYPE_BYTES, "int8": 1.0, "nf4": 0.5}
 
@@ -350,10 +351,12 @@ def forecast(
     packed = storage in ("int8", "nf4", "file") and not limited
     int8 = packed and device.int8 and multiplied_in_int8(training.matmul, shape, storage, device.usable)
     made = Forecast(
-        shape, counted or parameters_of(shape, method), method, amount, form,
-        device.dtype if base.dtype == "auto" else base.dtype, storage, int8, limited and storage != "none",
-        PROCESSOR if device.kind == "processor" else GPU, 0, bool(shape.task.writes) and writes_answers(config),
-        compiled and form == "fast" and shape.task.compiled,
+        shape, counted or parameters_of(shape, method), method, amount=amount, form=form,
+        dtype=device.dtype if base.dtype == "auto" else base.dtype, storage=storage, int8=int8,
+        given_back=limited and storage != "none",
+        overheads=PROCESSOR if device.kind == "processor" else GPU, recomputed=0,
+        writes_answers=bool(shape.task.writes) and writes_answers(config),
+        compiled=compiled and form == "fast" and shape.task.compiled,
     )  # fmt: skip
     return made if twice == "auto" else replace(made, recomputed=min(twice, made.blocks))
 
@@ -363,7 +366,7 @@ def planned_forecast(
     counted: Parameters | None = None, compiled: bool = False,
 ) -> Forecast:  # fmt: skip
     """The forecast of a training, with as many blocks computed twice as training chooses to fit the device."""
-    first = forecast(config, shape, device, amount, method, counted, compiled)
+    first = forecast(config, shape, device, amount=amount, method=method, counted=counted, compiled=compiled)
     if config.training.matmul == "auto" and first.storage != "int8" and first.needed > device.usable:
         first = replace(first, int8=False)  # a copy is made only where there is room
     if config.training.activation_checkpointing != "auto" or first.needed <= device.usable:

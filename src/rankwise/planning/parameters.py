@@ -115,9 +115,10 @@ def groups_of(shape: ModelShape) -> list[LayerGroup]:
 def _group(layers: Sequence[Layer], remark: str) -> LayerGroup:
     first = layers[0]
     return LayerGroup(
-        NAMES.get(first.kind, first.class_name), first.channels or first.inputs, first.outputs, first.kernel,
-        tuple(dict.fromkeys(_name(layer.path) for layer in layers)), len(layers),
-        sum(layer.parameters for layer in layers), remark, first.problem, first.experts,
+        NAMES.get(first.kind, first.class_name), first.channels or first.inputs, first.outputs, kernel=first.kernel,
+        names=tuple(dict.fromkeys(_name(layer.path) for layer in layers)), count=len(layers),
+        parameters=sum(layer.parameters for layer in layers), remark=remark, problem=first.problem,
+        experts=first.experts,
     )  # fmt: skip
 
 

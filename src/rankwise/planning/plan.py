@@ -332,7 +332,18 @@ def planned(
     forecasts = [(amount, planned_forecast(config, shape, device, amount)) for amount in amounts]
     amount, first = max(forecasts, key=lambda item: item[1].peak)
     speed = probe or _speed(shape, device, first)
-    plan = Plan(config, shape, device, rows, amount, first, speed, price, here, processes)
+    plan = Plan(
+        config,
+        shape,
+        device,
+        rows=rows,
+        amount=amount,
+        forecast=first,
+        speed=speed,
+        price=price,
+        here=here,
+        processes=processes,
+    )
     if not plan.may_compile:
         return plan
     again = planned_forecast(config, shape, device, amount, counted=first.parameters, compiled=True)
@@ -341,4 +352,12 @@ def planned(
 
 def _speed(shape: ModelShape, device: Device, forecast: Forecast) -> Speed | None:
     blocks = shape.blocks
-    return speed_of(device, forecast.dtype, blocks.count, shape.mostly, forecast.storage, forecast.int8, blocks.width)
+    return speed_of(
+        device,
+        forecast.dtype,
+        blocks.count,
+        images=shape.mostly,
+        storage=forecast.storage,
+        int8=forecast.int8,
+        width=blocks.width,
+    )

@@ -235,8 +235,10 @@ def joined_rows(parts: Sequence[PlannedRows]) -> PlannedRows:
         reduce(Estimate.plus, [getattr(part, name) for part in parts]) for name in ("documents", "tokens", "supervised")
     )
     return PlannedRows(
-        documents, tokens, supervised, sum(part.too_long for part in parts), max(part.longest for part in parts),
-        max(part.longest_text for part in parts), _sorted(drawn), exact=all(part.exact for part in parts),
+        documents, tokens, supervised, too_long=sum(part.too_long for part in parts),
+        longest=max(part.longest for part in parts),
+        longest_text=max(part.longest_text for part in parts), drawn=_sorted(drawn),
+        exact=all(part.exact for part in parts),
         held_out=parts[0].held_out, arrow=any(part.arrow for part in parts),
     )  # fmt: skip
 
@@ -343,7 +345,7 @@ def counted(sample: RowSample, documents: Documents, *, exact: bool) -> Counted:
     read = len(sample.drawn) + sample.unread
     whole = read == sample.rows == sample.rows_in_files
     drawn, largest = documents(sample.drawn), documents(sample.largest)
-    return Counted(sample.rows, sample.size, read, whole, drawn, exact, largest)
+    return Counted(sample.rows, sample.size, read, is_complete=whole, documents=drawn, exact=exact, largest=largest)
 
 
 @dataclass(frozen=True)

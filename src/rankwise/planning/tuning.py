@@ -73,7 +73,7 @@ class TrialPlan:
         if rows < LEAST_ROWS // 2 or first < 2 or second < LEAST_LAST:
             return None
         stages = Stage(FIRST, first), Stage(SECOND, second)
-        return cls(steps, batch, row_tokens, small, rows, range_steps, stages)
+        return cls(steps, batch, row_tokens, batch=small, rows=rows, range_steps=range_steps, stages=stages)
 
     @property
     def shift(self) -> float:

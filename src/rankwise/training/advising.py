@@ -187,7 +187,7 @@ class Advising(ABC):
         most = min(len(self.prepared.validation), MOST_ROWS)
         read = min(most, max(FEWEST_ROWS, int((room - probed) / passes)))
         work = steps + part_steps + self.forward * (passes * read + probed) / batch
-        return Design(full, steps, part_steps, max(1, rows // PART), read, probed, work)
+        return Design(full, steps, part_steps, part_rows=max(1, rows // PART), rows=read, probed=probed, work=work)
 
     @cached_property
     def rows(self) -> list[Tokens]:

@@ -135,7 +135,7 @@ def settle(
     computed, forecast = within_limit(experiment.training, forecast, callback)
     if forecast is not None and resumable is None:
         forecast.check(callback, force=force_memory)
-    return Settled(experiment, computed, objective, start, resumable, forecast, extras)
+    return Settled(experiment, computed, objective, start=start, resumable=resumable, forecast=forecast, extras=extras)
 
 
 def _misfit(own: ModelConfig, base: ModelConfig, quantization: object, objective: Objective) -> str | None:

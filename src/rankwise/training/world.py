@@ -292,7 +292,9 @@ def join() -> World:
     machine = float(os.environ.get("GROUP_RANK", "0"))
     every = world.gather([machine, float(os.getpid())])
     pids = tuple((rank, int(pid)) for rank, (where, pid) in enumerate(every) if where == machine)
-    world = World(own.rank, own.size, own.local_rank, own.local_size, control, pids, os.getppid())
+    world = World(
+        own.rank, own.size, own.local_rank, local_size=own.local_size, control=control, pids=pids, parent=os.getppid()
+    )
     check_when_asked(world.check_peers)
     atexit.register(_leave)
     _joined.append(world)
