@@ -11,6 +11,7 @@ from pathlib import Path
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
+from rankwise.config.incompatible import problems as problems_of
 from rankwise.errors import ConfigError, DataError, RunError
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import decided, objective_of
@@ -76,16 +77,7 @@ def _made_ready(
 
 
 def _refuse(experiment: Experiment, examples: int) -> None:
-    adapter, training = experiment.adapter, experiment.training
-    given = {
-        **{f"adapter.method is {adapter.method}, {why}": True for why in adapter.unadvised},
-        f"adapter.start_from is {adapter.start_from}, and advise compares with the base model alone":
-            adapter.start_from is not None,
-        "training.anchor is given, and advise trains short adapters without one": training.anchor is not None,
-        "training.replay is given, and advise trains short adapters without it": training.replay is not None,
-        "training.learning_rate is tune (--tune), and advise trains at one rate": training.learning_rate == "tune",
-    }  # fmt: skip
-    problems = [f"{problem}. Leave it out." for problem, is_given in given.items() if is_given]
+    problems = problems_of(experiment, "advise")
     if examples < 0:
         problems.append(f"--examples is {examples}; it must be 0 or more.")
     if problems:

@@ -22,6 +22,7 @@ from rankwise.base.sharding import NEEDS_PROCESSES, mesh_of
 from rankwise.base.split import is_sharded
 from rankwise.commands.report import write_page
 from rankwise.config.experiment import Experiment
+from rankwise.config.incompatible import problems as problems_of
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
 from rankwise.errors import ConfigError, Interrupted, RankwiseError, RunError, is_out_of_memory, some
@@ -127,7 +128,7 @@ def train(
         raise ConfigError(["--restart starts again from the first step and --resume continues; give one of them."])
     check_installed(experiment.tracking.log_to)
     if launched() is not None:
-        refuse_several(experiment)
+        refuse_several(experiment.model)
     world = join()
     connect_shards(experiment, world)
     run = (RunDirectory if world.is_first else FollowedRun).named(experiment.run)
@@ -244,8 +245,6 @@ def _objective(
     begun = start.source if start is not None else resumable and resumable.checkpoint.data_report
     pooling = None if begun is None else (begun.targets or TargetFacts()).pooling
     objective = objective_of(experiment, callback, pooling)
-    if experiment.model.sharded and (refusal := experiment.objective_settings.no_shards):
-        raise ConfigError([refusal.format(experiment.objective)])
     if start is not None:
         start.check_targets(objective.facts, callback)
     if model is not None and (problem := _misfit(model, experiment, objective)):
@@ -334,27 +333,9 @@ def connect_shards(experiment: Experiment, world: World) -> None:
         return
     if not world.is_several:
         raise ConfigError([NEEDS_PROCESSES])
-    if problems := _problems(experiment):
+    if problems := problems_of(experiment, "model.sharded"):
         raise ConfigError(problems)
     mesh_of(choose_precision(experiment.base).device.type)
-
-
-def _problems(experiment: Experiment) -> list[str]:
-    training, validation = experiment.training, experiment.validation
-    backend = training.backend
-    refused = {
-        f"training.backend={backend} (--backend {backend})": backend not in ("auto", "eager"),
-        "training.auto_batch (--auto-batch)": training.auto_batch,
-        "training.learning_rate=tune (--tune)": training.learning_rate == "tune",
-        "training.anchor (--anchor, --forget-at-most)": training.anchor is not None,
-        "training.replay (--replay)": training.replay is not None,
-        "training.on_divergence=back-off": training.on_divergence == "back-off",
-        "validation.answers, which are generated": bool(validation.answers),
-        "validation.prompts": bool(validation.prompts),
-    }
-    advice = "yet. Leave it out, or train without --shard."
-    names = [*experiment.adapter.unsharded, *(name for name, used in refused.items() if used)]
-    return [f"model.sharded (--shard) cannot be used with {name} {advice}" for name in names]
 
 
 def measured_as(experiment: Experiment, callback: Callback) -> ValidationConfig:
@@ -362,7 +343,7 @@ def measured_as(experiment: Experiment, callback: Callback) -> ValidationConfig:
     validation = experiment.validation
     if not experiment.model.sharded or validation.prompts == ():
         return validation
-    if experiment.data.held_out or experiment.data.validation is not None:
+    if experiment.data.may_validate:
         callback(StatusMessage(NO_SAMPLES))
     return validation.model_copy(update={"prompts": ()})
 
