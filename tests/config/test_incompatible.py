@@ -34,8 +34,7 @@ WORLDS: dict[str, Settings] = {
     "data.needed_columns": {"data.columns": {"prompt": "q"}}, "data.on_hub": {"data.path": "hub:o/d"},
     "data.run": {"training.replay.data.path": "run:x"}, "data.beside_run": {"training.replay.data.format": "text"},
     "data.of_one_source": {"data.format": "text"}, "data.sources": {"data.sources": ["a", "b"], "data.path": None},
-    "!data.path": {"data.path": None}, "data.holds_out": {"data.held_out": 4},
-    "!data.holds_out": {"data.held_out": "auto"}, "!data.may_validate": {"data.held_out": 0},
+    "!data.path": {"data.path": None},
     "data.not_of_pairs": {"data.format": "alpaca"}, "!model.device=auto,cpu,cuda": {"model.device": "mps"},
     "!adapter.prunes": {"adapter.warmup": 0.5, "adapter.final": 0.5}, "validation.by": {},
     "adapter.start=zero": {"adapter.method": "adalora"},
@@ -52,7 +51,8 @@ NEEDED: dict[str, Settings] = {
 }  # fmt: skip
 """Settings without which another is refused when its section is read."""
 CHOICES = {"objective": get_args(Experiment.model_fields["objective"].annotation), "adapter.method": tuple(METHODS)}
-CASES = [(row, setting) for row in INCOMPATIBLE for setting in row.settings]
+CASES = [(row, setting) for row in INCOMPATIBLE if row.moment != "task" for setting in row.settings]
+"""Those of evaluation tasks are in tests/evaluation/test_task_documents.py."""
 
 
 def worlds(term: Term) -> list[Settings]:
@@ -108,3 +108,28 @@ def test_a_setting_is_excluded_where_a_row_says_so_whatever_else_is_given() -> N
     assert excludes("training.replay", "objective", "preference")
     assert not excludes("training.replay", "objective", "causal-lm")
     assert not excludes("data.learned=everything", "objective", "preference"), "it depends on the loss"
+
+
+@pytest.mark.parametrize(("objective", "idle"), [
+    ("auto", ""),
+    ("causal-lm", "classification images preference adapter.method=head"),
+    ("sequence-to-sequence", "classification images preference adapter.method=head adapter.start=eva training.anchor "
+     "training.replay training.learning_rate=tune model.new_tokens data.recipe data.packing model.sharded"),
+    ("preference", "classification images adapter.method=head adapter.start=eva training.anchor training.replay "
+     "training.learning_rate=tune validation.scores validation.answers data.packing data.answers=apart model.sharded"),
+    ("multiple-choice", "classification images preference adapter.method=head training.anchor training.replay "
+     "validation.scores validation.answers validation.prompts data.recipe data.packing model.sharded"),
+    ("sequence-classification", "images preference adapter.start=eva training.anchor training.replay validation.scores "
+     "validation.answers validation.prompts data.recipe data.packing model.sharded"),
+    ("token-classification", "images preference adapter.start=eva training.anchor training.replay validation.scores "
+     "validation.answers validation.prompts data.recipe data.packing model.sharded"),
+    ("image-classification", "preference adapter.start=eva training.anchor training.replay validation.scores "
+     "validation.answers validation.prompts data.recipe data.packing data.max_length model.sharded"),
+])  # fmt: skip
+def test_an_objective_refuses_these_and_no_others_of_them(objective: str, idle: str) -> None:
+    settings = {
+        "classification", "images", "preference", "adapter.method=head", "adapter.start=eva", "training.anchor",
+        "training.replay", "training.learning_rate=tune", "model.new_tokens", "validation.scores", "validation.answers",
+        "validation.prompts", "data.recipe", "data.packing", "data.answers=apart", "data.max_length", "model.sharded",
+    }  # fmt: skip
+    assert {setting for setting in settings if excludes(setting, "objective", objective)} == set(idle.split())

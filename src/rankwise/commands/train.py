@@ -343,7 +343,7 @@ def measured_as(experiment: Experiment, callback: Callback) -> ValidationConfig:
     validation = experiment.validation
     if not experiment.model.sharded or validation.prompts == ():
         return validation
-    if experiment.data.may_validate:
+    if experiment.data.held_out or experiment.data.validation is not None:
         callback(StatusMessage(NO_SAMPLES))
     return validation.model_copy(update={"prompts": ()})
 

@@ -21,7 +21,7 @@ class ClassificationConfig(Compatible):
     """What a classifier predicts. These settings have an effect only with the objectives sequence-classification and
     image-classification."""
 
-    section = "classification"
+    sections = ("classification",)
     targets: Literal["auto", "classes", "numbers", "several"] = "auto"
     """What the labels are: names of `classes`, `numbers` on a scale (regression), or `several` names for a row, also
     none (multi-label). `auto` takes lists as several names, and labels as numbers if all of them are and at least one

@@ -118,7 +118,7 @@ Constrained = Constraint | Literal["own", "none"]
 class Reading(Compatible):
     """How the rows of one source are read."""
 
-    section = "data"
+    sections = ("data",)
     format: Annotated[Format, Flag("--format"), Label("Row format", "rows")] = "auto"
     """Row format, such as `messages` or `alpaca`; `auto` detects it from the columns of each file's first row."""
     columns: Annotated[
@@ -360,16 +360,6 @@ class DataConfig(Reading):
     def of_one_source(self) -> list[str]:
         """The settings given here that several sources have each for itself."""
         return sorted(self.changed(*Reading.model_fields))
-
-    @property
-    def holds_out(self) -> bool:
-        """Whether it is asked for."""
-        return self.held_out not in (0, "auto")
-
-    @property
-    def may_validate(self) -> bool:
-        """Whether there may be validation rows."""
-        return bool(self.held_out) or self.validation is not None
 
     @property
     def may_hold_out(self) -> bool:

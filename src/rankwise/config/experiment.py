@@ -37,7 +37,7 @@ TRACKERS: tuple[TrackerName, ...] = get_args(TrackerName)
 class TrackingConfig(Compatible):
     """Programs that receive the run's records in addition to its own log. They do not change what is trained."""
 
-    section = "tracking"
+    sections = ("tracking",)
     log_to: Annotated[tuple[TrackerName, ...], Separated, Flag("--log-to")] = ()
     """Experiment trackers, separated by commas: tensorboard, wandb, mlflow, trackio. Each needs its extra (`pip
     install "rankwise[tensorboard]"`) and writes to this machine unless its own settings name a server."""
@@ -102,6 +102,12 @@ class Experiment(Compatible):
         return self.model_copy(update=self.objective_settings.defaults(
             self.training, self.validation, rows=rows, has_validation=has_validation, by=by
         ))  # fmt: skip
+
+    @property
+    def as_written(self) -> JsonObject:
+        """The settings that were given, to be read again. A method built from its class has not set its name."""
+        values = self.model_dump(mode="json", exclude_unset=True)
+        return values | {"adapter": {"method": self.adapter.method} | values.get("adapter", {})}
 
     @property
     def base(self) -> ModelConfig:

@@ -30,7 +30,7 @@ class AnchorConfig(Compatible):
     """Each step adds, to the loss of its rows, the divergence of the tuned model from its base on other text, so that
     the model forgets less. The base is the same weights with the adapter switched off."""
 
-    section = "training.anchor"
+    sections = ("training.anchor",)
     text: Annotated[str | None, Flag("--anchor-text", "text that the base model writes")] = None
     """Text for the anchor: a plain text file, or a file, folder or hub data set whose rows have a `text`. It should
     differ from your rows and resemble what the model must still do well. By default the base model writes it from

@@ -35,6 +35,8 @@ BY_HAS_NO_EFFECT = NO_EFFECT.replace("{term}", "{key} {value}")
 SHARDED = "model.sharded (--shard) cannot be used with {} yet. Leave it out, or train without --shard."
 ADVISED = "{key} is {value}, and advise %s. Leave it out."
 REST = "Train in one process (without --processes or torchrun)."
+IN_VAIN = "{}; leave out {{listed}}, which would change nothing"
+ONE_ANSWER = "several answers work only with text metrics, such as rouge_l; choices and ratings have one right answer"
 BOTH_SAY = "{others} and {name} both say what an answer may be; give one of them"
 
 
@@ -61,7 +63,10 @@ class Term:
     def matches(self, config: Compatible) -> list[Any]:
         """The value in these settings, if it is as the term says, and all items of a list. Nothing where there is no
         such setting."""
-        *parents, name = self.key.removeprefix(f"{config.section}.").split(".")
+        path = self.key
+        for section in config.sections:
+            path = path.removeprefix(f"{section}.")
+        *parents, name = path.split(".")
         owner: Any = config
         for part in parents:
             owner = getattr(owner, part, None)
@@ -77,8 +82,8 @@ class Term:
 @dataclass(frozen=True)
 class Refusal:
     """Each of `settings` is refused beside all of `partners`. `why` is a template: `{key}`, `{name}` (its last part),
-    `{value}` and `{term}` are those of the setting, `{keys}` and `{names}` those of all that are given, `{others}` the
-    name of the first partner, and `{config}` is what is refused."""
+    `{value}` and `{term}` are those of the setting, `{keys}`, `{names}` and `{listed}` those of all that are given,
+    `{others}` is the name of the first partner, and `{config}` what is refused."""
 
     settings: tuple[Term, ...]
     partners: tuple[Term, ...]
@@ -100,7 +105,7 @@ class Refusal:
         return [
             self.why.format(
                 config=config, key=term.key, name=_last(term), value=item, others=_last(self.partners[0]),
-                keys=" or ".join(term.key for term, _ in matches), names=" and ".join(names),
+                keys=" or ".join(term.key for term, _ in matches), names=" and ".join(names), listed=", ".join(names),
                 has="has" if len(names) == 1 else "have", term=f"{term.key} {item}" if term.values else term.key,
             )
             for term, items in matches for item in items
@@ -134,9 +139,9 @@ INCOMPATIBLE = tuple(Refusal(_terms(settings), _terms(partners), why) for settin
     ("data.answer_grammar", "data.answer_regex", BOTH_SAY),
     ("data.answer_schema data.answer_choices data.answer_regex data.answer_grammar", "data.reasoning",
      "with {name} an answer has no room for reasoning; leave out {name} or reasoning"),
-    ("data.validation", "data.holds_out",
+    ("data.validation", "!data.held_out=0,auto",
      "both held_out and validation choose the validation rows; give one of them"),
-    ("data.group data.held_out_order=last", "!data.holds_out",
+    ("data.group data.held_out_order=last", "data.held_out=0,auto",
      "the setting {name} {value} has no effect without held_out; give held_out (--held-out N), or leave it out"),
     ("data.group", "data.held_out_order=last",
      "with held_out_order last, groups cannot be kept together; leave out held_out_order or group"),
@@ -187,6 +192,33 @@ INCOMPATIBLE = tuple(Refusal(_terms(settings), _terms(partners), why) for settin
      "often, and class_weights makes each of them weigh more as well. Set one of them"),
     ("tracking.project", "!tracking.log_to=wandb,mlflow,trackio",
      "project has no effect, because log_to names neither wandb nor mlflow nor trackio"),
+    # within an evaluation task
+    ("!task.distinct_scores", "task.task", "name at least one metric, and each once"),
+    ("task.score=regex", "!task.pattern", "the score regex needs a pattern, and no other score has one"),
+    ("task.pattern", "!task.score=regex", "the score regex needs a pattern, and no other score has one"),
+    ("task.chat", "!task.ask", "without the chat template, ask must give the question"),
+    ("task.several_answers", "task.chosen", ONE_ANSWER),
+    ("task.several_answers", "!task.answer", ONE_ANSWER),
+    ("task.several_answers", "task.score=pearson", ONE_ANSWER),
+    ("task.answer task.header", "!task.ask",
+     "answer and header need ask; without ask, the row format gives the reference answer"),
+    ("task.has_choices", "!task.chosen", "choices need one of the scores accuracy, f1, matthews"),
+    ("task.has_choices", "!task.ask", "choices and lettered need ask"),
+    ("!task.distinct_choices", "task.has_choices", "give two or more choices, each once and none empty"),
+    ("task.used_columns", "task.chosen",
+     "a task scores either choices (accuracy, f1, matthews) or answers; make two tasks of it"),
+    ("task.format task.columns task.labels task.prompt task.completion task.alternatives task.ignore_columns "
+     "task.delimiter task.encoding task.sheet task.field task.score task.ask task.answer task.choices task.header "
+     "task.system task.split task.subset task.revision", "task.running_text",
+     IN_VAIN.format("a running text (.txt) has only the score loss")),
+    ("task.format task.columns task.labels task.prompt task.completion task.alternatives task.ignore_columns",
+     "task.ask", IN_VAIN.format("with ask, a row is read by the names of its columns")),
+    ("task.split task.subset task.revision", "task.header", IN_VAIN.format("a table with header is a single file")),
+    ("task.system", "task.chat", IN_VAIN.format("without the chat template there is no system message")),
+    ("task.max_new_tokens task.constraint", "!task.used_columns",
+     IN_VAIN.format("no answer is generated for these scores")),
+    ("task.tolerance", "!task.score=number,json", IN_VAIN.format("only number and json compare numbers")),
+    ("task.units", "!task.score=number", IN_VAIN.format("only number compares units")),
     # between sections
     ("model.new_tokens", "adapter.method=vera",
      "VeRA stores the vectors of layers alone, and rows of new tokens (model.new_tokens) would be trained beside them. "
@@ -205,7 +237,7 @@ INCOMPATIBLE = tuple(Refusal(_terms(settings), _terms(partners), why) for settin
     ("training.anchor.forget_at_most", "adapter.dora",
      "a budget of forgetting (training.anchor.forget_at_most) scales the result down where it must, which DoRA's "
      "factors cannot express. Leave out adapter.dora, or the budget"),
-    ("validation.needing_rows", "!data.may_validate",
+    ("validation.needing_rows", "data.held_out=0 !data.validation",
      "validation rows are missing: validation.{value} has no effect without them. Take some from the training rows "
      "with data.held_out, or name a file in data.validation"),
     # with the objective
@@ -277,11 +309,12 @@ def excludes(setting: str, key: str, value: str) -> bool:
 class Compatible(Config):
     """Settings that the table compares when they are read. Only the first problem is said."""
 
-    section: ClassVar[str] = ""
-    """The beginning of its keys in the table."""
+    sections: ClassVar[tuple[str, ...]] = ("",)
+    """The beginnings of its keys in the table."""
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:
-        for problem in problems(self, self.section):
-            raise ValueError(problem)
+        for section in self.sections:
+            for problem in problems(self, section):
+                raise ValueError(problem)
         return self

@@ -34,7 +34,7 @@ class Card:
 
 
 class MethodConfig(Compatible):
-    section = "adapter"
+    sections = ("adapter",)
     start_from: Annotated[
         str | None, Flag("--from"), Label("Begin with an adapter", "more")
     ] = Field(None, min_length=1)  # fmt: skip

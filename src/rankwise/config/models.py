@@ -39,7 +39,7 @@ def parse_size(text: str) -> int:
 class ModelConfig(Compatible):
     """The base model. A plain string is its name: `model: smollm2-135m`."""
 
-    section = "model"
+    sections = ("model",)
     name: Annotated[str, Flag("--model"), Label("Model", "model")] = Field(min_length=1)
     """Base model: a starter name, a Hugging Face id (`organisation/model`), a local folder or a GGUF file."""
     revision: str | None = None

@@ -19,7 +19,7 @@ MOST_PASSES = 1_000_000
 class TrainingConfig(Compatible):
     """Training settings: length, batches, learning rate, memory and checkpoints."""
 
-    section = "training"
+    sections = ("training",)
     epochs: Annotated[
         Annotated[Number, Field(gt=0, le=1000)] | None,
         Flag("--epochs", "2; for few rows and for text classifiers, until validation stops improving"),

@@ -36,7 +36,7 @@ WRITTEN_TOKEN = 12
 class ValidationConfig(Compatible):
     """How a run is measured while it trains."""
 
-    section = "validation"
+    sections = ("validation",)
     steps: Annotated[
         PositiveInt | None, Flag("--validate-every", "a tenth of all steps"),
         Label("Steps between validations", "validation"),

@@ -15,7 +15,7 @@ import torch
 
 from rankwise.base.precision import choose_precision
 from rankwise.config.experiment import Experiment
-from rankwise.config.reading import as_planned
+from rankwise.config.reading import with_settings
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError, RankwiseError, ResourceError, first_line
 from rankwise.forward.plan import plan
@@ -108,7 +108,10 @@ def foresee(experiment: Experiment, callback: Callback = silent, outputs: int | 
     """None where the plan cannot tell. It is no part of a training, so nothing that goes wrong in it ends one. The
     `outputs` of a new head are known by then."""
     made = _planned(
-        lambda: plan(as_planned(experiment), on=_device(experiment), outputs=outputs, processes=_processes()), callback
+        lambda: plan(
+            with_settings(experiment.as_written), on=_device(experiment), outputs=outputs, processes=_processes()
+        ),
+        callback,
     )
     return made and replace(made, outputs=outputs)
 
