@@ -11,6 +11,8 @@ import pytest
 from rankwise.config.adapters import METHODS
 from rankwise.config.experiment import Experiment
 from rankwise.config.incompatible import INCOMPATIBLE, LATER, Refusal, Term, excludes, problems
+from rankwise.config.models import BOTH, DECODER, ENCODER, IMAGES
+from rankwise.config.objectives import Suited
 from rankwise.config.validation import METRICS_BY
 from rankwise.errors import ConfigError
 
@@ -50,7 +52,10 @@ NEEDED: dict[str, Settings] = {
     "data.prompt": {"data.completion": "{a}"}, "data.completion": {"data.prompt": "{q}"},
 }  # fmt: skip
 """Settings without which another is refused when its section is read."""
-CHOICES = {"objective": get_args(Experiment.model_fields["objective"].annotation), "adapter.method": tuple(METHODS)}
+CHOICES = {
+    "objective": get_args(Experiment.model_fields["objective"].annotation), "adapter.method": tuple(METHODS),
+    "nature": (IMAGES, ENCODER, BOTH, DECODER),
+}  # fmt: skip
 CASES = [(row, setting) for row in INCOMPATIBLE if row.moment != "task" for setting in row.settings]
 """Those of evaluation tasks are in tests/evaluation/test_task_documents.py."""
 
@@ -78,6 +83,9 @@ def made(settings: Settings) -> Experiment:
 
 
 def refused(settings: Settings, moment: str) -> list[str]:
+    if moment == "nature":
+        chosen = {"objective": "auto", "nature": "", "model": "m"} | settings
+        return problems(Suited(**{name: chosen[name] for name in Suited.model_fields}), moment)
     try:
         experiment = made(settings)
     except ConfigError as error:

@@ -6,7 +6,7 @@
 
 A row names settings, what they are refused beside, and a sentence. Settings of one section are compared when the
 section is read, and others when the experiment is made. Rows beside one of LATER are refused when that is known:
-the decided objective, several processes that share a base, several processes at all, or advice.
+the decided objective, the nature of the model, processes that share a base, several processes at all, or advice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import model_validator
 
 from rankwise.config.base import Config
 
-LATER = ("objective", "model.sharded", "processes", "advise")
+LATER = ("objective", "nature", "model.sharded", "processes", "advise")
 """Names of moments: what a setting is compared with after the experiment is made."""
 LANGUAGE = "!objective=auto,causal-lm"
 WITHOUT_ANSWERS = (
@@ -32,6 +32,8 @@ NO_EFFECT = (
     "(--objective)."
 )
 BY_HAS_NO_EFFECT = NO_EFFECT.replace("{term}", "{key} {value}")
+OTHER_MODEL = "Choose another model with --model, or leave out --objective."
+BUT = "the objective is {{value}}, but {{config.model}} {}"
 SHARDED = "model.sharded (--shard) cannot be used with {} yet. Leave it out, or train without --shard."
 ADVISED = "{key} is {value}, and advise %s. Leave it out."
 REST = "Train in one process (without --processes or torchrun)."
@@ -98,7 +100,7 @@ class Refusal:
 
     def problems(self, config: Compatible) -> list[str]:
         """One for each setting, and for each item of a list."""
-        if not all(term.key in LATER[2:] or term.matches(config) for term in self.partners):
+        if not all(term.key in LATER[3:] or term.matches(config) for term in self.partners):
             return []
         matches = [(term, items) for term in self.settings if (items := term.matches(config))]
         names = [_last(term) for term, _ in matches]
@@ -267,6 +269,19 @@ INCOMPATIBLE = tuple(Refusal(_terms(settings), _terms(partners), why) for settin
     ("data.learned=everything", "objective=preference preference.loss=dpo", NO_EFFECT),
     ("model.sharded", LANGUAGE,
      "model.sharded (--shard) cannot be used with the objective {config.objective} yet. Train without --shard."),
+    # an objective with the nature of a model
+    ("!objective=auto,image-classification", "nature=images", BUT.format(f"is a model of images. {OTHER_MODEL}")),
+    ("objective=image-classification", "!nature=images", BUT.format(f"is a model of texts. {OTHER_MODEL}")),
+    ("objective=sequence-to-sequence", "nature=encoder,decoder",
+     BUT.format(f"is not an encoder with a decoder, as T5 and BART are. {OTHER_MODEL}")),
+    ("objective=preference,multiple-choice", "nature=encoder",
+     BUT.format("generates no text. Choose a language model with --model.")),
+    ("objective=causal-lm", "nature=encoder-decoder",
+     BUT.format("is an encoder with a decoder, which is trained with the objective sequence-to-sequence. Leave out "
+                "--objective.")),
+    ("objective=preference,multiple-choice,token-classification", "nature=encoder-decoder",
+     BUT.format("is an encoder with a decoder, which rankwise trains with the objective sequence-to-sequence alone. "
+                "Choose another model with --model.")),
     # with a base that is split over processes, with several processes, and with advice
     ("adapter.dora", "model.sharded", SHARDED.format("{key}")),
     ("adapter.start=eva", "model.sharded", SHARDED.format("{key}={value}")),

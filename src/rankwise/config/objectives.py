@@ -10,6 +10,7 @@ from pydantic import Field
 
 from rankwise.config.base import Config
 from rankwise.config.data import DataConfig
+from rankwise.config.incompatible import Compatible, problems
 from rankwise.config.method import MethodConfig
 from rankwise.config.models import BOTH, DECODER, ENCODER, IMAGES
 from rankwise.config.training import TrainingConfig
@@ -23,12 +24,6 @@ them, and after how many validations without improvement training stops."""
 FEWEST_EPOCHS, ANSWER_EPOCHS, ANSWER_STEPS = 2, 6, 100
 """Defaults for language models (lab/passes.md): the epochs of many rows, and with validation rows those of few, in at
 most so many steps."""
-OTHER_MODEL = "Choose another model with --model, or leave out --objective."
-OF_IMAGES = f"is a model of images. {OTHER_MODEL}"
-OF_BOTH = (
-    "is an encoder with a decoder, which rankwise trains with the objective sequence-to-sequence alone. Choose another "
-    "model with --model."
-)
 
 
 def as_pairs(data: DataConfig) -> DataConfig:
@@ -38,6 +33,14 @@ def as_pairs(data: DataConfig) -> DataConfig:
     apart = data.validation and data.validation.model_copy(update=pairs)
     own = pairs if data.path is not None else {}
     return data.model_copy(update=own | {"sources": sources, "validation": apart})
+
+
+class Suited(Compatible):
+    """A model for an objective, as the table of refusals compares them."""
+
+    objective: str
+    nature: str
+    model: str
 
 
 class ObjectiveSettings:
@@ -50,8 +53,6 @@ class ObjectiveSettings:
     """The kind of model for which `auto` chooses this objective."""
     because = ""
     """Why it is, for a message; {0} is the model's name and {1} its kind."""
-    cannot: ClassVar[Mapping[str, str]] = {IMAGES: OF_IMAGES}
-    """By the nature of a model: why such a model cannot be trained so."""
     texts = 1
     """How many texts a document has, each of which may have the largest length."""
     planned: ClassVar[Mapping[str, Any]] = {}
@@ -69,8 +70,7 @@ class ObjectiveSettings:
 
     def problem(self, nature: str, model: str) -> str | None:
         """Why a model of this nature cannot be trained so."""
-        why = self.cannot.get(nature)
-        return None if why is None else f"the objective is {self.name}, but {model} {why}"
+        return next(iter(problems(Suited(objective=self.name, nature=nature, model=model), "nature")), None)
 
     def rows(self, data: DataConfig) -> DataConfig:
         """The settings by which a training reads its rows."""
@@ -107,7 +107,6 @@ class Undecided(ObjectiveSettings):
     """`auto`, until the model and the rows decide."""
 
     name = "auto"
-    cannot: ClassVar[Mapping[str, str]] = {}
 
     def decided(self, nature: str, has_tags: Callable[[], bool]) -> ObjectiveSettings:
         return next(one for one in reversed(OBJECTIVES.values()) if one.suits(nature, has_tags))
@@ -117,11 +116,6 @@ class OfAnswers(ObjectiveSettings):
     name = "causal-lm"
     learns = "the tokens of its answers"
     nature = DECODER
-    cannot: ClassVar[Mapping[str, str]] = {
-        IMAGES: OF_IMAGES,
-        BOTH: "is an encoder with a decoder, which is trained with the objective sequence-to-sequence. Leave out "
-        "--objective.",
-    }  # fmt: skip
 
     def most_epochs(self, training: TrainingConfig, rows: int, *, has_validation: bool) -> int | None:
         """More of few rows than of many, where some are validated. Replay rows are drawn for two epochs beforehand."""
@@ -135,18 +129,12 @@ class OfSequences(ObjectiveSettings):
     texts = 2
     nature = BOTH
     because = "{0} is an encoder with a decoder ({1})"
-    cannot = {IMAGES: OF_IMAGES} | dict.fromkeys(
-        (ENCODER, DECODER), f"is not an encoder with a decoder, as T5 and BART are. {OTHER_MODEL}"
-    )
 
 
 class OfPairs(ObjectiveSettings):
     name = "preference"
     learns = "which of two answers is better"
     texts = 2
-    cannot: ClassVar[Mapping[str, str]] = {
-        IMAGES: OF_IMAGES, ENCODER: "generates no text. Choose a language model with --model.", BOTH: OF_BOTH,
-    }  # fmt: skip
 
     def rows(self, data: DataConfig) -> DataConfig:
         return as_pairs(data)
@@ -159,9 +147,6 @@ class OfChoices(ObjectiveSettings):
     name = "multiple-choice"
     learns = "which of the choices of its question is right"
     texts = 4
-    cannot: ClassVar[Mapping[str, str]] = {
-        IMAGES: OF_IMAGES, ENCODER: "generates no text. Choose a language model with --model.", BOTH: OF_BOTH,
-    }  # fmt: skip
     planned: ClassVar[Mapping[str, Any]] = {"backend": "eager"}
 
 
@@ -192,7 +177,6 @@ class OfTags(OfClasses):
     name = "token-classification"
     learns = "a tag for each of its words"
     because = "the words of the rows have tags"
-    cannot: ClassVar[Mapping[str, str]] = {IMAGES: OF_IMAGES, BOTH: OF_BOTH}
 
     def suits(self, nature: str, has_tags: Callable[[], bool]) -> bool:
         return has_tags()
@@ -203,7 +187,6 @@ class OfImages(OfClasses):
     learns = "one class or number for its image"
     nature = IMAGES
     because = "{0} is a vision model ({1})"
-    cannot = dict.fromkeys((ENCODER, BOTH, DECODER), f"is a model of texts. {OTHER_MODEL}")
 
     def rate(self, adapter: MethodConfig) -> float:
         return adapter.image_rate or adapter.classifier_rate
