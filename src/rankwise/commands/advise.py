@@ -36,7 +36,11 @@ def advise(
     """The experiment is the full run that advice is wanted on; nothing of it is written. A `model` that is loaded
     already saves loading it again. With `out`, the advice lies there as JSON and as text. `advising` makes the
     measurement, instead of the objective's own."""
-    _refuse(experiment, examples)
+    problems = problems_of(experiment, "advise")
+    if examples < 0:
+        problems.append(f"--examples is {examples}; it must be 0 or more.")
+    if problems:
+        raise ConfigError(problems)
     if out is not None and out.exists():
         raise RunError(f"{out} already exists and is not overwritten.")
     callback = WarningCollector(callback)
@@ -74,14 +78,6 @@ def _made_ready(
     config = training.resolved(len(prepared.trained), loaded.width, experiment.auto_rate)
     advising = (kind or objective.among(ADVISING))(experiment, config, loaded, objective, prepared, callback, examples)
     return advising, _foretell(advising.design, foreseen, callback)
-
-
-def _refuse(experiment: Experiment, examples: int) -> None:
-    problems = problems_of(experiment, "advise")
-    if examples < 0:
-        problems.append(f"--examples is {examples}; it must be 0 or more.")
-    if problems:
-        raise ConfigError(problems)
 
 
 def _refuse_other(model: LoadedModel, experiment: Experiment, objective: Objective) -> None:
