@@ -81,7 +81,6 @@ def test_pairs_are_named_where_they_are_met_without_the_objective(home):
     [
         (("advise",), "the objective is preference, and advise compares answers alone"),
         (("train", "--run", "a", "--anchor", 1), "training.anchor has no effect with the objective preference"),
-        (("train", "--run", "a", "--tune"), "training.learning_rate tune has no effect"),
         (("train", "--run", "a", "--beta", 0), "preference.beta"),
         (("train", "--run", "a", "--preference-loss", "ppo"), "preference.loss"),
     ],

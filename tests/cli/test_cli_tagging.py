@@ -184,9 +184,6 @@ def test_preview_and_check_show_what_is_learned(here):
     (("--set", "classification.sampling=balanced"), "classification.sampling is balanced, which needs rows"),
     (("--set", "classification.targets=numbers"), "classification.targets is numbers, but tags are names"),
     (("--set", "data.packing=true"), "data.packing has no effect"),
-    (("--set", "adapter.start=eva"), "adapter.start eva has no effect"),
-    (("--set", "training.anchor.weight=1"), "training.anchor has no effect"),
-    (("--set", "validation.by=accuracy", "--held-out", "4"), "validation.by accuracy has no effect"),
     (("--objective", "causal-lm"), "holds words with tags. Add --objective token-classification"),
     (("--objective", "sequence-classification"), "has a tag for each word, and no label"),
 ])  # fmt: skip

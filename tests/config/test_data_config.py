@@ -108,13 +108,6 @@ def test_what_belongs_to_a_source_is_refused_beside_several(name):
     assert getattr(DataConfig(sources=[{"path": path, name: value} | pair]).sources[0], name) is not None
 
 
-def test_held_out_and_validation_contradict_each_other():
-    assert DataConfig(path="a", held_out=0, validation="b").validation == ValidationDataConfig(path="b")
-    assert DataConfig(path="a", held_out=5).validation is None
-    [problem] = problems(path="a", held_out=5, validation="b")
-    assert all(part in problem for part in ("held_out", "validation", "give one of them"))
-
-
 @pytest.mark.parametrize("name", ["subset", "revision"])
 def test_a_file_has_no_subset_and_no_revision(name):
     for path in ("rows.jsonl", "folder", "hubs:o/d", "./hub:o"):

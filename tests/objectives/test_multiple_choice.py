@@ -242,7 +242,6 @@ def test_all_bad_rows_are_named_with_their_lines_or_left_out(home, tiny_folder):
         (("--objective", "causal-lm"), "rows.jsonl: holds questions with choices. Add --objective multiple-choice"),
         (("--objective", "multiple-choice", "--backend", "fused"), "the fused kernels do not compare the choices"),
         (("--objective", "multiple-choice", "--set", "data.too_long=truncate"), "data.too_long truncate has no effect"),
-        (("--objective", "multiple-choice", "--set", "data.packing=true"), "data.packing has no effect"),
     ],
 )
 def test_what_is_not_possible_is_refused(more, sentence, home, tiny_folder):

@@ -169,8 +169,6 @@ def test_a_folder_that_is_no_whole_vera_is_refused(what: str, sentence: str, tmp
 @pytest.mark.parametrize(("changes", "sentence"), [
     ({"adapter": {"dora": True}}, '"adapter.dora" is a setting of lora, and the method is vera'),
     ({"adapter": {"start": "eva"}}, "is a setting of lora and adalora, and the method is vera"),
-    ({"adapter": {"start_from": "runs/x"}}, "cannot continue an adapter"),
-    ({"model": {"name": "m", "new_tokens": ["<a>"]}}, "new tokens"),
 ])  # fmt: skip
 def test_what_it_cannot_do_is_refused_by_name(changes: dict[str, Any], sentence: str) -> None:
     given = {"model": {"name": "m"}, "data": "rows.jsonl", "run": "r", **changes}
@@ -185,4 +183,3 @@ def test_a_new_head_and_a_layer_of_another_kind_are_refused() -> None:
         spec.parameters(1, (), {"score": (2, 3)})
     with pytest.raises(RankwiseError, match=r"VeRA is for linear layers and Conv1D, .*or choose --method lora"):
         spec.select(seen(tiny_model("gpt2")))
-    assert spec.unsharded == ["adapter.method=vera"]

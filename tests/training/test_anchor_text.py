@@ -80,11 +80,6 @@ def test_a_python_without_source_files_is_named(
     assert not (tmp_path / "cache" / "anchors").exists(), "nothing was written for it"
 
 
-def test_code_beside_a_text_of_ones_own_has_no_effect() -> None:
-    with pytest.raises(ValueError, match=r"training\.anchor\.code has no effect"):
-        AnchorConfig(text="other.txt", code=True)
-
-
 def test_the_text_of_a_run_is_the_text_whoever_wrote_it(model: LoadedModel) -> None:
     """It goes from the first process to the others as JSON does."""
     trainable = TrainableLoRA(inject(model.module, LoraConfig(rank=2)))

@@ -12,7 +12,7 @@ import rankwise
 from rankwise.commands.train import train
 from rankwise.config.adapters import FullConfig
 from rankwise.config.models import ModelConfig, parse_size
-from rankwise.config.reading import as_planned
+from rankwise.config.reading import with_settings
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError, ResourceError
 from rankwise.kernels.quantized.given_back import GivenBack
@@ -78,7 +78,9 @@ def test_blocks_and_tokens_follow_from_the_limit(long_rows):
     for memory, changed in (("9GB", set()), ("1.5GB", {"activation_checkpointing"}),
                             ("1.2GB", {"activation_checkpointing", "max_batch_tokens"})):  # fmt: skip
         asked = starter(memory)
-        training, foreseen = preflight.within_limit(asked.training, preflight.foresee(as_planned(asked)), silent)
+        training, foreseen = preflight.within_limit(
+            asked.training, preflight.foresee(with_settings(asked.as_written)), silent
+        )
         differing = {name for name in TrainingConfig.model_fields
                      if getattr(training, name) != getattr(asked.training, name)}  # fmt: skip
         assert differing == changed, memory
@@ -89,19 +91,19 @@ def test_blocks_and_tokens_follow_from_the_limit(long_rows):
 
 def test_what_is_told_to_be_enough_is_enough(long_rows):
     asked = starter("300MB")
-    _, foreseen = preflight.within_limit(asked.training, preflight.foresee(as_planned(asked)), silent)
+    _, foreseen = preflight.within_limit(asked.training, preflight.foresee(with_settings(asked.as_written)), silent)
     with pytest.raises(ResourceError) as caught:
         foreseen.check(silent, force=False)
     told = str(caught.value).partition("at least ")[2].partition(" of memory")[0].replace(" ", "")
     asked = starter(told)
-    _, foreseen = preflight.within_limit(asked.training, preflight.foresee(as_planned(asked)), silent)
+    _, foreseen = preflight.within_limit(asked.training, preflight.foresee(with_settings(asked.as_written)), silent)
     foreseen.check(silent, force=False)
 
 
 def test_a_backend_that_needs_more_than_the_chosen_settings_allow_is_refused(long_rows):
     """The blocks and tokens that were chosen for the fused backend are not chosen again for the eager one."""
     asked = starter("1.2GB")
-    _, foreseen = preflight.within_limit(asked.training, preflight.foresee(as_planned(asked)), silent)
+    _, foreseen = preflight.within_limit(asked.training, preflight.foresee(with_settings(asked.as_written)), silent)
     foreseen.check(silent, force=False)
     eager = preflight.foresee_backend(foreseen, "eager", silent)
     assert eager is not None and eager.plan.forecast.needed > OF_LIMIT * parse_size("1.2GB")
@@ -111,7 +113,7 @@ def test_a_backend_that_needs_more_than_the_chosen_settings_allow_is_refused(lon
     ):
         eager.check(silent, force=False)
     asked = starter("1.5GB", backend="eager")  # what the refusal advises
-    _, chosen = preflight.within_limit(asked.training, preflight.foresee(as_planned(asked)), silent)
+    _, chosen = preflight.within_limit(asked.training, preflight.foresee(with_settings(asked.as_written)), silent)
     chosen.check(silent, force=False)
     assert preflight.foresee_backend(foreseen, "fused", silent) is foreseen
 

@@ -202,17 +202,10 @@ IDLE: dict[str, tuple[dict[str, Any], str]] = {
     "an anchor": ({"training": {"anchor": {}}}, "training.anchor"),
     "replay": ({"training": {"replay": {}}}, "training.replay"),
     "trials": ({"training": {"learning_rate": "tune"}}, "training.learning_rate tune"),
-    "packing": ({"data": {"packing": True}}, "data.packing"),
-    "answers apart": ({"data": {"answers": "apart"}}, "data.answers apart"),
-    "split": ({"data": {"too_long": "split"}}, "data.too_long split"),
     "prompts with dpo": ({"data": {"learned": "everything"}}, "data.learned everything"),
     "a format": ({"data": {"format": "alpaca"}}, "data.format alpaca"),
     "columns": ({"data": {"prompt": "{a}", "completion": "{b}"}}, "data.prompt"),
-    "classes": ({"classification": {"targets": "classes"}}, "classification"),
-    "images": ({"images": {"augmentation": "flip"}}, "images"),
-    "eva": ({"adapter": {"start": "eva"}}, "adapter.start eva"),
     "a text metric": ({"validation": {"by": "rouge_l", "answers": 4}}, "validation.by rouge_l"),
-    "pairs elsewhere": ({"objective": "causal-lm", "preference": {"beta": 0.2}}, "preference"),
 }
 
 

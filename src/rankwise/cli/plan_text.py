@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from rankwise.config.incompatible import excludes
 from rankwise.config.objectives import OBJECTIVES
 from rankwise.reporting.quantities import rough_duration, size
 
@@ -47,7 +48,7 @@ def _storage(plan: Plan) -> str:
 def _untrained(plan: Plan) -> Iterator[str]:
     objective = OBJECTIVES["auto"].decided(plan.shape.nature, lambda: False)
     yield row_text("", plan.shape.task.unplanned)
-    if "new head" in objective.gives:
+    if not excludes("adapter.method=head", "objective", objective.name):
         yield row_text("", f"with --data or --objective {objective.name}, a classifier with a new head is planned")
 
 

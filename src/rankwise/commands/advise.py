@@ -11,7 +11,8 @@ from pathlib import Path
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
-from rankwise.config.reading import as_planned
+from rankwise.config.incompatible import problems as problems_of
+from rankwise.config.reading import with_settings
 from rankwise.errors import ConfigError, DataError, RunError
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import decided, objective_of
@@ -37,7 +38,11 @@ def advise(
     """The experiment is the full run that advice is wanted on; nothing of it is written. A `model` that is loaded
     already saves loading it again. With `out`, the advice lies there as JSON and as text. `advising` makes the
     measurement, instead of the objective's own."""
-    _refuse(experiment, examples)
+    problems = problems_of(experiment, "advise")
+    if examples < 0:
+        problems.append(f"--examples is {examples}; it must be 0 or more.")
+    if problems:
+        raise ConfigError(problems)
     if out is not None and out.exists():
         raise RunError(f"{out} already exists and is not overwritten.")
     callback = WarningCollector(callback)
@@ -48,7 +53,7 @@ def advise(
             raise ConfigError([refusal])
         if model is not None:
             _refuse_other(model, experiment.base.name, objective)
-        foreseen = foresee(as_planned(experiment), callback, objective.head_size)
+        foreseen = foresee(with_settings(experiment.as_written), callback, objective.head_size)
         training, foreseen = within_limit(experiment.training, foreseen, callback)
         if foreseen is not None:
             foreseen.check(callback, force=force_memory)
@@ -78,23 +83,6 @@ def _with_rows(
     if isinstance(used := writing.by(data), TextWriting):
         loaded = loaded.with_template(used.template)
     return loaded, _prepared(data, writing, callback)
-
-
-def _refuse(experiment: Experiment, examples: int) -> None:
-    adapter, training = experiment.adapter, experiment.training
-    given = {
-        **{f"adapter.method is {adapter.method}, {why}": True for why in adapter.unadvised},
-        f"adapter.start_from is {adapter.start_from}, and advise compares with the base model alone":
-            adapter.start_from is not None,
-        "training.anchor is given, and advise trains short adapters without one": training.anchor is not None,
-        "training.replay is given, and advise trains short adapters without it": training.replay is not None,
-        "training.learning_rate is tune (--tune), and advise trains at one rate": training.learning_rate == "tune",
-    }  # fmt: skip
-    problems = [f"{problem}. Leave it out." for problem, is_given in given.items() if is_given]
-    if examples < 0:
-        problems.append(f"--examples is {examples}; it must be 0 or more.")
-    if problems:
-        raise ConfigError(problems)
 
 
 def _refuse_other(model: LoadedModel, name: str, objective: Objective) -> None:

@@ -37,8 +37,8 @@ GRACE = 4
 
 def launch(experiment: Experiment, processes: int) -> int:
     """The exit code with which all ended; what there was to say has been said by one of them, or is a TrainingError."""
-    refuse_several(experiment)
-    _check(experiment, processes)
+    refuse_several(experiment.model)
+    _check(experiment.model.device, processes)
     _share_machine(processes)
     with tempfile.TemporaryDirectory(prefix="rankwise-") as folder, _quiet(), _passed_on() as requests:
         failures = _started(processes, folder)
@@ -87,11 +87,11 @@ def _free_port() -> int:
         return free.getsockname()[1]
 
 
-def _check(experiment: Experiment, processes: int) -> None:
+def _check(device: str, processes: int) -> None:
     if not distributed.is_available():
         raise ConfigError([f"--processes {processes}: this torch ({torch.__version__}) has no torch.distributed."])
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if experiment.base.device in ("auto", "cuda") and 0 < cards < processes:
+    if device in ("auto", "cuda") and 0 < cards < processes:
         raise ConfigError([
             f"--processes {processes} needs as many GPUs, and there {'is' if cards == 1 else 'are'} {cards}. Use "
             "fewer, or --set model.device=cpu."

@@ -20,7 +20,7 @@ from rankwise.runs.records import Callback, silent
 def plan(config: Planned, *, processes: Processes = ONE_PROCESS, **settings: Any) -> Plan:
     """ConfigError for what several processes cannot train yet."""
     if processes.is_several:
-        refuse_several(config)
+        refuse_several(config.model)
     return plan_of_config(config, processes=processes, **settings)
 
 

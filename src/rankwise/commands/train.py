@@ -11,6 +11,7 @@ from rankwise.base.precision import choose_precision
 from rankwise.base.sharding import NEEDS_PROCESSES, mesh_of
 from rankwise.commands.report import write_page
 from rankwise.config.experiment import Experiment
+from rankwise.config.incompatible import problems as problems_of
 from rankwise.errors import ConfigError
 from rankwise.methods.loading import written
 from rankwise.methods.trainable import Trainable
@@ -70,7 +71,7 @@ def train(
     if restart and resume:
         raise ConfigError(["--restart starts again from the first step and --resume continues; give one of them."])
     if launched() is not None:
-        refuse_several(experiment)
+        refuse_several(experiment.model)
     world = join()
     connect_shards(experiment, world)
     directory = (RunDirectory if world.is_first else FollowedRun).named(experiment.run)
@@ -115,24 +116,6 @@ def connect_shards(experiment: Experiment, world: World) -> None:
         return
     if not world.is_several:
         raise ConfigError([NEEDS_PROCESSES])
-    if problems := _problems(experiment):
+    if problems := problems_of(experiment, "model.sharded"):
         raise ConfigError(problems)
     mesh_of(choose_precision(experiment.base).device.type)
-
-
-def _problems(experiment: Experiment) -> list[str]:
-    training, validation = experiment.training, experiment.validation
-    backend = training.backend
-    refused = {
-        f"training.backend={backend} (--backend {backend})": backend not in ("auto", "eager"),
-        "training.auto_batch (--auto-batch)": training.auto_batch,
-        "training.learning_rate=tune (--tune)": training.learning_rate == "tune",
-        "training.anchor (--anchor, --forget-at-most)": training.anchor is not None,
-        "training.replay (--replay)": training.replay is not None,
-        "training.on_divergence=back-off": training.on_divergence == "back-off",
-        "validation.answers, which are generated": bool(validation.answers),
-        "validation.prompts": bool(validation.prompts),
-    }
-    advice = "yet. Leave it out, or train without --shard."
-    names = [*experiment.adapter.unsharded, *(name for name, used in refused.items() if used)]
-    return [f"model.sharded (--shard) cannot be used with {name} {advice}" for name in names]

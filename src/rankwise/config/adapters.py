@@ -9,17 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from rankwise.config.base import Flag, Label, Number, PositiveInt, listed
-from rankwise.config.forgetting import AnchorConfig
 from rankwise.config.matching import by_pattern, parse_layers, select, split_names
-from rankwise.config.method import (
-    ASKED_SEPARATELY,
-    NO_ADAPTER,
-    NO_BASE_BESIDE,
-    NO_NEW_TRIPLETS,
-    Card,
-    Form,
-    MethodConfig,
-)
+from rankwise.config.method import ASKED_SEPARATELY, Card, Form, MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.modules import AUTO, BEFORE, Heads, Layer, Modules, Selection
 from rankwise.config.parameters import (
@@ -48,10 +39,6 @@ EXTRACTED = (
 
 
 ONLY_ROWS = "{} is for linear layers and Conv1D, and the targets include {}. Leave these out, or {}."
-NO_SCALED_DORA = (
-    "a budget of forgetting (training.anchor.forget_at_most) scales the result down where it must, which DoRA's "
-    "factors cannot express. Leave out adapter.dora, or the budget"
-)
 
 
 class AdapterConfig(MethodConfig):
@@ -116,7 +103,6 @@ class LoraConfig(AdapterConfig):
     )  # fmt: skip
     named = "lora"
     full_takes: ClassVar[Mapping[str, float]] = {"fused": 6.2, "eager": 2.5}
-    unadvised = ()
     smaller = ("adapter.rank=4",)
     text_rate = 7.2e-4
     method: Literal["lora"] = "lora"
@@ -154,19 +140,6 @@ class LoraConfig(AdapterConfig):
     def only_rows(self) -> str:
         return ONLY_ROWS.format("dora", "{}", "set adapter.dora=false") if self.dora else ""
 
-    @property
-    def unsharded(self) -> list[str]:
-        given = {"adapter.dora": self.dora, "adapter.start=eva": self.start == "eva"}
-        return [name for name, is_given in given.items() if is_given]
-
-    def problem_with_anchor(self, anchor: AnchorConfig) -> str | None:
-        return NO_SCALED_DORA if self.dora and anchor.forget_at_most is not None else None
-
-    @property
-    def needs(self) -> dict[str, str]:
-        """EVA reads the inputs of predicted tokens."""
-        return {"tokens": "adapter.start eva"} if self.start == "eva" else {}
-
     def without_rows(self) -> Self:
         return self.model_copy(update={"start": "uniform"})
 
@@ -182,15 +155,6 @@ class LoraConfig(AdapterConfig):
     def parameters(self, total: int, layers: Sequence[Layer], heads: Heads = NO_HEADS) -> Parameters:
         ranks = [rank for rank, _ in self.ranks_and_scales([layer.path for layer in layers])]
         return with_ranks(total, layers, ranks, heads, dora=self.dora, exact=self.start != "eva")
-
-    @model_validator(mode="after")
-    def _eva_alone(self) -> Self:
-        if self.start_from is not None and self.start == "eva":
-            raise ValueError("start eva chooses the ranks of a new adapter, and start_from (--from) names an old one")
-        idle = self.changed("eva_rho", "eva_batches")
-        if self.start != "eva" and idle:
-            raise ValueError(f"{' and '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect without start eva")
-        return self
 
 
 class AdaLoraConfig(AdapterConfig):
@@ -208,7 +172,6 @@ class AdaLoraConfig(AdapterConfig):
     )  # fmt: skip
     named = "adalora"
     tags = ("adalora",)
-    cannot_continue = NO_NEW_TRIPLETS
     averages = 2
     smaller = ("adapter.budget=2",)
     method: Literal["adalora"] = "adalora"
@@ -281,16 +244,10 @@ class AdaLoraConfig(AdapterConfig):
             parse_budget(text)
         return text
 
-    @model_validator(mode="after")
-    def _check_strength(self) -> Self:
-        if self.warmup + self.final >= 1:
-            raise ValueError("warmup and final together leave no steps for pruning; their sum must be below 1")
-        if self.start == "zero" and (self.orthogonality or self.penalty != "paper"):
-            raise ValueError(
-                "with start zero there is no penalty, since the rows of P begin with length 0; orthogonality is "
-                f"{self.orthogonality:g} and penalty is {self.penalty}. Leave both out, or set start to orthonormal"
-            )
-        return self
+    @property
+    def prunes(self) -> bool:
+        """Whether the phases leave steps for it."""
+        return self.warmup + self.final < 1
 
     @property
     def parsed_budget(self) -> tuple[BudgetKind, float]:
@@ -311,9 +268,6 @@ class AdaLoraConfig(AdapterConfig):
         return 4.0 * rank**2 * (layer.inputs + layer.outputs) if self.orthogonality else 0.0
 
 
-NO_NEW_VECTORS = (
-    "the method vera cannot continue an adapter (start_from, --from). Leave out --method: LoRA trains it on"
-)
 VECTORS_ALONE = "VeRA stores the vectors of layers alone, and {} would be trained beside them. Choose --method lora"
 
 
@@ -329,7 +283,6 @@ class VeraConfig(AdapterConfig):
     )  # fmt: skip
     named = "vera"
     tags = ("vera",)
-    cannot_continue = NO_NEW_VECTORS
     smaller = ("adapter.rank=16",)
     auto_rate = 2e-2
     method: Literal["vera"] = "vera"
@@ -347,13 +300,6 @@ class VeraConfig(AdapterConfig):
     @property
     def only_rows(self) -> str:
         return ONLY_ROWS.format("VeRA", "{}", "choose --method lora")
-
-    @property
-    def unsharded(self) -> list[str]:
-        return ["adapter.method=vera"]
-
-    def problem_with(self, base: ModelConfig) -> str | None:
-        return VECTORS_ALONE.format("rows of new tokens (model.new_tokens)") if base.new_tokens else None
 
     def check_heads(self, heads: Iterable[str]) -> None:
         """ConfigError where modules are to be trained whole."""
@@ -389,7 +335,6 @@ class FullConfig(MethodConfig):
     )  # fmt: skip
     named = "full (every weight, in float32)"
     artifact = "model"
-    cannot_continue = NO_ADAPTER
     cannot: ClassVar[Mapping[str, str]] = {
         "asked beside others": ASKED_SEPARATELY,
         "judged by engines": "The whole model learned, so there is no adapter: every engine loads it as a model.",
@@ -400,7 +345,6 @@ class FullConfig(MethodConfig):
         "like any other: use --model {value}.",
         **dict.fromkeys(("peft", "portable", "mlx", "gguf-lora"), NO_FACTORS),
     }
-    no_anchor = NO_BASE_BESIDE
     base_gradients = 1
     lowest = BEFORE
     fewer_bits: ClassVar[Mapping[str, str]] = {}
@@ -430,21 +374,6 @@ class FullConfig(MethodConfig):
 
     def learns(self, adapted: str) -> str:
         return "full"
-
-    def problem_with(self, base: ModelConfig) -> str | None:
-        if base.dtype == "bfloat16":
-            return (
-                'The setting "model.dtype" is bfloat16, but full fine-tuning trains weights in float32, because small '
-                "updates would be rounded away in bfloat16. Leave it out"
-            )
-        if base.packed_format is not None:
-            return f'"model.quantize" is {base.quantize}, but full fine-tuning changes every weight. Leave it out'
-        if base.trust_code is not None:
-            return (
-                'The setting "model.trust_code" is given, but the model that full fine-tuning writes could not be '
-                "loaded without the Python code in the base model's folder. Train an adapter instead"
-            )
-        return None
 
 
 AdaLora = AdaLoraConfig
@@ -484,10 +413,6 @@ class HeadConfig(MethodConfig):
 
     def parameters(self, total: int, layers: Sequence[Layer], heads: Heads = NO_HEADS) -> Parameters:
         return with_ranks(total, (), (), heads, dora=False, exact=True)
-
-    @property
-    def needs(self) -> dict[str, str]:
-        return {"new head": "adapter.method head"}
 
 
 EVERY = (

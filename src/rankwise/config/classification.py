@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag
 
 from rankwise.config.base import Config, Flag, Label, Number
+from rankwise.config.incompatible import Compatible
 
 PairLoss = Literal["dpo", "orpo"]
 Weight = Annotated[Number, Field(gt=0, le=1e6)]
@@ -16,10 +17,11 @@ ClassWeights = Annotated[
 ]
 
 
-class ClassificationConfig(Config):
+class ClassificationConfig(Compatible):
     """What a classifier predicts. These settings have an effect only with the objectives sequence-classification and
     image-classification."""
 
+    sections = ("classification",)
     targets: Literal["auto", "classes", "numbers", "several"] = "auto"
     """What the labels are: names of `classes`, `numbers` on a scale (regression), or `several` names for a row, also
     none (multi-label). `auto` takes lists as several names, and labels as numbers if all of them are and at least one
@@ -35,15 +37,6 @@ class ClassificationConfig(Config):
     sampling: Literal["rows", "balanced"] = "rows"
     """Which rows a pass shows: `rows` shows each once, and `balanced` shows every class equally often, so rows of rare
     classes several times and those of frequent classes in turn. The number of steps stays the same."""
-
-    @model_validator(mode="after")
-    def _counted_once(self) -> Self:
-        if self.sampling == "balanced" and self.class_weights == "balanced":
-            raise ValueError(
-                "sampling and class_weights are both balanced, which counts rare classes twice: sampling shows their "
-                "rows more often, and class_weights makes each of them weigh more as well. Set one of them"
-            )
-        return self
 
 
 class PreferenceConfig(Config):

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from rankwise.config.base import Config, Flag, Label, Number, PositiveInt, Seed, Separated
+from rankwise.config.incompatible import Compatible
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.errors import ConfigError
 
@@ -114,9 +115,10 @@ Constrained = Constraint | Literal["own", "none"]
 """A constraint; or the run's own, if it has one; or none."""
 
 
-class Reading(Config):
+class Reading(Compatible):
     """How the rows of one source are read."""
 
+    sections = ("data",)
     format: Annotated[Format, Flag("--format"), Label("Row format", "rows")] = "auto"
     """Row format, such as `messages` or `alpaca`; `auto` detects it from the columns of each file's first row."""
     columns: Annotated[
@@ -201,19 +203,12 @@ class Reading(Config):
             raise ValueError("it names no column in braces, so every answer would be the same; write {column}")
         return value
 
-    @model_validator(mode="after")
-    def _one_way_to_read(self) -> Self:
-        if (self.prompt is None) != (self.completion is None):
-            given, other = ("prompt", "completion") if self.completion is None else ("completion", "prompt")
-            raise ValueError(f"{given} and {other} go together; {other} is not given")
-        others = self.changed("format", "columns", "labels")
-        needed = [*self.columns.values()]
-        needed += [name for text in (self.prompt, self.completion) for name in column_text(text or "").columns]
-        if both := [name for name in self.ignore_columns if name in needed]:
-            raise ValueError(f'the column "{both[0]}" is in ignore_columns, but the rows need it')
-        if self.prompt is not None and others:
-            raise ValueError(f"prompt and completion cannot be combined with {others[0]}; give one of them")
-        return self
+    @property
+    def needed_columns(self) -> list[str]:
+        """Columns to ignore that the rows need."""
+        texts = (self.prompt, self.completion)
+        needed = {*self.columns.values(), *(name for text in texts for name in column_text(text or "").columns)}
+        return [name for name in self.ignore_columns if name in needed]
 
 
 class Rows(Reading):
@@ -229,15 +224,9 @@ class Rows(Reading):
     def _path_alone(cls, value: Any) -> Any:
         return {"path": os.fspath(value)} if isinstance(value, str | os.PathLike) else value
 
-    @model_validator(mode="after")
-    def _only_of_the_hub(self) -> Self:
-        given = [name for name in OF_HUB if getattr(self, name) is not None]
-        if given and not self.path.startswith("hub:"):
-            raise ValueError(f"only a hub data set (hub:organisation/name) has a {given[0]}")
-        given = [name for name in OF_TABLES if getattr(self, name) is not None]
-        if given and self.path.startswith("hub:"):
-            raise ValueError(f"{given[0]} applies to files, but {self.path} is a hub data set")
-        return self
+    @property
+    def on_hub(self) -> bool:
+        return self.path.startswith("hub:")
 
 
 class SourceConfig(Rows):
@@ -360,35 +349,17 @@ class DataConfig(Reading):
         return value
 
     @model_validator(mode="after")
-    def _check_together(self) -> Self:
-        if (self.path is None) == (not self.sources):
-            raise ValueError("name the rows to train on: a path, or several sources")
-        if self.sources and (extra := sorted(self.changed(*Reading.model_fields))):
-            raise ValueError(f"with several sources, write {extra[0]} in each of them")
-        if len(given := self.changed(*OF_ANSWERS)) > 1:
-            raise ValueError(f"{given[0]} and {given[1]} both say what an answer may be; give one of them")
-        if given and self.reasoning != "none":
-            raise ValueError(f"with {given[0]} an answer has no room for reasoning; leave out {given[0]} or reasoning")
-        if self.held_out not in (0, "auto") and self.validation is not None:
-            raise ValueError("both held_out and validation choose the validation rows; give one of them")
-        self._refuse_without_hold_out()
+    def _sources_are_read(self) -> Self:
         try:
             _ = self.all_sources  # its own checks
         except ConfigError as error:
             raise ValueError("; ".join(problem.rstrip(".") for problem in error.problems)) from None
         return self
 
-    def _refuse_without_hold_out(self) -> None:
-        given = [f"group {self.group}"] if self.group is not None else []
-        given += ["held_out_order last"] * (self.held_out_order == "last")
-        if given and self.held_out in (0, "auto"):
-            raise ValueError(
-                f"the setting {given[0]} has no effect without held_out; give held_out (--held-out N), or leave it out"
-            )
-        if self.group is not None and self.held_out_order == "last":
-            raise ValueError(
-                "with held_out_order last, groups cannot be kept together; leave out held_out_order or group"
-            )
+    @property
+    def of_one_source(self) -> list[str]:
+        """The settings given here that several sources have each for itself."""
+        return sorted(self.changed(*Reading.model_fields))
 
     @property
     def may_hold_out(self) -> bool:
@@ -401,15 +372,12 @@ class DataConfig(Reading):
         return max(1, round(self.held_out * rows)) if isinstance(self.held_out, float) else self.held_out
 
     @property
-    def of_language_models(self) -> list[str]:
-        """The settings given here that have no effect if no answer is generated."""
-        given = self.changed("recipe", "system", "learned", "answers", "reasoning", "packing", *OF_ANSWERS)
-        return given + [f"too_long {self.too_long}"] * (self.too_long in ("cut-prompt", "split"))
-
-    @property
-    def of_texts(self) -> list[str]:
-        """The settings given here that have no effect if the rows are images."""
-        return self.changed("max_length", "too_long", "prompt", "completion")
+    def not_of_pairs(self) -> list[str]:
+        """The settings of its rows that have no effect where each is a pair of answers."""
+        rows = [source for source in (*self.all_sources, self.measured_source) if source is not None]
+        columns = [name for one in rows for name in one.changed("prompt", "completion", "labels", "alternatives")]
+        formats = {source.format for source in rows} - {"auto", "preference"}
+        return [*dict.fromkeys(columns), *(f"format {name}" for name in sorted(formats))]
 
     @property
     def measured_source(self) -> ValidationDataConfig | None:

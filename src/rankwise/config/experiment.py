@@ -13,6 +13,7 @@ from rankwise.config.base import NAME, Config, Flag, JsonObject, Label, Separate
 from rankwise.config.classification import ClassificationConfig, PreferenceConfig
 from rankwise.config.data import INFER, DataConfig
 from rankwise.config.images import ImagesConfig
+from rankwise.config.incompatible import Compatible
 from rankwise.config.models import ModelConfig
 from rankwise.config.objectives import OBJECTIVES, ObjectiveName, ObjectiveSettings
 from rankwise.config.recipe import RECIPES, recipe_named
@@ -31,12 +32,12 @@ def named_after(text: str, otherwise: str) -> str:
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 TRACKERS: tuple[TrackerName, ...] = get_args(TrackerName)
-WITH_PROJECTS = ("wandb", "mlflow", "trackio")
 
 
-class TrackingConfig(Config):
+class TrackingConfig(Compatible):
     """Programs that receive the run's records in addition to its own log. They do not change what is trained."""
 
+    sections = ("tracking",)
     log_to: Annotated[tuple[TrackerName, ...], Separated, Flag("--log-to")] = ()
     """Experiment trackers, separated by commas: tensorboard, wandb, mlflow, trackio. Each needs its extra (`pip
     install "rankwise[tensorboard]"`) and writes to this machine unless its own settings name a server."""
@@ -50,14 +51,8 @@ class TrackingConfig(Config):
             raise ValueError(f"{twice[0]} is named twice")
         return value
 
-    @model_validator(mode="after")
-    def _project_has_an_effect(self) -> Self:
-        if self.changed("project") and not set(self.log_to) & set(WITH_PROJECTS):
-            raise ValueError("project has no effect, because log_to names neither wandb nor mlflow nor trackio")
-        return self
 
-
-class Experiment(Config):
+class Experiment(Compatible):
     """All settings of one training run."""
 
     model: ModelConfig
@@ -98,60 +93,21 @@ class Experiment(Config):
         named = {"name": os.fspath(model)} if isinstance(model, str | os.PathLike) else model
         return value | parts | ({} if model is None else {"model": _over(settings.get("model", {}), named)})
 
-    @model_validator(mode="after")
-    def _base_fits_method(self) -> Self:
-        if (problem := self.adapter.problem_with(self.model)) is not None:
-            raise ValueError(problem)
-        return self
-
-    @model_validator(mode="after")
-    def _anchor_fits_method(self) -> Self:
-        anchor = self.training.anchor
-        if anchor is not None and (problem := self.adapter.problem_with_anchor(anchor)) is not None:
-            raise ValueError(problem)
-        return self
-
-    @model_validator(mode="after")
-    def _validation_rows_exist(self) -> Self:
-        needing = self.validation.needing_rows
-        if self.data is None:  # only a plan has no rows
-            return self
-        if needing and not self.data.held_out and self.data.validation is None:
-            raise ValueError(
-                f"validation rows are missing: validation.{needing[0]} has no effect without them. Take some from the "
-                "training rows with data.held_out, or name a file in data.validation"
-            )
-        return self
-
     @property
     def objective_settings(self) -> ObjectiveSettings:
         return OBJECTIVES[self.objective]
-
-    @property
-    def misfits(self) -> list[str]:
-        """One sentence for each setting that has no effect with the objective, or isn't supported with it yet."""
-        own, training = self.objective_settings, self.training
-        of_data = [] if self.data is None else own.idle_of_data(self.data, self.preference)  # only a plan has no rows
-        given = {
-            "training.anchor": training.anchor is not None,
-            "training.replay": training.replay is not None,
-            "training.learning_rate tune": training.learning_rate == "tune",
-            "model.new_tokens": bool(self.model.new_tokens),
-        } | dict.fromkeys(self.changed("classification", "images", "preference"), True)
-        idle = self.validation.without_effect(own.metrics, own.idle_validation)
-        idle += [setting for need, setting in self.adapter.needs.items() if need not in own.gives]
-        idle += [name for name, is_given in given.items() if is_given and name in own.idle]
-        idle += [f"data.{name}" for name in of_data]
-        return [
-            f"the setting {name} has no effect with the objective {self.objective}. Leave it out, or choose another "
-            "objective (--objective)." for name in idle
-        ]  # fmt: skip
 
     def with_defaults(self, *, rows: int, has_validation: bool, by: str) -> Self:
         """What the rows of a training whose objective is decided say of its settings."""
         return self.model_copy(update=self.objective_settings.defaults(
             self.training, self.validation, rows=rows, has_validation=has_validation, by=by
         ))  # fmt: skip
+
+    @property
+    def as_written(self) -> JsonObject:
+        """The settings that were given, to be read again. A method built from its class has not set its name."""
+        values = self.model_dump(mode="json", exclude_unset=True)
+        return values | {"adapter": {"method": self.adapter.method} | values.get("adapter", {})}
 
     @property
     def base(self) -> ModelConfig:

@@ -4,12 +4,13 @@ and replay, rows of other kinds among the training rows."""
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from rankwise.config.base import Config, Flag, Label, Number, PositiveInt, Separated
 from rankwise.config.data import DataConfig, Reading, Rows
+from rankwise.config.incompatible import Compatible
 
 OWN_TEXT = "text that the base model wrote itself"
 CODE_TEXT = "source code of Python's standard library"
@@ -25,10 +26,11 @@ DRAWS = 8
 OF_RUN = "run:"
 
 
-class AnchorConfig(Config):
+class AnchorConfig(Compatible):
     """Each step adds, to the loss of its rows, the divergence of the tuned model from its base on other text, so that
     the model forgets less. The base is the same weights with the adapter switched off."""
 
+    sections = ("training.anchor",)
     text: Annotated[str | None, Flag("--anchor-text", "text that the base model writes")] = None
     """Text for the anchor: a plain text file, or a file, folder or hub data set whose rows have a `text`. It should
     differ from your rows and resemble what the model must still do well. By default the base model writes it from
@@ -71,29 +73,6 @@ class AnchorConfig(Config):
             )
         return f"{amount:g}%" if text.endswith("%") else amount
 
-    @model_validator(mode="after")
-    def _points_of_tasks(self) -> Self:
-        if self.most_points is not None and not self.tasks:
-            raise ValueError(
-                f"forget_at_most {self.forget_at_most} is a budget of accuracy on tasks; name them "
-                "(training.anchor.tasks, --accuracy-tasks)"
-            )
-        idle = ["tasks"] * bool(self.tasks) + ["task_rows"] * (self.task_rows != TASK_ROWS)
-        if idle and self.most_points is None:
-            raise ValueError(
-                f"training.anchor.{idle[0]} has no effect without a budget of accuracy, such as forget_at_most 5%"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _code_beside_own_text(self) -> Self:
-        if self.code and self.text is not None:
-            raise ValueError(
-                f"training.anchor.code has no effect where training.anchor.text names a text, here {self.text}. Put "
-                "code into that text"
-            )
-        return self
-
     @property
     def most_nats(self) -> float | None:
         return self.forget_at_most if isinstance(self.forget_at_most, float) else None
@@ -111,12 +90,10 @@ class ReplayDataConfig(Rows):
     system: str | None = None
     """System message for replay rows that have none. That of the training rows (data.system) is not theirs."""
 
-    @model_validator(mode="after")
-    def _run_alone(self) -> Self:
-        given = [name for name in self.changed(*type(self).model_fields) if name != "path"]
-        if self.run is not None and given:
-            raise ValueError(f"{self.path} is read as the run read its rows; leave out {given[0]}")
-        return self
+    @property
+    def beside_run(self) -> list[str]:
+        """The settings given here that the rows of a run bring along."""
+        return [name for name in self.changed(*type(self).model_fields) if name != "path"]
 
     @property
     def run(self) -> str | None:

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from rankwise.config.base import Config, Flag, Label
-from rankwise.config.forgetting import AnchorConfig
+from rankwise.config.base import Flag, Label
+from rankwise.config.incompatible import Compatible
 from rankwise.config.models import ModelConfig
 from rankwise.config.modules import AFTER, Heads, Layer, Modules, Position, Selection
 from rankwise.config.parameters import NO_HEADS, Parameters
@@ -20,20 +20,6 @@ from rankwise.errors import ConfigError
 
 Form = Literal["fast", "plain"]
 """How a step is computed: by fused kernels, or as the model's own code does."""
-NO_NEW_TRIPLETS = (
-    "the method adalora begins with new triplets and cannot continue an adapter (start_from, --from). Leave out the "
-    "method: the adapter is trained on as LoRA with the ranks that it has"
-)
-NO_ADAPTER = (
-    "full fine-tuning cannot continue an adapter (start_from, --from). To continue a full run, give its folder as the "
-    "base model (--model runs/NAME/model)"
-)
-NO_BASE_BESIDE = (
-    "an anchor (training.anchor) holds a model to its base, and full fine-tuning changes the base itself, so there is "
-    "none beside it. Train an adapter, or leave the anchor out"
-)
-
-AS_LORA = "and advise trains short LoRA adapters"
 ASKED_SEPARATELY = "{model} is asked alone, since it needs a model of its own."
 
 
@@ -47,7 +33,8 @@ class Card:
     settings: Mapping[str, Any]
 
 
-class MethodConfig(Config):
+class MethodConfig(Compatible):
+    sections = ("adapter",)
     start_from: Annotated[
         str | None, Flag("--from"), Label("Begin with an adapter", "more")
     ] = Field(None, min_length=1)  # fmt: skip
@@ -59,13 +46,9 @@ class MethodConfig(Config):
     """The method's name as a setting, and what it is where the name does not say it."""
     artifact: ClassVar[Literal["adapter", "model"]]
     """What is written, and the folder of a finished run that it lies in."""
-    cannot_continue: ClassVar[str | None] = None
-    """Why the method cannot begin with an adapter that exists, for a message."""
     cannot: ClassVar[Mapping[str, str]] = {}
     """By activity, or by format of an export, why nothing that was trained so is used for it: a sentence, in which
     `{model}` is what was trained and `{folder}` where it lies. Artifacts refuse by it."""
-    no_anchor: ClassVar[str | None] = None
-    """Why the method cannot be held to its base, for a message."""
     auto_rate: ClassVar[float]
     """What the learning rate `auto` is at width 576, for language models; training/trainer.py says why."""
     classifier_rate: ClassVar[float]
@@ -83,8 +66,6 @@ class MethodConfig(Config):
     """Moving averages of each trained parameter, beside those of the optimizer."""
     lowest: ClassVar[Position] = AFTER
     """The lowest place in a model that learns where no layer has an adapter."""
-    unadvised: ClassVar[tuple[str, ...]] = (AS_LORA,)
-    """Why `advise` makes no run with it: one of 20 steps must tell what a longer one will learn."""
     smaller: ClassVar[tuple[str, ...]] = ()
     """The setting that an adapter's size follows from, with a small value."""
     fewer_bits: ClassVar[Mapping[str, str]] = {
@@ -105,12 +86,6 @@ class MethodConfig(Config):
     full_takes: ClassVar[Mapping[str, float]] = {}
     """By backend, how many times as long a step of full fine-tuning in float32 takes, where docs/speed.md says it."""
 
-    @model_validator(mode="after")
-    def _can_continue(self) -> Self:
-        if self.start_from is not None and self.cannot_continue is not None:
-            raise ValueError(self.cannot_continue)
-        return self
-
     @property
     def label(self) -> str:
         """The method's name, for people."""
@@ -126,18 +101,9 @@ class MethodConfig(Config):
         """Where it fits only layers whose weight has one row for each output: the sentence that refuses others."""
         return ""
 
-    @property
-    def unsharded(self) -> list[str]:
-        """Settings of this method that do not work with a base model sharded over several processes."""
-        return []
-
     def without_rows(self) -> Self:
         """These settings with an initialization that needs no training rows."""
         return self
-
-    def problem_with(self, base: ModelConfig) -> str | None:
-        """Why this base model cannot be trained with this method, for a message."""
-        return None
 
     def loaded(self, base: ModelConfig) -> ModelConfig:
         """The base as it is loaded for this method."""
@@ -150,15 +116,6 @@ class MethodConfig(Config):
     def learns(self, adapted: str) -> str:
         """What learns, by the name of its measurements; `adapted` is that of the layers with an adapter."""
         return adapted
-
-    def problem_with_anchor(self, anchor: AnchorConfig) -> str | None:
-        """Why a training with this method cannot be held to its base so, for a message."""
-        return self.no_anchor
-
-    @property
-    def needs(self) -> dict[str, str]:
-        """What an objective must have for it (ObjectiveSettings.gives), and the setting that has no effect without."""
-        return {}
 
     def select(self, modules: Modules) -> Selection:
         """The modules that get an adapter."""

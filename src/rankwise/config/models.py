@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rankwise.config.base import Config, Flag, Label
+from rankwise.config.base import Flag, Label
+from rankwise.config.incompatible import Compatible
 
 PackedFormat = Literal["nf4", "int8"]
 """What a base in full can be stored as."""
@@ -35,9 +36,10 @@ def parse_size(text: str) -> int:
     return size
 
 
-class ModelConfig(Config):
+class ModelConfig(Compatible):
     """The base model. A plain string is its name: `model: smollm2-135m`."""
 
+    sections = ("model",)
     name: Annotated[str, Flag("--model"), Label("Model", "model")] = Field(min_length=1)
     """Base model: a starter name, a Hugging Face id (`organisation/model`), a local folder or a GGUF file."""
     revision: str | None = None
@@ -100,36 +102,6 @@ class ModelConfig(Config):
     @property
     def memory_bytes(self) -> int | None:
         return None if self.memory is None else parse_size(self.memory)
-
-    @model_validator(mode="after")
-    def _own_code_is_not_quantized(self) -> Self:
-        if self.trust_code is not None and self.packed_format is not None:
-            raise ValueError(
-                f'The setting "model.quantize" is {self.quantize}, which is not possible for a model that needs its '
-                "own Python code (model.trust_code). Leave one of the two out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _only_weights_in_full_are_sharded(self) -> Self:
-        others = {
-            "quantize": self.packed_format, "memory": self.memory, "new_tokens": self.new_tokens,
-            "trust_code": self.trust_code,
-        }  # fmt: skip
-        if self.sharded and (given := [f"model.{name}" for name, value in others.items() if value]):
-            raise ValueError(
-                f"model.sharded (--shard) splits weights in full, as their files have them, and cannot be used with "
-                f"{' or '.join(given)} yet. Leave one of them out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _new_tokens_are_in_memory(self) -> Self:
-        if self.new_tokens and self.memory is not None:
-            raise ValueError(
-                "new_tokens adds rows to the embedding, which model.memory leaves in its file. Leave one of the two out"
-            )
-        return self
 
     @model_validator(mode="before")
     @classmethod

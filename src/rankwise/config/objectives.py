@@ -9,12 +9,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from rankwise.config.base import Config
-from rankwise.config.classification import PreferenceConfig
 from rankwise.config.data import DataConfig
+from rankwise.config.incompatible import Compatible, problems
 from rankwise.config.method import MethodConfig
 from rankwise.config.models import BOTH, DECODER, ENCODER, IMAGES
 from rankwise.config.training import TrainingConfig
-from rankwise.config.validation import OF_ANSWERS, ClassMetric, PairMetric, TagMetric, TextMetric, ValidationConfig
+from rankwise.config.validation import ValidationConfig
 
 PREFERENCE_SHARE = 0.1
 """The learning rate for preference pairs, as a share of the one for answers (lab/preference.md)."""
@@ -24,12 +24,6 @@ them, and after how many validations without improvement training stops."""
 FEWEST_EPOCHS, ANSWER_EPOCHS, ANSWER_STEPS = 2, 6, 100
 """Defaults for language models (lab/passes.md): the epochs of many rows, and with validation rows those of few, in at
 most so many steps."""
-OTHER_MODEL = "Choose another model with --model, or leave out --objective."
-OF_IMAGES = f"is a model of images. {OTHER_MODEL}"
-OF_BOTH = (
-    "is an encoder with a decoder, which rankwise trains with the objective sequence-to-sequence alone. Choose another "
-    "model with --model."
-)
 
 
 def as_pairs(data: DataConfig) -> DataConfig:
@@ -41,16 +35,12 @@ def as_pairs(data: DataConfig) -> DataConfig:
     return data.model_copy(update=own | {"sources": sources, "validation": apart})
 
 
-def not_of_pairs(data: DataConfig) -> list[str]:
-    """The settings given here that have no effect where a row is a pair of answers."""
-    given = ["packing"] * data.packing + ["answers apart"] * (data.answers == "apart")
-    given += [f"too_long {data.too_long}"] * (data.too_long in ("cut-prompt", "split"))
-    rows = [source for source in (*data.all_sources, data.measured_source) if source is not None]
-    given += dict.fromkeys(
-        name for source in rows for name in source.changed("prompt", "completion", "labels", "alternatives")
-    )
-    formats = {source.format for source in rows} - {"auto", "preference"}
-    return given + [f"format {name}" for name in sorted(formats)]
+class Suited(Compatible):
+    """A model for an objective, as the table of refusals compares them."""
+
+    objective: str
+    nature: str
+    model: str
 
 
 class ObjectiveSettings:
@@ -63,17 +53,6 @@ class ObjectiveSettings:
     """The kind of model for which `auto` chooses this objective."""
     because = ""
     """Why it is, for a message; {0} is the model's name and {1} its kind."""
-    cannot: ClassVar[Mapping[str, str]] = {IMAGES: OF_IMAGES}
-    """By the nature of a model: why such a model cannot be trained so."""
-    gives: ClassVar[frozenset[str]] = frozenset()
-    """What a method may need (MethodConfig.needs)."""
-    idle: ClassVar[frozenset[str]] = frozenset({"training.anchor", "training.replay", "classification", "images"})
-    """Settings without effect."""
-    idle_validation: ClassVar[tuple[str, ...]] = ()
-    metrics: ClassVar[Any] = TextMetric
-    """That a validation may go by."""
-    no_shards = "model.sharded (--shard) cannot be used with the objective {} yet. Train without --shard."
-    """Why its base is not split over processes."""
     texts = 1
     """How many texts a document has, each of which may have the largest length."""
     planned: ClassVar[Mapping[str, Any]] = {}
@@ -91,12 +70,7 @@ class ObjectiveSettings:
 
     def problem(self, nature: str, model: str) -> str | None:
         """Why a model of this nature cannot be trained so."""
-        why = self.cannot.get(nature)
-        return None if why is None else f"the objective is {self.name}, but {model} {why}"
-
-    def idle_of_data(self, data: DataConfig, preference: PreferenceConfig) -> list[str]:
-        """The settings given here that have no effect."""
-        return []
+        return next(iter(problems(Suited(objective=self.name, nature=nature, model=model), "nature")), None)
 
     def rows(self, data: DataConfig) -> DataConfig:
         """The settings by which a training reads its rows."""
@@ -133,11 +107,6 @@ class Undecided(ObjectiveSettings):
     """`auto`, until the model and the rows decide."""
 
     name = "auto"
-    cannot: ClassVar[Mapping[str, str]] = {}
-    gives = frozenset({"tokens", "new head"})
-    no_shards = ""
-    idle = frozenset()
-    metrics = Literal[TextMetric, ClassMetric, TagMetric, PairMetric]
 
     def decided(self, nature: str, has_tags: Callable[[], bool]) -> ObjectiveSettings:
         return next(one for one in reversed(OBJECTIVES.values()) if one.suits(nature, has_tags))
@@ -147,14 +116,6 @@ class OfAnswers(ObjectiveSettings):
     name = "causal-lm"
     learns = "the tokens of its answers"
     nature = DECODER
-    cannot: ClassVar[Mapping[str, str]] = {
-        IMAGES: OF_IMAGES,
-        BOTH: "is an encoder with a decoder, which is trained with the objective sequence-to-sequence. Leave out "
-        "--objective.",
-    }  # fmt: skip
-    gives = frozenset({"tokens"})
-    no_shards = ""
-    idle = frozenset({"classification", "images", "preference"})
 
     def most_epochs(self, training: TrainingConfig, rows: int, *, has_validation: bool) -> int | None:
         """More of few rows than of many, where some are validated. Replay rows are drawn for two epochs beforehand."""
@@ -168,29 +129,12 @@ class OfSequences(ObjectiveSettings):
     texts = 2
     nature = BOTH
     because = "{0} is an encoder with a decoder ({1})"
-    cannot = {IMAGES: OF_IMAGES} | dict.fromkeys(
-        (ENCODER, DECODER), f"is not an encoder with a decoder, as T5 and BART are. {OTHER_MODEL}"
-    )
-    idle = ObjectiveSettings.idle | {"preference", "model.new_tokens", "training.learning_rate tune"}
-
-    def idle_of_data(self, data: DataConfig, preference: PreferenceConfig) -> list[str]:
-        return data.of_language_models
 
 
 class OfPairs(ObjectiveSettings):
     name = "preference"
     learns = "which of two answers is better"
     texts = 2
-    cannot: ClassVar[Mapping[str, str]] = {
-        IMAGES: OF_IMAGES, ENCODER: "generates no text. Choose a language model with --model.", BOTH: OF_BOTH,
-    }  # fmt: skip
-    idle = ObjectiveSettings.idle | {"training.learning_rate tune"}
-    idle_validation = "scores", "answers"
-    metrics = PairMetric
-
-    def idle_of_data(self, data: DataConfig, preference: PreferenceConfig) -> list[str]:
-        everything = data.learned == "everything" and preference.loss == "dpo"
-        return not_of_pairs(data) + ["learned everything"] * everything
 
     def rows(self, data: DataConfig) -> DataConfig:
         return as_pairs(data)
@@ -203,29 +147,11 @@ class OfChoices(ObjectiveSettings):
     name = "multiple-choice"
     learns = "which of the choices of its question is right"
     texts = 4
-    cannot: ClassVar[Mapping[str, str]] = {
-        IMAGES: OF_IMAGES, ENCODER: "generates no text. Choose a language model with --model.", BOTH: OF_BOTH,
-    }  # fmt: skip
-    gives = frozenset({"tokens"})
-    idle = ObjectiveSettings.idle | {"preference"}
-    idle_validation = OF_ANSWERS
-    metrics = ClassMetric
     planned: ClassVar[Mapping[str, Any]] = {"backend": "eager"}
-
-    def idle_of_data(self, data: DataConfig, preference: PreferenceConfig) -> list[str]:
-        return data.of_language_models + ["too_long truncate"] * (data.too_long == "truncate")
 
 
 class OfClasses(ObjectiveSettings):
     """What classifiers share."""
-
-    gives = frozenset({"new head"})
-    idle = frozenset({"training.anchor", "training.replay", "images", "preference"})
-    idle_validation = OF_ANSWERS
-    metrics = ClassMetric
-
-    def idle_of_data(self, data: DataConfig, preference: PreferenceConfig) -> list[str]:
-        return data.of_language_models
 
     def rate(self, adapter: MethodConfig) -> float:
         return adapter.classifier_rate
@@ -251,8 +177,6 @@ class OfTags(OfClasses):
     name = "token-classification"
     learns = "a tag for each of its words"
     because = "the words of the rows have tags"
-    cannot: ClassVar[Mapping[str, str]] = {IMAGES: OF_IMAGES, BOTH: OF_BOTH}
-    metrics = TagMetric
 
     def suits(self, nature: str, has_tags: Callable[[], bool]) -> bool:
         return has_tags()
@@ -263,11 +187,6 @@ class OfImages(OfClasses):
     learns = "one class or number for its image"
     nature = IMAGES
     because = "{0} is a vision model ({1})"
-    cannot = dict.fromkeys((ENCODER, BOTH, DECODER), f"is a model of texts. {OTHER_MODEL}")
-    idle = OfClasses.idle - {"images"}
-
-    def idle_of_data(self, data: DataConfig, preference: PreferenceConfig) -> list[str]:
-        return data.of_language_models + data.of_texts
 
     def rate(self, adapter: MethodConfig) -> float:
         return adapter.image_rate or adapter.classifier_rate

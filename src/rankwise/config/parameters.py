@@ -283,15 +283,21 @@ def _left(budget: Budget, costs: list[int], ranks: list[int]) -> Left:
     first = sum(cost * rank for cost, rank in zip(costs, ranks, strict=True)) + sum(budget.entries)
     first = first if budget.by_cost else sum(ranks)
     last = min(budget.last, first)
-    told = budget.in_unit(first), budget.in_unit(last)
     even = round(sum(cost * min(budget.mean_rank, rank) for cost, rank in zip(costs, ranks, strict=True)))
     if budget.by_cost:
-        return Left(last, budget.unit, first, told, budget.mean_rank, min(last, min(costs)), min(even, last), last)
-    bounds = []
-    for dearest in (False, True):
-        rest, spent = last, 0
-        for cost, rank in sorted(zip(costs, ranks, strict=True), reverse=dearest):
-            spent += cost * min(rank, rest)
-            rest -= min(rank, rest)
-        bounds.append(spent)
-    return Left(last, budget.unit, first, told, budget.mean_rank, bounds[0], even, bounds[1])
+        least, even, most = min(last, min(costs)), min(even, last), last
+    else:
+        least, most = (_spent(costs, ranks, last, dearest=dearest) for dearest in (False, True))
+    return Left(
+        amount=last, unit=budget.unit, first=first, in_units=(budget.in_unit(first), budget.in_unit(last)),
+        mean_rank=budget.mean_rank, least=least, even=even, most=most,
+    )  # fmt: skip
+
+
+def _spent(costs: list[int], ranks: list[int], triplets: int, *, dearest: bool) -> int:
+    """Parameters of so many triplets, of the dearest or of the cheapest."""
+    spent = 0
+    for cost, rank in sorted(zip(costs, ranks, strict=True), reverse=dearest):
+        spent += cost * min(rank, triplets)
+        triplets -= min(rank, triplets)
+    return spent

@@ -119,15 +119,8 @@ def _read_under(
         raise ConfigError(problems_of(error, kind, tree.origin)) from None
 
 
-def as_planned(experiment: Experiment) -> Planned:
-    return with_settings(experiment)
-
-
-def with_settings(experiment: Experiment, *texts: str) -> Planned:
-    """The experiment as a plan, with some settings changed, each given as `a.b=c`."""
-    values = experiment.model_dump(mode="json", exclude_unset=True)
-    # a config built from its class has not set its method explicitly
-    values["adapter"] = {"method": experiment.adapter.method} | values.get("adapter", {})
+def with_settings(values: JsonObject, *texts: str) -> Planned:
+    """A plan of these settings of an experiment, with some of them changed, each given as `a.b=c`."""
     tree = _Tree(values)
     for setting in map(parse_setting, texts):
         if setting.key == "adapter.method":  # the settings of the old method do not apply to the new one

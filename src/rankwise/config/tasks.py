@@ -14,12 +14,12 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from rankwise.config.base import NAME, Number, PositiveInt, Seed
-from rankwise.config.data import OF_TABLES, Constrained, Reading
+from rankwise.config.data import Constrained, Reading
 from rankwise.config.reading import read_settings
 from rankwise.errors import DEVICE, ConfigError, did_you_mean, some
 
@@ -78,6 +78,8 @@ OF_LM_EVAL = "lm-eval-"
 
 class TaskConfig(Reading):
     """An evaluation task, as described by a YAML file for `rankwise evaluate --task`."""
+
+    sections = ("data", "task")
 
     task: Annotated[str, Field(pattern=NAME)]
     """Name of the task in results and reports."""
@@ -146,47 +148,23 @@ class TaskConfig(Reading):
             raise ValueError(f"it is not a valid regular expression ({error})") from None
         return value
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if not self.score or len(set(self.score)) < len(self.score):
-            raise ValueError("name at least one metric, and each once")
-        if ("regex" in self.score) != (self.pattern is not None):
-            raise ValueError("the score regex needs a pattern, and no other score has one")
-        if self.ask is None and not self.chat:
-            raise ValueError("without the chat template, ask must give the question")
-        if isinstance(self.answer, tuple) and (self.chosen or not self.answer or "pearson" in self.score):
-            raise ValueError("several answers work only with text metrics, such as rouge_l; choices and ratings have "
-                             "one right answer")  # fmt: skip
-        if self.ask is None and (self.answer is not None or self.header):
-            raise ValueError("answer and header need ask; without ask, the row format gives the reference answer")
-        if (self.choices is not None or self.lettered) and not self.chosen:
-            raise ValueError(f"choices need one of the scores {', '.join(CHOSEN)}")
-        if self.ask is None and (self.choices is not None or self.lettered):
-            raise ValueError("choices and lettered need ask")
-        if isinstance(self.choices, tuple) and (
-            len(set(self.choices)) < max(2, len(self.choices)) or not all(one.strip() for one in self.choices)
-        ):
-            raise ValueError("give two or more choices, each once and none empty")
-        if self.chosen and self.used_columns:
-            raise ValueError(f"a task scores either choices ({', '.join(CHOSEN)}) or answers; make two tasks of it")
-        return self
+    @property
+    def distinct_scores(self) -> bool:
+        return len(set(self.score)) == max(1, len(self.score))
 
-    @model_validator(mode="after")
-    def _nothing_in_vain(self) -> Self:
-        """Refuse settings that have no effect, because the user expected one."""
-        vain = {
-            "a running text (.txt) has only the score loss": _OF_ROWS if self.running_text else (),
-            "with ask, a row is read by the names of its columns": _OF_FORMS if self.ask is not None else (),
-            "a table with header is a single file": ("split", "subset", "revision") if self.header else (),
-            "without the chat template there is no system message": () if self.chat else ("system",),
-            "no answer is generated for these scores": () if self.used_columns else ("max_new_tokens", "constraint"),
-            "only number and json compare numbers": () if {"number", "json"} & {*self.score} else ("tolerance",),
-            "only number compares units": () if "number" in self.score else ("units",),
-        }
-        for why, names in vain.items():
-            if given := self.changed(*names):
-                raise ValueError(f"{why}; leave out {', '.join(given)}, which would change nothing")
-        return self
+    @property
+    def several_answers(self) -> bool:
+        return isinstance(self.answer, tuple)
+
+    @property
+    def has_choices(self) -> bool:
+        return self.choices is not None or self.lettered
+
+    @property
+    def distinct_choices(self) -> bool:
+        """Whether those that apply to all rows are two or more, and none of them empty."""
+        choices = self.choices
+        return not isinstance(choices, tuple) or len({*filter(str.strip, choices)}) >= max(2, len(choices))
 
     @property
     def chosen(self) -> bool:
@@ -204,12 +182,6 @@ class TaskConfig(Reading):
 
 def is_running_text(data: str) -> bool:
     return data.lower().endswith(".txt")
-
-
-_OF_FORMS = ("format", "columns", "labels", "prompt", "completion", "alternatives", "ignore_columns")
-_OF_ROWS = (
-    *_OF_FORMS, *OF_TABLES, "score", "ask", "answer", "choices", "header", "system", "split", "subset", "revision",
-)  # fmt: skip
 
 
 def task_named(name: str, data: str | None = None, rows: int | None = None, score: tuple[str, ...] = ()) -> TaskConfig:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from rankwise.config.base import Config, Flag, Label, Number, PositiveInt, Seed
+from rankwise.config.base import Flag, Label, Number, PositiveInt, Seed
 from rankwise.config.forgetting import AnchorConfig, ReplayConfig
+from rankwise.config.incompatible import Compatible
 from rankwise.errors import ConfigError
 
 MOST_PASSES = 1_000_000
 """Over the rows, in a training whose length is a number of steps."""
 
 
-class TrainingConfig(Config):
+class TrainingConfig(Compatible):
     """Training settings: length, batches, learning rate, memory and checkpoints."""
 
+    sections = ("training",)
     epochs: Annotated[
         Annotated[Number, Field(gt=0, le=1000)] | None,
         Flag("--epochs", "2; for few rows and for text classifiers, until validation stops improving"),
@@ -94,14 +96,6 @@ class TrainingConfig(Config):
     keep_checkpoints: Annotated[PositiveInt, Flag("--keep-checkpoints")] = 2
     """Number of checkpoints to keep. If the newest is damaged, a run resumes from the one before it. Each takes about
     three times the size of the trained weights in float32 on disk, and one more exists while it is written."""
-
-    @model_validator(mode="after")
-    def _one_length(self) -> Self:
-        if self.epochs is not None and self.steps is not None:
-            raise ValueError("epochs and steps both set the length of the training; give one of them")
-        if self.checkpoint_steps is not None and self.checkpoint_minutes is not None:
-            raise ValueError("checkpoint_steps and checkpoint_minutes both say when checkpoints are written; give one")
-        return self
 
     def checkpoint_interval(self, steps: int) -> int | None:
         """Steps between checkpoints in a run of `steps` steps; None where they go by time alone. A run that may go back

@@ -8,12 +8,12 @@ and `patience` need more frequent validation and get it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from rankwise.config.base import Config, Flag, Label, PositiveInt
+from rankwise.config.base import Flag, Label, PositiveInt
+from rankwise.config.incompatible import Compatible
 
 TextMetric = Literal[
     "exact", "number", "json", "json_exact", "json_valid", "tool_call", "tool_function", "tool_arguments",
@@ -24,8 +24,8 @@ TagMetric = Literal["span_f1", "span_precision", "span_recall", "token_accuracy"
 ClassMetric = Literal[
     "accuracy", "balanced_accuracy", "f1", "matthews", "pearson", "spearman", "micro_f1", "exact_match"
 ]
+METRICS_BY = {"text": TextMetric, "pair": PairMetric, "tag": TagMetric, "class": ClassMetric}
 NEED_ROWS = ("steps", "keep", "patience", "by", "scores", "answers")
-OF_ANSWERS = ("scores", "answers", "max_new_tokens", "prompts")
 TIMES = 10
 READ_SHARE = 0.2
 """Tokens that validation may read between the first and the last step, as a share of the trained tokens."""
@@ -33,9 +33,10 @@ WRITTEN_TOKEN = 12
 """Time of generating one token, in units of reading one (measured with 16 answers at once on two cores)."""
 
 
-class ValidationConfig(Config):
+class ValidationConfig(Compatible):
     """How a run is measured while it trains."""
 
+    sections = ("validation",)
     steps: Annotated[
         PositiveInt | None, Flag("--validate-every", "a tenth of all steps"),
         Label("Steps between validations", "validation"),
@@ -75,29 +76,16 @@ class ValidationConfig(Config):
             raise ValueError("this setting says how a run is measured; name the validation rows in data.validation")
         return value
 
-    @model_validator(mode="after")
-    def _check_together(self) -> Self:
-        if self.metrics and not self.answers:
-            raise ValueError(
-                f"{self.metrics[0]} is a metric of answers; set validation.answers to the number of rows to answer"
-            )
-        if self.answers and not self.metrics:
-            raise ValueError("answers need a metric; name one in validation.scores or validation.by, such as exact")
-        return self
-
     @property
     def metrics(self) -> tuple[TextMetric, ...]:
         """The metrics of answers, each once."""
         of_by = tuple(metric for metric in get_args(TextMetric) if metric == self.by)
         return tuple(dict.fromkeys((*of_by, *self.scores)))
 
-    def without_effect(self, metrics: Any, answers: Sequence[str]) -> list[str]:
-        """The settings given here that have no effect where `metrics` are those of the objective, and `answers` the
-        settings of answers that mean nothing to it."""
-        fields = type(self).model_fields
-        by = [f"by {self.by}"] if self.by not in ("loss", *get_args(metrics)) else []
-        given = [name for name in answers if getattr(self, name) not in (fields[name].default, ())] + by
-        return [f"validation.{name}" for name in given]
+    @property
+    def by_kind(self) -> str:
+        """The kind of the metric `by`."""
+        return next((kind for kind, metrics in METRICS_BY.items() if self.by in get_args(metrics)), "")
 
     @property
     def chooses(self) -> bool:

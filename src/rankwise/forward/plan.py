@@ -16,7 +16,8 @@ from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Planned
 from rankwise.config.images import ImagesConfig
-from rankwise.config.objectives import OBJECTIVES
+from rankwise.config.incompatible import excludes
+from rankwise.config.incompatible import problems as problems_of
 from rankwise.errors import ConfigError, ModelError
 from rankwise.planning.devices import Device
 from rankwise.planning.plan import Plan, plan_for
@@ -73,10 +74,10 @@ def _decided(config: Planned, base: PlannedBase, outputs: int | None) -> tuple[P
     such a model is not trained with it."""
     own, data = base.shape(), config.data
     decided = config.objective_settings.decided(own.nature, lambda: data is not None and holds_tags(data))
-    unmet = config.adapter.needs.keys() - OBJECTIVES["causal-lm"].gives  # without a new head
+    unmet = excludes(f"adapter.method={config.adapter.method}", "objective", "causal-lm")  # without a new head
     if data is not None or config.images != ImagesConfig() or unmet:
         config = config.model_copy(update={"objective": decided.name})
-    if problems := config.misfits:
+    if problems := problems_of(config, "objective"):
         raise ConfigError(problems)
     if problem := config.objective_settings.problem(own.nature, f"{base.name} ({own.family})"):
         raise ConfigError([problem])

@@ -10,6 +10,7 @@ from rankwise.base.sources import find
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment, Planned
 from rankwise.config.images import ImagesConfig
+from rankwise.config.incompatible import problems as problems_of
 from rankwise.config.models import ModelConfig
 from rankwise.config.objectives import OBJECTIVES
 from rankwise.errors import ConfigError
@@ -53,7 +54,7 @@ def decided(experiment: Experiment, callback: Callback) -> Experiment:
     experiment = experiment.model_copy(update={"objective": own.name})
     if problem := own.problem(nature, "{} ({})".format(*model)):
         raise ConfigError([problem])
-    if problems := experiment.misfits:
+    if problems := problems_of(experiment, "objective"):
         raise ConfigError(problems)
     return experiment.model_copy(update={"data": own.rows(experiment.data)})
 

@@ -20,7 +20,9 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from random import Random
 
-from rankwise.config.experiment import Experiment
+from rankwise.config.incompatible import REST
+from rankwise.config.incompatible import problems as problems_of
+from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError
 from rankwise.planning.devices import Device, graphics_cards
@@ -140,15 +142,10 @@ def _groups(forecast: Forecast) -> dict[int | str, float]:
     return dict(sizes)
 
 
-REST = "Train in one process (without --processes or torchrun)."
-
-
-def refuse_several(config: Experiment) -> None:
+def refuse_several(base: ModelConfig) -> None:
     """ConfigError with all that needs one process."""
-    device = config.base.device
-    refused = {f"model.device={device}": device not in ("auto", "cpu", "cuda"), "Windows": sys.platform == "win32"}
-    problems = [
-        f"several processes cannot train with {name} yet. {REST}" for name, is_used in refused.items() if is_used
-    ]
+    problems = problems_of(base, "processes")
+    if sys.platform == "win32":
+        problems.append(f"several processes cannot train with Windows yet. {REST}")
     if problems:
         raise ConfigError(problems)

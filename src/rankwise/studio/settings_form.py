@@ -23,6 +23,7 @@ from rankwise.config.adapters import METHODS
 from rankwise.config.base import JsonObject, Label
 from rankwise.config.data import OF_HUB, OF_TABLES, DataConfig
 from rankwise.config.experiment import Experiment, Planned
+from rankwise.config.incompatible import excludes
 from rankwise.config.method import MethodConfig
 from rankwise.config.reading import SHORTHAND, Setting, parse_setting, read_data, read_experiment, read_planned
 from rankwise.config.settings import FLAGS, Declared, marked
@@ -34,7 +35,12 @@ Kind = Literal["text", "long", "number", "choice", "switch"]
 
 CARDS = tuple(card for config in METHODS.values() for card in config.cards)
 CARD_OF = {card.name: card for card in CARDS}
-ANCHORED = tuple(card.name for config in METHODS.values() for card in config.cards if config.no_anchor is None)
+ANCHORED = tuple(
+    card.name
+    for config in METHODS.values()
+    for card in config.cards
+    if not excludes("training.anchor", "adapter.method", config.model_fields["method"].default)
+)
 """The cards of methods whose model can be held to its base by an anchor."""
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
-from rankwise.config.reading import as_planned
+from rankwise.config.reading import with_settings
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError
 from rankwise.methods.method import Setup
@@ -122,8 +122,6 @@ def settle(
     begun = start.source if start is not None else resumable and resumable.checkpoint.data_report
     pooling = None if begun is None else (begun.targets or TargetFacts()).pooling
     objective = objective_of(experiment, callback, pooling)
-    if experiment.model.sharded and (refusal := experiment.objective_settings.no_shards):
-        raise ConfigError([refusal.format(experiment.objective)])
     if start is not None:
         start.check_targets(objective.facts, callback)
     if model is not None and (problem := _misfit(model.config, experiment.base, model.quantization, objective)):
@@ -131,7 +129,7 @@ def settle(
     extras = tuple(
         made(name, parts) for name, sections in EXTRAS.items() if (parts := sections(experiment)) is not None
     )
-    forecast = foresee(as_planned(experiment), callback, objective.head_size)
+    forecast = foresee(with_settings(experiment.as_written), callback, objective.head_size)
     computed, forecast = within_limit(experiment.training, forecast, callback)
     if forecast is not None and resumable is None:
         forecast.check(callback, force=force_memory)

@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from rankwise.config.experiment import Experiment
+from rankwise.config.incompatible import excludes
 from rankwise.training.training import Extra
 
 EXTRAS: Mapping[str, Callable[[Experiment], tuple[Any, ...] | None]] = {
@@ -28,7 +29,7 @@ EXTRAS: Mapping[str, Callable[[Experiment], tuple[Any, ...] | None]] = {
     "rankwise.training.extras.earlier_rounds:EarlierRounds": lambda given: (
         None if given.adapter.start_from is None else (
             given.adapter.start_from, given.training.replay,
-            not (given.model.sharded or "training.replay" in given.objective_settings.idle), given.model.sharded,
+            not (given.model.sharded or excludes("training.replay", "objective", given.objective)), given.model.sharded,
         )
     ),
 }  # fmt: skip

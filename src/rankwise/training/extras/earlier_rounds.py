@@ -17,7 +17,7 @@ import numpy as np
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.forgetting import ReplayConfig
-from rankwise.config.objectives import OBJECTIVES
+from rankwise.config.incompatible import excludes
 from rankwise.config.validation import TextMetric, ValidationConfig
 from rankwise.errors import ConfigError, DataError, RankwiseError, first_line
 from rankwise.evaluation.metrics import METRICS
@@ -108,7 +108,9 @@ def _scored_as(run: RunSnapshot, objective: Objective) -> ValidationConfig:
     """By the metrics of answers that the run was validated or evaluated with."""
     evaluated = {name for one in run.evaluations.values() for name in one.tuned.scores}
     measured = (
-        {*run.experiment.validation.metrics, *evaluated} if OBJECTIVES[objective.name].metrics is TextMetric else {}
+        {}
+        if excludes("validation.scores", "objective", objective.name)
+        else {*run.experiment.validation.metrics, *evaluated}
     )
     metrics = tuple(name for name in get_args(TextMetric) if name in measured)
     return ValidationConfig(scores=metrics, answers=ANSWERS if metrics else 0, prompts=())
