@@ -89,7 +89,7 @@ class FileBase:
     """A GGUF file."""
 
     def __init__(self, file: Path) -> None:
-        self._file, self._header = file, read_gguf_header(file, whole=True)
+        self._file, self._header = file, read_gguf_header(file, full=True)
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
