@@ -204,7 +204,10 @@ class _HeaderReader:
         version = self._number("I")
         if version not in (2, 3):
             raise _Damaged(f"its version is {version}, and only versions 2 and 3 are supported")
-        tensors, settings = self._count("tensors", MOST_TENSORS), self._count("settings", MOST_SETTINGS)
+        tensors, settings = self._numbers("Q", 2)
+        for count, what, most in ((tensors, "tensors", MOST_TENSORS), (settings, "settings", MOST_SETTINGS)):
+            if count > most:
+                raise _Damaged(f"its header announces {count:,} {what}, and at most {most:,} are read")
         header = GgufHeader(size=self._size)
         for _ in range(settings):
             key = self._name("setting", header.settings)
@@ -234,12 +237,6 @@ class _HeaderReader:
 
     def _number(self, form: str) -> int:
         return self._numbers(form, 1)[0]
-
-    def _count(self, what: str, most: int) -> int:
-        count = self._number("Q")
-        if count > most:
-            raise _Damaged(f"its header announces {count:,} {what}, and at most {most:,} are read")
-        return count
 
     def _name(self, what: str, known: Container[str]) -> str:
         length = self._number("Q")
