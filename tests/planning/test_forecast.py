@@ -36,7 +36,7 @@ def config_of(spec, training=TRAINING, dtype="bfloat16"):
 
 
 def test_a_wide_model_is_planned_at_a_larger_share_of_a_processors_rate():
-    device = replace(HERE, flag="avx512_bf16", bfloat16=4e11, float32=2e11)
+    device = replace(HERE, flags=frozenset({"avx512_bf16"}), bfloat16=4e11, float32=2e11)
     speeds = (planned(config_of(LoraConfig()), shape, device, None, None).speed for shape in (STARTER, SEVEN))
     narrow, wide = (speed.efficiency.share.likely for speed in speeds)
     assert wide == pytest.approx(MOST_BY_WIDTH * narrow)

@@ -309,7 +309,7 @@ def test_a_probe_measures_images(folders, pictures):
 @pytest.mark.parametrize(("family", "mostly"), [("vit", "patches"), ("swin", "patches"), ("resnet", "convolutions")])
 def test_speed_is_that_of_what_most_operations_are(shape_with_head, family, mostly):
     assert shape_with_head(family).mostly == mostly
-    device = replace(PROCESSOR, bfloat16=2e11, flag="avx512_bf16")
+    device = replace(PROCESSOR, bfloat16=2e11, flags=frozenset({"avx512_bf16"}))
     for dtype in ("float32", "bfloat16"):
         speed = speed_of(device, dtype, 1, mostly)
         assert speed is not None and speed.efficiency is EFFICIENCIES[mostly, dtype]

@@ -22,7 +22,7 @@ from rankwise.rows.encoded.dealing import deal
 from rankwise.system.processor import usable_cores
 
 CARD = find_device("h100")
-HERE = Device("a processor", "processor", 20 * 10**9, 0, 5e11, 2.5e11, "assumed", flag="avx512_bf16")
+HERE = Device("a processor", "processor", 20 * 10**9, 0, 5e11, 2.5e11, "assumed", flags=frozenset({"avx512_bf16"}))
 STARTER = shape_of("smollm2-135m")
 STEPS, LORA = 100, LoraConfig()
 

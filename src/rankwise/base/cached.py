@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import rankwise.base.quiet as _quiet  # noqa: F401  sets the environment before the hub client reads it
-from rankwise.base.starters import STARTERS, index_folder
+from rankwise.base.starters import STARTERS, Starter, index_folder
 from rankwise.config.models import ModelConfig
 from rankwise.system.cache import GGUF_FOLDER, STARTER_FOLDER, cache_folder
 from rankwise.system.foreign_json import read_json
@@ -20,11 +20,14 @@ UNUSED = ["consolidated*", "[!1]*/*", "1[!_]*/*", "1_[!P]*/*"]
 def is_here(config: ModelConfig) -> bool:
     """Whether a model can be found without the network."""
     if config.name in STARTERS and config.revision is None:
-        starter = STARTERS[config.name]
-        return index_folder(starter) is not None or in_hub_cache(starter.hub_id, None) is not None
+        return starter_folder(STARTERS[config.name]) is not None
     if path_here(config.name) is not None:
         return True
     return could_be_hub_id(config.name) and in_hub_cache(config.name, config.revision) is not None
+
+
+def starter_folder(starter: Starter) -> Path | None:
+    return index_folder(starter) or in_hub_cache(starter.hub_id, None)
 
 
 def in_hub_cache(repo: str, revision: str | None) -> Path | None:
@@ -75,9 +78,4 @@ def cached_conversions() -> list[Path]:
 
 def cached_starter() -> str | None:
     """Return the name of a cached starter that generates text, if there is one."""
-    for starter in STARTERS.values():
-        if not starter.generates:
-            continue
-        if index_folder(starter) is not None or in_hub_cache(starter.hub_id, None) is not None:
-            return starter.name
-    return None
+    return next((one.name for one in STARTERS.values() if one.generates and starter_folder(one) is not None), None)

@@ -126,18 +126,17 @@ def _module(
             raise
         raise ModelError(f"{source.folder} cannot be loaded as {kind.described}: {first_line(error)}") from None
     heads = tuple(f"{path}." for path in head_modules(module, images=kind.processing is not None)) if new_head else ()
-    missing = sorted(key for key in report["missing_keys"] if not (new_head and _may_be_new(key, heads)))
-    missing += [key for key, *_ in report["mismatched_keys"] if not (new_head and _may_be_new(key, heads))]
-    if missing:
+    lacking = sorted(report["missing_keys"])
+    drawn = [*lacking, *(key for key, *_ in report["mismatched_keys"])]
+    if missing := [key for key in drawn if not (new_head and _may_be_new(key, heads))]:
         raise ModelError(f"{source.folder} lacks {len(missing)} of the model's weights, such as {missing[0]}.")
     if unused := sorted(report["unexpected_keys"]):  # of a model that gets a new head, the old head is among them
         callback((StatusMessage if new_head else WarningMessage)(
             f"{len(unused)} weights of {source.folder} have no place in this model and are not used, such as "
             f"{unused[0]}"
         ))  # fmt: skip
-    drawn = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     own_head = new_head and not any(key.startswith(heads) for key in drawn)
-    inside = [key.rpartition(".")[0] for key in sorted(report["missing_keys"]) if not key.startswith(heads)]
+    inside = [key.rpartition(".")[0] for key in lacking if not key.startswith(heads)]
     return module, tuple(dict.fromkeys(inside)) if new_head else (), own_head
 
 

@@ -25,15 +25,14 @@ def quantization_problem(config: Mapping[str, Any]) -> str | None:
     settings = config.get("quantization_config")
     if not settings:
         return None
-    method = settings.get("quant_method") if isinstance(settings, dict) else None
-    method = method or ("bitsandbytes" if isinstance(settings, dict) and any(map(settings.get, KINDS)) else None)
+    settings = settings if isinstance(settings, dict) else {}
+    method = settings.get("quant_method") or ("bitsandbytes" if any(map(settings.get, KINDS)) else None)
     if method != "bitsandbytes":
         return (
             f"its weights are quantised by {method or 'an unknown method'}, which is not read. bitsandbytes' nf4 and "
             "int8, GGUF files and full-precision folders are; quantise the full-precision model with --quantize nf4."
         )
-    if settings.get("load_in_4bit") and settings.get("bnb_4bit_quant_type", "fp4") != "nf4":
-        kind = settings.get("bnb_4bit_quant_type", "fp4")
+    if settings.get("load_in_4bit") and (kind := settings.get("bnb_4bit_quant_type", "fp4")) != "nf4":
         return f"its weights are bitsandbytes' {kind}, which is not read; nf4 and int8 are."
     return None
 

@@ -24,7 +24,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -49,12 +49,6 @@ from rankwise.system.cache import QUANTIZED_FOLDER, SOURCE, cache_folder, mark_u
 from rankwise.system.files import need_space, published, write_json
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-
-
-class Storing(Protocol):
-    def takes(self, shape: tuple[int, int]) -> bool:
-        """Whether a matrix (O, I) can be stored so."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -122,7 +116,7 @@ def mapped_folder(folder: Path, kind: ModelKind) -> QuantizedFolder | None:
     return QuantizedFolder(parts.module, state, folder)
 
 
-def _matrices(parts: Skeleton, format: Storing, *, images: bool) -> tuple[dict[str, Matrix], list[str]]:
+def _matrices(parts: Skeleton, format: PackingFormat | InFull, *, images: bool) -> tuple[dict[str, Matrix], list[str]]:
     """By their names in the folder, and the names of the weights that the format cannot store."""
     whole = _not_quantized(parts, images=images)
     matrices: dict[str, Matrix] = {}

@@ -56,7 +56,7 @@ class Source:
 
     def refuse_packed(self, use: str) -> None:
         """ModelError where the folder's own weights are quantised; `use` is what they cannot be used for."""
-        if self.mapped_file is None and (stored := stored_format(self.config)) is not None:
+        if (stored := stored_format(self.config)) is not None:
             raise ModelError(
                 f"{self.folder} contains weights in {stored}, {use}. Use rankwise export --format merged, which "
                 "unpacks them in memory."

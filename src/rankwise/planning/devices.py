@@ -56,11 +56,8 @@ class Device:
     source: str
     holds: Literal["bfloat16", "float32"] | None = None
     """What `dtype: auto` becomes there, where that does not follow from the rates."""
-    flag: str | None = None
-    """The CPU flag of the instructions by which a processor multiplies; None for other devices and where it is not
-    known."""
     flags: frozenset[str] = frozenset()
-    """All flags of a processor."""
+    """Flags of a processor; none of other devices, and where they are not known."""
 
     @property
     def int8(self) -> bool:
@@ -284,18 +281,14 @@ def this_machine() -> Device:
 
 
 def this_processor() -> Device:
-    return processor_with(with_rates(processor_flags(), processor_vendor()), float32_rate())
-
-
-def processor_with(flags: frozenset[str], float32: float) -> Device:
-    """This processor, with the memory that is free now, as one with these flags and this rate in float32."""
-    flag = next((one for one in INSTRUCTIONS if one in flags), None)
-    times, why = INSTRUCTIONS.get(flag or "", (None, ""))
+    """With the memory that is free now."""
+    flags, float32 = with_rates(processor_flags(), processor_vendor()), float32_rate()
+    times, why = next((INSTRUCTIONS[one] for one in INSTRUCTIONS if one in flags), (None, ""))
     half = f"; assumed: {times} times that in bfloat16, {why}" if times else ""
     return Device(
         processor_name(), "processor", available_memory(), 0, times and times * float32, float32,
         f"measured: {float32 / 1e9:.0f} GFLOP/s in float32 on {usable_cores()} cores{half}",
-        "bfloat16" if flags.intersection(BFLOAT16) else "float32", flag, flags,
+        "bfloat16" if flags.intersection(BFLOAT16) else "float32", flags,
     )  # fmt: skip
 
 

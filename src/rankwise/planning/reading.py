@@ -16,7 +16,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +69,7 @@ def _layers(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 @cache
 def catalogue() -> dict[str, CatalogueModel]:
-    text = files("rankwise.planning").joinpath(FILE).read_text(encoding="utf-8")
-    rows = json.loads(text)
+    rows = json.loads(Path(__file__).with_name(FILE).read_text(encoding="utf-8"))
     models = (
         CatalogueModel(row["name"], tuple(row["hub"]), row["config"], row["shape"], row.get("image")) for row in rows
     )

@@ -237,8 +237,9 @@ def duration(
 def _efficiency(device: Device, dtype: str, images: str | None) -> Efficiency:
     if device.kind != "processor":
         return EFFICIENCIES[device.kind]
-    if images is not None and (dtype == "float32" or device.flag != "amx_bf16"):
+    has_amx = "amx_bf16" in device.flags
+    if images is not None and (dtype == "float32" or not has_amx):
         return OF_IMAGES[images, "float32" if dtype == "float32" else "bfloat16"]
     if dtype == "float32":
         return PROCESSORS["float32"]
-    return PROCESSORS["amx_bf16" if device.flag == "amx_bf16" else "avx512_bf16"]
+    return PROCESSORS["amx_bf16" if has_amx else "avx512_bf16"]

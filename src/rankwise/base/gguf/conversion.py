@@ -81,7 +81,7 @@ def checked(file: Path, callback: Callback) -> None:
 
 def check_vocabulary(file: Path) -> None:
     """ModelError where the settings of its tokenizer are of kinds that no reader can use."""
-    settings: dict[str, Any] = {**read_gguf_header(file, whole=True).settings}
+    settings: dict[str, Any] = {**read_gguf_header(file, full=True).settings}
     order = MERGES if settings.get(MODEL) == BYTE_LEVEL else SCORES if settings.get(MODEL) == SENTENCEPIECE else MODEL
     needed = (MODEL, TOKENS, *([] if MERGES in settings else [order]))
     problems = [f'setting "{key}" is missing.' for key in dict.fromkeys(needed) if key not in settings]

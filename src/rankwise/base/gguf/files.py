@@ -50,7 +50,7 @@ class GgufTensor:
 
 def rows_in(file: Path, header: GgufHeader, name: str) -> np.ndarray[Any, Any]:
     """The bytes of a tensor as they are stored, by rows."""
-    begin, end = header.place(name)
+    begin, end = header.span(name)
     return np.memmap(file, mode="r")[begin:end].reshape(*header.shape(name)[:-1], -1)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from rankwise.base.gguf.architectures import EMBEDDING, HEAD, GgufNames
 from rankwise.base.gguf.files import Copied, numbers_in, rows_in
 from rankwise.base.gguf.header import read_gguf_header
+from rankwise.base.tensor_files import StoredTensor, read_header
 from rankwise.errors import ModelError, some
 from rankwise.kernels.quantized.tensor import in_full
 
@@ -48,24 +50,21 @@ class FolderBase:
         self._folder, self._names, self._tied, self._quantized = folder, names, tied, quantized or {}
 
     @cached_property
-    def _places(self) -> dict[str, tuple[Path, str, str, tuple[int, ...]]]:
-        """By the name in GGUF: the file, the name there, the name in the model and the shape in GGUF."""
-        places: dict[str, tuple[Path, str, str, tuple[int, ...]]] = {}
+    def _places(self) -> dict[str, tuple[StoredTensor, str, tuple[int, ...]]]:
+        """By the name in GGUF: where the tensor lies, its name in the model and its shape in GGUF."""
+        places: dict[str, tuple[StoredTensor, str, tuple[int, ...]]] = {}
         unknown: list[str] = []
-        for file in sorted(self._folder.glob("*.safetensors")):
-            with safe_open(file, framework="pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118  not a dictionary
-                    if key.endswith(IGNORED):
-                        continue
-                    named = ((f"{prefix}{key}", self._names.of(f"{prefix}{key}")) for prefix in _PREFIXES)
-                    parameter, name = next(((one, other) for one, other in named if other), (key, None))
-                    if name is None:
-                        unknown.append(key)
-                        continue
-                    if name == HEAD and self._tied:
-                        continue
-                    shape = torch.empty(tensors.get_slice(key).get_shape(), device="meta")
-                    places[name] = (file, key, parameter, tuple(self._names.stored(parameter, shape).shape))
+        headers = (read_header(file)[0] for file in sorted(self._folder.glob("*.safetensors")))
+        for key, stored in chain(*(sorted(header.items()) for header in headers)):
+            if key.endswith(IGNORED):
+                continue
+            paths = (f"{prefix}{key}" for prefix in _PREFIXES)
+            parameter, name = next(((one, name) for one in paths if (name := self._names.of(one))), ("", None))
+            if name is None:
+                unknown.append(key)
+            elif name != HEAD or not self._tied:
+                shape = torch.empty(stored.shape, device="meta")
+                places[name] = (stored, parameter, tuple(self._names.stored(parameter, shape).shape))
         if unknown:
             raise ModelError(
                 f"{self._folder} has {len(unknown)} tensors that GGUF has no place for in a "
@@ -75,21 +74,21 @@ class FolderBase:
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: shape for name, (_, _, _, shape) in self._places.items()}
+        return {name: shape for name, (_, _, shape) in self._places.items()}
 
     def value(self, name: str) -> Tensor:
-        file, key, parameter, _ = self._places[name]
-        if key in self._quantized:
-            return self._names.stored(parameter, in_full(self._quantized[key]))
-        with safe_open(file, framework="pt") as tensors:
-            return self._names.stored(parameter, tensors.get_tensor(key))
+        stored, parameter, _ = self._places[name]
+        if stored.name in self._quantized:
+            return self._names.stored(parameter, in_full(self._quantized[stored.name]))
+        with safe_open(stored.file, framework="pt") as tensors:
+            return self._names.stored(parameter, tensors.get_tensor(stored.name))
 
 
 class FileBase:
     """A GGUF file."""
 
     def __init__(self, file: Path) -> None:
-        self._file, self._header = file, read_gguf_header(file, whole=True)
+        self._file, self._header = file, read_gguf_header(file, full=True)
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:

@@ -81,7 +81,7 @@ class GgufHeader:
 
         return next((one.name for one in GGMLQuantizationType if one == self.types[name]), "")
 
-    def place(self, name: str) -> tuple[int, int]:
+    def span(self, name: str) -> tuple[int, int]:
         """The first byte of a tensor, and the one after its last. ModelError where its rows are no whole blocks."""
         type, columns = self.type(name), self.tensors[name][0]
         if not type:
@@ -117,11 +117,11 @@ class _Damaged(Exception):
     pass
 
 
-def read_gguf_header(file: Path, *, whole: bool = False) -> GgufHeader:
-    """With `whole`, long texts and lists are read too, such as those of the tokenizer."""
+def read_gguf_header(file: Path, *, full: bool = False) -> GgufHeader:
+    """With `full`, long texts and lists are read too, such as those of the tokenizer."""
     try:
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _HeaderReader(data, whole=whole).header()
+            return _HeaderReader(data, full=full).header()
     except (_Damaged, OSError, ValueError) as error:  # an empty file cannot be mapped
         raise ModelError(f"{file} cannot be read as a GGUF file: {error}.") from None
 
@@ -192,8 +192,8 @@ def _of_family(family: str, header: GgufHeader, config: dict[str, Any]) -> dict[
 
 
 class _HeaderReader:
-    def __init__(self, data: mmap.mmap, *, whole: bool) -> None:
-        self._data, self._whole = data, whole
+    def __init__(self, data: mmap.mmap, *, full: bool) -> None:
+        self._data, self._full = data, full
         self._size = len(data)
         self._position = 0
 
@@ -204,7 +204,10 @@ class _HeaderReader:
         version = self._number("I")
         if version not in (2, 3):
             raise _Damaged(f"its version is {version}, and only versions 2 and 3 are supported")
-        tensors, settings = self._count("tensors", MOST_TENSORS), self._count("settings", MOST_SETTINGS)
+        tensors, settings = self._numbers("Q", 2)
+        for count, what, most in ((tensors, "tensors", MOST_TENSORS), (settings, "settings", MOST_SETTINGS)):
+            if count > most:
+                raise _Damaged(f"its header announces {count:,} {what}, and at most {most:,} are read")
         header = GgufHeader(size=self._size)
         for _ in range(settings):
             key = self._name("setting", header.settings)
@@ -235,12 +238,6 @@ class _HeaderReader:
     def _number(self, form: str) -> int:
         return self._numbers(form, 1)[0]
 
-    def _count(self, what: str, most: int) -> int:
-        count = self._number("Q")
-        if count > most:
-            raise _Damaged(f"its header announces {count:,} {what}, and at most {most:,} are read")
-        return count
-
     def _name(self, what: str, known: Container[str]) -> str:
         length = self._number("Q")
         if not 0 < length <= LONGEST_NAME:
@@ -258,13 +255,13 @@ class _HeaderReader:
             raise _Damaged(f"the text of {what} is not UTF-8") from None
 
     def _setting(self, key: str) -> tuple[tuple[int, ...], Value | None]:
-        """Its types and its value, which is None where it is passed over."""
+        """The types of a setting and its value, which is None where it is passed over."""
         first = self._number("I")
         is_list = first == ARRAY
         kinds = (first, self._number("I")) if is_list else (first,)
         count = self._number("Q") if is_list else 1
         if (form := NUMBERS.get(kinds[-1])) is not None:
-            if count > (MOST_ITEMS if self._whole else LONGEST_LIST):
+            if count > (MOST_ITEMS if self._full else LONGEST_LIST):
                 self._take(count * struct.calcsize(f"<{form}"))
                 return kinds, None
             values = self._numbers(form, count)
@@ -276,7 +273,7 @@ class _HeaderReader:
         if is_list:
             return kinds, self._texts(key, count)
         length = self._number("Q")
-        if length <= (LONGEST_TEMPLATE if self._whole else LONGEST_KEPT):
+        if length <= (LONGEST_TEMPLATE if self._full else LONGEST_KEPT):
             return kinds, self._text(length, f'"{key}"')
         self._take(length)
         return kinds, None
@@ -291,11 +288,11 @@ class _HeaderReader:
                 self._take(size)
             begin = place + 8
             place = begin + length_of(data, place)[0]
-            if self._whole:
+            if self._full:
                 texts.append(data[begin:place])
         self._position = min(place, size)
         self._take(place - self._position)
-        return [text.decode("utf-8", errors="surrogateescape") for text in texts] if self._whole else None
+        return [text.decode("utf-8", errors="surrogateescape") for text in texts] if self._full else None
 
     def _dimensions(self, name: str) -> tuple[int, ...]:
         count = self._number("I")

@@ -184,6 +184,6 @@ class _Mapped:
         if not sizes and (form is None or form.numbers == 1):
             sizes, columns = [columns], 1
         count = sizes[0] if sizes else 1
-        begin, end = self._header.place(name)
+        begin, end = self._header.span(name)
         rows = self._bytes[begin:end].view(count, -1)
         return rows.clone() if begin % WORD else rows, (count, columns)

@@ -44,7 +44,7 @@ def check_stored(file: Path, header: GgufHeader) -> None:
     problems, lying = [], []
     for name in header.tensors:
         try:
-            begin, end = header.place(name)
+            begin, end = header.span(name)
         except ModelError as error:
             problems.append(f"tensor {shown(name)} {error}")
             continue
