@@ -20,7 +20,7 @@ from rankwise.rows.files.licences import UNKNOWN, find_licence, normalised, stri
 from rankwise.rows.forms.labels import Labels
 from rankwise.rows.forms.proposals import literal_breaks
 from rankwise.rows.hold_out import MOST_LABELS, facts_of, hold_out, overlap_between
-from rankwise.rows.reading import Encoding, ReadRows, Side, compares
+from rankwise.rows.reading import CountedSources, Encoding, ReadRows, compares
 from rankwise.rows.report.image_report import Findings, findings_of
 from rankwise.rows.report.raw_rows import RawReport, problems, sentences, unused_columns
 from rankwise.rows.report.relations import SURVEYS
@@ -193,45 +193,45 @@ class _Findings:
         }  # fmt: skip
 
 
-def _warnings(work: Encoding, every: ReadRows, found: _Findings, *, complete: bool) -> Iterator[str]:
+def _warnings(work: Encoding, every: ReadRows, findings: _Findings, *, complete: bool) -> Iterator[str]:
     """`complete`: nothing stops the training, so that rows that are left out are worth a word."""
     spec, learned, own, apart = work.config, work.facts.learned, every.trained.tally, every.validation.tally
     yield from literal_breaks(spec.all_sources, spec.system)
     yield from left_out(own, spec) if complete else ()
-    yield from sentences(found.unused)
-    for report in found.raw:
+    yield from sentences(findings.unused)
+    for report in findings.raw:
         yield from report.warnings()
-    yield from warnings_of(own, found.overlap, found.repeats if found.images is None else (0, 0))
-    yield from found.images.warnings if found.images is not None else ()
-    yield from (doubt.text for doubt in found.doubts if not doubt.stops)
-    yield from found.tags.doubts() if found.tags is not None else ()
-    yield from found.labels.remarks()
-    yield from found.labels.without_rows(learned.names)
-    yield from found.labels.never_trained(found.held_out)
+    yield from warnings_of(own, findings.overlap, findings.repeats if findings.images is None else (0, 0))
+    yield from findings.images.warnings if findings.images is not None else ()
+    yield from (doubt.text for doubt in findings.doubts if not doubt.stops)
+    yield from findings.tags.doubts() if findings.tags is not None else ()
+    yield from findings.labels.remarks()
+    yield from findings.labels.without_rows(learned.names)
+    yield from findings.labels.never_trained(findings.held_out)
     yield from (f"validation rows: {warning}" for warning in warnings_of(apart, None, (0, 0)))
     for doubt in apart.meaning.doubts(every.validation.labels, learned, SURVEYS):
         yield f"validation rows: {doubt.text}"
     yield from (f"validation {warning}" for warning in left_out(apart, spec) if complete)
 
 
-def _fatal(work: Encoding, own: Side, trained: int, held_out: HoldOutFacts | None) -> list[str]:
+def _fatal(work: Encoding, trained_rows: CountedSources, trained: int, held_out: HoldOutFacts | None) -> list[str]:
     """Why the training rows must not be trained on."""
-    spec, tally = work.config, own.tally
-    name = ", ".join(dict.fromkeys(report.reading.source.path for report in own.raw))
+    spec, tally = work.config, trained_rows.tally
+    name = ", ".join(dict.fromkeys(report.reading.source.path for report in trained_rows.raw))
     remaining = trained if work.encoder is not None else tally.used - (held_out.rows if held_out is not None else 0)
     fatal = fatal_problems(tally, spec, limit=work.limit, trained=remaining, name=name)
     if spec.group is not None and held_out is None and not fatal:
         fatal += [f"{name}: all rows have the same {spec.group} (data.group), so none can become validation rows."]
-    return fatal or [problem for source in own.sources for problem in source.weighed_out()]
+    return fatal or [problem for source in trained_rows.sources for problem in source.weighed_out()]
 
 
-def _fatal_validation(work: Encoding, apart: Side) -> list[str]:
-    path, used = work.config.validation and work.config.validation.path, apart.tally.used
-    return fatal_problems(apart.tally, work.config, limit=work.limit, trained=used, name=path) if path else []
+def _fatal_validation(work: Encoding, validation: CountedSources) -> list[str]:
+    path, used = work.config.validation and work.config.validation.path, validation.tally.used
+    return fatal_problems(validation.tally, work.config, limit=work.limit, trained=used, name=path) if path else []
 
 
-def _validation_facts(apart: Side, *, encodes: bool) -> ValidationFacts:
-    tally = apart.tally
+def _validation_facts(validation: CountedSources, *, encodes: bool) -> ValidationFacts:
+    tally = validation.tally
     return ValidationFacts(
         **skips_of(tally), truncated=tally.truncated if encodes else None,
         loss_tokens=tally.loss_tokens if encodes else None,

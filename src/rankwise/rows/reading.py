@@ -45,7 +45,7 @@ def compares(config: DataConfig) -> bool:
 
 
 @dataclass
-class Side:
+class CountedSources:
     """The rows of the training sources, or of the validation source, and their counts."""
 
     tally: Tally
@@ -65,8 +65,8 @@ class ReadRows:
     """All rows that are read."""
 
     writer: RowWriter
-    trained: Side
-    validation: Side
+    trained: CountedSources
+    validation: CountedSources
     prompts: TextIndex
     """What rows with the same question share, of the usable rows of all sources."""
     answers: AnswerForms | None = None
@@ -105,7 +105,7 @@ class Encoding:
         readings = [(open_source(spec, source), source.weight) for source in spec.all_sources]
         measured = [] if own is None else [open_source(spec, own)]
         answers = None if self.facts.answers is None else self.facts.answers()
-        own, apart = Side(Tally(self.facts, TextIndex(folder))), Side(Tally(self.facts))
+        own, apart = CountedSources(Tally(self.facts, TextIndex(folder))), CountedSources(Tally(self.facts))
         every = ReadRows(RowWriter(folder), own, apart, TextIndex(folder), answers)
         for reading, weight in readings:
             own.sources.append(self._source(reading, weight, every, own.tally))

@@ -112,7 +112,7 @@ class Server(Api[ServingEngine]):
     serving: Serving
     engine: ServingEngine
     most: int
-    others: Sequence[Route] = ()
+    further: Sequence[Route] = ()
     """Routes that were asked for: of loading adapters (changes.py), of fine-tuning (tuning/routes.py)."""
     kind, elsewhere = "a language model: POST /v1/chat/completions", ("/v1/classify",)
 
@@ -124,7 +124,7 @@ class Server(Api[ServingEngine]):
         return [
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/completions", self.completions, methods=["POST"]),
-            *self.others,
+            *self.further,
         ]
 
     async def chat(self, request: Request) -> Response:
