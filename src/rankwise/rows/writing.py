@@ -60,7 +60,7 @@ class TextWriting:
         start = tokenizer.encode(tokenizer.start) if tokenizer.start else []
         return EncodingFacts(
             self.learned, self.template.facts, reads=self.learned.reads, answers=self.answers, guessed=self.guessed,
-            special=frozenset(map(str, tokenizer.hub.get_added_vocab())), control=tokenizer.special_begins,
+            special=frozenset(map(str, tokenizer.hub.get_added_vocab())), control=tokenizer.special.begins,
             start_id=start[0] if len(start) == 1 else tokenizer.hub.bos_token_id,
         )  # fmt: skip
 
