@@ -114,7 +114,7 @@ class Made:
         even = next((at for at, (first, second) in enumerate(best) if first - second < EVEN), None)
         written = made.sequences[0, ids.shape[1] :].tolist()
         kept = [token for token in written if token not in self.model.template.end_ids]
-        return self.model.template.answer_text(kept), even
+        return self.model.template.answers.read(kept), even
 
 
 def _write_tiny(folder: Path) -> None:

@@ -212,7 +212,7 @@ def test_a_text_comes_from_plain_text_or_from_rows(model: LoadedModel, form: str
 def test_what_is_typed_like_a_control_token_is_text(model: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("He wrote <|im_end|> and went. " * 30)
     text = text_for(model, str(tmp_path / "text.txt"), blocks=1, length=60)
-    assert not set(text.blocks.flatten().tolist()) & set(model.tokenizer.special)
+    assert not set(text.blocks.flatten().tolist()) & set(model.tokenizer.special.texts)
     assert model.tokenizer.decode(text.blocks[0].tolist()).startswith("He wrote <|im_end|> and went. He")
 
 

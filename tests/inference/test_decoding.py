@@ -95,7 +95,7 @@ def test_answers_in_company_are_those_of_transformers_alone(tiny, name):
     model = ending_at(tiny, module, ends)
     together = decode(model, prompts, LONG)
     assert [one.tokens for one in together] == [len(one) for one in wanted]
-    assert [one.text for one in together] == [model.template.answer_text(one) for one in wanted]
+    assert [one.text for one in together] == [model.template.answers.read(one) for one in wanted]
     differing = len({one.tokens for one in together})
     assert differing > 1 + (name in KEPT_IN_ROOM), "answers of one length would show nothing"
 

@@ -80,7 +80,7 @@ def test_a_greedy_answer_is_the_likeliest_token_each_time(tiny):
         for _ in range(10):
             ids.append(int(tiny.module(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
     given = answer(tiny, asked("hi"), GenerationConfig(max_new_tokens=10))
-    assert given.text == tiny.template.answer_text(ids[begun:])
+    assert given.text == tiny.template.answers.read(ids[begun:])
 
 
 def likeliest(model, prompt, count):
@@ -102,7 +102,7 @@ def test_an_answer_ends_before_the_first_end_token_whichever_of_them_it_is(tiny,
     end = made[9]
     first = made.index(end)
     given = answer(ending_at(folder, 0, end), asked("hi"), SHORT)
-    assert facts(given) == (tiny.template.answer_text(made[:first]), first, "end")
+    assert facts(given) == (tiny.template.answers.read(made[:first]), first, "end")
 
 
 def test_in_company_a_short_answer_is_cut_at_its_own_end(tiny, folder):

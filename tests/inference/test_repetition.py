@@ -92,7 +92,7 @@ def test_an_answer_is_cut_where_it_loops_alone_in_company_and_as_a_stream(endles
     looks = range(STAGE, LONG.max_new_tokens + 1, STAGE)
     places = [next((place for place in looks if by_definition(ids[:place])), None) for ids in free]
     assert len(set(places)) > 1 and any(places), f"{places} show too little"
-    target = [(endless.template.answer_text(ids[:at]), at or len(ids), "repetition" if at else "length")
+    target = [(endless.template.answers.read(ids[:at]), at or len(ids), "repetition" if at else "length")
               for ids, at in zip(free, places, strict=True)]  # fmt: skip
 
     def facts(found):

@@ -28,11 +28,11 @@ from rankwise.planning.rows import (
     without_held_out,
 )
 from rankwise.planning.tokens import TokenCounter
-from rankwise.rows.preparation import Encoding, EncodingFacts, prepared_of
-from rankwise.rows.report.report import Tally
+from rankwise.rows.preparation import prepared_of
+from rankwise.rows.reading import Encoding
 from rankwise.rows.sample import DRAWN, sample_rows
 from rankwise.rows.text.encode import Encoder
-from rankwise.runs.records import silent
+from rankwise.rows.text.outcome import EncodingFacts
 
 
 class Words(TokenCounter):
@@ -284,7 +284,7 @@ def test_a_plan_counts_what_a_training_encodes(tmp_path, name):
     spec = DataConfig(path=str(data_file(tmp_path, pairs(60))), max_length=4096, held_out=0)
     planned = conversations_of(spec, TokenCounter(tmp_path), 4096)
     encoder = Encoder(template, template.tokenizer, spec, 4096)
-    work = Encoding(spec, encoder, Tally(), silent, None, EncodingFacts())
+    work = Encoding(spec, encoder, EncodingFacts())
     data_report = prepared_of(work, work.read(None)).data_report
     assert planned.exact and planned.documents.likely == data_report.sequences == 60
     assert planned.tokens.likely == pytest.approx(data_report.tokens, rel=0.05)

@@ -24,7 +24,7 @@ import rankwise as package
 from conftest import CHATML
 from kit.command import rankwise
 from kit.sampling import draws
-from rankwise.commands.data import check
+from rankwise.commands.data import check, count_only
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
@@ -32,7 +32,7 @@ from rankwise.config.recipe import recipe_named
 from rankwise.rows.preparing import prepare
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.tokenizer import HubTokenizer
-from rankwise.rows.writing import TextWriting, count_only
+from rankwise.rows.writing import TextWriting
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import silent
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from rankwise.commands.data import count_only
 from rankwise.config.data import DataConfig
 from rankwise.errors import DataError, joined_problems
 from rankwise.rows.sources import open_source
-from rankwise.rows.writing import count_only
 from rankwise.runs.records import silent
 
 TOLD = 20

@@ -656,7 +656,7 @@ from rankwise.rows.preparing import content_identity
 from rankwise.rows.sources import open_source
 from rankwise.runs.records import silent
 from rankwise.config.data import DataConfig
-from rankwise.rows.writing import count_only
+from rankwise.commands.data import count_only
 
 def asked():
     return int(urlopen(sys.argv[2] + "/asked").read())

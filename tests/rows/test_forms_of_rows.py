@@ -14,6 +14,7 @@ from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 
+from rankwise.commands.data import count_only
 from rankwise.config.data import DataConfig
 from rankwise.config.reading import parse_setting, read_data
 from rankwise.errors import ConfigError
@@ -21,7 +22,7 @@ from rankwise.rows.preparing import prepare
 from rankwise.rows.sources import open_source
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.tokenizer import HubTokenizer
-from rankwise.rows.writing import TextWriting, count_only
+from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import silent
 
 ASK = {"role": "user", "content": "why?"}

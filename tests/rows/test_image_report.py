@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kit.command import rankwise
+from rankwise.commands.data import count_only
 from rankwise.config.data import DataConfig
 from rankwise.rows.report.duplicates import ImageIndex
 from rankwise.rows.sources import open_source
 from rankwise.rows.text.example import ImageRecord
-from rankwise.rows.writing import count_only
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import silent
 

@@ -9,16 +9,17 @@ from typing import Any, get_args
 
 import pytest
 
+from rankwise.commands.data import count_only
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig, StoppingCheck
 from rankwise.errors import DataError
 from rankwise.rows.classes import read_targets
-from rankwise.rows.preparation import Encoding, EncodingFacts, prepared_of
+from rankwise.rows.preparation import prepared_of
 from rankwise.rows.preparing import refuse_fatal
+from rankwise.rows.reading import Encoding
 from rankwise.rows.report.meaning import CHECKS
 from rankwise.rows.report.relations import STOPPING, SURVEYS
-from rankwise.rows.report.report import Tally
-from rankwise.rows.writing import count_only
+from rankwise.rows.text.outcome import EncodingFacts
 from rankwise.runs.records import silent
 from rankwise.runs.row_facts import ANSWERS
 
@@ -325,7 +326,7 @@ def report_of(folder, rows, *, classifies=False, **settings):
     settings |= {"format": "preference"} if "chosen" in rows[0] else {}
     spec = DataConfig(path="rows.jsonl", **settings)
     learned = read_targets(spec, ClassificationConfig()) if classifies else ANSWERS
-    work = Encoding(spec, None, Tally(), silent, None, EncodingFacts(learned))
+    work = Encoding(spec, None, EncodingFacts(learned))
     return prepared_of(work, work.read(None)).data_report
 
 

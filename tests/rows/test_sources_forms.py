@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from rankwise.commands.data import count_only
 from rankwise.config.data import DataConfig, SourceConfig
 from rankwise.errors import ConfigError, DataError
 from rankwise.rows.sources import open_source
-from rankwise.rows.writing import count_only
 from rankwise.runs.records import silent
 
 FORMS = {

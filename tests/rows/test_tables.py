@@ -14,12 +14,12 @@ import zipfile
 import openpyxl
 import pytest
 
+from rankwise.commands.data import count_only
 from rankwise.config.data import DataConfig
 from rankwise.errors import DataError
 from rankwise.rows.files import workbooks
 from rankwise.rows.sample import sample_rows
 from rankwise.rows.sources import open_source, raw_records
-from rankwise.rows.writing import count_only
 from rankwise.runs.records import silent
 
 ENCODINGS = {

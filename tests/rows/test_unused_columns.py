@@ -10,12 +10,12 @@ import pytest
 
 from kit.command import rankwise
 from kit.shell import typed_in_bash
+from rankwise.commands.data import count_only
 from rankwise.config.data import DataConfig
 from rankwise.errors import ConfigError
 from rankwise.rows.report import unused as unused_module
-from rankwise.rows.report.unused import problems, sentences, unused_columns
+from rankwise.rows.report.raw_rows import RawReport, problems, sentences, unused_columns
 from rankwise.rows.sources import open_source
-from rankwise.rows.writing import count_only
 from rankwise.runs.records import silent
 
 PLACES = ("river", "market", "castle", "harbour", "village", "forest", "valley", "station", "garden", "library")
@@ -203,12 +203,12 @@ def test_a_long_file_is_judged_by_some_of_its_rows_and_counted_by_all(monkeypatc
     monkeypatch.setattr(unused_module, "ALL_JUDGED", 20)
     write("rows.jsonl", passages(400))
     spec = DataConfig(path="rows.jsonl")
-    reading = open_source(spec, spec.all_sources[0])
-    assert sum(len(chunk) for chunk in reading.chunks()) == 400
-    found = reading.unused["rows.jsonl"]
+    raw = RawReport(open_source(spec, spec.all_sources[0]))
+    assert sum(len(chunk) for chunk in raw.reading.chunks(raw.add)) == 400
+    found = raw.unused["rows.jsonl"]
     assert (found.rows, found.columns["passage"].filled, found.judged) == (400, 400, 20 + 24)
     assert len(found.columns["passage"].values) <= unused_module.CATEGORIES + 1
-    assert problems([reading], unused_columns([reading]))
+    assert problems([raw], unused_columns([raw]))
 
 
 def test_rows_that_were_encoded_before_name_their_columns_again(tiny_folder):
@@ -231,10 +231,10 @@ SETS = (
 def test_no_data_set_stops_wrongly_however_few_of_its_rows_there_are(name, shared_data):
     spec = DataConfig(path=str(shared_data / name))
     for most in (3, 10, 300):
-        reading = open_source(spec, spec.all_sources[0])
-        for _, _ in zip(range(most), reading._readable(), strict=False):
+        raw = RawReport(open_source(spec, spec.all_sources[0]))
+        for _, _ in zip(range(most), raw.reading._readable(raw.add), strict=False):
             pass
-        assert problems([reading], unused_columns([reading])) == []
+        assert problems([raw], unused_columns([raw])) == []
 
 
 @pytest.mark.parametrize(("name", "value"), [

@@ -26,8 +26,8 @@ from rankwise.serving.engine import Limits, ServingEngine  # noqa: E402
 from rankwise.serving.served import load_serving  # noqa: E402
 from rankwise.serving.tuning import files as stored_files  # noqa: E402
 from rankwise.serving.tuning.files import Files  # noqa: E402
-from rankwise.serving.tuning.jobs import Jobs  # noqa: E402
-from rankwise.serving.tuning.routes import FineTuning, Offered  # noqa: E402
+from rankwise.serving.tuning.jobs import JobFiles, Jobs  # noqa: E402
+from rankwise.serving.tuning.routes import Offered, tuning_routes  # noqa: E402
 
 
 def conversation(number):
@@ -59,9 +59,9 @@ def serving(home, **guard):
         engine.start()
         files = Files(home / "runs" / ".fine-tuning" / "files")
         changes = Changes(loaded, engine)
-        offered = Offered(loaded, changes, Jobs(home / "runs" / ".fine-tuning" / "jobs", files, Queue()))
+        offered = Offered(loaded, changes, Jobs(JobFiles(home / "runs" / ".fine-tuning" / "jobs"), files, Queue()))
         offered.start()
-        app = Server(loaded, engine, 24, changes, FineTuning(offered, files))
+        app = Server(loaded, engine, 24, tuning_routes(offered))
         http = TestClient(app.app(**{"key": "secret", "host": "127.0.0.1"} | guard), base_url="http://127.0.0.1:8000")
         client = openai.OpenAI(api_key="secret", base_url="http://127.0.0.1:8000/v1", http_client=http, max_retries=0)
         try:
@@ -289,7 +289,7 @@ def test_limits_of_uploads(door, monkeypatch):
 
 
 def test_every_route_needs_the_key(door):
-    for route in door.app.tuning.routes():
+    for route in door.app.further:
         path = route.path.replace("{id}", "file-" + "0" * 24).replace("{name:path}", "x")
         for method in route.methods - {"HEAD"}:
             for headers in ({}, {"authorization": "Bearer wrong"}):

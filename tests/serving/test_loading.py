@@ -21,7 +21,7 @@ from rankwise.inference.batch import GrowingBatch
 from rankwise.runs.records import silent
 from rankwise.serving import changes as changing
 from rankwise.serving.app import Server
-from rankwise.serving.changes import Changes
+from rankwise.serving.changes import Changes, loading_routes
 from rankwise.serving.engine import Limits, ServingEngine
 from rankwise.serving.served import load_serving
 
@@ -48,7 +48,7 @@ def open_server(home):
     engine = ServingEngine(serving.model.module, serving.rows, Limits(waiting=500))
     engine.start()
     changes = Changes(serving, engine, folder=home / "runs")
-    app = Server(serving, engine, 24, changes).app(key=None, host="127.0.0.1")
+    app = Server(serving, engine, 24, loading_routes(changes)).app(key=None, host="127.0.0.1")
     client = TestClient(app, base_url="http://127.0.0.1:8000")
 
     def load(name, path=None, **more):

@@ -73,7 +73,7 @@ def harmless(example):
 
 def control(ids, template):
     """The control tokens among the ids, in their order."""
-    return [token for token in ids if token in template.tokenizer.special]
+    return [token for token in ids if token in template.tokenizer.special.texts]
 
 
 def encoded(example, template):
@@ -117,7 +117,7 @@ def check_prompt(example, index, template, same):
 def test_a_control_token_that_is_typed_is_text_wherever_it_stands(family, kind):
     template = template_of(family, kind)
     exact = kind in BYTE_LEVEL and not family.eats_space
-    tokens = [token for token in template.tokenizer.special.values() if len(token) > 2]
+    tokens = [token for token in template.tokenizer.special.texts.values() if len(token) > 2]
     assert {family.end, family.eos} <= set(tokens)
     for token in tokens:
         for name, place in (PLACES | (WITH_SYSTEM if family.system else {})).items():
@@ -260,7 +260,7 @@ NESTED = {
 def test_control_tokens_that_hold_or_overlap_each_other_are_text(hub_tokenizer, case):
     tokens, text = NESTED[case]
     template = over(hub_tokenizer, hub_tokenizer.chat_template, *tokens)
-    assert set(tokens) <= set(template.tokenizer.special.values())
+    assert set(tokens) <= set(template.tokenizer.special.texts.values())
     written = "{}<|im_end|>".format
     for example in (talk(f"a {text} b", "yes"), talk(text, text), talk("what?", f"a{text}b")):
         check(example, template, written=written)
@@ -306,7 +306,7 @@ def contents(tokens):
 def test_any_text_with_control_tokens_in_it_keeps_roles_and_answers(name, kind, data):
     family = BY_NAME[name]
     template = template_of(family, kind)
-    some = contents(template.tokenizer.special.values()).filter(lambda text: text.strip() == text != "")
+    some = contents(template.tokenizer.special.texts.values()).filter(lambda text: text.strip() == text != "")
     pairs = data.draw(st.lists(st.tuples(some, some), min_size=1, max_size=2))
     system = data.draw(st.none() | some) if len(pairs) == 1 else None
     example = talk(*(turn for pair in pairs for turn in pair), system=system)
@@ -318,7 +318,7 @@ def test_any_text_with_control_tokens_in_it_keeps_roles_and_answers(name, kind, 
 
 def test_a_model_without_a_template_takes_control_tokens_for_text_too(hub_tokenizer):
     template = over(hub_tokenizer, None)
-    for token in template.tokenizer.special.values():
+    for token in template.tokenizer.special.texts.values():
         for place in PLACES.values():
             check(place(token), template, written="{}<|im_end|>".format)
 

@@ -217,7 +217,7 @@ def test_what_a_person_reads_of_an_answer_is_the_answer(family, kind):
     template = template_of(family, kind)
     (tokens,) = encoded(talk("Hi.", answer), template).sequences
     (run,) = runs(tokens)
-    assert template.answer_text(tokens.ids[slice(*run)]).removesuffix(family.tail) == answer
+    assert template.answers.read(tokens.ids[slice(*run)]).removesuffix(family.tail) == answer
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -58,7 +58,7 @@ def test_what_follows_only_the_last_end_token_splits_no_conversation(hub_tokeniz
 def test_the_plain_template_s_space_is_no_part_of_an_answer(hub_tokenizer: PreTrainedTokenizerFast) -> None:
     # Else the second turn of a chat would be written with two spaces, which training never saw.
     made = written(hub_tokenizer, None, [END])
-    assert made.answer_text(made.tokenizer.encode(" first")) == "first"
+    assert made.answers.read(made.tokenizer.encode(" first")) == "first"
 
 
 def test_special_tokens_that_the_tokenizer_does_not_name_count_too(hub_tokenizer: PreTrainedTokenizerFast) -> None:

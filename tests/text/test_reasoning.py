@@ -130,12 +130,12 @@ def test_what_is_shown_of_an_answer_is_what_comes_after_its_reasoning() -> None:
         template = template_of("qwen", "learn", source)
         for text in (f"{THOUGHT}Four.<|im_end|>", "Two and two.\n</think>\n\nFour.<|im_end|>"):
             ids = template.tokenizer.encode(text)
-            assert template.answer_text(ids) == "Four."
+            assert template.answers.read(ids) == "Four."
             if source == ALWAYS or text.startswith("<think>"):
-                streamed = [template.streamed_text(ids[:size]) for size in range(1, len(ids) + 1)]
+                streamed = [template.answers.streamed(ids[:size]) for size in range(1, len(ids) + 1)]
                 assert all("Four.".startswith(part) for part in streamed) and streamed[-1] == "Four."
     plain = template_of("qwen", "none")
-    assert plain.answer_text(plain.tokenizer.encode("Four.<|im_end|>")) == "Four."
+    assert plain.answers.read(plain.tokenizer.encode("Four.<|im_end|>")) == "Four."
 
 
 def read(spec: DataConfig, source: SourceConfig) -> tuple[Message, ...]:

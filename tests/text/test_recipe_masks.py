@@ -300,11 +300,11 @@ def test_a_stream_takes_nothing_back_and_shows_no_part_of_an_end(name, added, pi
         assert end not in found.text
     shown_ = ""
     for count in range(1, len(script) + 1):
-        text = template.streamed_text(script[:count])
+        text = template.answers.streamed(script[:count])
         if "\ufffd" not in text:
             assert text.startswith(shown_)
             shown_ = text
-        if template.has_end_text(script[:count]):
+        if template.answers.has_end(script[:count]):
             assert shown_ == whole[: min(ends)].rstrip()
             break
 

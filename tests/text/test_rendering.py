@@ -76,7 +76,7 @@ def test_segments_joined_are_the_templates_text_and_learned_is_the_answers(with_
     rendering = render(example, template)
     assert rendering.text == template.text(example.messages)
     learned = [segment.text for segment in rendering.segments if segment.learned]
-    answers = [template.tokenizer.guarded(answer) for _, answer in contents]
+    answers = [template.tokenizer.special.guarded(answer) for _, answer in contents]
     assert [answer.replace(BREAK, "") for answer in answers] == [answer for _, answer in contents]
     if name == "stripped":
         assert learned == [answer.strip() + END for answer in answers]

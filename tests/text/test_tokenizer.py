@@ -130,4 +130,4 @@ def test_encoding_adds_nothing_and_decoding_gives_the_text_back(hub_tokenizer, t
 def test_a_person_reads_an_answer_without_its_special_tokens(hub_tokenizer):
     template = written(hub_tokenizer, 2)
     ids = template.tokenizer.encode("<|im_start|>fox  dog <|im_end|>")
-    assert template.answer_text(ids) == "fox  dog "
+    assert template.answers.read(ids) == "fox  dog "

@@ -17,7 +17,8 @@ from rankwise.errors import ConfigError, DataError, RunError
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import decided, objective_of
 from rankwise.rows.preparation import Prepared
-from rankwise.rows.preparing import RowEncoding, prepare, refuse_fatal
+from rankwise.rows.preparing import prepare, refuse_fatal
+from rankwise.rows.text.outcome import RowEncoding
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.advice import Advice, lines_of
 from rankwise.runs.records import Callback, StatusMessage, WarningCollector, silent

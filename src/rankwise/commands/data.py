@@ -15,23 +15,26 @@ from rankwise.config.images import ImageProcessing, ImagesConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.objectives import OBJECTIVES, as_pairs
 from rankwise.config.recipe import recipe_named
+from rankwise.constraints.constraint import answers_in
 from rankwise.errors import ConfigError, DataError, did_you_mean, joined_problems
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import objective_by
 from rankwise.rows.classes import read_targets
 from rankwise.rows.files.output import check_name, file_of
 from rankwise.rows.forms.pair_rows import is_pair
-from rankwise.rows.images.decode import decode
+from rankwise.rows.images.decode import decode, record_of
 from rankwise.rows.images.pictures import check_sheet, contact_sheet
 from rankwise.rows.images.processor import pixels_of
-from rankwise.rows.preparing import RowEncoding, prepare
-from rankwise.rows.report.unused import problems, sentences, unused_columns
+from rankwise.rows.preparation import prepared_of
+from rankwise.rows.preparing import prepare
+from rankwise.rows.reading import Encoding
+from rankwise.rows.report.raw_rows import RawReport, problems, sentences, unused_columns
 from rankwise.rows.samples import PICTURES, SAMPLES, pictures
 from rankwise.rows.sources import OpenedSource, open_source, raw_records
 from rankwise.rows.text.example import Example
-from rankwise.rows.text.outcome import Shown
+from rankwise.rows.text.outcome import EncodingFacts, Outcome, RowEncoding, Shown
 from rankwise.rows.text.targets import RowTargets
-from rankwise.rows.writing import TextWriting, count_only
+from rankwise.rows.writing import TextWriting
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.system.files import check_place, write_atomic
@@ -57,6 +60,23 @@ def check(
         )
         return count_only(data, callback)
     return prepare(data, written[1], callback).data_report
+
+
+def count_only(config: DataConfig, callback: Callback) -> DataReport:
+    """What can be said of rows without any tokenizer."""
+    work = Encoding(config, None, EncodingFacts(answers=answers_in(config)), callback=callback, look=looked_at)
+    return prepared_of(work, work.read(None)).data_report
+
+
+def looked_at(example: Example) -> Outcome:
+    """Decode the image of a row without a model. A row of text stays as it is."""
+    outcome = Outcome(example)
+    if example.image is not None:
+        try:
+            outcome.image = record_of(decode(example.image, example.where))
+        except DataError as error:
+            outcome.problem = str(error)
+    return outcome
 
 
 def _as_pairs(data: DataConfig, name: str, callback: Callback) -> DataConfig:
@@ -133,21 +153,21 @@ def preview(
 
 
 def _read_texts(data: DataConfig, rows: int, first: int, callback: Callback) -> list[Example]:
-    readings: list[OpenedSource] = []
-    examples = list(islice(_examples(data, readings), first - 1, first - 1 + rows))
-    unused = unused_columns(readings)
-    for problem in [*sentences(unused), *problems(readings, unused)]:
+    raw: list[RawReport] = []
+    examples = list(islice(_examples(data, raw), first - 1, first - 1 + rows))
+    unused = unused_columns(raw)
+    for problem in [*sentences(unused), *problems(raw, unused)]:
         callback(WarningMessage(problem.rstrip(".")))
     if not examples:
         raise DataError(f"there is no row {first}.")
     return examples
 
 
-def _examples(data: DataConfig, readings: list[OpenedSource]) -> Iterator[Example]:
+def _examples(data: DataConfig, raw: list[RawReport]) -> Iterator[Example]:
     for source in data.all_sources:
         reading = open_source(data, source)
-        readings.append(reading)
-        for chunk in reading.chunks():
+        raw.append(report := RawReport(reading))
+        for chunk in reading.chunks(report.add):
             yield from (example for row in chunk for example in row)
         _refuse_bad(data, reading)
 

@@ -257,7 +257,7 @@ def _item(where: str, document: Tokens, model: LoadedModel) -> Request:
     last = ends[-1] + 1
     begin = last - int(np.argmin(learned[:last][::-1])) if not learned[:last].all() else 0
     given = ids[:begin].tolist()
-    target = model.template.answer_text(ids[begin:last].tolist())
+    target = model.template.answers.read(ids[begin:last].tolist())
     return Request(where, (model.tokenizer.readable(given),), target, documents=(document,), prompt_ids=tuple(given))
 
 
@@ -285,8 +285,8 @@ def _document(before: str, after: str, model: LoadedModel) -> Tokens:
     tokenizers. If nothing comes before, every token is scored, as lm-eval does."""
     tokenizer, text = model.tokenizer, before.rstrip()
     gap = before[len(text) :] or ("" if after[:1].isspace() or not text else " ")
-    known = tokenizer.start + tokenizer.guarded(text)
-    whole = prompt_ids(known + tokenizer.guarded(gap + after), tokenizer)
+    known = tokenizer.start + tokenizer.special.guarded(text)
+    whole = prompt_ids(known + tokenizer.special.guarded(gap + after), tokenizer)
     first = len(prompt_ids(known, tokenizer))
     if not first:
         whole, first = [_first(model), *whole], 1
@@ -297,7 +297,7 @@ def _blocks(task: TaskConfig, model: LoadedModel) -> tuple[Request, ...]:
     """Split a running text into blocks. Each block is preceded by the last token of the block before it, the first by
     the token that begins every text. So every token is scored once, as in lm-eval's rolling windows."""
     text, start = _text(task.data), _first(model)
-    ids = prompt_ids(model.tokenizer.guarded(text), model.tokenizer)
+    ids = prompt_ids(model.tokenizer.special.guarded(text), model.tokenizer)
     size = min(BLOCK, model.context_length or BLOCK)
     pieces = [ids[place : place + size] for place in range(0, len(ids), size)]
     before = [start, *(piece[-1] for piece in pieces)]

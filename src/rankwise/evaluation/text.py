@@ -82,7 +82,7 @@ def cut(plain: PlainText, model: LoadedModel, *, blocks: int, length: int, least
     tokenizer = model.tokenizer
     if BREAK in plain.content:
         raise DataError(f"{plain.name}: contains the noncharacter U+FDD0, which text should not contain.")
-    ids = prompt_ids(tokenizer.guarded(plain.content), tokenizer)
+    ids = prompt_ids(tokenizer.special.guarded(plain.content), tokenizer)
     start = tokenizer.encode(tokenizer.start) if tokenizer.start else []
     size = length + 1 - len(start)
     if least is not None:

@@ -20,9 +20,10 @@ from rankwise.methods.artifact import Artifact
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.forms.formats import ANSWER_FIELDS, form_of
 from rankwise.rows.preparation import Prepared
-from rankwise.rows.preparing import RowEncoding, prepare, refuse_fatal
+from rankwise.rows.preparing import prepare, refuse_fatal
 from rankwise.rows.sources import open_source, raw_records
 from rankwise.rows.text.example import Database, Example
+from rankwise.rows.text.outcome import RowEncoding
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.data_report import PartFacts
 from rankwise.runs.records import Callback, WarningMessage

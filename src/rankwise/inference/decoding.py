@@ -120,7 +120,7 @@ class Draft:
             self.stopped = "end"
         elif self.loops and len(ids) % STAGE == 0 and repeats(ids):
             self.stopped = "repetition"
-        elif (self.spoken and self.template.has_end_text(ids)) or self._stop is not None:
+        elif (self.spoken and self.template.answers.has_end(ids)) or self._stop is not None:
             self.stopped = "end"
         elif len(ids) >= self.longest:
             self.stopped = "length"
@@ -140,7 +140,7 @@ class Draft:
         if self.stopped is not None:
             return self._full_text[: self._stop]
         ids = self.row.ids
-        text = self.template.streamed_text(ids) if self.spoken else self.template.tokenizer.readable(ids)
+        text = self.template.answers.streamed(ids) if self.spoken else self.template.tokenizer.readable(ids)
         sizes = (size for stop in self.stops for size in range(1, len(stop)) if text.endswith(stop[:size]))
         return text[: len(text) - max(sizes, default=0)]
 
@@ -152,7 +152,7 @@ class Draft:
 
     @property
     def _full_text(self) -> str:
-        return (self.template.answer_text if self.spoken else self.template.tokenizer.readable)(self._answer_tokens)
+        return (self.template.answers.read if self.spoken else self.template.tokenizer.readable)(self._answer_tokens)
 
     @property
     def _stop(self) -> int | None:

@@ -37,11 +37,10 @@ from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError
 from rankwise.objectives.predictions import ClassShares, Done, Longest, Numbers, Prediction, probability_column
 from rankwise.rows.encoded.batches import Batch, portions_of
-from rankwise.rows.preparing import RowEncoding
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import Encoder
 from rankwise.rows.text.example import Example
-from rankwise.rows.text.outcome import Outcome, RowEncoder, Shown
+from rankwise.rows.text.outcome import Outcome, RowEncoder, RowEncoding, Shown
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting

@@ -167,7 +167,7 @@ def _with_typed_tokens_as_text(
         return []
     encoded = encode([text.replace(BREAK, "") for text in texts])
     for at, text in enumerate(texts):
-        if BREAK in (guarded := tokenizer.guarded(text.replace(BREAK, ""))):
+        if BREAK in (guarded := tokenizer.special.guarded(text.replace(BREAK, ""))):
             before, behind = _around(encode(["a"])[0], tokenizer.encode("a"))
             room = None if limit is None else limit - len(before) - len(behind)
             encoded[at] = [*before, *prompt_ids(guarded, tokenizer)[:room], *behind]

@@ -22,7 +22,7 @@ from rankwise.config.data import DataConfig
 from rankwise.rows.forms.labels import Labels
 from rankwise.rows.report.duplicates import TextIndex
 from rankwise.rows.report.image_report import SeenImage, overlap_of_images
-from rankwise.rows.sources import OpenedSource
+from rankwise.rows.report.raw_rows import RawReport
 from rankwise.rows.text.example import Example, ImageRecord
 from rankwise.runs.data_report import OverlapFacts
 from rankwise.runs.row_facts import HoldOutFacts
@@ -216,7 +216,7 @@ class _Draw:
 class SourceRows:
     """`begin` is the number of its first sequence, and `question` that of its first row among the questions of all."""
 
-    reading: OpenedSource
+    raw: RawReport
     weight: float
     begin: int = 0
     question: int = 0
@@ -285,7 +285,7 @@ class SourceRows:
         rows = len(self.rows(held_out=False))
         if rows < 1 or round(self.weight * rows):
             return []
-        path = self.reading.source.path
+        path = self.raw.reading.source.path
         return [f"{path}: the weight {self.weight:g} leaves none of its {rows:,} rows for training."]
 
 

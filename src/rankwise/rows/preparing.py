@@ -15,9 +15,9 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol, Self
 
 import numpy as np
 
@@ -25,45 +25,14 @@ from rankwise.config.data import INFER, DataConfig
 from rankwise.errors import DataError, RankwiseError
 from rankwise.rows.encoded.sequences import EncodedRows, RowWriter
 from rankwise.rows.files.licences import find_licence
-from rankwise.rows.preparation import Encoding, EncodingFacts, Prepared, ReadRows, goes_on, prepared_of
-from rankwise.rows.report.report import Tally
+from rankwise.rows.preparation import Prepared, prepared_of
+from rankwise.rows.reading import Encoding, ReadRows, goes_on
 from rankwise.rows.sources import open_source
-from rankwise.rows.text.outcome import RowEncoder
+from rankwise.rows.text.outcome import RowEncoder, RowEncoding
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.system.cache import cache_folder, forget_old, our_own
 from rankwise.system.files import published, sha256_of, write_json
-
-
-class RowEncoding(Protocol):
-    """What a model's rows are encoded and counted with."""
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        ...
-
-    def by(self, config: DataConfig) -> Self:
-        """This encoding, changed as the data settings ask, such as by the chat template of a recipe."""
-        ...
-
-    def encoder(self, config: DataConfig) -> RowEncoder: ...
-
-    def tally(self) -> Tally: ...
-
-    @property
-    def facts(self) -> EncodingFacts:
-        """How rows are encoded, for the data report."""
-        ...
-
-    def counted(self, prepared: Prepared) -> Prepared:
-        """The prepared rows, with anything counted in the training rows added to their data report."""
-        ...
-
-    @property
-    def identity(self) -> str:
-        """Whatever may change an encoded row, beside the settings of the data."""
-        ...
 
 
 def prepare(
@@ -83,14 +52,18 @@ def prepare(
         ):  # else somebody wrote into a file meanwhile
             keep(key, prepared, every.writer, callback)
             prepared = recall(key) or prepared  # so that they lie on the disk once
-    return row_encoding.counted(prepared)
+    new, report = row_encoding.new_tokens(prepared.trained_rows), prepared.data_report
+    if new is None:
+        return prepared
+    changes = {"new_tokens": new, "warnings": (*report.warnings, *new.warnings)}
+    return replace(prepared, data_report=report.model_copy(update=changes))
 
 
 def _work(
     config: DataConfig, row_encoding: RowEncoding, callback: Callback, check_stop: Callable[[], None] = goes_on
 ) -> Encoding:
-    tally, name = row_encoding.tally(), row_encoding.name
-    return Encoding(config, row_encoding.encoder(config), tally, callback, name, row_encoding.facts, check_stop)
+    encoder, facts = row_encoding.encoder(config), row_encoding.facts
+    return Encoding(config, encoder, facts, callback=callback, model=row_encoding.name, check_stop=check_stop)
 
 
 def _encoded(work: Encoding, folder: Path | None) -> tuple[ReadRows, Prepared]:

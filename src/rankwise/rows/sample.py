@@ -92,7 +92,8 @@ def _sample(reading: OpenedSource, source: Rows, indices: Sequence[_Index], draw
     size = sum(sum(index.sizes) for index in indices)
     size = round(size * rows / len(rows_by_index))
     every = len(rows_by_index)
-    return RowSample(rows, every, size, read, _read(reading, by_size, []), tuple(problems), len(problems))
+    largest_rows = _read(reading, by_size, [])
+    return RowSample(rows, every, size, read, largest_rows, problems=tuple(problems), unread=len(problems))
 
 
 def _read(reading: OpenedSource, rows: Sequence[tuple[_Index, int]], problems: list[str]) -> tuple[SeenRows, ...]:

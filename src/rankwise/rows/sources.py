@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from rankwise.config.base import shown
-from rankwise.config.data import DataConfig, Rows, column_text
+from rankwise.config.data import DataConfig, Rows
 from rankwise.errors import DataError, did_you_mean, some
 from rankwise.rows.files.columnar import LARGE_ROWS, Record
 from rankwise.rows.files.files import SUFFIXES
@@ -30,9 +30,7 @@ from rankwise.rows.files.image_folder import (
     chosen_files,
     legible,
     list_folder,
-    sha256_or_nothing,
     split_word,
-    unnamed_images,
     visible,
 )
 from rankwise.rows.files.parts import arrays_in, file_part
@@ -45,16 +43,22 @@ from rankwise.rows.forms.formats import (
     refuse_images,
     refuse_other_form,
     refuse_row,
-    used_fields,
 )
 from rankwise.rows.forms.turns import is_turn, reasoning_in_content
-from rankwise.rows.report.unused import RawCounts, Unused
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.text_encoding import is_unicode
 
 CHUNK = 1000
 MOST_IN_MEMORY = 100_000
 """Rows of which some are drawn that are held until it is known which; of a larger source, they are read again."""
+
+
+Watch = Callable[[Part, str, Any, Sequence[Example]], None]
+"""Sees each row as it is in its file: the file, `file:line`, the row, and its examples, none if it cannot be read."""
+
+
+def unwatched(part: Part, where: str, row: Any, examples: Sequence[Example]) -> None:
+    """Nobody wants a report."""
 
 
 @dataclass
@@ -67,14 +71,10 @@ class OpenedSource:
     left_aside: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """`file:line` of each skipped row, and the reason."""
-    unused: dict[str, Unused] = field(default_factory=dict)
-    """Unused columns of each file."""
     passed_over: list[str] = field(default_factory=list)
     """Files in an image folder that are no images."""
     empty_folders: list[str] = field(default_factory=list)
     """Folders in an image folder that contain no image."""
-    named_images: dict[str, set[Path]] = field(default_factory=dict)
-    """The images that the rows of each file name."""
 
     @property
     def rows(self) -> int:
@@ -85,11 +85,11 @@ class OpenedSource:
         """Share of the source that has been read, as far as it is known."""
         return sum(part.share for part in self.parts) / len(self.parts)
 
-    def chunks(self) -> Iterator[list[list[Example]]]:
+    def chunks(self, watch: Watch = unwatched) -> Iterator[list[list[Example]]]:
         """Yield the readable rows, a thousand at a time and fewer if they hold images; each row is the list of its
         examples."""
         chunk: list[list[Example]] = []
-        for row in self._drawn():
+        for row in self._drawn(watch):
             chunk.append(row)
             if len(chunk) >= (CHUNK if row[0].image is None else LARGE_ROWS):
                 yield chunk
@@ -97,11 +97,11 @@ class OpenedSource:
         if chunk:
             yield chunk
 
-    def _drawn(self) -> Iterator[list[Example]]:
+    def _drawn(self, watch: Watch) -> Iterator[list[Example]]:
         if self.source.rows is None:
-            return self._readable()
+            return self._readable(watch)
         every: list[list[Example] | None] = []
-        for row in self._readable():
+        for row in self._readable(watch):
             every.append(row if row[0].image is None and len(every) < MOST_IN_MEMORY else None)
         drawn_rows = min(self.source.rows, len(every))
         drawn = np.random.default_rng([self.config.seed, 1]).choice(len(every), drawn_rows, replace=False)
@@ -111,39 +111,25 @@ class OpenedSource:
     def _again(self, numbers: set[int]) -> Iterator[list[Example]]:
         """The rows with these numbers, read once more, since all rows together may not fit into the memory."""
         self.skipped.clear()
-        self.unused.clear()
-        return (row for number, row in enumerate(self._readable()) if number in numbers)
+        return (row for number, row in enumerate(self._readable(unwatched)) if number in numbers)
 
-    def _readable(self) -> Iterator[list[Example]]:
+    def _readable(self, watch: Watch) -> Iterator[list[Example]]:
         """Each row of each file that can be read."""
         for part in self.parts:
-            part.rows, part.raw = 0, RawCounts()
-            label = self.source.columns.get("label", "label") if self.source.prompt is None else ""
+            part.rows = 0
             for where, row in raw_records(part):
                 part.rows += 1
-                part.raw.add(row, where, label)
                 try:
                     examples = self.examples(part, where, row)
                 except DataError as error:
                     self.skipped.append((where, str(error)))
+                    watch(part, where, row, ())
                     if part.format is None and not isinstance(row, DataError) and self.config.on_bad_row == "stop":
                         break  # every row would have the same problem
                     continue
-                self._note(part, row, examples)
+                watch(part, where, row, examples)
                 yield examples
             part.share = 1.0
-
-    def _note(self, part: Part, row: Any, examples: Sequence[Example]) -> None:
-        """Look at the columns of a readable row, and at the image that it names."""
-        unused = self.unused.setdefault(part.name, Unused())
-        unused.add(row, self._used(part, row), examples, part.rows)
-        if self.source.ignore_columns:
-            turns = (one for value in row.values() if isinstance(value, list) for one in value if is_turn(one))
-            unused.names.update(dict.fromkeys(key for turn in turns for key in turn))
-        if (image := examples[0].image) is not None and isinstance(image.source, Path):
-            part.raw.add_image(sha256_or_nothing(image.source).encode())
-            if part.of_images:
-                self.named_images.setdefault(part.name, set()).add(image.source)
 
     def examples(self, part: Part, where: str, row: Any) -> list[Example]:
         """The examples of one raw row. The first row of a file decides its format."""
@@ -178,21 +164,6 @@ class OpenedSource:
         )  # fmt: skip
         return self._grouped(examples, part, whole, where)
 
-    def _used(self, part: Part, row: dict[str, Any]) -> set[str]:
-        """Columns that the row was made from, and those that the user ignores."""
-        source, texts = self.source, (self.source.prompt, self.source.completion)
-        aside = {*source.ignore_columns, *((self.config.group,) if self.config.group is not None else ())}
-        aside |= {name for name in DATABASES if name in row and database_of({name: row[name]}, None) is not None}
-        if source.prompt is not None:
-            return aside.union(*(column_text(text or "").columns for text in (*texts, self.system)))
-        ours = {name: value for name, value in row.items() if name not in source.ignore_columns}
-        assert part.format is not None, "set by the first row"
-        fields = used_fields(renamed(ours, source.columns, part.name), part.format)
-        taken = set(source.columns.values())
-        return aside | {
-            source.columns.get(name, name) for name in fields if name in source.columns or name not in taken
-        }
-
     def _grouped(self, examples: list[Example], part: Part, row: dict[str, Any], where: str) -> list[Example]:
         """Add the row's database and its value of data.group to its examples."""
         if any(name in row for name in DATABASES) and (database := database_of(row, part.folder)) is not None:
@@ -211,15 +182,6 @@ class OpenedSource:
         if not isinstance(value, str | int | float):
             raise DataError(f"{where}: the group ({column}) is {shown(value)}; a text or a number is expected.")
         return [replace(example, group=str(value)) for example in examples]
-
-    def warnings(self) -> list[str]:
-        """What in the folders is probably a mistake. Known once all rows are read."""
-        empty = [f"{folder}: contains no image" for folder in self.empty_folders]
-        empty += [one for part in self.parts for one in part.raw.warnings(part.rows)]
-        empty += [f"{part.name}: {what}" for part in self.parts if part.layout and (what := part.layout.blank)]
-        metadata = [part for part in self.parts if part.of_images and Path(part.name).name.lower() in METADATA]
-        unnamed = [unnamed_images(part.folder, self.named_images.get(part.name, set())) for part in metadata]
-        return empty + [f"{part.name}: {what}" for part, what in zip(metadata, unnamed, strict=True) if what]
 
     @property
     def system(self) -> str | None:

@@ -4,18 +4,16 @@ GET  /health            whether answers are being written; needs no key
 GET  /metrics           counts for Prometheus
 GET  /v1/models         what is served: the base and each adapter
 POST /v1/chat/completions, /v1/completions
-POST /v1/load_lora_adapter, /v1/unload_lora_adapter     where it is allowed, as in vLLM
-/v1/files, /v1/fine_tuning/jobs                         where it is allowed (tuning/routes.py)
 """
 
 from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import Field
 from starlette.applications import Starlette
@@ -31,8 +29,7 @@ from rankwise.config.base import Config
 from rankwise.errors import TYPED, ResourceError, typed
 from rankwise.inference.decoding import Piece
 from rankwise.inference.decoding import Stopped as Ended
-from rankwise.serving.bodies import BadRequest, ChatBody, CompletionBody, Generation, Switch
-from rankwise.serving.changes import NAME, Changes
+from rankwise.serving.bodies import BadRequest, ChatBody, CompletionBody, Generation
 from rankwise.serving.constraining import given_in
 from rankwise.serving.engine import STOPPED, EngineThread, Full, Pending, ServingEngine, Stopped
 from rankwise.serving.guards import Guard, problem, refusal
@@ -41,12 +38,10 @@ from rankwise.serving.reading import read_json_body
 from rankwise.serving.replies import DONE, Reply, event
 from rankwise.serving.served import Listed, Served, Serving
 from rankwise.serving.trial import ANSWERS, TRIALS
-from rankwise.serving.tuning.routes import FineTuning
 
 Pieces = asyncio.Queue[tuple[int, Piece]]
 _Engine = TypeVar("_Engine", bound=EngineThread)
 _Result = TypeVar("_Result")
-Name = Annotated[str, Field(pattern=NAME)]
 
 
 class Named(Config, extra="ignore"):
@@ -110,37 +105,6 @@ class Api(ABC, Generic[_Engine]):
         raise BadRequest(f'"{served.name}" is {self.kind}.', parameter="model")
 
 
-class LoadBody(Config):
-    lora_name: Name
-    lora_path: str = Field(min_length=1, max_length=4096)
-    """A folder or file below the one that adapters may be loaded from."""
-    load_inplace: Switch = False
-    """Whether it takes the name of an adapter that is served."""
-
-
-class UnloadBody(Config):
-    lora_name: Name
-
-
-def loading_routes(changes: Changes) -> list[Route]:
-    async def load(request: Request) -> Response:
-        body = await read_json_body(request, LoadBody)
-        await run_in_threadpool(changes.load_below, body.lora_name, body.lora_path, replace=body.load_inplace)
-        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
-
-    async def unload(request: Request) -> Response:
-        body = await read_json_body(request, UnloadBody)
-        await run_in_threadpool(changes.unload, body.lora_name)
-        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
-
-    if changes.folder is None:
-        return []
-    return [
-        Route("/v1/load_lora_adapter", load, methods=["POST"]),
-        Route("/v1/unload_lora_adapter", unload, methods=["POST"]),
-    ]
-
-
 @dataclass(frozen=True)
 class Server(Api[ServingEngine]):
     """`most` are the tokens of an answer that asks for no number."""
@@ -148,10 +112,8 @@ class Server(Api[ServingEngine]):
     serving: Serving
     engine: ServingEngine
     most: int
-    changes: Changes | None = None
-    """Where adapters may be loaded and removed."""
-    tuning: FineTuning | None = None
-    """Where files may be uploaded and trained on."""
+    further: Sequence[Route] = ()
+    """Routes that were asked for: of loading adapters (changes.py), of fine-tuning (tuning/routes.py)."""
     kind, elsewhere = "a language model: POST /v1/chat/completions", ("/v1/classify",)
 
     @property
@@ -162,8 +124,7 @@ class Server(Api[ServingEngine]):
         return [
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/completions", self.completions, methods=["POST"]),
-            *(loading_routes(self.changes) if self.changes is not None else ()),
-            *(self.tuning.routes() if self.tuning is not None else ()),
+            *self.further,
         ]
 
     async def chat(self, request: Request) -> Response:

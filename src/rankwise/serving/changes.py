@@ -4,6 +4,8 @@ What takes long, reading and checking files, is done beside the engine; the laye
 tokens. Each adapter that is loaded has a name of its own in the set, which is never used again. So an answer is written
 to its end with the adapter that it began with, whatever its public name means by then; an adapter whose name was
 removed or replaced goes with its last answer.
+
+POST /v1/load_lora_adapter, /v1/unload_lora_adapter     where it is allowed, as in vLLM
 """
 
 from __future__ import annotations
@@ -11,22 +13,32 @@ from __future__ import annotations
 import re
 import threading
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 
 from rankwise.adapters.formats.peft import lay
 from rankwise.adapters.set import AdapterSet, discard
 from rankwise.adapters.targets import host_view
 from rankwise.adapters.weights import AdapterWeights
+from rankwise.config.base import Config
 from rankwise.errors import AdapterError, RankwiseError, RunError, typed
 from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.methods.loading import read_beside
 from rankwise.runs.records import Callback, silent
-from rankwise.serving.bodies import BadRequest
+from rankwise.serving.bodies import BadRequest, Switch
 from rankwise.serving.engine import ServingEngine
 from rankwise.serving.questions import served_by
+from rankwise.serving.reading import read_json_body
 from rankwise.serving.served import Served, Serving, served_as
 from rankwise.system.processor import let_workers_go
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._:@/-]{0,255}$"
+Name = Annotated[str, Field(pattern=NAME)]
 MOST = 64
 """Adapters in memory at once, with those whose last answers are still written."""
 
@@ -130,3 +142,36 @@ class Changes:
             rows.update()
 
         self._engine.retire(internal_name, leave)
+
+
+class LoadBody(Config):
+    lora_name: Name
+    lora_path: str = Field(min_length=1, max_length=4096)
+    """A folder or file below the one that adapters may be loaded from."""
+    load_inplace: Switch = False
+    """Whether it takes the name of an adapter that is served."""
+
+
+class UnloadBody(Config):
+    lora_name: Name
+
+
+def loading_routes(changes: Changes) -> list[Route]:
+    """None where requests may load nothing."""
+
+    async def load(request: Request) -> Response:
+        body = await read_json_body(request, LoadBody)
+        await run_in_threadpool(changes.load_below, body.lora_name, body.lora_path, replace=body.load_inplace)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+    async def unload(request: Request) -> Response:
+        body = await read_json_body(request, UnloadBody)
+        await run_in_threadpool(changes.unload, body.lora_name)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
+    if changes.folder is None:
+        return []
+    return [
+        Route("/v1/load_lora_adapter", load, methods=["POST"]),
+        Route("/v1/unload_lora_adapter", unload, methods=["POST"]),
+    ]

@@ -105,11 +105,11 @@ def chat_question(serving: Serving, served: Served, body: ChatBody, most: int) -
         constraint = constraint_in(body)
         if constraint is None and served.constraint is not None and not serving.unconstrained:
             constraint, body = served.constraint, body.model_copy(update={"temperature": body.temperature or 0.0})
-    likely = body.top_logprobs or 0
     names = tuple(str(tool["function"]["name"]) for tool in tools)
-    return _question(
-        serving, body, served, [ids], body.longest, most, likely, constraint, listed=body.logprobs, tools=names
-    )
+    longest = _longest(serving, body, [ids], body.longest, most)
+    sampling = _sampling(serving, body, likely=body.top_logprobs or 0, listed=body.logprobs)
+    matchers = matchers_for(serving, served, constraint, body.n)
+    return Question(served, [ids], longest, sampling, matchers, tools=names, schema=_schema_in(constraint))
 
 
 def completion_question(serving: Serving, served: Served, body: CompletionBody, most: int) -> Question:
@@ -119,15 +119,20 @@ def completion_question(serving: Serving, served: Served, body: CompletionBody, 
     prompts = [prompt_ids(f"{tokenizer.start}{text}", tokenizer) for text in body.prompts]
     if not all(prompts):
         raise BadRequest("a prompt has no token; give a text.", parameter="prompt")
-    listed = body.logprobs is not None
-    likely, constraint = body.logprobs or 0, constraint_in(body)
-    return _question(serving, body, served, prompts, body.max_tokens, most, likely, constraint, listed=listed)
+    constraint = constraint_in(body)
+    longest = _longest(serving, body, prompts, body.max_tokens, most)
+    sampling = _sampling(serving, body, likely=body.logprobs or 0, listed=body.logprobs is not None)
+    matchers = matchers_for(serving, served, constraint, len(prompts) * body.n)
+    return Question(served, prompts, longest, sampling, matchers, schema=_schema_in(constraint))
 
 
-def _question(
-    serving: Serving, body: Generation, served: Served, prompts: list[list[int]], longest: int | None, most: int,
-    likely: int, constraint: Constraint | None, *, listed: bool, tools: tuple[str, ...] = (),
-) -> Question:  # fmt: skip
+def _schema_in(constraint: Constraint | None) -> str | None:
+    return constraint.text if constraint is not None and constraint.kind == "schema" else None
+
+
+def _longest(
+    serving: Serving, body: Generation, prompts: Sequence[Sequence[int]], longest: int | None, most: int
+) -> int:
     """Without a length an answer may have as many tokens as the context has left, and `most` at most."""
     context, widest = serving.model.context_length, max(map(len, prompts))
     room = most if context is None else context - widest
@@ -137,24 +142,20 @@ def _question(
             f"{context or 0:,}.",
             parameter="messages" if isinstance(body, ChatBody) else "prompt",
         )
+    return longest or min(room, most)
+
+
+def _sampling(serving: Serving, body: Generation, *, likely: int, listed: bool) -> Sampling:
     bias = {int(token): value for token, value in (body.logit_bias or {}).items()}
     if bias and max(bias) >= serving.model.vocabulary:
         raise BadRequest(
             f"logit_bias names token {max(bias)}, and the model has {serving.model.vocabulary:,} tokens.",
             parameter="logit_bias",
         )
-    sampling = Sampling(
-        1.0 if body.temperature is None else body.temperature,
-        body.top_p,
-        body.presence_penalty,
-        body.frequency_penalty,
-        bias,
-        likely,
-        listed,
+    temperature = 1.0 if body.temperature is None else body.temperature
+    return Sampling(
+        temperature, body.top_p, body.presence_penalty, body.frequency_penalty, bias, likely=likely, listed=listed
     )
-    matchers = matchers_for(serving, served, constraint, len(prompts) * body.n)
-    schema = constraint.text if constraint is not None and constraint.kind == "schema" else None
-    return Question(served, prompts, longest or min(room, most), sampling, matchers, tools, schema)
 
 
 def _messages(body: ChatBody) -> list[Message]:

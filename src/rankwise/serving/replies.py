@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rankwise.config.base import JsonObject
@@ -76,13 +76,14 @@ class Reply:
         return self._head("chat.completion.chunk" if self.chat else "text_completion")
 
     def _piece(self, number: int, part: JsonObject, finish: str | None, chosen: Sequence[Chosen]) -> JsonObject:
-        logprobs = self._logprobs(chosen) if self.listed and chosen else None
+        logprobs = logprobs_of(chosen, self.tokenizer, chat=self.chat) if self.listed and chosen else None
         own = {"index": number, "finish_reason": finish, "logprobs": logprobs}
         return self._stream_head() | {"choices": [own | ({"delta": part} if self.chat else part)]}
 
     def _choice(self, number: int, choice: Draft) -> JsonObject:
         message, finish = self._message(choice)
-        own = {"index": number, "logprobs": self._logprobs(choice.chosen) if self.listed else None}
+        logprobs = logprobs_of(choice.chosen, self.tokenizer, chat=self.chat) if self.listed else None
+        own = {"index": number, "logprobs": logprobs}
         return own | {"finish_reason": finish} | ({"message": message} if self.chat else {"text": message["content"]})
 
     def _message(self, choice: Draft) -> tuple[JsonObject, str | None]:
@@ -94,28 +95,31 @@ class Reply:
         finish = "length" if choice.stopped == "length" else "tool_calls"
         return message | {"tool_calls": [_as_json(one) for one in calls]}, finish
 
-    def _logprobs(self, chosen: Iterable[Chosen]) -> JsonObject:
-        if self.chat:
-            return {"content": [
-                self._token(one.token, one.logprob) | {"top_logprobs": [self._token(*pair) for pair in one.likely]}
-                for one in chosen
-            ]}  # fmt: skip
-        every = list(chosen)
-        return {
-            "tokens": [self._text(one.token) for one in every], "token_logprobs": [one.logprob for one in every],
-            "top_logprobs": [{self._text(token): value for token, value in one.likely} for one in every],
-        }  # fmt: skip
 
-    def _token(self, token: int, logprob: float | None) -> JsonObject:
-        text = self.tokenizer.decode([token])
-        whole = UNFINISHED not in text
-        return {"token": self._text(token), "logprob": logprob or 0.0, "bytes": list(text.encode()) if whole else None}
+def logprobs_of(chosen: Sequence[Chosen], tokenizer: HubTokenizer, *, chat: bool) -> JsonObject:
+    if chat:
+        return {"content": [
+            _token(tokenizer, one.token, one.logprob)
+            | {"top_logprobs": [_token(tokenizer, *pair) for pair in one.likely]}
+            for one in chosen
+        ]}  # fmt: skip
+    return {
+        "tokens": [_text(tokenizer, one.token) for one in chosen], "token_logprobs": [one.logprob for one in chosen],
+        "top_logprobs": [{_text(tokenizer, token): value for token, value in one.likely} for one in chosen],
+    }  # fmt: skip
 
-    def _text(self, token: int) -> str:
-        """The text of a token. A token that is only a part of a character is written as in the vocabulary, so that such
-        tokens can be told apart."""
-        text = self.tokenizer.decode([token])
-        return text if UNFINISHED not in text else str(self.tokenizer.hub.convert_ids_to_tokens(token))
+
+def _token(tokenizer: HubTokenizer, token: int, logprob: float | None) -> JsonObject:
+    text = tokenizer.decode([token])
+    content = list(text.encode()) if UNFINISHED not in text else None
+    return {"token": _text(tokenizer, token), "logprob": logprob or 0.0, "bytes": content}
+
+
+def _text(tokenizer: HubTokenizer, token: int) -> str:
+    """The text of a token. A token that is only a part of a character is written as in the vocabulary, so that such
+    tokens can be told apart."""
+    text = tokenizer.decode([token])
+    return text if UNFINISHED not in text else str(tokenizer.hub.convert_ids_to_tokens(token))
 
 
 def _as_json(call: ToolCall) -> JsonObject:

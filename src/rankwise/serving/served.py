@@ -50,7 +50,7 @@ class Served(Listed):
 
     adapter: str | None
     template: ChatTemplate
-    system: str | None
+    system: str | None = None
     constraint: Constraint | None = None
     """What its rows were held to."""
     prompt: str = ""
@@ -95,7 +95,7 @@ def load_serving(
             "written together. Use rankwise chat, or an export in another server."
         )
     created = created_at(Path(model.source.folder))
-    base_itself = Served(own_name(model.source.name), None, created, None, None, model.template, None)
+    base_itself = Served(own_name(model.source.name), None, created, None, adapter=None, template=model.template)
     served = [] if None in together.names else [base_itself]
     parent = served[0].name if served else None
     if aliases and not served:
@@ -125,7 +125,7 @@ def served_as(
     with suppress(ConfigError):  # sources that were read in several ways
         prompt = settings_of(artifact.run).get("prompt", "")
     template = _template(artifact, model, callback)
-    return Served(name, sha256, created, parent, adapter, template, system, constraint, prompt)
+    return Served(name, sha256, created, parent, adapter, template, system=system, constraint=constraint, prompt=prompt)
 
 
 def _template(artifact: Artifact, model: LoadedModel, callback: Callback) -> ChatTemplate:

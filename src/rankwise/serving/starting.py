@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
+from starlette.routing import Route
+
 from rankwise.errors import ConfigError, RunError
 from rankwise.inference.batch import has_decode_step
 from rankwise.methods.artifact import Artifact, Opening, open_artifact
@@ -12,13 +14,13 @@ from rankwise.runs.queue import Queue
 from rankwise.runs.records import Callback
 from rankwise.serving.address import Offer
 from rankwise.serving.app import Api, Server
-from rankwise.serving.changes import Changes
+from rankwise.serving.changes import Changes, loading_routes
 from rankwise.serving.classify import ClassifyingEngine, ClassifyServer, load_classifiers
 from rankwise.serving.engine import Limits, ServingEngine
 from rankwise.serving.served import Serving, load_serving
 from rankwise.serving.tuning.files import Files
-from rankwise.serving.tuning.jobs import Jobs
-from rankwise.serving.tuning.routes import FineTuning, Offered
+from rankwise.serving.tuning.jobs import JobFiles, Jobs
+from rankwise.serving.tuning.routes import Offered, tuning_routes
 
 CHAT = "/v1/chat/completions"
 
@@ -59,22 +61,22 @@ def _language_models(offer: Offer, artifacts: Sequence[Artifact], limits: Limits
     has_decode_step(serving.model.module)  # so that no request waits for a compiler
     with ServingEngine(serving.model.module, serving.rows, limits) as engine:
         changes = Changes(serving, engine, folder=offer.load_from, force_base=offer.force_base, callback=callback)
-        with _tuning(serving, changes) if offer.fine_tuning else nullcontext() as tuning:
-            yield Server(serving, engine, offer.most, changes, tuning)
+        with _tuning(serving, changes) if offer.fine_tuning else nullcontext(()) as tuning:
+            yield Server(serving, engine, offer.most, (*loading_routes(changes), *tuning))
 
 
 APIS = {CHAT: _language_models, "/v1/classify": _classifiers}
 
 
 @contextmanager
-def _tuning(serving: Serving, changes: Changes) -> Iterator[FineTuning]:
+def _tuning(serving: Serving, changes: Changes) -> Iterator[Sequence[Route]]:
     """What lies in this folder's runs from earlier servers is taken up again."""
     queue = Queue()
     folder = queue.runs_folder / ".fine-tuning"
     files = Files(folder / "files")
-    offered = Offered(serving, changes, Jobs(folder / "jobs", files, queue))
+    offered = Offered(serving, changes, Jobs(JobFiles(folder / "jobs"), files, queue))
     offered.start()
     try:
-        yield FineTuning(offered, files)
+        yield tuning_routes(offered)
     finally:
         offered.stop()

@@ -23,7 +23,7 @@ from rankwise.config.experiment import Experiment, places_in
 from rankwise.errors import ConfigError, RunError
 from rankwise.methods.artifact import recorded_training
 from rankwise.rows.files.hub import Part
-from rankwise.rows.report.unused import ROW_HASH
+from rankwise.rows.report.raw_rows import ROW_HASH, RawReport
 from rankwise.rows.sources import open_source, raw_records
 from rankwise.runs.data_report import DATA_REPORT, DataReport, PartFacts
 from rankwise.runs.directory import find_run
@@ -101,18 +101,19 @@ class Recorded:
     def row_changes(self, config: DataConfig) -> list[str]:
         """A phrase for each row that differs in these files."""
         readings = [open_source(config, one) for one in filter(None, (*config.all_sources, config.measured_source))]
-        parts, then = [part for reading in readings for part in reading.parts], self.data_report.files
+        raw, then = [RawReport(reading) for reading in readings], self.data_report.files
+        parts = [(report, part) for report in raw for part in report.reading.parts]
         if len(parts) != len(then):
             return [f"{self.folder} was trained on {len(then)} files of rows, and {len(parts)} are given"]
-        others = [(file, part) for file, part in zip(then, parts, strict=True) if part.identity() != file.sha256]
-        for reading in readings if others else ():
-            for _ in reading.chunks():
+        others = [(file, *one) for file, one in zip(then, parts, strict=True) if one[1].identity() != file.sha256]
+        for report in raw if others else ():
+            for _ in report.reading.chunks(report.add):
                 pass  # the rows are hashed as they are read
-        return [line for file, part in others for line in _changes(file, part)]
+        return [line for file, report, part in others for line in _changes(file, part, report.counts[part.name].hashes)]
 
 
-def _changes(file: PartFacts, part: Part) -> list[str]:
-    then, now = b64decode(file.row_hashes), bytes(part.raw.hashes)
+def _changes(file: PartFacts, part: Part, hashes: bytearray) -> list[str]:
+    then, now = b64decode(file.row_hashes), bytes(hashes)
     if then == now or not then:
         return [f"{part.name} {SAME_ROWS}" if then else f"{part.name} is another file; its rows have no hashes"]
     where, lines = [place for place, _ in raw_records(part)], list[str]()

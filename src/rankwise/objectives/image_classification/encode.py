@@ -7,7 +7,7 @@ free again when the last view is gone, also where the process is killed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,8 @@ from rankwise.config.images import ImageProcessing
 from rankwise.errors import DataError
 from rankwise.rows.images.decode import DecodedImage, decode, record_of
 from rankwise.rows.images.processor import pixels_of
-from rankwise.rows.preparation import EncodingFacts, Prepared
-from rankwise.rows.report.report import Tally
 from rankwise.rows.text.example import Example, ImageRecord
-from rankwise.rows.text.outcome import Outcome, read_each
+from rankwise.rows.text.outcome import EncodingFacts, Outcome, read_each
 from rankwise.rows.text.targets import RowTargets
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.row_facts import TargetFacts
@@ -112,15 +110,12 @@ class ImageWriting:
     def encoder(self, config: DataConfig) -> ImageEncoder:
         return LabelledEncoder(self.processing, targets=RowTargets(self.learned))
 
-    def tally(self) -> Tally:
-        return Tally()
-
     @property
     def facts(self) -> EncodingFacts:
         return EncodingFacts(self.learned, processing=self.processing, reads=frozenset({"images", "lists"}))
 
-    def counted(self, prepared: Prepared) -> Prepared:
-        return prepared
+    def new_tokens(self, rows: Iterable[Tokens]) -> None:
+        return None
 
     @property
     def identity(self) -> str:

@@ -281,7 +281,7 @@ class TextClassification(WithHead):
 
     def graph(self, model: LoadedModel, limit: int) -> Graph:
         rows = encode_texts(model.tokenizer, [(text, "") for text in TEXTS[:2]])
-        inputs, ends = padded(rows), {row.ids[-1] for row in rows} & model.tokenizer.special.keys()
+        inputs, ends = padded(rows), {row.ids[-1] for row in rows} & model.tokenizer.special.texts.keys()
 
         def logits(ids: Tensor, mask: Tensor, *types: Tensor) -> Tensor:
             if ends:  # transformers.js cuts it off a text that is too long

@@ -200,7 +200,7 @@ class Batches:
         order: Callable[[int], int] | None = None, in_pass: int | None = None,
     ) -> Batches:  # fmt: skip
         size, most = config.rows_per_step(in_pass or len(rows)), config.max_batch_tokens
-        return cls(rows, size, most, config.seed, arrange, vary, order, in_pass)
+        return cls(rows, size, most, config.seed, arrange, vary, order=order, in_pass=in_pass)
 
     def at(self, step: int) -> list[Batch]:
         """The micro-batches of step 0, 1, 2, …; none where this process has no share in it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from rankwise.config.data import Rows
 from rankwise.errors import DataError, first_line, some
 from rankwise.rows.files.columnar import Record, Seen, digest_of, need
 from rankwise.rows.files.licences import find_licence, recognised
-from rankwise.rows.report.unused import RawCounts
 from rankwise.runs.row_facts import LayoutFacts
 from rankwise.system.hub import is_forbidden
 
@@ -40,7 +39,6 @@ class Part:
     layout: LayoutFacts | None = None
     """Layout of a table: encoding, column separator, sheet."""
     rows: int = 0
-    raw: RawCounts = field(default_factory=RawCounts)
     share: float = 0.0
     """Share of the part that has been read, if known."""
 

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,9 +26,8 @@ from rankwise.errors import joined_problems, some
 from rankwise.rows.encoded.sequences import Growing
 from rankwise.rows.report.duplicates import TextIndex, firsts_of
 from rankwise.rows.report.meaning import Meaning
-from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import Example, Message, TaggedWords, spans_of, strays_in
-from rankwise.rows.text.outcome import Outcome
+from rankwise.rows.text.outcome import EncodingFacts, Outcome
 from rankwise.rows.text.tokenize import Tokens, sides_of
 from rankwise.runs.data_report import MOST_LISTED, LengthFacts, OverlapFacts, Skipped
 from rankwise.runs.row_facts import AnswerFacts, TagFacts
@@ -129,13 +127,9 @@ def _digest(turns: Sequence[Message]) -> bytes:
 
 @dataclass
 class Tally:
-    """Counts rows and sequences while they are read. `known` are the special tokens of the model's tokenizer."""
+    """Counts rows and sequences while they are read."""
 
-    known: frozenset[str] = frozenset()
-    start_id: int | None = None
-    guards: ChatTemplate | None = None
-    guessed: bool = False
-    """Whether the user named no model. Problems of the default model's template or tokenizer are then no errors."""
+    facts: EncodingFacts = field(default_factory=EncodingFacts)
     texts: TextIndex = field(default_factory=TextIndex)
     rows: int = 0
     used: int = 0
@@ -166,10 +160,6 @@ class Tally:
     tags: TagCounts = field(default_factory=TagCounts)
     meaning: Meaning = field(default_factory=Meaning)
 
-    def anew(self, folder: Path | None = None) -> Tally:
-        """An empty tally for the same model. What takes room lies in a file without a name in the folder."""
-        return Tally(self.known, self.start_id, self.guards, self.guessed, TextIndex(folder))
-
     def unreadable(self, problems: Iterable[tuple[str, str]]) -> None:
         for where, why in problems:
             self.rows += 1
@@ -195,10 +185,10 @@ class Tally:
         systems = {example.system for example in examples}
         text = "\n".join([text, *filter(None, systems)])
         special = dict.fromkeys(LOOKS_SPECIAL.findall(text))
-        self.unknown_special.update([token for token in special if token not in self.known])
+        self.unknown_special.update([token for token in special if token not in self.facts.special])
         self.replacements += "\ufffd" in text
-        if self.guards is not None:
-            self.control_tokens += self.guards.tokenizer.special_begins.search(text) is not None
+        if self.facts.control is not None:
+            self.control_tokens += self.facts.control.search(text) is not None
 
     def keep_unencoded(self, examples: Sequence[Example], problem: str | None) -> bool:
         """Count a readable row as used if there is no tokenizer. Returns whether it can be used."""
@@ -259,8 +249,8 @@ class Tally:
             self.unlike_asked += not sequence.as_asked
             if outcome.example.rejected:
                 self.pairs.encoded(sequence)
-            twice = self.start_id is not None and list(sequence.ids[:2]) == [self.start_id] * 2
-            self.double_start += twice
+            start = self.facts.start_id
+            self.double_start += start is not None and list(sequence.ids[:2]) == [start] * 2
 
     def _skip(self, reason: str, where: str, why: str) -> None:
         self.skipped[reason] += 1
@@ -287,7 +277,7 @@ class Tally:
 
 def fatal_problems(tally: Tally, config: DataConfig, *, limit: int | None, trained: int, name: str) -> list[str]:
     """Errors that stop the training. `trained` counts sequences, or rows if there is no tokenizer."""
-    bad = [*tally.unread, *(() if tally.guessed else tally.unwritten)]
+    bad = [*tally.unread, *(() if tally.facts.guessed else tally.unwritten)]
     if bad and (config.on_bad_row == "stop" or not tally.used):
         return [joined_problems(bad)]
     if not tally.rows:
@@ -319,7 +309,7 @@ def fatal_problems(tally: Tally, config: DataConfig, *, limit: int | None, train
 
 def advice_on(tally: Tally, config: DataConfig) -> list[str]:
     """Advice about bad rows among good ones."""
-    bad = len(tally.unread) + (0 if tally.guessed else len(tally.unwritten))
+    bad = len(tally.unread) + (0 if tally.facts.guessed else len(tally.unwritten))
     if not bad or not tally.used or config.on_bad_row == "skip":
         return []
     return [f"{bad:,} of {tally.rows:,} rows cannot be used. To leave them out, use --on-bad-row skip."]
@@ -339,8 +329,9 @@ def left_out(tally: Tally, config: DataConfig) -> list[str]:
     return found
 
 
-def warnings_of(tally: Tally, overlap: OverlapFacts | None, near: int, exact: int) -> list[str]:
-    """Warnings about properties of the data that often are mistakes."""
+def warnings_of(tally: Tally, overlap: OverlapFacts | None, repeats: tuple[int, int]) -> list[str]:
+    """Warnings about properties of the data that often are mistakes. `repeats` are rows that repeat an earlier one, and
+    those that nearly do."""
     checks = [
         (
             tally.sequences - tally.ended,
@@ -351,13 +342,13 @@ def warnings_of(tally: Tally, overlap: OverlapFacts | None, near: int, exact: in
         (tally.double_start, "sequences that begin with two start tokens"),
         (tally.control_tokens, "rows that contain control tokens of this model as text"),
         (tally.replacements, "rows with replacement characters (\ufffd): their text is damaged"),
-        (exact, "rows that repeat an earlier row"),
-        (near, "rows that nearly repeat an earlier row"),
+        (repeats[0], "rows that repeat an earlier row"),
+        (repeats[1], "rows that nearly repeat an earlier row"),
         (tally.pairs.contradictions, "pairs that contradict another pair with the same prompt"),
         (tally.pairs.ties, f"pairs left out because {TIED}"),
     ]
     problems = [f"{what}: {count:,}" for count, what in checks if count]
-    if tally.guessed and tally.unwritten:
+    if tally.facts.guessed and tally.unwritten:
         problems.append(
             f"rows that do not work with the default model (--model names one): {len(tally.unwritten):,}, such as "
             f"{tally.unwritten[0]}"
@@ -368,3 +359,36 @@ def warnings_of(tally: Tally, overlap: OverlapFacts | None, near: int, exact: in
     if overlap is not None and overlap.exact + overlap.near:
         problems.append(overlap.describe())
     return problems
+
+
+def skips_of(tally: Tally) -> dict[str, Any]:
+    return {
+        "rows": tally.rows, "used": tally.used, "skipped": sum(tally.skipped.values()),
+        "skipped_why": dict(tally.skipped), "skipped_rows": tuple(tally.skipped_rows),
+    }  # fmt: skip
+
+
+def counts_of(tally: Tally, encodes: bool, facts: EncodingFacts) -> dict[str, Any]:
+    """The report's fields of these counts; those of tokens only where rows were encoded, and none of what such rows do
+    not have."""
+    counts: dict[str, Any] = skips_of(tally) | {
+        "lengths": tally.length_facts(),
+        "masks": dict(tally.masks),
+        "template_parity": tally.unlike_asked == 0 if tally.sequences else None,
+        "unknown_special_tokens": dict(tally.unknown_special),
+        "replacement_characters": tally.replacements,
+        "system": tally.system,
+        "template": facts.template,
+    }
+    of_tokens: dict[str, int | None] = {
+        "sequences": tally.sequences,
+        "tokens": tally.tokens,
+        "loss_tokens": tally.loss_tokens,
+        "eos_in_loss": tally.ended,
+        "truncated": tally.truncated,
+        "without_loss_tokens": tally.without_loss_tokens,
+        "template_parity_broken": tally.unlike_asked,
+        "double_start": tally.double_start,
+        "control_tokens_as_text": tally.control_tokens,
+    }
+    return counts | (of_tokens if encodes else dict.fromkeys(of_tokens)) | dict.fromkeys(facts.learned.uncounted)

@@ -23,9 +23,6 @@ from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.data_report import TemplateFacts
 
 PROBE = "an answer like no other"
-REWRITING = ("last_query_index", ".split('</think>')", '.split("</think>")')
-"""Parts of the templates of Qwen3, QwQ, DeepSeek-R1 and models made from them. These templates remove the thoughts from
-all answers but the last, or write an empty thought before it."""
 PLAIN = """\
 {%- for message in messages -%}
 {%- if message.role == 'assistant' -%}
@@ -93,6 +90,47 @@ class ShownContent:
     """Number of control tokens that the template writes."""
 
 
+@dataclass(frozen=True)
+class AnswerText:
+    """How generated ids read as an answer: without special tokens, the end, and white space of the template."""
+
+    tokenizer: HubTokenizer
+    ends: tuple[str, ...]
+    """The ends that are several tokens."""
+    before: str
+    """White space before the answer, and between answer and end."""
+    behind: str
+    thinks: bool
+    """Whether the model reasons first, which is no part of the answer."""
+    begun: bool
+    """Whether the prompt begins the reasoning."""
+
+    def read(self, ids: Sequence[int]) -> str:
+        text = self._readable(ids)
+        place = self._end_at(text)
+        return (text.removesuffix(self.behind) if place is None else text[:place].rstrip()).removeprefix(self.before)
+
+    def streamed(self, ids: Sequence[int]) -> str:
+        """The part of the answer that later ids cannot change. A possible beginning of an end text is left out."""
+        if self.thinks and may_be_thought(self.tokenizer.readable(ids), self.begun):
+            return ""
+        if not (self.ends or self.behind) or self.has_end(ids):
+            return self.read(ids)
+        text = self._readable(ids)
+        sizes = (size for end in self.ends for size in range(1, len(end)) if text.endswith(end[:size]))
+        return text[: len(text) - max(sizes, default=0)].rstrip().removeprefix(self.before)
+
+    def has_end(self, ids: Sequence[int]) -> bool:
+        return bool(self.ends) and self._end_at(self.tokenizer.readable(ids)) is not None
+
+    def _readable(self, ids: Sequence[int]) -> str:
+        text = self.tokenizer.readable(ids)
+        return without_thought(text) if self.thinks else text
+
+    def _end_at(self, text: str) -> int | None:
+        return min((place for end in self.ends if (place := text.find(end)) >= 0), default=None)
+
+
 class ChatTemplate:
     """A chat template. `source` is its Jinja text, or several by name; "tool_use" is for conversations with tools."""
 
@@ -104,18 +142,19 @@ class ChatTemplate:
         self.reasoning: Reasoning = reasoning
         self.kind = kind
         self.start = tokenizer.start
-        self._sources = {"default": source} if isinstance(source, str) else dict(source)
+        self.sources = {"default": source} if isinstance(source, str) else dict(source)
         self._prefix = start
         self.shapes: dict[Any, ShownContent] = {}
         self._placed: dict[str, bool] = {}
         named = tokenizer.hub.special_tokens_map.items()
-        self._special = {name: token for name, token in named if isinstance(token, str)}
+        self.special_tokens = {name: token for name, token in named if isinstance(token, str)}
         if tokenizer.end_tokens:
-            self._special["eos_token"] = tokenizer.end_tokens[0]
-        self._values = {"enable_thinking": self.thinks, **self._special}
+            self.special_tokens["eos_token"] = tokenizer.end_tokens[0]
+        self._values = {"enable_thinking": self.thinks, **self.special_tokens}
         if ends is None:  # with the special token that the template writes after an answer; some configs do not name it
+            special = tokenizer.special.texts
             first = tokenizer.encode(self._probed[0].partition(PROBE)[2].lstrip())[:1]
-            ends = (*tokenizer.end_tokens, *(tokenizer.special[token] for token in first if token in tokenizer.special))
+            ends = (*tokenizer.end_tokens, *(special[token] for token in first if token in special))
         self.ends = tuple(dict.fromkeys(ends))
 
     @classmethod
@@ -152,15 +191,10 @@ class ChatTemplate:
         return self.reasoning != "none"
 
     @property
-    def special_tokens(self) -> dict[str, str]:
-        """The special tokens that the template is given, by name."""
-        return dict(self._special)
-
-    @property
     def facts(self) -> TemplateFacts:
         return TemplateFacts(
             kind=self.kind,
-            sources=self._sources,
+            sources=self.sources,
             sha256=self.identity,
             ends=tuple(self.ends),
             start=self._prefix,
@@ -170,7 +204,7 @@ class ChatTemplate:
     @cached_property
     def identity(self) -> str:
         """A hash of everything that decides the rendered text, including the special tokens that the template names."""
-        pairs = [*sorted(self._sources.items()), *sorted(self._special.items())]
+        pairs = [*sorted(self.sources.items()), *sorted(self.special_tokens.items())]
         parts = [
             *([self.reasoning] if self.thinks else []),
             self._prefix,
@@ -191,85 +225,31 @@ class ChatTemplate:
         """The ends that are several tokens."""
         return tuple(end for end in self.ends if len(self.tokenizer.encode(end)) > 1)
 
-    @property
-    def writes_calls(self) -> bool:
-        return any("tool_calls" in source for source in self._sources.values())
-
-    @property
-    def rewrites(self) -> bool:
-        return any(sign in source for source in self._sources.values() for sign in REWRITING)
-
-    def text(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, answer_next: bool = False) -> str:
-        return self._render(messages, tools, answer_next=answer_next).text(len(messages), answer_next=answer_next)
-
-    def marked(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> tuple[str, list[Span]]:
-        written = self._render(messages, tools)
-        return written.full_text, written.spans
-
-    def controls(self, text: str) -> int:
-        return len(self.tokenizer.special_whole.findall(text))
-
-    def answer_text(self, ids: Sequence[int]) -> str:
-        """The readable text of generated ids, without special tokens, the end, the template's own spaces, and reasoning
-        that the model was asked for."""
-        text = self._readable(ids)
-        place = self._end_text_at(text)
-        before, behind = self._around
-        return (text.removesuffix(behind) if place is None else text[:place].rstrip()).removeprefix(before)
-
-    def _readable(self, ids: Sequence[int]) -> str:
-        text = self.tokenizer.readable(ids)
-        return without_thought(text) if self.thinks else text
-
-    def streamed_text(self, ids: Sequence[int]) -> str:
-        """The part of the answer that later ids cannot change. A possible beginning of an end text is left out."""
-        if self.thinks and may_be_thought(self.tokenizer.readable(ids), self._opens):
-            return ""
-        if not (self.end_texts or self._around[1]) or self.has_end_text(ids):
-            return self.answer_text(ids)
-        text = self._readable(ids)
-        sizes = (size for end in self.end_texts for size in range(1, len(end)) if text.endswith(end[:size]))
-        return text[: len(text) - max(sizes, default=0)].rstrip().removeprefix(self._around[0])
-
-    def has_end_text(self, ids: Sequence[int]) -> bool:
-        return bool(self.end_texts) and self._end_text_at(self.tokenizer.readable(ids)) is not None
-
-    def _end_text_at(self, text: str) -> int | None:
-        return min((place for end in self.end_texts if (place := text.find(end)) >= 0), default=None)
-
     @cached_property
-    def _around(self) -> tuple[str, str]:
-        """White space in the loss that is not part of an answer: before the answer, and between answer and end."""
-        whole, spans = self._probed
+    def answers(self) -> AnswerText:
+        """White space in the loss is no part of an answer: before the answer, and between answer and end."""
+        (whole, spans), (prompt, _) = self._probed, self._probe([Message("user", "?")], answer_next=True)
         before, _, behind = whole.partition(PROBE)
-        in_loss = (
-            before[spans[0][0] :] if spans else before.removeprefix(self._probe_prompt) if self._probe_prompt else ""
-        )
-        return in_loss if in_loss.isspace() else "", behind[: len(behind) - len(behind.lstrip())]
-
-    @cached_property
-    def _opens(self) -> bool:
-        """Whether the prompt begins the reasoning."""
-        return self._probe_prompt.rstrip().endswith(OPEN)
+        in_loss = before[spans[0][0] :] if spans else before.removeprefix(prompt) if prompt else ""
+        return AnswerText(
+            self.tokenizer, self.end_texts, in_loss if in_loss.isspace() else "",
+            behind[: len(behind) - len(behind.lstrip())], self.thinks, prompt.rstrip().endswith(OPEN),
+        )  # fmt: skip
 
     @cached_property
     def _probed(self) -> tuple[str, list[Span]]:
-        """A short conversation as the template writes it; empty if the template refuses it."""
+        """A short conversation as the template writes it."""
+        return self._probe([Message("user", "?"), Message("assistant", PROBE)])
+
+    def _probe(self, messages: Sequence[Message], *, answer_next: bool = False) -> tuple[str, list[Span]]:
+        """These messages without the prefix; empty if the template refuses them."""
         try:
-            return self._unprefixed([Message("user", "?"), Message("assistant", PROBE)])
+            return self.render(messages, answer_next=answer_next).result(len(messages), answer_next)
         except TemplateError:  # rendering the real conversation reports the reason
             return "", []
 
-    @cached_property
-    def _probe_prompt(self) -> str:
-        """The prompt of this short conversation."""
-        try:
-            return self._unprefixed([Message("user", "?")], answer_next=True)[0]
-        except TemplateError:
-            return ""
-
-    def _unprefixed(self, messages: Sequence[Message], *, answer_next: bool = False) -> tuple[str, list[Span]]:
-        return replace(self._render(messages, answer_next=answer_next), prefix="").result(len(messages), answer_next)
+    def text(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, answer_next: bool = False) -> str:
+        return self.render(messages, tools, answer_next=answer_next).text(len(messages), answer_next=answer_next)
 
     def _has_place(self, source: str) -> bool:
         """Whether the template writes a context itself. Otherwise it is written below the question."""
@@ -294,9 +274,9 @@ class ChatTemplate:
         written: dict[int, RenderedText] = {}
         for name in ("default", "tool_use"):
             own = {at: one for at, one in enumerate(conversations) if bool(one[1]) == (name == "tool_use")}
-            source = self._sources.get(name) or self._sources["default"]
+            source = self.sources.get(name) or self.sources["default"]
             shows_context = bool(own) and self._has_place(source)
-            guarded = self.tokenizer.guarded
+            guarded = self.tokenizer.special.guarded
             asked = [plain_conversation(messages, tools, cuts(messages), guarded, shows_context=shows_context)
                      for messages, tools in own.values()]  # fmt: skip
             results = render_conversations(source, self._values, asked)
@@ -304,7 +284,7 @@ class ChatTemplate:
                 written[at] = RenderedText(messages, self._prefix, dict(zip(one.cuts, texts, strict=True)))
         return [written[at] for at in range(len(conversations))]
 
-    def _render(
+    def render(
         self, messages: Sequence[Message], tools: Sequence[Any] = (), *, answer_next: bool = False
     ) -> RenderedText:
         (written,) = self._render_all([(messages, tools)], lambda _: [(len(messages), answer_next)])

@@ -1,14 +1,22 @@
-"""What became of an example when it was encoded: token sequences, or a problem."""
+"""How the rows of a model are encoded, as an objective says it, and the result: token sequences, or a problem."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
+from rankwise.config.data import DataConfig
+from rankwise.config.images import ImageProcessing
 from rankwise.errors import DataError
 from rankwise.rows.text.example import Example, ImageRecord
 from rankwise.rows.text.tokenize import Tokens
+from rankwise.runs.data_report import TemplateFacts
+from rankwise.runs.row_facts import ANSWERS, Learned, NewTokenFacts
+
+if TYPE_CHECKING:
+    from rankwise.constraints.constraint import AnswerForms
 
 _Read = TypeVar("_Read")
 
@@ -88,3 +96,50 @@ class RowEncoder(Protocol):
     def limit(self) -> int: ...
 
     def encode(self, examples: Sequence[Example]) -> list[Outcome]: ...
+
+
+@dataclass(frozen=True)
+class EncodingFacts:
+    """How rows are encoded, for the data report."""
+
+    learned: Learned = ANSWERS
+    template: TemplateFacts | None = None
+    processing: ImageProcessing | None = None
+    reads: frozenset[str] = frozenset()
+    """Forms of rows that are learned (Example.special), and lists of labels."""
+    answers: Callable[[], AnswerForms] | None = None
+    """Makes the check of answers; None where they are free."""
+    special: frozenset[str] = frozenset()
+    """The special tokens of the tokenizer."""
+    start_id: int | None = None
+    control: re.Pattern[str] | None = None
+    """Matches where a control token of the model begins in a text."""
+    guessed: bool = False
+    """Nobody named the model. Problems of its template or tokenizer are then no errors."""
+
+
+class RowEncoding(Protocol):
+    """What a model's rows are encoded and counted with."""
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        ...
+
+    def by(self, config: DataConfig) -> Self:
+        """This encoding, changed as the data settings ask, such as by the chat template of a recipe."""
+        ...
+
+    def encoder(self, config: DataConfig) -> RowEncoder: ...
+
+    @property
+    def facts(self) -> EncodingFacts: ...
+
+    def new_tokens(self, rows: Iterable[Tokens]) -> NewTokenFacts | None:
+        """How often the tokens that the training adds occur in these rows; None where it adds none."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Whatever may change an encoded row, beside the settings of the data."""
+        ...

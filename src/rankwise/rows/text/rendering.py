@@ -33,6 +33,10 @@ SEPARATELY = (
 TOOLS = "the model its tools"
 """What a template may leave out of a conversation."""
 
+REWRITING = ("last_query_index", ".split('</think>')", '.split("</think>")')
+"""Parts of the templates of Qwen3, QwQ, DeepSeek-R1 and models made from them. These templates remove the thoughts from
+all answers but the last, or write an empty thought before it."""
+
 
 class UnstableTemplate(TemplateError):
     """Raised if the rendered conversation does not begin with the rendering up to an answer."""
@@ -49,7 +53,7 @@ def renderings(
         try:
             return [render(example, template, rendered)]
         except UnstableTemplate:
-            if not template.rewrites or len(answers) < 2:
+            if not _has(template, REWRITING) or len(answers) < 2:
                 raise
     learned = [index for index in answers if example.messages[index].learned]
     return [render(_up_to(example, index), template, rendered.first(index + 1)) for index in learned]
@@ -93,7 +97,7 @@ def _hint(example: Example, template: ChatTemplate) -> str:
 def _whole_text(text: str, template: ChatTemplate) -> Rendering:
     if not template.ends:
         raise TemplateError("the model names no end token, so it would not learn where a text ends.")
-    learned = Segment(template.tokenizer.guarded(text) + template.ends[0], True)
+    learned = Segment(template.tokenizer.special.guarded(text) + template.ends[0], True)
     return Rendering((Segment(template.start, False), learned) if template.start else (learned,), "text")
 
 
@@ -168,7 +172,7 @@ def _learned_span(rendered: str, message: Message, template: ChatTemplate) -> Sp
     if not writes and thought is None:
         return 0, _learned_length(rendered, message, template)
     written = before.strip().removeprefix(OPEN).strip()
-    if not writes or written != template.tokenizer.guarded(thought or "").strip():
+    if not writes or written != template.tokenizer.special.guarded(thought or "").strip():
         raise TemplateError(
             f"the chat template does not write the reasoning {(thought or '')[:40]!r} of the answer as it is, but "
             f"{rendered[:60]!r}, so it can be neither learned nor masked."
@@ -180,7 +184,7 @@ def _learned_span(rendered: str, message: Message, template: ChatTemplate) -> Sp
 
 def _learned_length(rendered: str, message: Message, template: ChatTemplate) -> int:
     """Length of the answer and its end token in the rendered turn."""
-    answer = template.tokenizer.guarded(message.content).strip()
+    answer = template.tokenizer.special.guarded(message.content).strip()
     start = rendered.find(answer)
     if start < 0 or (answer and rendered[:start].strip()):
         raise TemplateError(f"the chat template changes the answer {answer[:40]!r}: it writes {rendered[:60]!r}.")
@@ -202,10 +206,10 @@ def _learned_length(rendered: str, message: Message, template: ChatTemplate) -> 
 
 
 def _check_calls(message: Message, rendered: str, template: ChatTemplate) -> None:
-    if not template.writes_calls:
+    if not _has(template, ["tool_calls"]):
         raise TemplateError(f"the chat template writes no tool calls, so they cannot be trained on. {WITH_TOOLS}")
     for call in message.tool_calls:
-        texts = [template.tokenizer.guarded(text) for text in (call.name, *_leaves(call.arguments))]
+        texts = [template.tokenizer.special.guarded(text) for text in (call.name, *_leaves(call.arguments))]
         missing = next((text for text in texts if not _stands(text, rendered)), None)
         if missing is not None:
             raise TemplateError(
@@ -224,6 +228,15 @@ def _leaves(value: Any) -> Iterator[str]:
             yield from _leaves(inside)
     elif isinstance(value, str):
         yield value
+
+
+def _has(template: ChatTemplate, signs: Sequence[str]) -> bool:
+    """Whether a sign is in the Jinja text."""
+    return any(sign in source for source in template.sources.values() for sign in signs)
+
+
+def _controls(template: ChatTemplate, text: str) -> int:
+    return len(template.tokenizer.special.whole.findall(text))
 
 
 def _stands(text: str, rendered: str) -> bool:
@@ -245,7 +258,7 @@ def refuse_unshown(example: Example, template: ChatTemplate, text: str) -> None:
         raise TemplateError(
             f"the chat template does not show {shown.missing[0]}, so the model would not know it.{instead}"
         )
-    if template.controls(text) > shown.controls:
+    if _controls(template, text) > shown.controls:
         raise TemplateError(
             "the chat template turns text of the row into a control token: it removes something from the text, and the "
             "rest is read as a control token."
@@ -293,7 +306,8 @@ def _probe(example: Example) -> Example:
 
 
 def _look(probe: Example, template: ChatTemplate) -> ShownContent:
-    whole, spans = template.marked(probe.messages, probe.tools)
+    written = template.render(probe.messages, probe.tools)
+    whole, spans = written.full_text, written.spans
     missing = [TOOLS] if any(_name(tool) not in whole for tool in probe.tools) else []
     for number, message in enumerate(probe.messages, start=1):
         if message.role != "assistant" and not (message.content in whole and message.context in whole):
@@ -303,7 +317,7 @@ def _look(probe: Example, template: ChatTemplate) -> ShownContent:
     hold = len(marks) == len(answers) and all(
         whole[start:stop].lstrip().startswith(answer) for (start, stop), answer in zip(marks, answers, strict=True)
     )
-    return ShownContent(tuple(missing), hold, template.controls(whole))
+    return ShownContent(tuple(missing), hold, _controls(template, whole))
 
 
 def _called(message: Message, number: int) -> str:

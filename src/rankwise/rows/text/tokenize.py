@@ -198,7 +198,7 @@ def _split(segments: Sequence[Segment], text: str, encoded: Encoded | _Pieces, a
         end = encoded.before(position)
         if end is None and segment.learned:
             end = _behind_space(text, position, encoded, asks.tokenizer.borders)
-        ids, last = encoded.ids[start:end], asks.tokenizer.special_end(segment.text) if segment.learned else None
+        ids, last = encoded.ids[start:end], asks.tokenizer.special.end_of(segment.text) if segment.learned else None
         # some tokenizers encode the letters of an end token after a word
         if end is None or (last is not None and ids[-1:] != [last[1]]):
             return None
@@ -223,7 +223,7 @@ def _encode_apart(rendering: Rendering, tokenizer: HubTokenizer) -> list[list[in
 
 
 def _continued(segment: Segment, tokenizer: HubTokenizer) -> list[int]:
-    end = tokenizer.special_end(segment.text) if segment.learned else None
+    end = tokenizer.special.end_of(segment.text) if segment.learned else None
     text = segment.text.removesuffix(end[0]) if end else segment.text
     ids = [token for piece in text.split(BREAK) if piece for token in tokenizer.encode_after(piece).ids]
     return [*ids, end[1]] if end else ids

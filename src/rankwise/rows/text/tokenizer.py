@@ -10,7 +10,7 @@ A text that is one token already is not added again.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -79,6 +79,50 @@ class Encoded:
     def _chars(self, index: int) -> tuple[int, int]:
         start, stop = self._encoding.token_to_chars(index + self._skipped)
         return start - self._shift, stop - self._shift
+
+
+class SpecialTokens:
+    """All special tokens, `texts` by id. The tokenizer's own list of named tokens has only some of them."""
+
+    def __init__(self, added_tokens: Mapping[int, str], special: Collection[int]) -> None:
+        self.texts = {number: token for number, token in added_tokens.items() if number in special}
+        self.unspelled = {
+            token: number for number, token in added_tokens.items()
+            if number in special or (token.startswith("<") and token.endswith(">"))
+        }  # fmt: skip
+        """The ids of tokens that llguidance does not take for their text in a grammar: special tokens, and added ones
+        in angle brackets."""
+
+    @cached_property
+    def begins(self) -> re.Pattern[str]:
+        """Matches every position at which a special token begins, also inside another one."""
+        tokens = "|".join(re.escape(token) for token in self.texts.values() if len(token) > 1)
+        return re.compile(f"(?={tokens})" if tokens else r"(?!)")
+
+    @cached_property
+    def _parts(self) -> tuple[str, ...]:
+        """Beginnings of special tokens. A template could write the rest of the token directly after the text."""
+        parts = {token[:size] for token in self.texts.values() for size in range(1, len(token))}
+        return tuple(sorted(parts))
+
+    @cached_property
+    def whole(self) -> re.Pattern[str]:
+        return _any_of(self.texts.values())
+
+    @cached_property
+    def unspelled_whole(self) -> re.Pattern[str]:
+        return _any_of(self.unspelled)
+
+    def end_of(self, text: str) -> tuple[str, int] | None:
+        """The special token that a text ends with, and its id."""
+        ends = ((token, number) for number, token in self.texts.items() if token and text.endswith(token))
+        return max(ends, key=lambda pair: len(pair[0]), default=None)
+
+    def guarded(self, content: str) -> str:
+        """Break up the special tokens in a text, so that they are encoded as plain text."""
+        begins = [match.start() + 1 for match in self.begins.finditer(content)]
+        pieces = [content[start:stop] for start, stop in zip([0, *begins], [*begins, len(content)], strict=True)]
+        return BREAK.join(pieces) + (BREAK if content.endswith(self._parts) else "")
 
 
 class HubTokenizer:
@@ -184,48 +228,10 @@ class HubTokenizer:
         return self.hub.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     @cached_property
-    def special(self) -> dict[int, str]:
-        """All special tokens by id. The tokenizer's own list of named tokens has only some of them."""
-        return {number: str(token) for number, token in self.hub.added_tokens_decoder.items() if token.special}
-
-    @cached_property
-    def special_begins(self) -> re.Pattern[str]:
-        """Matches every position at which a special token begins, also inside another one."""
-        tokens = "|".join(re.escape(token) for token in self.special.values() if len(token) > 1)
-        return re.compile(f"(?={tokens})" if tokens else r"(?!)")
-
-    @cached_property
-    def _special_parts(self) -> tuple[str, ...]:
-        """Beginnings of special tokens. A template could write the rest of the token directly after the text."""
-        parts = {token[:size] for token in self.special.values() for size in range(1, len(token))}
-        return tuple(sorted(parts))
-
-    @cached_property
-    def special_whole(self) -> re.Pattern[str]:
-        return _any_of(self.special.values())
-
-    @cached_property
-    def unspelled(self) -> dict[str, int]:
-        """The ids of tokens that llguidance does not take for their text in a grammar: special tokens, and added ones
-        in angle brackets."""
-        added = {str(token): number for number, token in self.hub.added_tokens_decoder.items()}
-        return {token: number for token, number in added.items()
-                if number in self.special or (token.startswith("<") and token.endswith(">"))}  # fmt: skip
-
-    @cached_property
-    def unspelled_whole(self) -> re.Pattern[str]:
-        return _any_of(self.unspelled)
-
-    def special_end(self, text: str) -> tuple[str, int] | None:
-        """The special token that a text ends with, and its id."""
-        ends = ((token, number) for number, token in self.special.items() if token and text.endswith(token))
-        return max(ends, key=lambda pair: len(pair[0]), default=None)
-
-    def guarded(self, content: str) -> str:
-        """Break up the special tokens in a text, so that they are encoded as plain text."""
-        begins = [match.start() + 1 for match in self.special_begins.finditer(content)]
-        pieces = [content[start:stop] for start, stop in zip([0, *begins], [*begins, len(content)], strict=True)]
-        return BREAK.join(pieces) + (BREAK if content.endswith(self._special_parts) else "")
+    def special(self) -> SpecialTokens:
+        decoder = self.hub.added_tokens_decoder
+        texts = {number: str(token) for number, token in decoder.items()}
+        return SpecialTokens(texts, {number for number, token in decoder.items() if token.special})
 
     @cached_property
     def start(self) -> str:

@@ -119,47 +119,13 @@ class State:
 
 
 @dataclass(frozen=True)
-class Jobs:
-    folder: Path
-    files: Files
-    queue: Queue
-    _changing: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
+class JobFiles:
+    """What is written down of each job."""
 
-    def create(self, body: JobBody, base: Base) -> Job:
-        """Let a training wait for its turn. BadRequest with what is wrong."""
-        training = self._rows(body.training_file, "training_file", body)
-        validation = None if body.validation_file is None else self._rows(body.validation_file, "validation_file", body)
-        with self._changing:
-            if len(self.ids()) >= MOST_JOBS or len(self.queue.entries()) >= MOST_WAITING:
-                raise BadRequest(
-                    f"at most {MOST_WAITING} jobs may wait, and this server has {MOST_JOBS:,} at most.", status=429
-                )
-            job = Job(
-                id=new_id(JOB), created_at=int(time.time()), model=body.model, training_file=training.id,
-                validation_file=None if validation is None else validation.id, suffix=body.suffix,
-                seed=secrets.randbelow(2**31) if body.seed is None else body.seed, metadata=body.metadata,
-                dpo=body.is_dpo, hyperparameters=resolved(body.chosen, training.content.rows),
-            )  # fmt: skip
-            try:
-                self.queue.add(job.run, self._experiment(job, base, training, validation).explicit)
-            except RankwiseError as error:
-                raise BadRequest(str(error)) from None
-            self.write(job)
-        return job
+    folder: Path
 
     def ids(self) -> list[str]:
         return [file.stem for file in self.folder.glob(f"{JOB}-*.json")]
-
-    def that_made(self, model: str) -> Job | None:
-        """The job whose model has this name."""
-        number = model.rpartition(":")[2]
-        if not re.fullmatch(r"[0-9a-f]{8}", number):
-            return None
-        for name in [name for name in self.ids() if name.endswith(number)]:
-            with suppress(BadRequest):
-                if (job := self.get(name)).tuned == model and self.state(job).status == "succeeded":
-                    return job
-        return None
 
     def every(self) -> list[Job]:
         return newest_first(self.folder.glob(f"{JOB}-*.json"), Job)
@@ -174,14 +140,59 @@ class Jobs:
         make_folders(self.folder)
         write_json(self._file(job.id), job.model_dump(mode="json"))
 
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+
+@dataclass(frozen=True)
+class Jobs:
+    stored: JobFiles
+    files: Files
+    queue: Queue
+    _changing: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
+
+    def create(self, body: JobBody, base: Base) -> Job:
+        """Let a training wait for its turn. BadRequest with what is wrong."""
+        apart = body.validation_file
+        training = _rows(self.files, body.training_file, "training_file", body)
+        validation = None if apart is None else _rows(self.files, apart, "validation_file", body)
+        with self._changing:
+            if len(self.stored.ids()) >= MOST_JOBS or len(self.queue.entries()) >= MOST_WAITING:
+                raise BadRequest(
+                    f"at most {MOST_WAITING} jobs may wait, and this server has {MOST_JOBS:,} at most.", status=429
+                )
+            job = Job(
+                id=new_id(JOB), created_at=int(time.time()), model=body.model, training_file=training.id,
+                validation_file=None if validation is None else validation.id, suffix=body.suffix,
+                seed=secrets.randbelow(2**31) if body.seed is None else body.seed, metadata=body.metadata,
+                dpo=body.is_dpo, hyperparameters=resolved(body.chosen, training.content.rows),
+            )  # fmt: skip
+            try:
+                self.queue.add(job.run, _experiment(job, base, self.files, training, validation).explicit)
+            except RankwiseError as error:
+                raise BadRequest(str(error)) from None
+            self.stored.write(job)
+        return job
+
+    def that_made(self, model: str) -> Job | None:
+        """The job whose model has this name."""
+        number = model.rpartition(":")[2]
+        if not re.fullmatch(r"[0-9a-f]{8}", number):
+            return None
+        for name in [name for name in self.stored.ids() if name.endswith(number)]:
+            with suppress(BadRequest):
+                if (job := self.stored.get(name)).tuned == model and self.state(job).status == "succeeded":
+                    return job
+        return None
+
     def change(self, job: Job, **values: Any) -> Job:
         with self._changing:
-            changed = self.get(job.id).model_copy(update=values)
-            self.write(changed)
+            changed = self.stored.get(job.id).model_copy(update=values)
+            self.stored.write(changed)
         return changed
 
     def state(self, job: Job) -> State:
-        manifest = self._manifest(job)
+        manifest = _manifest(self.run_of(job))
         if manifest is not None and manifest.status == "finished":
             return State("succeeded", manifest=manifest)
         if job.cancelled_at is not None:
@@ -195,7 +206,7 @@ class Jobs:
 
     def _left(self, job: Job) -> State:
         """The state of a job that was found neither waiting nor running; it may have begun or ended just now."""
-        ended, manifest = self.queue.ended(job.run), self._manifest(job)
+        ended, manifest = self.queue.ended(job.run), _manifest(self.run_of(job))
         if manifest is not None and manifest.status == "finished":
             return State("succeeded", manifest=manifest)
         if ended is not None:
@@ -217,21 +228,8 @@ class Jobs:
             if status in ENDED or (status == "paused" and how == "paused"):
                 raise BadRequest(f"job {job.id} is {status}, so it cannot be {how}.")
             changed = self.change(job, **values)
-            self._end(job.run)
+            _end(self.queue, job.run)
         return changed
-
-    def _end(self, run: str) -> None:
-        """Take a run out of the queue, or stop it, and wait a while for its end. Before it can be stopped, it may be
-        about to begin."""
-        with suppress(RunError):
-            self.queue.remove(run)
-        signalled, until = False, time.monotonic() + PATIENCE
-        while (own := self.queue.working()) is not None and own.run == run and time.monotonic() < until:
-            with suppress(RunError):
-                if not signalled:
-                    self.queue.stop(run)
-                    signalled = True
-            time.sleep(0.05)
 
     def resume(self, job: Job, base: Base) -> Job:
         """From the last checkpoint, or from the first step where there is none."""
@@ -242,7 +240,7 @@ class Jobs:
             try:
                 training = self.files.get(job.training_file, "training_file")
                 validation = self.files.get(job.validation_file) if job.validation_file is not None else None
-                experiment = self._experiment(job, base, training, validation)
+                experiment = _experiment(job, base, self.files, training, validation)
                 again = bool(run.checkpoints.named)
                 self.queue.add(job.run, experiment.explicit, resume=again, restart=not again and is_run(run.folder))
             except RankwiseError as error:
@@ -251,39 +249,8 @@ class Jobs:
 
     def using(self, file: str) -> list[Job]:
         """The unfinished jobs that read a file."""
-        reading = [one for one in self.every() if file in (one.training_file, one.validation_file)]
+        reading = [one for one in self.stored.every() if file in (one.training_file, one.validation_file)]
         return [one for one in reading if self.state(one).status not in ENDED]
-
-    def _rows(self, name: str, parameter: str, body: JobBody) -> StoredFile:
-        file = self.files.get(name, parameter)
-        if file.purpose != "fine-tune":
-            raise BadRequest(f"{parameter} has the purpose {file.purpose}; fine-tune is expected.", parameter=parameter)
-        if file.content.pairs != body.is_dpo:
-            rows, method = ("pairs of answers", "dpo") if file.content.pairs else ("answers", "supervised")
-            raise BadRequest(
-                f"{parameter} has {rows}, which the method {method} learns from. Set method.type to it, or give "
-                "another file.", parameter=parameter,
-            )  # fmt: skip
-        return file
-
-    def _experiment(self, job: Job, base: Base, training: StoredFile, validation: StoredFile | None) -> Experiment:
-        """ConfigError where the numbers of a job are refused."""
-        own: JsonObject = job.hyperparameters.model_dump()
-        data = data_of(self.files.training(training), training.content)
-        if validation is not None:
-            apart = ValidationDataConfig(
-                path=str(self.files.training(validation)), format=data.format, ignore_columns=validation.content.ignored
-            )
-            data = data.model_copy(update={"validation": apart})
-        settings: JsonObject = {
-            "model": base.config.model_copy(update={"dtype": "auto", "device": "auto"}), "data": data, "run": job.run,
-            "objective": "preference" if job.dpo else "causal-lm",
-            "adapter": {"method": "lora", "start_from": base.start_from},
-            "training": {"epochs": own["n_epochs"], "batch_size": own["batch_size"], "seed": job.seed},
-        } | ({"preference": {"beta": own["beta"]}} if job.dpo else {})  # fmt: skip
-        experiment = Experiment(**settings)
-        rate = own["learning_rate_multiplier"] * experiment.training.highest_rate(base.width, experiment.auto_rate)
-        return Experiment(**settings | {"training": settings["training"] | {"learning_rate": rate}})
 
     def run_of(self, job: Job) -> RunDirectory:
         return RunDirectory(self.queue.runs_folder / job.run)
@@ -294,13 +261,58 @@ class Jobs:
             return read_history(self.run_of(job).metrics)
         return History()
 
-    def _manifest(self, job: Job) -> Manifest | None:
-        with suppress(RunError):
-            return self.run_of(job).manifest()
-        return None
 
-    def _file(self, name: str) -> Path:
-        return self.folder / f"{name}.json"
+def _manifest(run: RunDirectory) -> Manifest | None:
+    with suppress(RunError):
+        return run.manifest()
+    return None
+
+
+def _rows(files: Files, name: str, parameter: str, body: JobBody) -> StoredFile:
+    file = files.get(name, parameter)
+    if file.purpose != "fine-tune":
+        raise BadRequest(f"{parameter} has the purpose {file.purpose}; fine-tune is expected.", parameter=parameter)
+    if file.content.pairs != body.is_dpo:
+        rows, method = ("pairs of answers", "dpo") if file.content.pairs else ("answers", "supervised")
+        raise BadRequest(
+            f"{parameter} has {rows}, which the method {method} learns from. Set method.type to it, or give "
+            "another file.", parameter=parameter,
+        )  # fmt: skip
+    return file
+
+
+def _experiment(job: Job, base: Base, files: Files, training: StoredFile, validation: StoredFile | None) -> Experiment:
+    """ConfigError where the numbers of a job are refused."""
+    own: JsonObject = job.hyperparameters.model_dump()
+    data = data_of(files.training(training), training.content)
+    if validation is not None:
+        apart = ValidationDataConfig(
+            path=str(files.training(validation)), format=data.format, ignore_columns=validation.content.ignored
+        )
+        data = data.model_copy(update={"validation": apart})
+    settings: JsonObject = {
+        "model": base.config.model_copy(update={"dtype": "auto", "device": "auto"}), "data": data, "run": job.run,
+        "objective": "preference" if job.dpo else "causal-lm",
+        "adapter": {"method": "lora", "start_from": base.start_from},
+        "training": {"epochs": own["n_epochs"], "batch_size": own["batch_size"], "seed": job.seed},
+    } | ({"preference": {"beta": own["beta"]}} if job.dpo else {})  # fmt: skip
+    experiment = Experiment(**settings)
+    rate = own["learning_rate_multiplier"] * experiment.training.highest_rate(base.width, experiment.auto_rate)
+    return Experiment(**settings | {"training": settings["training"] | {"learning_rate": rate}})
+
+
+def _end(queue: Queue, run: str) -> None:
+    """Take a run out of the queue, or stop it, and wait a while for its end. Before it can be stopped, it may be
+    about to begin."""
+    with suppress(RunError):
+        queue.remove(run)
+    signalled, until = False, time.monotonic() + PATIENCE
+    while (own := queue.working()) is not None and own.run == run and time.monotonic() < until:
+        with suppress(RunError):
+            if not signalled:
+                queue.stop(run)
+                signalled = True
+        time.sleep(0.05)
 
 
 def seconds_of(moment: str) -> int | None:

@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -175,11 +176,11 @@ class Offered:
 
     def settle(self) -> None:
         self.jobs.queue.start_worker()
-        unsettled = [name for name in self.jobs.ids() if name not in self._finished]
+        unsettled = [name for name in self.jobs.stored.ids() if name not in self._finished]
         jobs = list[Job]()
         for name in unsettled:
             with suppress(BadRequest):  # damaged
-                jobs.append(self.jobs.get(name))
+                jobs.append(self.jobs.stored.get(name))
         for job in sorted(jobs, key=lambda item: item.created_at, reverse=True):
             self.look_at(job)
 
@@ -191,7 +192,7 @@ class Offered:
                 self._finished[job.id] = None
                 if state.status == "succeeded":
                     self._finish(job)
-            return self.jobs.get(job.id), state
+            return self.jobs.stored.get(job.id), state
 
     def warning(self, job: Job) -> str | None:
         return self._finished.get(job.id)
@@ -245,22 +246,24 @@ class Offered:
                 _log.error("fine-tuning jobs could not be looked at", exc_info=error)
 
 
+def tuning_routes(offered: Offered) -> list[Route]:
+    return [*FileRoutes(offered).routes(), *JobRoutes(offered).routes()]
+
+
 @dataclass(frozen=True)
-class FineTuning:
+class FileRoutes:
     offered: Offered
-    files: Files
+
+    @property
+    def files(self) -> Files:
+        return self.offered.jobs.files
 
     def routes(self) -> list[Route]:
-        job, file = "/v1/fine_tuning/jobs/{id}", "/v1/files/{id}"
+        file = "/v1/files/{id}"
         return [
             Route("/v1/files", self.upload, methods=["POST"]), Route("/v1/files", self.list_files),
             Route(file, self.file), Route(file, self.delete_file, methods=["DELETE"]),
             Route(f"{file}/content", self.content),
-            Route("/v1/fine_tuning/jobs", self.create, methods=["POST"]), Route("/v1/fine_tuning/jobs", self.list_jobs),
-            Route(job, self.job), Route(f"{job}/events", self.events), Route(f"{job}/checkpoints", self.checkpoints),
-            Route(f"{job}/cancel", self.cancel, methods=["POST"]), Route(f"{job}/pause", self.pause, methods=["POST"]),
-            Route(f"{job}/resume", self.resume, methods=["POST"]),
-            Route("/v1/models/{name:path}", self.delete_model, methods=["DELETE"]),
         ]  # fmt: skip
 
     async def upload(self, request: Request) -> Response:
@@ -293,11 +296,26 @@ class FineTuning:
         self.files.delete(name)
         return JSONResponse({"object": "file", "id": name, "deleted": True})
 
+
+@dataclass(frozen=True)
+class JobRoutes:
+    offered: Offered
+
+    def routes(self) -> list[Route]:
+        job = "/v1/fine_tuning/jobs/{id}"
+        return [
+            Route("/v1/fine_tuning/jobs", self.create, methods=["POST"]), Route("/v1/fine_tuning/jobs", self.list_jobs),
+            Route(job, self.job), Route(f"{job}/events", self.events), Route(f"{job}/checkpoints", self.checkpoints),
+            Route(f"{job}/cancel", self.cancel, methods=["POST"]), Route(f"{job}/pause", self.pause, methods=["POST"]),
+            Route(f"{job}/resume", self.resume, methods=["POST"]),
+            Route("/v1/models/{name:path}", self.delete_model, methods=["DELETE"]),
+        ]  # fmt: skip
+
     async def create(self, request: Request) -> Response:
         body = await read_json_body(request, JobBody)
 
         def created() -> dict[str, Any]:
-            return self._shown(self.offered.jobs.create(body, self.offered.base(body.model)))
+            return _shown(self.offered, self.offered.jobs.create(body, self.offered.base(body.model)))
 
         return JSONResponse(await run_in_threadpool(created))
 
@@ -305,11 +323,11 @@ class FineTuning:
         metadata = {
             match[1]: value for key, value in request.query_params.items() if (match := _METADATA.fullmatch(key))
         }
-        every = [one for one in self.offered.jobs.every() if metadata.items() <= (one.metadata or {}).items()]
-        return _page(request, every, *(f"metadata[{key}]" for key in metadata), show=self._shown)
+        every = [one for one in self.offered.jobs.stored.every() if metadata.items() <= (one.metadata or {}).items()]
+        return _page(request, every, *(f"metadata[{key}]" for key in metadata), show=partial(_shown, self.offered))
 
     def job(self, request: Request) -> Response:
-        return JSONResponse(self._shown(self._job(request)))
+        return JSONResponse(_shown(self.offered, self._job(request)))
 
     def events(self, request: Request) -> Response:
         job, state, history = self._looked_at(request)
@@ -319,14 +337,14 @@ class FineTuning:
         return _page(request, checkpoints_of(*self._looked_at(request)), usual=10)
 
     def cancel(self, request: Request) -> Response:
-        return JSONResponse(self._shown(self.offered.jobs.cancel(self._job(request))))
+        return JSONResponse(_shown(self.offered, self.offered.jobs.cancel(self._job(request))))
 
     def pause(self, request: Request) -> Response:
-        return JSONResponse(self._shown(self.offered.jobs.pause(self._job(request))))
+        return JSONResponse(_shown(self.offered, self.offered.jobs.pause(self._job(request))))
 
     def resume(self, request: Request) -> Response:
         job = self._job(request)
-        return JSONResponse(self._shown(self.offered.jobs.resume(job, self.offered.base(job.model))))
+        return JSONResponse(_shown(self.offered, self.offered.jobs.resume(job, self.offered.base(job.model))))
 
     def delete_model(self, request: Request) -> Response:
         name = request.path_params["name"]
@@ -338,11 +356,12 @@ class FineTuning:
         return job, state, self.offered.jobs.history(job)
 
     def _job(self, request: Request) -> Job:
-        return self.offered.jobs.get(request.path_params["id"])
+        return self.offered.jobs.stored.get(request.path_params["id"])
 
-    def _shown(self, job: Job) -> dict[str, Any]:
-        job, state = self.offered.look_at(job)
-        return as_json(job, state, self.offered.jobs.history(job) if state.status == "running" else None)
+
+def _shown(offered: Offered, job: Job) -> JsonObject:
+    job, state = offered.look_at(job)
+    return as_json(job, state, offered.jobs.history(job) if state.status == "running" else None)
 
 
 def _page(

@@ -25,7 +25,8 @@ from rankwise.rows.encoded.sequences import EncodedRows, SelectedRows
 from rankwise.rows.files.licences import strictest
 from rankwise.rows.instructions import instructions
 from rankwise.rows.preparation import Prepared
-from rankwise.rows.preparing import RowEncoding, prepare, refuse_fatal
+from rankwise.rows.preparing import prepare, refuse_fatal
+from rankwise.rows.text.outcome import RowEncoding
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, WarningMessage
