@@ -43,7 +43,7 @@ def prepared(size: int, count: int) -> tuple[Any, Any]:
     experiment = decided(
         Experiment(model="dinov2-small", data=DataConfig(**data), run="bench", images={"size": size}), silent
     )
-    objective = objective_of(experiment, silent)
+    objective = objective_of(experiment.objective, experiment.rows, silent)
     model = objective.load(experiment.base.model_copy(update={"dtype": "bfloat16"}), silent)
     return (objective, model), prepare(experiment.data, objective.row_encoding(model), silent).trained_rows
 

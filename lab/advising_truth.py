@@ -33,7 +33,7 @@ def advised(model: str, trained: Path, measured: Path) -> dict[str, Any]:
 def whole_run(model: str, trained: Path, measured: Path) -> dict[str, Any]:
     """All steps in memory, by the loop of every training, and the sides on all held-out rows."""
     experiment = decided(experiment_of(model, trained, measured), silent)
-    objective = objective_of(experiment, silent)
+    objective = objective_of(experiment.objective, experiment.rows, silent)
     loaded = objective.load(experiment.base, silent)
     prepared = prepare(experiment.data, objective.row_encoding(loaded), silent)
     rows = len(prepared.trained)

@@ -138,7 +138,7 @@ def ranks_of(wanted: Mapping[str, float], sizes: Mapping[str, int], total: int, 
 def looked_at(folder: Path, cell: Cell, *, gradients: bool) -> tuple[dict[str, int], dict[str, float]]:
     """Parameters of one rank on each layer; and how much the loss of some training rows depends on its weight."""
     experiment = decided(experiment_of(folder, cell, {"method": "lora"}), silent)
-    objective = objective_of(experiment, silent)
+    objective = objective_of(experiment.objective, experiment.rows, silent)
     model = objective.load(experiment.base.model_copy(update={"dtype": "float32"}), silent)
     heads = objective.heads(model)
     weights: dict[str, Any] = {

@@ -111,7 +111,7 @@ def loaded(folder: Path, task: str, steps: int, seed: int) -> tuple[Trials, Tria
     experiment = MAKERS[task](folder, task)
     training = experiment.training.model_copy(update={"steps": steps, "seed": seed})
     experiment = decided(experiment.model_copy(update={"training": training}), silent)
-    objective = objective_of(experiment, silent)
+    objective = objective_of(experiment.objective, experiment.rows, silent)
     model, method = objective.load(experiment.base, silent), method_of(experiment.adapter)
     prepared = prepare(experiment.data, objective.row_encoding(model), silent)
     order = random.Random(0).sample(list(prepared.validation), len(prepared.validation))

@@ -17,6 +17,7 @@ from kit.worlds import CASES, Case, distance, learn, learned_by, together
 from rankwise.base.loading import load_unchecked
 from rankwise.commands.train import connect_shards
 from rankwise.config.experiment import Experiment
+from rankwise.config.incompatible import problems
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError
 from rankwise.training.world import ONE_PROCESS, World
@@ -83,16 +84,20 @@ def test_adapters_over_a_split_base_are_those_of_one_process(folder: Path, tmp_p
 def test_what_does_not_go_with_a_split_base_is_refused_by_name() -> None:
     experiment = Experiment.model_validate(split_experiment() | {"training": {"auto_batch": True, "replay": {}}})
     with pytest.raises(ConfigError) as refused:
-        connect_shards(experiment, World(size=2))
+        connect(experiment, World(size=2))
     names = ("training.auto_batch (--auto-batch)", "training.replay (--replay)")
     assert all(f"cannot be used with {name} yet" in str(refused.value) for name in names)
 
 
 def test_one_process_has_nothing_to_split(folder: Path) -> None:
     with pytest.raises(ConfigError, match="there is only one here"):
-        connect_shards(Experiment.model_validate(split_experiment()), ONE_PROCESS)
+        connect(Experiment.model_validate(split_experiment()), ONE_PROCESS)
     with pytest.raises(ConfigError, match="there is only one here"):
         load_unchecked(ModelConfig(name=str(folder / "llama"), sharded=True))
+
+
+def connect(experiment: Experiment, world: World) -> None:
+    connect_shards(experiment.base, problems(experiment, "model.sharded"), world)
 
 
 def split_experiment() -> dict[str, Any]:

@@ -122,7 +122,7 @@ def test_a_trial_leaves_the_base_bit_for_bit(method):
 
 def trials_of(given: Experiment) -> Trials:
     given = decided(given, silent)
-    objective = objective_of(given, silent)
+    objective = objective_of(given.objective, given.rows, silent)
     model, method = objective.load(given.base, silent), method_of(given.adapter)
     prepared = prepare(given.data, objective.row_encoding(model), silent)
     apart, _ = set_aside(prepared, 16, 0)

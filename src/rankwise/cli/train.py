@@ -65,7 +65,7 @@ def train(
         if own is None and processes is not None and processes > 1:
             from rankwise.commands.launch import launch
 
-            end_at_once(launch(experiment, processes))
+            end_at_once(launch(experiment.run, experiment.model, processes))
         from rankwise.commands.train import train as train_command
 
         keep_memory()

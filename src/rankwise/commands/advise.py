@@ -49,7 +49,7 @@ def advise(
     callback = WarningCollector(callback)
     experiment = decided(experiment, callback)
     with limited_memory(experiment.model.memory_bytes):
-        objective = objective_of(experiment, callback)
+        objective = objective_of(experiment.objective, experiment.rows, callback)
         if refusal := objective.cannot.get("advised on"):
             raise ConfigError([refusal])
         if model is not None:

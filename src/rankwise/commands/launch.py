@@ -24,7 +24,7 @@ import psutil
 import torch
 from torch import distributed
 
-from rankwise.config.experiment import Experiment
+from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, Interrupted, RunError, TrainingError
 from rankwise.planning.processes import refuse_several
 from rankwise.runs.directory import RunDirectory, ways_on
@@ -35,10 +35,10 @@ GRACE = 4
 """Seconds in which the others must end once one has ended; then they are killed."""
 
 
-def launch(experiment: Experiment, processes: int) -> int:
+def launch(run: str, model: ModelConfig, processes: int) -> int:
     """The exit code with which all ended; what there was to say has been said by one of them, or is a TrainingError."""
-    refuse_several(experiment.model)
-    _check(experiment.model.device, processes)
+    refuse_several(model)
+    _check(model.device, processes)
     _share_machine(processes)
     with tempfile.TemporaryDirectory(prefix="rankwise-") as folder, _quiet(), _passed_on() as requests:
         failures = _started(processes, folder)
@@ -49,7 +49,7 @@ def launch(experiment: Experiment, processes: int) -> int:
         return int(problem["exit_code"])
     if requests:
         raise Interrupted("stopped.", 128 + requests[0])
-    raise TrainingError(f"{_killed(failures, processes)} {what_now(RunDirectory.named(experiment.run))}")
+    raise TrainingError(f"{_killed(failures, processes)} {what_now(RunDirectory.named(run))}")
 
 
 def what_now(run: RunDirectory) -> str:

@@ -12,6 +12,7 @@ from rankwise.base.sharding import NEEDS_PROCESSES, mesh_of
 from rankwise.commands.report import write_page
 from rankwise.config.experiment import Experiment
 from rankwise.config.incompatible import problems as problems_of
+from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError
 from rankwise.methods.loading import written
 from rankwise.methods.trainable import Trainable
@@ -73,7 +74,7 @@ def train(
     if launched() is not None:
         refuse_several(experiment.model)
     world = join()
-    connect_shards(experiment, world)
+    connect_shards(experiment.base, problems_of(experiment, "model.sharded"), world)
     directory = (RunDirectory if world.is_first else FollowedRun).named(experiment.run)
     callback = WarningCollector(callback if world.is_first else silent)
     world.wait_for_turn()
@@ -110,12 +111,10 @@ def _finished(training: Training, manifest: Manifest) -> Trained:
     return Trained(folder, manifest, training.result, tuned, training.trainable, objective.use)
 
 
-def connect_shards(experiment: Experiment, world: World) -> None:
-    """ConfigError with all settings that do not go with a sharded base. Else all processes connect for it."""
-    if not experiment.model.sharded:
+def connect_shards(base: ModelConfig, problems: list[str], world: World) -> None:
+    """All processes connect for a sharded base. ConfigError with the settings that do not go with it."""
+    if not base.sharded:
         return
-    if not world.is_several:
-        raise ConfigError([NEEDS_PROCESSES])
-    if problems := problems_of(experiment, "model.sharded"):
-        raise ConfigError(problems)
-    mesh_of(choose_precision(experiment.base).device.type)
+    if problems or not world.is_several:
+        raise ConfigError(problems if world.is_several else [NEEDS_PROCESSES])
+    mesh_of(choose_precision(base).device.type)

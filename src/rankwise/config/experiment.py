@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -50,6 +51,18 @@ class TrackingConfig(Compatible):
         if twice := [name for name in TRACKERS if value.count(name) > 1]:
             raise ValueError(f"{twice[0]} is named twice")
         return value
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """What decides what a row means: where the rows lie, and what is learned of them."""
+
+    data: DataConfig
+    base: ModelConfig
+    classification: ClassificationConfig = field(default_factory=ClassificationConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    images: ImagesConfig = field(default_factory=ImagesConfig)
+    seed: int = 0
 
 
 class Experiment(Compatible):
@@ -108,6 +121,12 @@ class Experiment(Compatible):
         """The settings that were given, to be read again. A method built from its class has not set its name."""
         values = self.model_dump(mode="json", exclude_unset=True)
         return values | {"adapter": {"method": self.adapter.method} | values.get("adapter", {})}
+
+    @property
+    def rows(self) -> RowSettings:
+        return RowSettings(
+            self.data, self.base, self.classification, self.preference, self.images, seed=self.training.seed
+        )
 
     @property
     def base(self) -> ModelConfig:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,6 @@ from rankwise.rows.text.outcome import Outcome, Shown
 from rankwise.rows.text.rendering import renderings
 from rankwise.rows.text.tokenize import Tokens, prompt_ids
 from rankwise.rows.writing import TextWriting
-from rankwise.runs.data_report import DataReport
 
 LOADING = """\
 ```python
@@ -78,10 +77,6 @@ class CausalLM(Objective):
     model_kind: ClassVar[ModelKind] = KIND
     pipeline_tag, loading_code, base_elsewhere = "text-generation", LOADING, BASE_ELSEWHERE
     format_notes = LABELS_AS_ANSWERS
-
-    @classmethod
-    def of_report(cls, data_report: DataReport) -> Self | None:
-        return cls()
 
     @property
     def kind(self) -> ModelKind:

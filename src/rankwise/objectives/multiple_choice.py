@@ -38,7 +38,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
-from rankwise.config.experiment import Experiment
+from rankwise.config.experiment import RowSettings
 from rankwise.errors import DataError, joined_problems
 from rankwise.forward.reference import SupervisedLogits, random_documents
 from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
@@ -181,13 +181,12 @@ class MultipleChoice(Classifier, CausalLM):
     rows_like = Objective.rows_like
 
     @classmethod
-    def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
-        return cls(read_places(experiment.data))
+    def of(cls, rows: RowSettings, callback: Callback, begun: Pooling | None) -> Self:
+        return cls(read_places(rows.data))
 
     @classmethod
-    def of_report(cls, data_report: DataReport) -> Self | None:
-        targets = data_report.targets
-        return cls(ChoiceFacts(**dict(targets))) if targets is not None and data_report.format == NAME else None
+    def of_report(cls, data_report: DataReport) -> Self:
+        return cls(ChoiceFacts(**dict(data_report.targets or ())))
 
     @property
     def cannot(self) -> Mapping[str, str]:

@@ -31,7 +31,7 @@ from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.loading import load, load_tokenizer, load_unchecked
 from rankwise.config.data import DataConfig
-from rankwise.config.experiment import Experiment
+from rankwise.config.experiment import RowSettings
 from rankwise.config.method import ASKED_SEPARATELY
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError
@@ -173,16 +173,15 @@ class Objective(ABC):
         return {}
 
     @classmethod
-    def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
+    def of(cls, rows: RowSettings, callback: Callback, begun: Pooling | None) -> Self:
         """For a training whose objective is decided. `begun` is what the head of the run that goes on reads, or of the
         adapter to begin with."""
         return cls()
 
     @classmethod
-    @abstractmethod
-    def of_report(cls, data_report: DataReport) -> Self | None:
-        """What a run or an adapter was trained for, by the report that lies beside it; None where it was another."""
-        ...
+    def of_report(cls, data_report: DataReport) -> Self:
+        """What a run or an adapter was trained for, by the report that lies beside it."""
+        return cls()
 
     @property
     def head_size(self) -> int | None:
@@ -335,6 +334,11 @@ class Classifier(Objective):
     use = "predict {run} --data FILE --out predictions.csv"
     shown_as = "classes"
     far_above = 10.0  # a head may overshoot for long
+
+    @classmethod
+    def of_report(cls, data_report: DataReport) -> Self:
+        assert data_report.targets is not None, "the report is of a classifier"
+        return cls(data_report.targets)
 
     @property
     def targets(self) -> TargetFacts:

@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from pkgutil import resolve_name
 from typing import Any
 
 from rankwise.base.inspection import is_encoder_decoder, nature_of
 from rankwise.base.sources import find
 from rankwise.config.data import DataConfig
-from rankwise.config.experiment import Experiment, Planned
+from rankwise.config.experiment import Experiment, RowSettings
 from rankwise.config.images import ImagesConfig
 from rankwise.config.incompatible import problems as problems_of
 from rankwise.config.models import ModelConfig
 from rankwise.config.objectives import OBJECTIVES
 from rankwise.errors import ConfigError
-from rankwise.objectives.causal_lm import CAUSAL_LM, CausalLM
-from rankwise.objectives.image_classification import ImageClassification
-from rankwise.objectives.multiple_choice import MultipleChoice
 from rankwise.objectives.objective import Objective
-from rankwise.objectives.preference import Preference
-from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, SequenceToSequence
-from rankwise.objectives.tagging import Tagging
-from rankwise.objectives.text_classification import TextClassification
 from rankwise.rows.classes import holds_tags
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.runs.row_facts import Pooling
 
-CLASSES: Mapping[str, type[Objective]] = {
-    one.name: one
-    for one in (
-        MultipleChoice,
-        Preference,
-        SequenceToSequence,
-        ImageClassification,
-        Tagging,
-        TextClassification,
-        CausalLM,
-    )
+CLASSES = {
+    "multiple-choice": "rankwise.objectives.multiple_choice:MultipleChoice",
+    "preference": "rankwise.objectives.preference:Preference",
+    "sequence-to-sequence": "rankwise.objectives.sequence_to_sequence:SequenceToSequence",
+    "image-classification": "rankwise.objectives.image_classification:ImageClassification",
+    "token-classification": "rankwise.objectives.tagging:Tagging",
+    "sequence-classification": "rankwise.objectives.text_classification:TextClassification",
+    "causal-lm": "rankwise.objectives.causal_lm:CausalLM",
 }
-"""A report belongs to the first that knows it."""
+"""By the name that settings have as `objective`; imported when it is used."""
+
+
+def objective_named(name: str) -> type[Objective]:
+    return resolve_name(CLASSES[name])
 
 
 def decided(experiment: Experiment, callback: Callback) -> Experiment:
@@ -59,10 +53,10 @@ def decided(experiment: Experiment, callback: Callback) -> Experiment:
     return experiment.model_copy(update={"data": own.rows(experiment.data)})
 
 
-def objective_of(experiment: Experiment, callback: Callback, begun: Pooling | None = None) -> Objective:
+def objective_of(name: str, rows: RowSettings, callback: Callback, begun: Pooling | None = None) -> Objective:
     """For a training whose objective is decided. The classes of a classifier are read from the training rows. `begun`
     is what the head of the run that goes on reads, or of the adapter to begin with."""
-    return CLASSES[experiment.objective].of(experiment, callback, begun)
+    return objective_named(name).of(rows, callback, begun)
 
 
 def objective_by(
@@ -75,15 +69,29 @@ def objective_by(
         raise ConfigError([problem])
     by_format = next((one.format for one in data.all_sources if one.format in CLASSES), None)
     name = by_format or own.decided(nature, lambda: holds_tags(data)).name
-    return CLASSES[name].of(Planned(model=model, data=data, images=images), callback, "own")
+    return objective_of(name, RowSettings(data, model, images=images), callback, "own")
 
 
-def language_model(config: dict[str, Any]) -> CausalLM | SequenceToSequence:
+def language_model(config: dict[str, Any]) -> Objective:
     """The objective of a model that writes texts, by its config.json."""
-    return SEQUENCE_TO_SEQUENCE if is_encoder_decoder(config) else CAUSAL_LM
+    return objective_named("sequence-to-sequence" if is_encoder_decoder(config) else "causal-lm")()
 
 
 def objective_for(data_report: DataReport | None) -> Objective:
     """What a run or an adapter was trained for, by the report that lies beside it."""
-    reported = (one.of_report(data_report) for one in CLASSES.values()) if data_report is not None else ()
-    return next((one for one in reported if one is not None), CAUSAL_LM)
+    if data_report is None:
+        return objective_named("causal-lm")()
+    return objective_named(_name(data_report)).of_report(data_report)
+
+
+def _name(data_report: DataReport) -> str:
+    targets = data_report.targets
+    if data_report.pairs is not None:
+        return "preference"
+    if data_report.encoder_decoder or targets is None:
+        return "sequence-to-sequence" if data_report.encoder_decoder else "causal-lm"
+    if data_report.format == "multiple-choice":
+        return data_report.format
+    if data_report.image_processing is not None:
+        return "image-classification"
+    return "token-classification" if targets.form == "tags" else "sequence-classification"

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
@@ -51,7 +50,6 @@ from rankwise.rows.text.targets import input_and_output, input_of
 from rankwise.rows.text.tokenize import Tokens, prompt_ids
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
-from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback
 from rankwise.runs.row_facts import Learned, Outputs
 
@@ -191,10 +189,6 @@ class SequenceToSequence(CausalLM):
     @property
     def cannot(self) -> Mapping[str, str]:
         return CANNOT
-
-    @classmethod
-    def of_report(cls, data_report: DataReport) -> Self | None:
-        return cls() if data_report.encoder_decoder else None
 
     def load(self, config: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         loaded = super().load(config, callback, checked=checked)

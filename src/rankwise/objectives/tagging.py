@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.base import shown
-from rankwise.config.experiment import Experiment
+from rankwise.config.experiment import RowSettings
 from rankwise.errors import DataError
 from rankwise.objectives import text_classification
 from rankwise.objectives.predictions import Done, Longest, Numbers
@@ -41,7 +41,6 @@ from rankwise.rows.text.targets import tagged_in
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
-from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback
 from rankwise.runs.row_facts import Pooling, TargetFacts
 
@@ -179,13 +178,8 @@ class Tagging(TextClassification):
         return found
 
     @classmethod
-    def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
-        return cls(read_tags(experiment.data, experiment.classification), experiment.training.seed)
-
-    @classmethod
-    def of_report(cls, data_report: DataReport) -> Self | None:
-        targets = data_report.targets
-        return cls(targets) if targets is not None and targets.form == "tags" else None
+    def of(cls, rows: RowSettings, callback: Callback, begun: Pooling | None) -> Self:
+        return cls(read_tags(rows.data, rows.classification), rows.seed)
 
     def fit_head(self, model: LoadedModel, rows: Sequence[Tokens]) -> str | None:
         return None

@@ -121,7 +121,7 @@ def settle(
         experiment = experiment.model_copy(update={"adapter": start.planned_settings(experiment.adapter)})
     begun = start.source if start is not None else resumable and resumable.checkpoint.data_report
     pooling = None if begun is None else (begun.targets or TargetFacts()).pooling
-    objective = objective_of(experiment, callback, pooling)
+    objective = objective_of(experiment.objective, experiment.rows, callback, pooling)
     if start is not None:
         start.check_targets(objective.facts, callback)
     if model is not None and (problem := _misfit(model.config, experiment.base, model.quantization, objective)):

@@ -26,7 +26,7 @@ from rankwise.base.preprocessing import processing_in, size_arguments
 from rankwise.base.sources import find
 from rankwise.base.timm_models import head_modules, is_timm, set_config
 from rankwise.config.base import shown
-from rankwise.config.experiment import Experiment
+from rankwise.config.experiment import RowSettings
 from rankwise.config.images import ImageProcessing
 from rankwise.config.models import ModelConfig
 from rankwise.errors import DataError, ModelError, first_line, is_out_of_memory
@@ -86,15 +86,15 @@ class ImageClassification(WithHead):
     advises = "language models and classifiers of texts, and this model reads images."
 
     @classmethod
-    def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
-        targets = read_targets(experiment.data, experiment.classification)
-        processing = processing_in(find(experiment.base, callback).folder).sized(experiment.images.size)
-        return cls(targets, processing, experiment.training.seed)
+    def of(cls, rows: RowSettings, callback: Callback, begun: Pooling | None) -> Self:
+        targets = read_targets(rows.data, rows.classification)
+        return cls(targets, processing_in(find(rows.base, callback).folder).sized(rows.images.size), rows.seed)
 
     @classmethod
-    def of_report(cls, data_report: DataReport) -> Self | None:
+    def of_report(cls, data_report: DataReport) -> Self:
         targets, processing = data_report.targets, data_report.image_processing
-        return cls(targets, processing) if targets is not None and processing is not None else None
+        assert targets is not None and processing is not None, "the report is of images"
+        return cls(targets, processing)
 
     def load(self, config: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         need_vision(f"the objective {NAME}")

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.classification import PairLoss, PreferenceConfig
 from rankwise.config.data import DataConfig
-from rankwise.config.experiment import Experiment
+from rankwise.config.experiment import RowSettings
 from rankwise.forward.reference import random_documents
 from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
 from rankwise.objectives.preference.batches import flat_pairs, padded_pairs
@@ -98,14 +98,15 @@ class Preference(CausalLM):
         return PairEncoder(template, tokenizer, config, limit)
 
     @classmethod
-    def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
-        learned, config = experiment.data.learned, experiment.preference
-        return cls(config, prompts=learned == "everything" and config.loss == "orpo")
+    def of(cls, rows: RowSettings, callback: Callback, begun: Pooling | None) -> Self:
+        config = rows.preference
+        return cls(config, prompts=rows.data.learned == "everything" and config.loss == "orpo")
 
     @classmethod
-    def of_report(cls, data_report: DataReport) -> Self | None:
+    def of_report(cls, data_report: DataReport) -> Self:
         facts = data_report.pairs
-        return facts and cls(PreferenceConfig(loss=facts.loss, beta=facts.beta), facts.prompts)
+        assert facts is not None, "the report is of pairs"
+        return cls(PreferenceConfig(loss=facts.loss, beta=facts.beta), facts.prompts)
 
     def choices(self, model: LoadedModel) -> int | None:
         return None

@@ -32,7 +32,7 @@ from rankwise.base.sources import find
 from rankwise.base.timm_models import head_modules
 from rankwise.config.base import shown
 from rankwise.config.data import DataConfig
-from rankwise.config.experiment import Experiment
+from rankwise.config.experiment import RowSettings
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, DataError
 from rankwise.forward.reference import usable_positions
@@ -57,7 +57,6 @@ from rankwise.rows.text.outcome import Outcome, RowEncoder, read_each
 from rankwise.rows.text.targets import RowTargets, texts_of
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
-from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.runs.row_facts import Pooling, TargetFacts
 
@@ -191,9 +190,9 @@ class TextClassification(WithHead):
     encoder_class: ClassVar[Callable[[HubTokenizer, DataConfig, int, TargetFacts], RowEncoder]] = TextEncoder
 
     @classmethod
-    def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
-        config = experiment.classification
-        targets, folder = read_targets(experiment.data, config), find(experiment.base, callback).folder
+    def of(cls, rows: RowSettings, callback: Callback, begun: Pooling | None) -> Self:
+        config = rows.classification
+        targets, folder = read_targets(rows.data, config), find(rows.base, callback).folder
         if begun is not None and config.pooling not in ("auto", begun):
             raise ConfigError([
                 f"classification.pooling is {config.pooling}, but the head to go on with reads {begun}. Leave the "
@@ -202,11 +201,7 @@ class TextClassification(WithHead):
         pooling, note = pooling_of(folder, config)
         if begun is None and note is not None:
             callback(StatusMessage(note))
-        return cls(targets.model_copy(update={"pooling": begun or pooling}), experiment.training.seed)
-
-    @classmethod
-    def of_report(cls, data_report: DataReport) -> Self | None:
-        return data_report.targets and cls(data_report.targets)
+        return cls(targets.model_copy(update={"pooling": begun or pooling}), rows.seed)
 
     def load(self, config: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         loaded = super().load(config, callback, checked=checked)
