@@ -8,8 +8,9 @@ import rankwise.base.quiet as _quiet  # noqa: F401  sets the environment before 
 from rankwise.base.starters import STARTERS, Starter, index_folder
 from rankwise.config.models import ModelConfig
 from rankwise.system.cache import GGUF_FOLDER, STARTER_FOLDER, cache_folder
+from rankwise.system.files import path_here
 from rankwise.system.foreign_json import read_json
-from rankwise.system.hub import could_be_hub_id, path_here
+from rankwise.system.hub import could_be_hub_id
 
 FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
 ESSENTIAL = ["config.json", "tokenizer.json", "model*.safetensors"]

@@ -1,4 +1,5 @@
-"""Inspection of a model folder before transformers reads anything from it.
+"""Inspection of a model folder before transformers reads anything from it: what must not be loaded, and what the folder
+says of its model, such as whether it writes texts, how its weights are stored, and how its head pools a text.
 
 Weights must be safetensors (no pickles), in full precision or quantised by bitsandbytes. Python code that comes with a
 model runs only if the user named its commit; code that a setting refers to elsewhere never runs.
@@ -7,11 +8,11 @@ model runs only if the user named its commit; code that a setting refers to else
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rankwise.base.config_check import config_problems, is_timm_config, refuse, settings_in
-from rankwise.base.packed import quantization_problem
 from rankwise.config.base import shown
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.models import BOTH, DECODER, ENCODER, IMAGES
@@ -183,3 +184,30 @@ def pooling_of(folder: Path | None, config: ClassificationConfig) -> tuple[Pooli
     read = "first token" if KNOWN[mode] == "cls" else f"{KNOWN[mode]} of all tokens"
     said = f"the head reads the {read}, as the model's {MODULES} says (classification.pooling)"
     return KNOWN[mode], None if KNOWN[mode] == "own" else said
+
+
+KINDS = {"load_in_4bit": "nf4", "load_in_8bit": "int8"}
+"""What bitsandbytes' settings say, by the key that is true."""
+
+
+def quantization_problem(config: Mapping[str, Any]) -> str | None:
+    """Why the quantised weights of a folder cannot be read; None where they can, or where there are none."""
+    settings = config.get("quantization_config")
+    if not settings:
+        return None
+    settings = settings if isinstance(settings, dict) else {}
+    method = settings.get("quant_method") or ("bitsandbytes" if any(map(settings.get, KINDS)) else None)
+    if method != "bitsandbytes":
+        return (
+            f"its weights are quantised by {method or 'an unknown method'}, which is not read. bitsandbytes' nf4 and "
+            "int8, GGUF files and full-precision folders are; quantise the full-precision model with --quantize nf4."
+        )
+    if settings.get("load_in_4bit") and (kind := settings.get("bnb_4bit_quant_type", "fp4")) != "nf4":
+        return f"its weights are bitsandbytes' {kind}, which is not read; nf4 and int8 are."
+    return None
+
+
+def stored_format(config: Mapping[str, Any]) -> str | None:
+    """`nf4` or `int8` where bitsandbytes quantised the weights of a folder with this config.json."""
+    settings = config.get("quantization_config")
+    return next((kind for key, kind in KINDS.items() if settings.get(key)), None) if settings else None

@@ -19,10 +19,9 @@ from torch import Tensor
 import rankwise.base.quiet as quiet
 from rankwise.base.gguf.header import read_gguf_header
 from rankwise.base.gguf.mapped import gguf_tensors, quantization_of
-from rankwise.base.inspection import refuse_vision
+from rankwise.base.inspection import refuse_vision, stored_format
 from rankwise.base.kind import CAUSAL_LM, ModelKind, hub_config, kind_for
 from rankwise.base.loaded import LoadedModel, TextReader
-from rankwise.base.packed import stored_format
 from rankwise.base.precision import choose_precision
 from rankwise.base.quantized_folder import QuantizedFolder, bitsandbytes_folder, mapped_folder, quantized_folder
 from rankwise.base.rotary_names import alike_up_to, turn_by_row

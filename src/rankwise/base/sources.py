@@ -15,17 +15,16 @@ import rankwise.base.quiet as _quiet  # noqa: F401  sets the environment before 
 from rankwise.base.cached import FILES, UNUSED, cached_hub_models, in_hub_cache
 from rankwise.base.gguf.conversion import converted
 from rankwise.base.gguf.mapped import gguf_folder
-from rankwise.base.inspection import fingerprints, inspect_folder
-from rankwise.base.packed import stored_format
+from rankwise.base.inspection import fingerprints, inspect_folder, stored_format
 from rankwise.base.starters import STARTERS, Starter, index_copy, index_folder
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line, some
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.system.cache import GGUF_FOLDER, cache_folder, mark_used
 from rankwise.system.contents import state_of
-from rankwise.system.files import told_when_full
+from rankwise.system.files import path_here, told_when_full
 from rankwise.system.foreign_json import read_json
-from rankwise.system.hub import could_be_hub_id, hub_answers, is_forbidden, path_here, why_silent
+from rankwise.system.hub import could_be_hub_id, hub_answers, is_forbidden, why_silent
 
 _INSPECTED: dict[tuple[Source, bool], tuple[Any, Source]] = {}
 """By folder, and whether its code is trusted: its files as they were inspected."""

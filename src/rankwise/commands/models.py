@@ -21,7 +21,8 @@ from rankwise.planning.reading import CONFIG, catalogue_model
 from rankwise.runs.directory import find_run
 from rankwise.runs.records import Callback, silent
 from rankwise.system.cache import source_of
-from rankwise.system.hub import LONGEST_NAME, could_be_hub_id, path_here
+from rankwise.system.files import LONGEST_NAME, path_here
+from rankwise.system.hub import could_be_hub_id
 
 ADAPTER = "adapter_config.json"
 """In the folder of an adapter."""

@@ -25,8 +25,9 @@ from rankwise.config.images import processing_of
 from rankwise.errors import ModelError, did_you_mean, first_line, some
 from rankwise.planning.shape import Build, ModelShape, NewHead, cached_shape, shape_from_json
 from rankwise.planning.tokens import TokenCounter
+from rankwise.system.files import path_here
 from rankwise.system.foreign_json import read_json
-from rankwise.system.hub import cached_file, could_be_hub_id, folder_here, hub_answers, path_here, why_silent
+from rankwise.system.hub import cached_file, could_be_hub_id, folder_here, hub_answers, why_silent
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 STARTERS = frozenset({"smollm2-135m", "minilm", "dinov2-small", "efficientnet-lite0", "qwen-0.5b"})

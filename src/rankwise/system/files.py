@@ -28,6 +28,7 @@ import psutil
 
 from rankwise.errors import DEVICE, FULL, ResourceError, RunError
 
+LONGEST_NAME = 256
 ABANDONED = 86_400
 """Age in seconds from which a leftover temporary folder is removed."""
 ATTEMPTS, BETWEEN = 20, 0.05
@@ -278,3 +279,11 @@ def unnamed_file(folder: Path) -> BinaryIO:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def path_here(name: str) -> Path | None:
+    """The file or folder on this disk that has this name."""
+    if not 0 < len(name) < LONGEST_NAME or "\0" in name:
+        return None
+    path = Path(os.path.expanduser(name))  # noqa: PTH111  Path.expanduser raises where there is no such home
+    return path if path.exists() else None

@@ -18,7 +18,6 @@ from rankwise.system.cache import cache_folder, marked_folder
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # must be set before the client is imported
 NO_NETWORK = {"RANKWISE_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
 """Environment of a process that may ask neither hub nor package index; the second is for the hub's own libraries."""
-LONGEST_NAME = 256
 _may_ask = ContextVar("may_ask", default=True)
 
 
@@ -48,14 +47,6 @@ def cached_file(name: str, file: str, revision: str | None = None) -> Path | Non
 
     cached = try_to_load_from_cache(name, file, revision=revision)
     return Path(cached) if isinstance(cached, str) else None
-
-
-def path_here(name: str) -> Path | None:
-    """The file or folder on this disk that has this name."""
-    if not 0 < len(name) < LONGEST_NAME or "\0" in name:
-        return None
-    path = Path(os.path.expanduser(name))  # noqa: PTH111  Path.expanduser raises where there is no such home
-    return path if path.exists() else None
 
 
 @contextmanager
