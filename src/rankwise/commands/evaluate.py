@@ -58,7 +58,6 @@ from rankwise.evaluation.validation_rows import (
 )
 from rankwise.inference.generate import BATCH_SIZE
 from rankwise.methods.artifact import Opening, is_adapter, opening_in
-from rankwise.objectives.causal_lm import CausalLM
 from rankwise.objectives.objective import Classifier, Objective
 from rankwise.objectives.preference import Preference
 from rankwise.rows.files.in_memory import path_of
@@ -320,9 +319,7 @@ def asked_of(
         if rows.data is not None or rows.scores != ScoresAsked():
             raise ConfigError([f"{task}: a task of lm-eval has its own data and scores. Leave out --data and --score."])
         return HarnessTask(task.removeprefix(PREFIX), rows.most, batch_size or ASKED_TOGETHER)
-    table: dict[type[Objective], Callable[..., Task]] = {
-        CausalLM: _answers, Preference: _pairs, Classifier: _predictions,
-    }  # fmt: skip
+    table: dict[str, Callable[..., Task]] = {"answers": _answers, "pairs": _pairs, "classes": _predictions}
     objective = subject.objective
     return objective.among(table)(objective, subject, task, rows, batch_size, callback)
 

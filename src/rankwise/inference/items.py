@@ -15,8 +15,7 @@ from typing import Any
 
 from rankwise.config.base import shown
 from rankwise.errors import DataError, joined_problems
-from rankwise.objectives.image_classification import ImageClassification
-from rankwise.objectives.objective import Classifier, Objective
+from rankwise.objectives.objective import Objective
 from rankwise.objectives.tagging import Tagging
 from rankwise.objectives.text_classification import TextClassification
 from rankwise.rows.asking import PLACEHOLDER
@@ -69,11 +68,11 @@ def rows_given(objective: Objective, rows: object) -> list[Example]:
     return _rows(rows if isinstance(rows, Iterable) else [rows], "of the rows to predict", ROW, _parsed)
 
 
-READERS: Mapping[type[Objective], Callable[[Any, object], list[Example]]] = {
-    TextClassification: texts_given, Tagging: untagged_given, ImageClassification: images_given, Classifier: rows_given,
-    Objective: prompts_given,
+READERS: Mapping[str, Callable[[Any, object], list[Example]]] = {
+    "sequence-classification": texts_given, "token-classification": untagged_given,
+    "image-classification": images_given, "classes": rows_given, "pairs": prompts_given, "answers": prompts_given,
 }  # fmt: skip
-"""The items of each objective."""
+"""The items of each objective, or of its family."""
 
 
 def _rows(items: Iterable[Any], of: str, expected: str, row_of: Callable[[Any, str], Example | None]) -> list[Example]:

@@ -103,6 +103,8 @@ class Objective(ABC):
     """What all objectives have; a default is what most of them do."""
 
     name: ClassVar[str]
+    family = "answers"
+    """What its models give: answers, answers learned from pairs, or classes (numbers among them)."""
     use: ClassVar[str]
     """What is done next with a run, as `rankwise` takes it."""
     shown_as = "text"
@@ -152,9 +154,9 @@ class Objective(ABC):
         """The metric that decides which validation was the best, where nobody names one."""
         return "loss"
 
-    def among(self, table: Mapping[type[Objective], Entry]) -> Entry:
-        """The entry of its class, or of the nearest class above it."""
-        return next(table[kind] for kind in type(self).__mro__ if kind in table)
+    def among(self, table: Mapping[str, Entry]) -> Entry:
+        """Its own entry, or that of its family."""
+        return table[self.name if self.name in table else self.family]
 
     def choices(self, model: LoadedModel) -> int | None:
         """Tokens that the loss is a choice of, where it is that of tokens."""
@@ -326,6 +328,7 @@ class Objective(ABC):
 class Classifier(Objective):
     """Predicts one class or one number for a whole row, or a class for each of its words."""
 
+    family = "classes"
     predicted: TargetFacts
     row = "text"
     largest_request = 2**20

@@ -47,7 +47,6 @@ from rankwise.evaluation.intervals import difference, with_interval
 from rankwise.evaluation.likelihood import Likelihood, likelihoods
 from rankwise.evaluation.metrics import METRICS
 from rankwise.inference.kv_cache import LogitsAfter, can_share
-from rankwise.objectives.objective import Classifier, Objective
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.preparation import Prepared
 from rankwise.rows.text.tokenize import Tokens
@@ -348,7 +347,7 @@ class LabelAdvising(Advising):
         return AdviceSide([[float(one), 1.0] for one in nats], [[float(one), 1.0] for one in hits])
 
 
-ADVISING: Mapping[type[Objective], type[Advising]] = {Objective: AnswerAdvising, Classifier: LabelAdvising}
+ADVISING: Mapping[str, type[Advising]] = {"answers": AnswerAdvising, "pairs": AnswerAdvising, "classes": LabelAdvising}
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -69,8 +69,6 @@ from rankwise.kernels.quantized.formats import (
 )
 from rankwise.kernels.quantized.tensor import stored_bytes
 from rankwise.kernels.regions import compiled_regions
-from rankwise.objectives.causal_lm import CausalLM
-from rankwise.objectives.objective import Objective, WithHead
 from rankwise.planning.stored_weights import COPY_SHARE
 from rankwise.planning.time import COMPILED_AFTER
 from rankwise.rows.encoded.batches import Batch
@@ -247,7 +245,9 @@ class FusedBlocks:
             yield
 
 
-KERNELS: dict[type[Objective], type[Fused | FusedBlocks]] = {CausalLM: Fused, WithHead: FusedBlocks}
+KERNELS: Mapping[str, type[Fused | FusedBlocks]] = {
+    "answers": Fused, "pairs": Fused, "multiple-choice": Fused, "classes": FusedBlocks,
+}  # fmt: skip
 
 
 def backend_named(name: BackendName, work: Workload) -> Backend:

@@ -31,7 +31,7 @@ from rankwise.training.extras import EXTRAS, made
 from rankwise.training.preflight import Foresight, foresee, within_limit
 from rankwise.training.resume import ranks_before_training, settings_of
 from rankwise.training.training import Extra, Session, Training
-from rankwise.training.validation import SCORERS
+from rankwise.training.validation import scorer_of
 from rankwise.training.workload import Presentation
 
 NO_ROWS = (
@@ -101,7 +101,7 @@ class Settled:
             session=session, model=model, base=base, objective=objective, method=method_of(settings.adapter),
             adapter=settings.adapter, config=config, validation=settings.validation, auto_rate=settings.auto_rate,
             presentation=Presentation(settings.data.packing, settings.images), prepared=prepared, setup=setup,
-            scorer=objective.among(SCORERS)(measured, model, prepared, objective),
+            scorer=scorer_of(objective, measured, model, prepared),
             earliest=settings.objective_settings.earliest, stored=settings.model_dump(mode="json"),
             resumable=resumable, lineage=self.lineage, forecast=self.forecast,
             begun=resumable.manifest if resumable is not None else session.run.manifest() if started else None,

@@ -9,9 +9,10 @@ the ranks are decided: before that the adapter is larger than its budget.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pkgutil import resolve_name
+from typing import Protocol
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.validation import ValidationConfig
@@ -19,9 +20,7 @@ from rankwise.errors import ConfigError, TrainingError
 from rankwise.evaluation.intervals import measured_share
 from rankwise.evaluation.metrics import METRICS
 from rankwise.methods.trainable import Trainable
-from rankwise.objectives.causal_lm import CausalLM
-from rankwise.objectives.objective import Classifier, Objective
-from rankwise.objectives.preference import Preference
+from rankwise.objectives.objective import Objective
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.preparation import Prepared
 from rankwise.runs.directory import RunDirectory
@@ -29,11 +28,9 @@ from rankwise.runs.metrics_log import History
 from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord, StatusMessage, WarningMessage
 from rankwise.training.checkpoints import check_snapshot, load_snapshot, save_snapshot
 from rankwise.training.losses import Backend, sum_loss
-from rankwise.training.pairs import PairBackend, pair_scorer
 from rankwise.training.state import Diverged, TrainState
 from rankwise.training.trainer import Hook, Trainer
-from rankwise.training.validation_classes import calibrate, class_scorer
-from rankwise.training.validation_prompts import answer_scorer
+from rankwise.training.validation_classes import calibrate
 from rankwise.training.world import ONE_PROCESS, World, filled_up
 
 Validated = LossRecord | ScoreRecord
@@ -96,18 +93,15 @@ class Scorer(Protocol):
         ...
 
 
-SCORERS: dict[type[Objective], Callable[[ValidationConfig, LoadedModel, Prepared, Any], Scorer]] = {
-    CausalLM: answer_scorer, Preference: pair_scorer, Classifier: class_scorer,
+SCORERS = {
+    "answers": "rankwise.training.validation_prompts:answer_scorer", "pairs": "rankwise.training.pairs:pair_scorer",
+    "classes": "rankwise.training.validation_classes:class_scorer",
 }  # fmt: skip
-OVER: dict[type[Objective], Callable[[Any, Any], Backend]] = {
-    Objective: lambda backend, _: backend,
-    Preference: PairBackend,
-}
-"""What computes the losses of an objective's rows over the backend of its model."""
+"""By the family of an objective, what scores its validation rows; imported when it is used."""
 
 
-def over_rows(backend: Backend, objective: Objective) -> Backend:
-    return objective.among(OVER)(backend, objective)
+def scorer_of(objective: Objective, config: ValidationConfig, model: LoadedModel, prepared: Prepared) -> Scorer:
+    return resolve_name(objective.among(SCORERS))(config, model, prepared, objective)
 
 
 @dataclass

@@ -93,6 +93,7 @@ class Preference(CausalLM):
     prompts: bool = False
     """Whether the likelihood of orpo also covers the prompts."""
     name = NAME
+    family = "pairs"
 
     def encoder(self, template: ChatTemplate, tokenizer: HubTokenizer, config: DataConfig, limit: int) -> PairEncoder:
         return PairEncoder(template, tokenizer, config, limit)

@@ -34,10 +34,10 @@ from rankwise.runs.records import Callback, EarlierRecord, LossRecord, ScoreReco
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.training.backend import Eager, Fused, why_unsupported
 from rankwise.training.losses import Backend
-from rankwise.training.pairs import PairBackend
+from rankwise.training.pairs import PairBackend, over_rows
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.training import Extra, Training
-from rankwise.training.validation import SCORERS, Scorer, Validation, over_rows
+from rankwise.training.validation import Scorer, Validation, scorer_of
 
 MOST_ROWS, ANSWERS = 200, 24
 """Validation rows of all rounds together whose loss is measured, and of each round that are answered."""
@@ -96,11 +96,11 @@ def _rows_of(run: RunSnapshot, model: LoadedModel, most: int, callback: Callback
     if isinstance(used, TextWriting):
         model = model.with_template(used.template)
 
-    scored, losses = objective.among(SCORERS), ValidationConfig(prompts=())
+    losses = ValidationConfig(prompts=())
     try:
-        scorer = scored(losses if sharded else _scored_as(run, objective), model, prepared, objective)
+        scorer = scorer_of(objective, losses if sharded else _scored_as(run, objective), model, prepared)
     except ConfigError:  # its answers cannot be scored
-        scorer = scored(losses, model, prepared, objective)
+        scorer = scorer_of(objective, losses, model, prepared)
     return EarlierRows(run.name, objective, prepared, scorer)
 
 
