@@ -41,8 +41,8 @@ from torch import Tensor
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.loading import load
-from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.forward.decode_step import MOST_ROWS, DecodeStep
 from rankwise.inference.batch import GenerationBatch, GenerationRow

@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from rankwise.config.base import Config, Flag, configs_in, descriptions_of
 from rankwise.config.data import DataConfig, Reading
 from rankwise.config.experiment import Experiment
-from rankwise.config.generation import GenerationConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.config.tasks import TaskConfig
 
 PAGE = Path(__file__).with_name("configuration.md")

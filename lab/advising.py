@@ -30,8 +30,8 @@ from claims import data, e2e, lines
 from classification import rows_of
 
 from rankwise.base.loading import load
-from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.inference.generate import answers_in_turn, asking_ids
 from rankwise.rows.text.example import Message
 from rankwise.runs.metrics_log import MetricsLog, read_metrics_log

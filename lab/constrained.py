@@ -31,9 +31,9 @@ from rankwise.commands.evaluate import evaluate
 from rankwise.commands.train import train
 from rankwise.config.data import Constraint
 from rankwise.config.experiment import Experiment
-from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.tasks import TaskConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.constraints.constraint import constraint_of, problem_with
 from rankwise.evaluation.intervals import difference
 from rankwise.evaluation.metrics import METRICS

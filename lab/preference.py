@@ -30,8 +30,8 @@ from stored_cells import alone, done_in, run_missing
 from rankwise.base.loading import load
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
-from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.inference.generate import answers_in_turn, asking_ids
 from rankwise.rows.text.example import Message
 from rankwise.runs.records import silent

@@ -53,10 +53,10 @@ if TYPE_CHECKING:
     from rankwise.config.data import DataConfig as DataConfig
     from rankwise.config.experiment import Experiment as Experiment
     from rankwise.config.experiment import Planned as Planned
-    from rankwise.config.generation import GenerationConfig as GenerationConfig
     from rankwise.config.models import ModelConfig as ModelConfig
     from rankwise.config.tasks import TaskConfig as TaskConfig
     from rankwise.config.training import TrainingConfig as TrainingConfig
+    from rankwise.config.validation import GenerationConfig as GenerationConfig
     from rankwise.errors import RankwiseError as RankwiseError
     from rankwise.inference.tuned_model import load_tuned as load_tuned
     from rankwise.methods.adalora import TrainableAdaLora as TrainableAdaLora
@@ -77,7 +77,7 @@ _HOMES = {
     "DataConfig": "rankwise.config.data",
     "Experiment": "rankwise.config.experiment",
     "FullConfig": "rankwise.config.adapters",
-    "GenerationConfig": "rankwise.config.generation",
+    "GenerationConfig": "rankwise.config.validation",
     "LoadedModel": "rankwise.base.loaded",
     "LoraConfig": "rankwise.config.adapters",
     "Run": "rankwise.python.run",

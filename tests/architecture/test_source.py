@@ -19,10 +19,10 @@ from rankwise import errors
 from rankwise.cli.main import app
 from rankwise.config.base import Config
 from rankwise.config.experiment import Experiment
-from rankwise.config.generation import GenerationConfig
 from rankwise.config.images import ImageProcessing
 from rankwise.config.recipe import RECIPES, Recipe, recipe_named
 from rankwise.config.tasks import TaskConfig
+from rankwise.config.validation import GenerationConfig
 
 ROOT = Path(__file__).parents[2]
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "peft", "yaml"}

@@ -16,8 +16,8 @@ import pytest
 from rankwise.base import starters
 from rankwise.base.loading import load
 from rankwise.base.sources import find
-from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.errors import ModelError
 from rankwise.inference.generate import answer
 from rankwise.rows.text.example import Example, Message

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rankwise as library
 from conftest import tiny_model
 from kit.command import done, printed, rankwise
-from rankwise.config.generation import GenerationConfig
+from rankwise.config.validation import GenerationConfig
 
 PROMPT = "What is land 1?"
 THEIRS = (

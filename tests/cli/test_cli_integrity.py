@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 import rankwise as package
 from kit.command import rankwise
-from rankwise.config.generation import GenerationConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.errors import ResultError
 from rankwise.system.files import sha256_of
 

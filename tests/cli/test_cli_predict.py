@@ -14,7 +14,7 @@ import rankwise as library
 from kit.command import done, printed, rankwise
 from rankwise.commands import predict as verb
 from rankwise.config.data import DataConfig
-from rankwise.config.generation import GenerationConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.errors import DataError
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.rows.asking import question_of

@@ -19,9 +19,9 @@ from kit.command import done, printed, rankwise
 from kit.interrupted import whole_and_resumed
 from kit.sequence_models import KINDS, lands, sequence_folder
 from rankwise.config.experiment import Experiment
-from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.tasks import TaskConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.evaluation.metrics import METRICS, rows_of
 from rankwise.exporting import verification
 from rankwise.inference.generate import answers_in_turn

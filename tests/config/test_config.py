@@ -15,10 +15,10 @@ from rankwise.config.adapters import LoraConfig
 from rankwise.config.base import shown
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
-from rankwise.config.generation import GenerationConfig
 from rankwise.config.images import ImagesConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.errors import ConfigError, RankwiseError
 
 SPECS = {

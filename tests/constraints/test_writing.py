@@ -12,8 +12,8 @@ from kit.sequence_models import sequence_folder
 from rankwise.base.loading import load
 from rankwise.base.sources import find
 from rankwise.config.data import Constraint
-from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.constraints.constraint import problem_with
 from rankwise.errors import ConfigError, EvaluationError
 from rankwise.inference.batch import GenerationBatch, GenerationRow, GrowingBatch

@@ -23,9 +23,9 @@ from rankwise.adapters.formats.peft import read_peft, write_peft
 from rankwise.adapters.set import merge
 from rankwise.base.loading import load
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
-from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.forward.fused import FusedLoss
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.inference.generate import answer

@@ -27,8 +27,8 @@ from transformers.cache_utils import DynamicLayer
 from conftest import tiny_model
 from kit.sampling import draws
 from rankwise.base.loading import load
-from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.errors import EvaluationError
 from rankwise.inference import generate as generation
 from rankwise.inference.decoding import STAGE

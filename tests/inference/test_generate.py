@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Ph
 
 import rankwise
 from rankwise.base.loading import load
-from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.errors import ModelError
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.forward.reference import random_documents

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from kit.sampling import draws
 from rankwise.base.loading import load
-from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.evaluation.requests import Request
 from rankwise.evaluation.task import answers
 from rankwise.inference.decoding import PERIOD, STAGE, TIMES, TOKENS, repeats

@@ -40,7 +40,7 @@ from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import silent
-from rankwise.training.outcome import data_facts
+from rankwise.training.training import data_facts
 
 ODD = [
     'says "hi", twice',

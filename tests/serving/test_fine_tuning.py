@@ -162,7 +162,7 @@ def messages_of(asking):
 
 
 def tokens_of(number):
-    from rankwise.config.generation import GenerationConfig
+    from rankwise.config.validation import GenerationConfig
 
     return GenerationConfig(max_new_tokens=number)
 

@@ -11,7 +11,7 @@ from contextlib import chdir
 import pytest
 
 from kit.serving_names import NAMES
-from rankwise.config.generation import GenerationConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.inference.batch import GrowingBatch
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.rows.text.example import Message

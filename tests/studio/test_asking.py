@@ -13,7 +13,7 @@ from kit.classifiers import encoder_folder, labelled, write_rows
 from kit.command import rankwise
 from kit.vision_models import lay_pictures
 from rankwise.commands.predict import predict
-from rankwise.config.generation import GenerationConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.rows.text.example import Message
 from rankwise.studio.ask import LOADED_MODELS

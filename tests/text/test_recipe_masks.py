@@ -18,8 +18,8 @@ from tokenizers import AddedToken
 from kit.families import Family, asked_prompts, hub_of, learned_texts, runs, talk
 from kit.sampling import draws
 from rankwise.config.data import DataConfig
-from rankwise.config.generation import GenerationConfig
 from rankwise.config.recipe import RECIPES, recipe_named
+from rankwise.config.validation import GenerationConfig
 from rankwise.inference.generate import answer
 from rankwise.rows.forms.formats import parse_row
 from rankwise.rows.text.chat_template import ChatTemplate

@@ -16,8 +16,8 @@ from conftest import CHATML, tiny_model
 from kit.families import BY_NAME, Family, hub_of
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
-from rankwise.config.generation import GenerationConfig
 from rankwise.config.recipe import recipe_named
+from rankwise.config.validation import GenerationConfig
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import Message

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import rankwise
 from rankwise.adapters.formats.peft import write_peft
-from rankwise.config.generation import GenerationConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.errors import ConfigError, RunError
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.adalora import TrainableAdaLora

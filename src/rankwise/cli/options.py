@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rankwise.config.generation import GenerationConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.runs.listing import run_names
 
 

@@ -20,9 +20,9 @@ from rankwise.commands.train import train
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
-from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.inference.generate import answers_in_turn, asking_ids
 from rankwise.rows.text.example import Message
 from rankwise.runs.manifest import Results, peak_rss

@@ -19,7 +19,7 @@ from typing import Any
 
 from rankwise.commands.generate import config_in
 from rankwise.config.data import DataConfig
-from rankwise.config.generation import GenerationConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.errors import ConfigError, DataError, ResourceError, is_out_of_memory, joined_problems
 from rankwise.inference.decoding import Answer
 from rankwise.inference.generate import BATCH_SIZE, answers_in_turn

@@ -1,4 +1,5 @@
-"""Settings of validation during training: how often, early stopping, and which checkpoint becomes the result.
+"""Settings of validation during training: how often, early stopping, and which checkpoint becomes the result; and of
+the answers that a model generates.
 
 The data settings name the validation rows (data.held_out, data.validation). A run with validation rows measures the
 loss on them before its first step and after its last. In between, the default interval keeps validation below about a
@@ -12,7 +13,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from rankwise.config.base import Flag, Label, PositiveInt
+from rankwise.config.base import Config, Flag, Label, Number, PositiveInt, Seed
+from rankwise.config.data import Constrained
 from rankwise.config.incompatible import Compatible
 
 TextMetric = Literal[
@@ -106,3 +108,20 @@ class ValidationConfig(Compatible):
         affordable = int(READ_SHARE * trained / max(1, read + WRITTEN_TOKEN * answer_tokens))
         between = TIMES - 1 if self.chooses else min(TIMES - 1, affordable)
         return -(-steps // (between + 1))
+
+
+class GenerationConfig(Config):
+    """Settings for generating an answer."""
+
+    max_new_tokens: PositiveInt = 256
+    """Largest number of tokens in an answer."""
+    temperature: Number = Field(0.0, ge=0, le=10)
+    """Sampling temperature. 0 always takes the most likely token."""
+    top_p: Number = Field(1.0, gt=0, le=1)
+    """With a temperature, sample only from the most likely tokens whose probabilities add up to this."""
+    seed: Seed = 0
+    """Seed of the sampling."""
+    repetition_check: bool = True
+    """Stop an answer that repeats the same tokens again and again (inference/decoding.py)."""
+    constraint: Constrained = "own"
+    """What the answer may be: `own` (the constraint of the run's rows), `none`, or another one."""

@@ -30,8 +30,8 @@ import torch
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import Constrained
-from rankwise.config.generation import GenerationConfig
 from rankwise.config.tasks import LIKELIHOOD, TaskConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.errors import DataError, RankwiseError, ResourceError, is_out_of_memory, some
 from rankwise.evaluation.intervals import scores, with_interval
 from rankwise.evaluation.likelihood import Likelihood, likelihoods

@@ -23,7 +23,7 @@ import torch
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.rotary_names import missing_names
 from rankwise.config.data import DataConfig
-from rankwise.config.generation import GenerationConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.errors import RankwiseError, TemplateError
 from rankwise.evaluation.requests import requests_of_sequences
 from rankwise.evaluation.validation_rows import rows_to_measure

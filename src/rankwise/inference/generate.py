@@ -19,7 +19,7 @@ from torch import nn
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import Constrained, Constraint
-from rankwise.config.generation import GenerationConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.constraints.constraint import checked_grammar, problem_with
 from rankwise.constraints.matcher import Matcher, Vocabulary
 from rankwise.errors import ConfigError, ModelError

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.forgetting import ANSWER_TOKENS
-from rankwise.config.generation import GenerationConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.errors import DataError, RankwiseError
 from rankwise.inference.batch import GenerationBatch, GenerationRow
 from rankwise.inference.generate import answers_in_turn, asking_ids, drawing

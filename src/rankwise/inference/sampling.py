@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import TopPLogitsWarper
 
-from rankwise.config.generation import GenerationConfig
+from rankwise.config.validation import GenerationConfig
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from rankwise.base.beside import other_tokens, templates_in
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.precision import multiplies_int8
 from rankwise.config.data import DataConfig
-from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.errors import DataError, RunError
 from rankwise.inference.decoding import Answer, TextCallback
 from rankwise.inference.generate import answer

@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankwise.config.generation import GenerationConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.errors import ConfigError, RunError
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.metrics_log import read_metrics_log

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import singledispatch
 from typing import Any
 
-from rankwise.config.generation import GenerationConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.errors import RankwiseError, RunError, typed
 from rankwise.inference.batch import ByRow, GrowingBatch
 from rankwise.inference.decoding import Draft, TextCallback

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from pkgutil import resolve_name
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.experiment import Experiment
@@ -27,7 +28,7 @@ from rankwise.runs.lineage import Round
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.runs.resumable import Resumable
 from rankwise.runs.row_facts import TargetFacts
-from rankwise.training.extras import EXTRAS, made
+from rankwise.training.extras import EXTRAS
 from rankwise.training.preflight import Foresight, foresee, within_limit
 from rankwise.training.resume import ranks_before_training, settings_of
 from rankwise.training.training import Extra, Session, Training
@@ -126,9 +127,8 @@ def settle(
         start.check_targets(objective.facts, callback)
     if model is not None and (problem := _misfit(model.config, experiment.base, model.quantization, objective)):
         raise ConfigError([problem])
-    extras = tuple(
-        made(name, parts) for name, sections in EXTRAS.items() if (parts := sections(experiment)) is not None
-    )
+    wanted = {name: sections(experiment) for name, sections in EXTRAS.items()}
+    extras = tuple(resolve_name(name)(*sections) for name, sections in wanted.items() if sections is not None)
     forecast = foresee(with_settings(experiment.as_written), callback, objective.head_size)
     computed, forecast = within_limit(experiment.training, forecast, callback)
     if forecast is not None and resumable is None:

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from rankwise.base.split import gathered
 from rankwise.errors import is_out_of_memory
-from rankwise.objectives.preference.batches import chosen_targets, with_chosen_tokens
-from rankwise.rows.encoded.batches import Batch
+from rankwise.rows.encoded.batches import Batch, chosen_targets, with_chosen_tokens
 from rankwise.runs.records import RankRecord, StepRecord
 from rankwise.training.losses import Loss
 from rankwise.training.state import Diverged, TrainState, first_not_finite

@@ -14,8 +14,7 @@ import numpy as np
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.base import shown
 from rankwise.config.data import Constrained
-from rankwise.config.generation import GenerationConfig
-from rankwise.config.validation import ValidationConfig
+from rankwise.config.validation import GenerationConfig, ValidationConfig
 from rankwise.errors import ConfigError
 from rankwise.evaluation.metrics import METRICS, need_library, rows_of, unfit
 from rankwise.inference.decoding import read_answer

@@ -39,8 +39,7 @@ from torch import Tensor, distributed, nn
 
 from rankwise.base.split import is_split, local_part
 from rankwise.errors import DataError, Interrupted, TrainingError, first_line, is_out_of_memory
-from rankwise.objectives.preference.batches import chosen_targets, with_chosen_tokens
-from rankwise.rows.encoded.batches import Arrange, Batch
+from rankwise.rows.encoded.batches import Arrange, Batch, chosen_targets, with_chosen_tokens
 from rankwise.rows.encoded.dealing import deal, share_of, undealt
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.system.launched import launched

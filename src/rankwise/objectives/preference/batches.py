@@ -57,19 +57,6 @@ def flat_pairs(rows: Sequence[Tokens], max_tokens: int, *, prompts: bool = False
     return _batches(_grouped(pairs, lambda pair: pair.used, fits), string)
 
 
-def chosen_targets(batches: Sequence[Batch]) -> float:
-    """The number of targets in the chosen conversations of these batches."""
-    return sum(batch.count * batch.pairs.chosen_tokens for batch in batches if batch.pairs is not None)
-
-
-def with_chosen_tokens(batches: Sequence[Batch], mean: float) -> list[Batch]:
-    """Batches that count `mean` chosen tokens, which is the mean over the pairs of all processes in this step."""
-    return [
-        batch if batch.pairs is None else replace(batch, pairs=replace(batch.pairs, chosen_tokens=mean))
-        for batch in batches
-    ]
-
-
 def _pairs(rows: Sequence[Tokens], *, prompts: bool) -> list[_Pair]:
     return [_pair(position, row, prompts=prompts) for position, row in enumerate(rows)]
 

@@ -224,3 +224,16 @@ class Batches:
             return self.order(position)
         epoch, place = divmod(position, len(self.rows))
         return int(shuffled(len(self.rows), self.seed, epoch)[place])
+
+
+def chosen_targets(batches: Sequence[Batch]) -> float:
+    """The number of targets in the chosen conversations of these batches."""
+    return sum(batch.count * batch.pairs.chosen_tokens for batch in batches if batch.pairs is not None)
+
+
+def with_chosen_tokens(batches: Sequence[Batch], mean: float) -> list[Batch]:
+    """Batches that count `mean` chosen tokens, which is the mean over the pairs of all processes in this step."""
+    return [
+        batch if batch.pairs is None else replace(batch, pairs=replace(batch.pairs, chosen_tokens=mean))
+        for batch in batches
+    ]

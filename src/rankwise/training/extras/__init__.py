@@ -9,12 +9,10 @@ weight, and what may be refused before trials take their time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from typing import Any
 
 from rankwise.config.experiment import Experiment
 from rankwise.config.incompatible import excludes
-from rankwise.training.training import Extra
 
 EXTRAS: Mapping[str, Callable[[Experiment], tuple[Any, ...] | None]] = {
     "rankwise.training.extras.trackers:Trackers": lambda given: (given.tracking,) if given.tracking.log_to else None,
@@ -34,8 +32,3 @@ EXTRAS: Mapping[str, Callable[[Experiment], tuple[Any, ...] | None]] = {
     ),
 }  # fmt: skip
 """By dotted name, the sections of the settings that it is made of; None where they don't ask for it."""
-
-
-def made(name: str, sections: tuple[Any, ...]) -> Extra:
-    module, _, kind = name.partition(":")
-    return getattr(import_module(module), kind)(*sections)
