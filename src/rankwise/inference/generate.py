@@ -120,7 +120,7 @@ def drawing(config: GenerationConfig) -> Iterator[Draw]:
 def matcher_of(model: LoadedModel, constraint: Constraint) -> Matcher:
     """What one answer of the model may go on with. ConfigError where no answer can keep to the constraint."""
     vocabulary = _vocabulary(model.tokenizer, model.vocabulary, model.template.end_ids)
-    if (special := model.tokenizer.special.whole.search(constraint.text)) is not None:
+    if (special := model.tokenizer.special.pattern.search(constraint.text)) is not None:
         raise ConfigError(
             [f"the {constraint.kind} has the text {special[0]!r}, which is a control token of this model."]
         )

@@ -109,7 +109,7 @@ def _start(body: ChatBody, form: CallForm, constraint: Constraint | None, tokeni
         return [f"start: {first} rest"]
     if constraint is not None:
         return [f"start: {_json(json.loads(constraint.text))} | {first} rest"]
-    if tokenizer.special.unspelled_whole.search(form.mark):  # no text holds such a token
+    if tokenizer.special.unspelled_pattern.search(form.mark):  # no text holds such a token
         return [f"start: TEXT | TEXT? {mark} rest", f"TEXT: {ANY}"]
     before = ANY if form.opening.strip() else r"/\s*/"
     return ["start: TEXT | opened rest", f"opened[lazy]: {before} {mark}", f"TEXT: {ANY} & ~({before} {mark} {ANY})"]
@@ -143,7 +143,7 @@ def _json(schema: Any) -> str:
 
 def literal(text: str, tokenizer: HubTokenizer) -> str:
     """A text in Lark's notation, with tokens that it cannot spell by their numbers, and any id in the place of ours."""
-    if (token := tokenizer.special.unspelled_whole.search(text)) is not None:
+    if (token := tokenizer.special.unspelled_pattern.search(text)) is not None:
         before, behind = text[: token.start()], text[token.end() :]
         return f"{literal(before, tokenizer)} <[{tokenizer.special.unspelled[token[0]]}]> {literal(behind, tokenizer)}"
     return " /[a-zA-Z0-9]{9}/ ".join(json.dumps(part) for part in text.split(ID) if part)

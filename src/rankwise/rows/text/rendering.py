@@ -236,7 +236,7 @@ def _has(template: ChatTemplate, signs: Sequence[str]) -> bool:
 
 
 def _controls(template: ChatTemplate, text: str) -> int:
-    return len(template.tokenizer.special.whole.findall(text))
+    return len(template.tokenizer.special.pattern.findall(text))
 
 
 def _stands(text: str, rendered: str) -> bool:

@@ -106,11 +106,11 @@ class SpecialTokens:
         return tuple(sorted(parts))
 
     @cached_property
-    def whole(self) -> re.Pattern[str]:
+    def pattern(self) -> re.Pattern[str]:
         return _any_of(self.texts.values())
 
     @cached_property
-    def unspelled_whole(self) -> re.Pattern[str]:
+    def unspelled_pattern(self) -> re.Pattern[str]:
         return _any_of(self.unspelled)
 
     def end_of(self, text: str) -> tuple[str, int] | None:
