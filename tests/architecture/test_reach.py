@@ -15,10 +15,12 @@ import pytest
 from test_ceilings import FILES, TREES
 
 REACH = {
-    "commands.train:train": 0, "commands.predict:predict": 0, "commands.plan:plan": 0, "serving.app:Server": 0,
-    "training.trainer:Trainer": 0,
+    "commands.train:train": 339_431, "commands.predict:predict": 216_682, "commands.plan:plan": 106_733,
+    "serving.app:Server": 80_275, "training.trainer:Trainer": 16_976,
 }  # fmt: skip
-TABLES = {"objectives.registry:CLASSES": 0, "methods.registry:METHODS": 0, "commands.train:train": 0}
+TABLES = {
+    "objectives.registry:CLASSES": 164_871, "methods.registry:METHODS": 67_061, "commands.train:train": 413_414,
+}  # fmt: skip
 """With all that the tables of names lead to."""
 WITH_NAMES = {
     "", "commands.demo", "config.recipe", "methods.registry", "objectives.registry", "rows.instructions", "sklearn",
@@ -103,12 +105,12 @@ def reach(door: str, *, tables: bool) -> int:
 
 @pytest.mark.parametrize(("door", "most"), REACH.items())
 def test_no_door_reaches_more(door: str, most: int) -> None:
-    assert reach(door, tables=False) == most
+    assert reach(door, tables=False) <= most
 
 
 @pytest.mark.parametrize(("door", "most"), TABLES.items())
 def test_no_table_leads_to_more(door: str, most: int) -> None:
-    assert reach(door, tables=True) == most
+    assert reach(door, tables=True) <= most
 
 
 def test_names_of_modules_stand_in_few_tables() -> None:
@@ -129,5 +131,6 @@ def test_few_functions_know_everything_and_few_things_have_no_name() -> None:
         for node in nodes if isinstance(node, ast.ClassDef)
     ]  # fmt: skip
     positional = [ast.unparse(one.func) for one in nodes if isinstance(one, ast.Call) and len(one.args) > 6]
-    assert (len(whole), len(positional)) == (EXPERIMENT, POSITIONAL), (whole, positional)
-    assert (sum(one > 12 for one in methods), max(methods)) == (WIDE, WIDEST)
+    assert len(whole) <= EXPERIMENT, whole
+    assert len(positional) <= POSITIONAL, positional
+    assert sum(one > 12 for one in methods) <= WIDE and max(methods) <= WIDEST

@@ -16,7 +16,7 @@ before. The divergence from the base needs the base beside the model, so it is m
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -241,16 +241,6 @@ class PairScorer:
 
 def pair_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepared, objective: Objective) -> PairScorer:
     return PairScorer(answer_scorer(config, model, prepared, objective), prepared.measured_rows)
-
-
-OVER: Mapping[str, Callable[[Any, Any], Backend]] = {
-    "answers": lambda backend, _: backend, "classes": lambda backend, _: backend, "pairs": PairBackend,
-}  # fmt: skip
-"""By the family of an objective, what computes the losses of its rows over the backend of its model."""
-
-
-def over_rows(backend: Backend, objective: Objective) -> Backend:
-    return objective.among(OVER)(backend, objective)
 
 
 def pair_results(score_after: Callable[[int, str], ScoreRecord | None], first: int, last: int) -> PairResults | None:

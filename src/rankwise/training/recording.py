@@ -42,13 +42,13 @@ from rankwise.training.hooks import (
     with_ways_on,
 )
 from rankwise.training.losses import Backend
-from rankwise.training.pairs import PairBackend, PairReference, over_rows, reference_of, reference_of_run
+from rankwise.training.pairs import PairBackend, PairReference, reference_of, reference_of_run
 from rankwise.training.preflight import foresee_backend, out_of_memory
 from rankwise.training.resume import Past, changed_since, take_up_together, training_machine
 from rankwise.training.state import Diverged
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.training import Extra, Training, bytes_written, class_warnings, data_facts, described, results_of
-from rankwise.training.validation import Validation, refuse_no_choice
+from rankwise.training.validation import Validation, over_rows, refuse_no_choice
 from rankwise.training.validation_classes import rare_in
 from rankwise.training.workload import batches_of
 from rankwise.training.world import LostProcessError, StoppedTogether

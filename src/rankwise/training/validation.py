@@ -100,6 +100,15 @@ SCORERS = {
 """By the family of an objective, what scores its validation rows; imported when it is used."""
 
 
+OVER = {"answers": None, "classes": None, "pairs": "rankwise.training.pairs:PairBackend"}
+"""By the family, what computes the losses of its rows over the backend of its model; None for that backend."""
+
+
+def over_rows(backend: Backend, objective: Objective) -> Backend:
+    over = objective.among(OVER)
+    return backend if over is None else resolve_name(over)(backend, objective)
+
+
 def scorer_of(objective: Objective, config: ValidationConfig, model: LoadedModel, prepared: Prepared) -> Scorer:
     return resolve_name(objective.among(SCORERS))(config, model, prepared, objective)
 

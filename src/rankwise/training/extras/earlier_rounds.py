@@ -34,10 +34,10 @@ from rankwise.runs.records import Callback, EarlierRecord, LossRecord, ScoreReco
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.training.backend import Eager, Fused, why_unsupported
 from rankwise.training.losses import Backend
-from rankwise.training.pairs import PairBackend, over_rows
+from rankwise.training.pairs import PairBackend
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.training import Extra, Training
-from rankwise.training.validation import Scorer, Validation, scorer_of
+from rankwise.training.validation import Scorer, Validation, over_rows, scorer_of
 
 MOST_ROWS, ANSWERS = 200, 24
 """Validation rows of all rounds together whose loss is measured, and of each round that are answered."""
