@@ -25,7 +25,7 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
 from rankwise.errors import ConfigError, Interrupted, RankwiseError, RunError, is_out_of_memory, some
-from rankwise.methods.loading import written
+from rankwise.methods.loading import result_of
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.methods.starting import Start, start_of
@@ -208,7 +208,7 @@ def _trained(
         result = training.result
         manifest = record(training, foreseen, resumable, force_memory=force_memory, back_offs=back_offs)
         world.barrier()  # what the first one wrote is there for all
-        tuned = written(experiment.adapter).after_training(loaded, result)
+        tuned = result_of(experiment.adapter).after_training(loaded, result)
         return Trained(RunDirectory(run.folder), manifest, result, tuned, trainable, objective.use)
     except BaseException:
         trainable.remove()  # a model that was given is to be what it was
