@@ -23,7 +23,7 @@ from rankwise.adapters.weights import AdapterWeights, missing_blocks, oddities
 from rankwise.config.adapters import LoraConfig
 from rankwise.exporting.engine_rules import NEAR, factors_by_layer, verdicts
 from rankwise.methods.artifact import BaseFacts, is_adapter, recorded_base, recorded_lineage
-from rankwise.methods.loading import Contents, written
+from rankwise.methods.loading import Contents, result_of
 from rankwise.runs.directory import find_run
 from rankwise.runs.integrity import Integrity, check_folder, check_result
 from rankwise.runs.lineage import Round
@@ -84,7 +84,7 @@ def inspect(name: str | os.PathLike[str], *, force_result: bool = False, callbac
     refuse_pickle(name)
     run = RunSnapshot.finished(name)
     integrity = check_result(run, callback, force=force_result)
-    contents = written(run.experiment.adapter).contents(run.result)
+    contents = result_of(run.experiment.adapter).contents(run.result)
     metrics = run.directory.metrics
     history = read_history(metrics).ranks if metrics.is_file() else []
     inspected = _inspected(str(run.folder), contents, history, run.experiment.adapter.label, integrity)
@@ -93,7 +93,7 @@ def inspect(name: str | os.PathLike[str], *, force_result: bool = False, callbac
 
 
 def _adapter(path: Path, callback: Callback) -> Inspected:
-    integrity, contents = check_folder(path, callback), written(LoraConfig()).contents(path)
+    integrity, contents = check_folder(path, callback), result_of(LoraConfig()).contents(path)
     for note in contents.notes:
         callback(StatusMessage(note))
     inspected = _inspected(str(path), contents, [], f"an adapter of {contents.dialect}", integrity)

@@ -14,7 +14,7 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.incompatible import problems as problems_of
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError
-from rankwise.methods.loading import written
+from rankwise.methods.loading import result_of
 from rankwise.methods.trainable import Trainable
 from rankwise.objectives.registry import decided
 from rankwise.planning.processes import refuse_several
@@ -106,7 +106,7 @@ def _finished(training: Training, manifest: Manifest) -> Trained:
     session, objective = training.session, training.objective
     if session.world.is_first:
         write_page(RunSnapshot.of(session.run), session.callback)
-    tuned = written(training.adapter).after_training(training.model, training.result)
+    tuned = result_of(training.adapter).after_training(training.model, training.result)
     folder = RunDirectory(session.run.folder)
     return Trained(folder, manifest, training.result, tuned, training.trainable, objective.use)
 

@@ -29,7 +29,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.errors import AdapterError, RunError, some
 from rankwise.exporting.merge import Order, extra_files
 from rankwise.methods.artifact import Artifact
-from rankwise.methods.loading import written
+from rankwise.methods.loading import result_of
 from rankwise.system.files import published, published_file, write_json
 
 SUFFIX = ".gguf"
@@ -68,7 +68,7 @@ def gguf_model(order: Order) -> GgufModel:
     source.refuse_packed("which are not written as GGUF")
     config = hub_config(source.folder).to_dict()
     architecture = architecture_of(config, artifact.described)
-    weights = written(artifact.config).adapter_over(source, artifact, callback)
+    weights = result_of(artifact.config).adapter_over(source, artifact, callback)
     if weights is not None:
         weights.refuse_tokens("or model in GGUF's form", "--format merged, which llama.cpp's converter takes")
     names = GgufNames(architecture, config)

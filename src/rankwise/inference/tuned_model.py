@@ -21,7 +21,7 @@ from rankwise.inference.decoding import Answer, TextCallback
 from rankwise.inference.generate import answer
 from rankwise.kernels.quantized.formats import Int8, use_int8_products, weights_for_int8
 from rankwise.methods.artifact import Artifact, Opening, open_artifact
-from rankwise.methods.loading import written
+from rankwise.methods.loading import result_of
 from rankwise.methods.trainable import Trainable
 from rankwise.objectives.objective import Classifier, Objective, classifier
 from rankwise.objectives.predictions import Longest, Prediction
@@ -115,7 +115,7 @@ def load_tuned(
     run's result must be what training wrote. `base_model` names another place to load the base model from. `config` is
     the artifact's `model` with another dtype or device. int8 matmul is used only with `as_trained`."""
     artifact = name if isinstance(name, Artifact) else open_artifact(name, callback, **opening)
-    model, trainable = written(artifact.config).load(artifact, config or artifact.model, callback)
+    model, trainable = result_of(artifact.config).load(artifact, config or artifact.model, callback)
     if as_trained:
         _use_products(model, artifact, callback)
     data_report = artifact.data_report

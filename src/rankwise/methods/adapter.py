@@ -37,7 +37,7 @@ from rankwise.base.split import gathered
 from rankwise.config.adapters import HeadConfig
 from rankwise.config.method import MethodConfig
 from rankwise.errors import ConfigError, TrainingError
-from rankwise.methods.method import Method, Saved, Setup
+from rankwise.methods.method import Method, ResultFolder, Setup
 from rankwise.methods.trainable import Trainable
 from rankwise.runs.records import Callback, RankRecord, StatusMessage
 
@@ -173,7 +173,7 @@ class AdapterMethod(Method, ABC, Generic[Settings]):
     @contextmanager
     def saving(
         self, trainable: AdapterTrainable, model: LoadedModel, folder: Path, revision: str | None, callback: Callback
-    ) -> Iterator[Saved]:
+    ) -> Iterator[ResultFolder]:
         adapters, name, base = trainable.adapters, trainable.name, model.source.name_for_peft
         ranks = tuple(adapter.rank for adapter in adapters.adapters(name).values() if adapter.rank)
         task_type = task_type_of(adapters.model)
@@ -181,7 +181,7 @@ class AdapterMethod(Method, ABC, Generic[Settings]):
             self.stored(trainable), folder, base_model_name_or_path=base, revision=revision, task_type=task_type
         ) as temporary:
             save_reader(model, temporary)
-            yield Saved(temporary, ranks)
+            yield ResultFolder(temporary, ranks)
         for note in (*notes_on_tokens(adapters), *notes_on_gguf(model.source)):
             callback(StatusMessage(note))
 

@@ -23,7 +23,7 @@ from rankwise.base.saving import save
 from rankwise.config.adapters import FullConfig, check_strength
 from rankwise.errors import ModelError, some
 from rankwise.methods.adapter import decayed_groups
-from rankwise.methods.method import Method, Saved, Setup
+from rankwise.methods.method import Method, ResultFolder, Setup
 from rankwise.methods.trainable import Trainable
 from rankwise.runs.records import Callback
 from rankwise.system.files import published
@@ -137,7 +137,7 @@ class FullMethod(Method):
     @contextmanager
     def saving(
         self, trainable: FullFineTuning, model: LoadedModel, folder: Path, revision: str | None, callback: Callback
-    ) -> Iterator[Saved]:
+    ) -> Iterator[ResultFolder]:
         with published(folder) as temporary:
             save(model, temporary, torch.float32)
-            yield Saved(temporary, None)
+            yield ResultFolder(temporary, None)

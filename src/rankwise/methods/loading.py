@@ -1,7 +1,7 @@
 """What was learned, in memory again: of one run or adapter, or several adapters over one base model.
 
-A training writes one of two things, an adapter or a whole model, and `written` is the way to what differs between them.
-Of several adapters the first brings its base, and the others are laid beside it.
+A training writes one of two things, an adapter or a whole model; what differs between them is behind `result_of`. Of
+several adapters the first brings its base, and the others are laid beside it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Contents:
     """Sentences about the files that a user should read."""
 
 
-class Written(Protocol):
+class Result(Protocol):
     def load(self, artifact: Artifact, config: ModelConfig, callback: Callback) -> tuple[LoadedModel, Trainable]:
         """Load what was learned. `config` is the artifact's `model`, in the number format and on the device you
         choose."""
@@ -67,7 +67,7 @@ class Written(Protocol):
     def contents(self, folder: Path) -> Contents: ...
 
 
-class WrittenAdapter(Written):
+class AdapterResult(Result):
     def load(self, artifact: Artifact, config: ModelConfig, callback: Callback) -> tuple[LoadedModel, Trainable]:
         """However it was trained, it is a LoRA from here on."""
         model = _load_base(artifact, config, callback)
@@ -90,7 +90,7 @@ class WrittenAdapter(Written):
         return Contents(weights.parameters, size, weights.ranks, dialect.label, weights.notes)
 
 
-class WrittenModel(Written):
+class ModelResult(Result):
     def load(self, artifact: Artifact, config: ModelConfig, callback: Callback) -> tuple[LoadedModel, Trainable]:
         """The base is not looked for until somebody needs it."""
         load, base = artifact.objective.load, artifact.base_named
@@ -112,12 +112,12 @@ class WrittenModel(Written):
         return Contents(numbers_in(folder).total(), size)
 
 
-WRITTEN: dict[str, Written] = {"adapter": WrittenAdapter(), "model": WrittenModel()}
+RESULTS: dict[str, Result] = {"adapter": AdapterResult(), "model": ModelResult()}
 """By what a method's config has as `artifact`."""
 
 
-def written(config: MethodConfig) -> Written:
-    return WRITTEN[config.artifact]
+def result_of(config: MethodConfig) -> Result:
+    return RESULTS[config.artifact]
 
 
 def _load_base(artifact: Artifact, config: ModelConfig, callback: Callback) -> LoadedModel:
@@ -165,7 +165,7 @@ def load_together(artifacts: Sequence[Artifact], callback: Callback, *, dtype: D
     for one in artifacts if others else ():
         check_shares(one)
     spec = first.model if dtype == "auto" else first.model.model_copy(update={"dtype": dtype})
-    model, trainable = written(first.config).load(first, spec, callback)
+    model, trainable = result_of(first.config).load(first, spec, callback)
     if not isinstance(trainable, AdapterTrainable):
         return SharedBase(model, AdapterSet(model.module), (None,))
     adapters, names = trainable.adapters, [trainable.name]

@@ -103,13 +103,12 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Saved:
-    """What a method has written, while it may still be added to."""
+class ResultFolder:
+    """A folder that a method has written, and that is still temporary."""
 
     folder: Path
-    """A temporary one, which is the result once all is in it."""
     ranks: tuple[int, ...] | None
-    """Those of the adapted layers; None for a whole model."""
+    """The ranks of the adapted layers; None for a whole model."""
 
 
 class Method(Protocol):
@@ -123,7 +122,7 @@ class Method(Protocol):
 
     def saving(
         self, trainable: Any, model: LoadedModel, folder: Path, revision: str | None, callback: Callback
-    ) -> AbstractContextManager[Saved]:
+    ) -> AbstractContextManager[ResultFolder]:
         """Write what was learned as `folder`, whole or not at all: at the end of the block, with what it added.
         `revision` is that of the base."""
         ...

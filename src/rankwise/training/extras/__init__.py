@@ -20,7 +20,7 @@ EXTRAS: Mapping[str, Callable[[Experiment], tuple[Any, ...] | None]] = {
         None if (replay := given.training.replay) is None else (replay, given.data, given.training)
     ),
     "rankwise.training.extras.anchor:HeldToBase": lambda given: given.training.anchor and (given.training.anchor,),
-    "rankwise.training.extras.budgets:Budget": lambda given: (
+    "rankwise.training.extras.budgets:Budgets": lambda given: (
         (anchor,) if (anchor := given.training.anchor) is not None and anchor.forget_at_most is not None else None
     ),
     "rankwise.training.extras.tuning:TunedRate": lambda given: () if given.training.learning_rate == "tune" else None,

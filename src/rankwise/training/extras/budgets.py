@@ -65,7 +65,7 @@ HALVINGS = 7
 """How often the search for the strength halves its interval."""
 
 
-class Budget(Extra):
+class Budgets(Extra):
     """Of forgetting, or of accuracy on tasks."""
 
     first = True
