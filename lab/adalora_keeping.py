@@ -104,7 +104,7 @@ def run(folder: Path, cell: Cell, model: LoadedModel, base: Callable[[Forward], 
     prepared = prepare(experiment.data, TextWriting(model.tokenizer, model.template, model.source.name, None), silent)
     trained, rows = prepared.trained_rows, list(prepared.measured_rows)
     config = experiment.training.resolved(len(trained), model.width, experiment.auto_rate)
-    tuned = method.attach(model, Setup(config, config.total_steps(len(trained)), trained))
+    tuned = method.attach(model, Setup(config, config.total_steps(len(trained)), trained, load=CAUSAL_LM.load))
     measured, seconds, failed, sizes = dict[str, Any](), list[float](), None, dict[str, Any]()
     try:
         if variant.start is not None:

@@ -124,7 +124,7 @@ def run_cell(experiment: Experiment, task: ClaimTask, held: Held, text: Text, ca
     trained, rows = prepared.trained_rows, list(prepared.measured_rows)
     config = experiment.training.resolved(len(trained), model.width, experiment.auto_rate)
     steps = config.total_steps(len(trained))
-    tuned = method.attach(model, Setup(config, steps, trained))
+    tuned = method.attach(model, Setup(config, steps, trained, load=CAUSAL_LM.load))
     meter = _Meter(model, tuned, rows[len(rows) // 2 :], text, held)
     tuned.train(False)
     meter.begin(task.name)

@@ -135,7 +135,7 @@ def run(folder: Path, cell: Cell, model: LoadedModel) -> dict[str, Any]:
         prepared = ReplayedRows(replay, experiment.data, experiment.training).among(prepared, model, writing, silent)
     rows = prepared.rows_in_pass
     config = experiment.training.resolved(rows, model.width, experiment.auto_rate)
-    tuned = method.attach(model, Setup(config, config.total_steps(rows), prepared.trained_rows))
+    tuned = method.attach(model, Setup(config, config.total_steps(rows), prepared.trained_rows, load=CAUSAL_LM.load))
     measured, seconds = dict[str, Any](), list[float]()
     try:
         tuned.train(False)

@@ -46,7 +46,7 @@ def measured(task: str, steps: int, tokens: int) -> dict[str, Any]:
         prepared = prepare(experiment.data, writing, silent)
     rows = prepared.trained_rows
     config = experiment.training.resolved(len(rows), model.width, experiment.auto_rate)
-    tuned = method_of(experiment.adapter).attach(model, Setup(config, steps, rows))
+    tuned = method_of(experiment.adapter).attach(model, Setup(config, steps, rows, load=CAUSAL_LM.load))
     work = Workload.of(tuned, CAUSAL_LM, config, prepared, Presentation(), silent)
     plain, held = Fused(work), Fused(work)
     asked = AnchorConfig(tokens=tokens)

@@ -37,20 +37,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from rankwise.config.base import JsonObject
 from rankwise.config.experiment import TrackerName
-from rankwise.errors import ConfigError, RankwiseError, RunError, first_line
+from rankwise.errors import RankwiseError, RunError, first_line
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.directory import TRACKING, RunDirectory
 from rankwise.runs.evaluations import Evaluation, leaves
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.system.extras import installs
 
 Values = Mapping[str, Any]
 STARTED = "rankwise.started"
@@ -332,15 +330,6 @@ MOST_WAITING = 100_000
 """Lines that may wait for slow trackers."""
 SECONDS_TO_OPEN, SECONDS_TO_END = 20.0, 60.0
 """That training waits before its first step, so that imports take no time from it, and after its last one."""
-
-
-def check_installed(names: Sequence[TrackerName]) -> None:
-    """ConfigError with the line that installs what is missing."""
-    if missing := [name for name in names if find_spec(name) is None]:
-        raise ConfigError([
-            f"logging to {name} needs {name}, which is not installed: {installs(name)}."
-            for name in missing
-        ])  # fmt: skip
 
 
 def opened(name: TrackerName, run: TrackedRun) -> Tracker:

@@ -20,6 +20,7 @@ from rankwise.cli.main import app
 from rankwise.config.base import Config
 from rankwise.config.experiment import Experiment
 from rankwise.config.images import ImageProcessing
+from rankwise.config.objectives import Suited
 from rankwise.config.recipe import RECIPES, Recipe, recipe_named
 from rankwise.config.tasks import TaskConfig
 from rankwise.config.validation import GenerationConfig
@@ -166,10 +167,11 @@ def test_the_search_for_settings_finds_them_all():
         "ReplayDataConfig", "PreferenceConfig", "TrackingConfig", "Constraint",
     }  # fmt: skip
     # every other class of config/ is the base of one of these, an experiment as it is planned, with the same settings,
-    # or a recipe, which we wrote and no user sets; or the preprocessing of images, which a model's own folder sets
+    # or a recipe, which we wrote and no user sets; or the preprocessing of images, which a model's own folder sets; or
+    # a model for an objective, as the table of refusals compares them
     related = (any(issubclass(one, spec) for one in found) or issubclass(spec, Experiment) for spec in spec_classes())
     others = {spec for spec, known in zip(spec_classes(), related, strict=True) if not known}
-    assert others == {spec for spec, _ in settings_of(Recipe)} | {ImageProcessing}
+    assert others == {spec for spec, _ in settings_of(Recipe)} | {ImageProcessing, Suited}
     assert not any("no_such_setting" in reads for reads in READS.values())
 
 

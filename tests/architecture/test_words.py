@@ -18,10 +18,13 @@ REFUSED = {
     "whole", "apart", "beside", "measured", "dealt", "heed", "settled", "foreseen", "host", "spec", "writing",
     "written", "desk", "together", "alone",
 }  # fmt: skip
-STAY = {"runs/evaluations.py": {"measured"}, "exporting/extracting.py": {"whole"}} | {
-    name: {"host"} for name in FILES if name.startswith(("cli/", "serving/", "studio/"))
-}
-"""Words that a module needs as names all the same: keys of files and of --json, and network addresses."""
+STAY = (
+    {"runs/evaluations.py": {"measured"}, "exporting/extracting.py": {"whole"}}
+} | {name: {"settled"} for name in ("training/settling.py", "training/run.py")}
+    | dict.fromkeys(("training/settling.py", "training/run.py"), {"settled"})
+)
+"""Words that a module needs as names all the same: keys of files and of --json, network addresses, and the value that
+stands between the two halves of a training."""
 FRAGMENTS = ("Of ", "The same", "Those ", "Its ", "Their ")
 """How a docstring begins that cannot be read without its neighbours."""
 

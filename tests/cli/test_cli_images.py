@@ -237,7 +237,7 @@ def said_at(family: str, size: int) -> str:
     """What a training of images of this size is told as its model is loaded."""
     events: list[Event] = []
     of_size = experiment(family, "never", images={"size": size})
-    ImageClassification.of(of_size, events.append, None).load(of_size.model, events.append)
+    ImageClassification.of(of_size.rows, events.append, None).load(of_size.model, events.append)
     return " ".join(event.text for event in events if isinstance(event, WarningMessage))
 
 

@@ -18,7 +18,7 @@ from rankwise.config.reading import Setting, parse_setting, read_experiment
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError
-from rankwise.runs.directory import RunDirectory
+from rankwise.runs.directory import ClaimedRun
 from rankwise.runs.own_files import read_json
 
 NAMES = st.sampled_from(RECIPES)
@@ -141,8 +141,8 @@ def test_the_spec_of_a_run_is_read_back_equal(tmp_path_factory, asked):
         model="m", run="r", data={"path": "d", "recipe": name} | data, training=training, adapter=adapter
     )
     assert Experiment(**json.loads(json.dumps(experiment.model_dump(mode="json")))) == experiment
-    run = RunDirectory(tmp_path_factory.mktemp("runs"))
-    run.begin(experiment)
+    run = ClaimedRun(tmp_path_factory.mktemp("runs"))
+    run.begin(experiment.model_dump(mode="json"))
     assert read_json(run.folder / "config.json", Experiment) == experiment
 
 

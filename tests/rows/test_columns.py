@@ -21,7 +21,7 @@ from rankwise.errors import ConfigError, DataError
 from rankwise.rows.forms.columns import from_columns
 from rankwise.rows.forms.formats import find_format, parse_row
 from rankwise.rows.sources import open_source
-from rankwise.runs.directory import RunDirectory
+from rankwise.runs.directory import ClaimedRun
 from rankwise.runs.own_files import read_json
 
 WHERE = "rows.jsonl:7"
@@ -185,10 +185,10 @@ def test_rows_to_measure_with_are_made_of_the_same_columns_unless_they_say_of_wh
 
 
 def test_a_run_keeps_its_texts():
-    run = RunDirectory(Path("r"))
+    run = ClaimedRun(Path("r"))
     run.folder.mkdir()
     data = {"path": "a", "prompt": "Q: {q}", "completion": "{a}", "system": "On {t}."}
-    run.begin(Experiment(model="m", run="r", data=data))
+    run.begin(Experiment(model="m", run="r", data=data).model_dump(mode="json"))
     assert read_json(run.folder / "config.json", Experiment).data == DataConfig(**data)
 
 

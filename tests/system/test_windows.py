@@ -97,7 +97,7 @@ def test_a_run_has_a_name_that_is_a_file_on_windows_too(name: str, tmp_path, mon
     with pytest.raises(ConfigError, match="a name has at most 64 letters"):
         Experiment(run=name, model={"name": "x"}, data={"path": "rows.jsonl"})
     with pytest.raises(ConfigError):
-        Queue().add(name, Experiment(run="x", model={"name": "x"}, data={"path": "rows.jsonl"}))
+        Queue().add(name, Experiment(run="x", model={"name": "x"}, data={"path": "rows.jsonl"}).explicit)
     assert os.listdir(tmp_path) == []
 
 

@@ -221,8 +221,7 @@ class Harmed:
 )
 def test_a_tracker_that_fails_is_reported_once_and_changes_nothing(at, error, trained, request, monkeypatch):
     harmed, warnings, seen = Harmed(at, error), [], []
-    monkeypatch.setattr(tracking, "check_installed", lambda names: None)
-    monkeypatch.setattr("rankwise.training.extras.trackers.check_installed", lambda names: None)
+    monkeypatch.setattr("rankwise.commands.train.check_installed", lambda names: None)
     monkeypatch.setattr(tracking, "opened", lambda name, run: harmed)
     monkeypatch.setattr(tracking.Following.end, "__defaults__", (0.5,))
     run = request.node.callspec.id.replace(" ", "-")

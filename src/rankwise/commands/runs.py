@@ -32,8 +32,9 @@ from rankwise.runs.queue import Ended, Queue, Waiting, Working
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.runs.upkeep import check_deletable, check_renamable, delete, entry, rename
+from rankwise.system.extras import check_installed
 from rankwise.system.files import sha256_of, write_atomic
-from rankwise.tracking import Following, check_installed
+from rankwise.tracking import Following
 
 _Kind = TypeVar("_Kind", bound=Experiment)
 SECONDS_TO_LOG = 600.0

@@ -23,6 +23,7 @@ from rankwise.runs.manifest import BackOff, Manifest
 from rankwise.runs.records import Callback, WarningCollector, silent
 from rankwise.runs.resumable import Resumable
 from rankwise.runs.snapshot import RunSnapshot
+from rankwise.system.extras import check_installed
 from rankwise.system.launched import launched
 from rankwise.system.memory import limited_memory
 from rankwise.system.signals import ignore_requests
@@ -71,6 +72,7 @@ def train(
     Several processes that torchrun started train together; the first of them writes, and speaks."""
     if restart and resume:
         raise ConfigError(["--restart starts again from the first step and --resume continues; give one of them."])
+    check_installed(experiment.tracking.log_to)
     if launched() is not None:
         refuse_several(experiment.model)
     world = join()

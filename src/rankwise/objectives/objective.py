@@ -155,7 +155,7 @@ class Objective(ABC):
         return "loss"
 
     def among(self, table: Mapping[str, Entry]) -> Entry:
-        """Its own entry, or that of its family."""
+        """The entry of its name, or else of its family."""
         return table[self.name if self.name in table else self.family]
 
     def choices(self, model: LoadedModel) -> int | None:

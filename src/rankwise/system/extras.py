@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from rankwise.errors import RankwiseError
+from rankwise.errors import ConfigError, RankwiseError
 
 
 def installs(extra: str) -> str:
@@ -18,6 +19,15 @@ def need_extra(module: str, what: str, extra: str, error: type[RankwiseError]) -
     """Refuse to go on without an optional library, and say how to install it."""
     if find_spec(module) is None:
         raise error(f"{what} needs {module}, which is not installed: {installs(extra)}.")
+
+
+def check_installed(names: Iterable[str]) -> None:
+    """ConfigError with the line that installs what is missing."""
+    if missing := [name for name in names if find_spec(name) is None]:
+        raise ConfigError([
+            f"logging to {name} needs {name}, which is not installed: {installs(name)}."
+            for name in missing
+        ])  # fmt: skip
 
 
 @cache

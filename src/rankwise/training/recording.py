@@ -54,9 +54,9 @@ from rankwise.training.workload import batches_of
 from rankwise.training.world import LostProcessError, StoppedTogether
 
 SECONDS_TO_STOP = 10.0
-"""That extras have to end when a run was stopped or failed."""
+"""How long extras may take to end when a run was stopped or failed."""
 BYTES_KEPT = 12
-"""Of each trained parameter in a checkpoint: its value and AdamW's two averages."""
+"""Bytes of a trained parameter in a checkpoint: its value and AdamW's two averages."""
 OTHER_BACKEND = (
     "the run began with the {} backend and goes on with the eager one, since the base is split over several processes "
     "(model.sharded); the result may differ by rounding"

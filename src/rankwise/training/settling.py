@@ -127,8 +127,8 @@ def settle(
         start.check_targets(objective.facts, callback)
     if model is not None and (problem := _misfit(model.config, experiment.base, model.quantization, objective)):
         raise ConfigError([problem])
-    wanted = {name: sections(experiment) for name, sections in EXTRAS.items()}
-    extras = tuple(resolve_name(name)(*sections) for name, sections in wanted.items() if sections is not None)
+    sections_of = {name: sections(experiment) for name, sections in EXTRAS.items()}
+    extras = tuple(resolve_name(name)(*sections) for name, sections in sections_of.items() if sections is not None)
     forecast = foresee(with_settings(experiment.as_written), callback, objective.head_size)
     computed, forecast = within_limit(experiment.training, forecast, callback)
     if forecast is not None and resumable is None:
@@ -136,13 +136,13 @@ def settle(
     return Settled(experiment, computed, objective, start=start, resumable=resumable, forecast=forecast, extras=extras)
 
 
-def _misfit(own: ModelConfig, base: ModelConfig, quantization: object, objective: Objective) -> str | None:
-    """Why a model that is loaded already, with the settings `own`, cannot be trained in place of `base`."""
+def _misfit(loaded: ModelConfig, base: ModelConfig, quantization: object, objective: Objective) -> str | None:
+    """Why a model that is loaded already, with the settings `loaded`, cannot be trained in place of `base`."""
     if refusal := objective.cannot.get("trained from a loaded model"):
         return refusal
-    if base.new_tokens != own.new_tokens:
+    if base.new_tokens != loaded.new_tokens:
         return "the given model has other new tokens than the training has (model.new_tokens); give the model's name."
-    full = own if quantization is not None else own.model_copy(update={"quantize": "none"})
-    if base not in (own, full):  # weights in full are the same by either setting
-        return f'the given model is "{own.name}", but the experiment names another one: {base}.'
+    full = loaded if quantization is not None else loaded.model_copy(update={"quantize": "none"})
+    if base not in (loaded, full):  # weights in full are the same by either setting
+        return f'the given model is "{loaded.name}", but the experiment names another one: {base}.'
     return None

@@ -358,9 +358,7 @@ class Trainer:
                 tally.clear()
             try:
                 epoch = self.batches.epoch(state.step + 1)
-                record, ranks = optimizer_step(
-                    state, given, self.backend.loss, epoch=epoch, anchor=self.anchor, world=world, totals=totals
-                )
+                record, ranks = optimizer_step(state, given, self.backend.loss, epoch, self.anchor, world, totals)
                 if tally is None:
                     return record, ranks, totals.checkpoint_due
                 tally.sum_up(world.sums)

@@ -15,19 +15,19 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.incompatible import excludes
 
 EXTRAS: Mapping[str, Callable[[Experiment], tuple[Any, ...] | None]] = {
-    "rankwise.training.extras.trackers:Trackers": lambda given: (given.tracking,) if given.tracking.log_to else None,
-    "rankwise.training.extras.replay:ReplayedRows": lambda given: (
-        None if (replay := given.training.replay) is None else (replay, given.data, given.training)
+    "rankwise.training.extras.trackers:Trackers": lambda run: (run.tracking,) if run.tracking.log_to else None,
+    "rankwise.training.extras.replay:ReplayedRows": lambda run: (
+        None if (replay := run.training.replay) is None else (replay, run.data, run.training)
     ),
-    "rankwise.training.extras.anchor:HeldToBase": lambda given: given.training.anchor and (given.training.anchor,),
-    "rankwise.training.extras.budgets:Budgets": lambda given: (
-        (anchor,) if (anchor := given.training.anchor) is not None and anchor.forget_at_most is not None else None
+    "rankwise.training.extras.anchor:HeldToBase": lambda run: run.training.anchor and (run.training.anchor,),
+    "rankwise.training.extras.budgets:Budgets": lambda run: (
+        None if (anchor := run.training.anchor) is None or anchor.forget_at_most is None else (anchor,)
     ),
-    "rankwise.training.extras.tuning:TunedRate": lambda given: () if given.training.learning_rate == "tune" else None,
-    "rankwise.training.extras.earlier_rounds:EarlierRounds": lambda given: (
-        None if given.adapter.start_from is None else (
-            given.adapter.start_from, given.training.replay,
-            not (given.model.sharded or excludes("training.replay", "objective", given.objective)), given.model.sharded,
+    "rankwise.training.extras.tuning:TunedRate": lambda run: () if run.training.learning_rate == "tune" else None,
+    "rankwise.training.extras.earlier_rounds:EarlierRounds": lambda run: (
+        None if (start := run.adapter.start_from) is None else (
+            start, None if excludes("training.replay", "objective", run.objective) else run.training,
+            run.model.sharded,
         )
     ),
 }  # fmt: skip

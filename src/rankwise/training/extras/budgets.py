@@ -66,7 +66,7 @@ HALVINGS = 7
 
 
 class Budgets(Extra):
-    """Of forgetting, or of accuracy on tasks."""
+    """A budget of forgetting, or of accuracy on tasks."""
 
     first = True
 

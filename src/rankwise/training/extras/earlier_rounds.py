@@ -16,8 +16,8 @@ from typing import get_args
 import numpy as np
 
 from rankwise.base.loaded import LoadedModel
-from rankwise.config.forgetting import ReplayConfig
 from rankwise.config.incompatible import excludes
+from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import TextMetric, ValidationConfig
 from rankwise.errors import ConfigError, DataError, RankwiseError, first_line
 from rankwise.evaluation.metrics import METRICS
@@ -117,10 +117,11 @@ def _scored_as(run: RunSnapshot, objective: Objective) -> ValidationConfig:
 
 
 class EarlierRounds(Extra):
-    """`may_replay`: the objective has replay, so what got worse may be kept by it."""
+    """`training` are the settings of the training that goes on, or None where its objective has no replay, by which
+    what gets worse could be kept."""
 
-    def __init__(self, start_from: str, replay: ReplayConfig | None, may_replay: bool, sharded: bool) -> None:
-        self.start_from, self.replay, self.may_replay, self.sharded = start_from, replay, may_replay, sharded
+    def __init__(self, start_from: str, training: TrainingConfig | None, sharded: bool) -> None:
+        self.start_from, self.training, self.sharded = start_from, training, sharded
 
     def attached(self, training: Training) -> None:
         """Prepare the validation rows of the runs that this one goes on from, the latest first. A round whose rows
@@ -143,11 +144,12 @@ class EarlierRounds(Extra):
 
     def _way_out(self, name: str) -> str:
         """The flags that keep what the run `name` learned."""
-        if not self.may_replay:
+        if self.training is None or self.sharded:
             return ""
-        if self.replay is None or self.replay.data is None or self.replay.data.run != name:
+        replay = self.training.replay
+        if replay is None or replay.data is None or replay.data.run != name:
             return f". To keep it, train with some of its rows: --replay 0.3 --replay-data run:{name}"
-        return f". A larger --replay than {self.replay.share:g} keeps more of it"
+        return f". A larger --replay than {replay.share:g} keeps more of it"
 
 
 @dataclass

@@ -6,15 +6,12 @@ from rankwise.config.experiment import TrackingConfig
 from rankwise.errors import RankwiseError, some
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import WarningMessage
-from rankwise.tracking import Following, check_installed
+from rankwise.tracking import Following
 from rankwise.training.training import Extra, Training
 
 
 class Trackers(Extra):
-    """ConfigError where one of them is not installed."""
-
     def __init__(self, config: TrackingConfig) -> None:
-        check_installed(config.log_to)
         self.config = config
         self._trackers: Following | None = None
 
