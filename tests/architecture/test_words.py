@@ -20,8 +20,8 @@ REFUSED = {
 }  # fmt: skip
 STAY = (
     {"runs/evaluations.py": {"measured"}, "exporting/extracting.py": {"whole"}}
-} | {name: {"settled"} for name in ("training/settling.py", "training/run.py")}
-    | dict.fromkeys(("training/settling.py", "training/run.py"), {"settled"})
+    | {name: {"host"} for name in FILES if name.startswith(("cli/", "serving/", "studio/"))}
+    | {name: {"settled"} for name in ("training/settling.py", "training/run.py")}
 )
 """Words that a module needs as names all the same: keys of files and of --json, network addresses, and the value that
 stands between the two halves of a training."""

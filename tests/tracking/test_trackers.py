@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from rankwise.runs.records import StepRecord, WarningMessage
 from rankwise.tracking import HISTOGRAM, NOT_LOGGED, valid, values_of
 
 pytestmark = pytest.mark.slow
-WITH_LIBRARY = [name for name in TRACKERS if tracking.find_spec(name) is not None]
+WITH_LIBRARY = [name for name in TRACKERS if find_spec(name) is not None]
 SECRET = "Sesame7421"
 CHANGING = {"train/seconds", "train/tokens_per_second", "train/resident_bytes"}
 """What no two computations of a step have in common."""
@@ -240,7 +241,7 @@ def test_names_that_mlflow_refuses_are_changed():
 
 
 def test_a_missing_library_is_refused_before_anything_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    monkeypatch.setattr("rankwise.system.extras.find_spec", lambda name: None)
     asked = Experiment.model_validate(
         {"model": "no/such-model", "data": "none.jsonl", "run": "r", "tracking": {"log_to": "mlflow,wandb"}}
     )

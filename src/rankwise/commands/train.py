@@ -72,7 +72,8 @@ def train(
     Several processes that torchrun started train together; the first of them writes, and speaks."""
     if restart and resume:
         raise ConfigError(["--restart starts again from the first step and --resume continues; give one of them."])
-    check_installed(experiment.tracking.log_to)
+    if experiment.tracking.log_to:
+        check_installed(experiment.tracking.log_to)
     if launched() is not None:
         refuse_several(experiment.model)
     world = join()

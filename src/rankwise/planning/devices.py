@@ -129,7 +129,9 @@ def apple(name: str, gigabytes: int) -> Device:
     share = SHARE_OF_SMALL_MAC if gigabytes <= LARGE_MAC else SHARE_OF_LARGE_MAC
     memory = gigabytes * GIB
     reserved = memory - int(share * memory)
-    return Device(f"{name}-{gigabytes}gb", "apple", memory, reserved, rate, rate, APPLE_SOURCE)
+    return Device(
+        f"{name}-{gigabytes}gb", "apple", memory, reserved=reserved, bfloat16=rate, float32=rate, source=APPLE_SOURCE
+    )
 
 
 COMMON_MACS = (
@@ -286,9 +288,10 @@ def this_processor() -> Device:
     times, why = next((INSTRUCTIONS[one] for one in INSTRUCTIONS if one in flags), (None, ""))
     half = f"; assumed: {times} times that in bfloat16, {why}" if times else ""
     return Device(
-        processor_name(), "processor", available_memory(), 0, times and times * float32, float32,
-        f"measured: {float32 / 1e9:.0f} GFLOP/s in float32 on {usable_cores()} cores{half}",
-        "bfloat16" if flags.intersection(BFLOAT16) else "float32", flags,
+        processor_name(), "processor", available_memory(), reserved=0,
+        bfloat16=times and times * float32, float32=float32,
+        source=f"measured: {float32 / 1e9:.0f} GFLOP/s in float32 on {usable_cores()} cores{half}",
+        holds="bfloat16" if flags.intersection(BFLOAT16) else "float32", flags=flags,
     )  # fmt: skip
 
 
@@ -314,7 +317,9 @@ def read_cards(text: str) -> list[Device]:
         try:
             known = find_device(f"{name}-{round(total / GIB)}gb" if re.search(r"A100|V100", name) else name)
         except ConfigError:
-            known = Device(name, "consumer", total, RESERVED["consumer"], None, None, "nvidia-smi")
+            known = Device(
+                name, "consumer", total, reserved=RESERVED["consumer"], bfloat16=None, float32=None, source="nvidia-smi"
+            )
         cards.append(known.with_memory(min(total, free + known.reserved)))
     return cards
 
