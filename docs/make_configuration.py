@@ -20,8 +20,8 @@ from pydantic.fields import FieldInfo
 from rankwise.config.base import Config, Flag, configs_in, descriptions_of
 from rankwise.config.data import DataConfig, Reading
 from rankwise.config.experiment import Experiment
-from rankwise.config.validation import GenerationConfig
 from rankwise.config.tasks import TaskConfig
+from rankwise.config.validation import GenerationConfig
 
 PAGE = Path(__file__).with_name("configuration.md")
 OPENING = """\

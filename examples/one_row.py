@@ -17,9 +17,9 @@ import torch
 from rankwise.adapters.formats.peft import read_peft, write_peft
 from rankwise.base.loading import load
 from rankwise.config.adapters import LoraConfig
-from rankwise.config.validation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
+from rankwise.config.validation import GenerationConfig
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.inference.generate import answer
 from rankwise.methods.inject import inject
