@@ -37,8 +37,10 @@ def run(
     """From what is on the disk to the end; Diverged where it may begin anew. `model` is one that is loaded already."""
     world, callback, start, objective = session.world, session.callback, settled.start, settled.objective
     base = _loaded(settled.settings.base, method_of(settled.settings.adapter), objective, model, callback)
+    world.end_turn()  # so that the others load while the first one encodes
     if start is not None:
         settled = settled.with_adapter(start, base, callback, force_base=force_base)
+    world.wait_for_turn()
     prepared, loaded = _prepared(settled.settings.data, objective, base, settled.extras, session)
     world.end_turn()
     settled = settled.with_rows(prepared)
