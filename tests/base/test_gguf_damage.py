@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 
 from kit.damaged_gguf import DAMAGES, SAID, TEMPLATES, VOCABULARY, Damage
 from kit.gguf_models import adapter_in, model_in
+from rankwise.base.gguf import header as headers
 from rankwise.base.gguf.conversion import converted
+from rankwise.base.gguf.folder import FileBase
 from rankwise.base.gguf.header import read_gguf_header
 from rankwise.base.gguf.mapped import gguf_folder, gguf_tensors
 from rankwise.cli.main import app
@@ -58,6 +60,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("read", [as_it_lies, as_converted])
 def test_the_sound_file_is_read(sound: Path, cache: Path, read: Callable[[Path], Path]) -> None:
     assert (read(sound) / "config.json").is_file()
+
+
+def test_a_setting_that_is_too_large_to_be_read_is_not_left_out_of_a_copy(
+    sound: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = FileBase(sound).fields()["tokenizer.chat_template"].value
+    monkeypatch.setattr(headers, "LONGEST_TEMPLATE", len(template) - 1)
+    with pytest.raises(ModelError, match=r"the setting tokenizer\.chat_template is too large to be copied"):
+        FileBase(sound).fields()
 
 
 def test_there_are_sixty_different_files(sound: Path) -> None:

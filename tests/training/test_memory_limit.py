@@ -79,7 +79,7 @@ def test_blocks_and_tokens_follow_from_the_limit(long_rows):
                             ("1.2GB", {"activation_checkpointing", "max_batch_tokens"})):  # fmt: skip
         asked = starter(memory)
         training, foreseen = preflight.within_limit(
-            asked.training, preflight.foresee(with_settings(asked.as_written)), silent
+            asked.training, preflight.foresee(with_settings(asked.explicit)), silent
         )
         differing = {name for name in TrainingConfig.model_fields
                      if getattr(training, name) != getattr(asked.training, name)}  # fmt: skip
@@ -91,19 +91,19 @@ def test_blocks_and_tokens_follow_from_the_limit(long_rows):
 
 def test_what_is_told_to_be_enough_is_enough(long_rows):
     asked = starter("300MB")
-    _, foreseen = preflight.within_limit(asked.training, preflight.foresee(with_settings(asked.as_written)), silent)
+    _, foreseen = preflight.within_limit(asked.training, preflight.foresee(with_settings(asked.explicit)), silent)
     with pytest.raises(ResourceError) as caught:
         foreseen.check(silent, force=False)
     told = str(caught.value).partition("at least ")[2].partition(" of memory")[0].replace(" ", "")
     asked = starter(told)
-    _, foreseen = preflight.within_limit(asked.training, preflight.foresee(with_settings(asked.as_written)), silent)
+    _, foreseen = preflight.within_limit(asked.training, preflight.foresee(with_settings(asked.explicit)), silent)
     foreseen.check(silent, force=False)
 
 
 def test_a_backend_that_needs_more_than_the_chosen_settings_allow_is_refused(long_rows):
     """The blocks and tokens that were chosen for the fused backend are not chosen again for the eager one."""
     asked = starter("1.2GB")
-    _, foreseen = preflight.within_limit(asked.training, preflight.foresee(with_settings(asked.as_written)), silent)
+    _, foreseen = preflight.within_limit(asked.training, preflight.foresee(with_settings(asked.explicit)), silent)
     foreseen.check(silent, force=False)
     eager = preflight.foresee_backend(foreseen, "eager", silent)
     assert eager is not None and eager.plan.forecast.needed > OF_LIMIT * parse_size("1.2GB")
@@ -113,7 +113,7 @@ def test_a_backend_that_needs_more_than_the_chosen_settings_allow_is_refused(lon
     ):
         eager.check(silent, force=False)
     asked = starter("1.5GB", backend="eager")  # what the refusal advises
-    _, chosen = preflight.within_limit(asked.training, preflight.foresee(with_settings(asked.as_written)), silent)
+    _, chosen = preflight.within_limit(asked.training, preflight.foresee(with_settings(asked.explicit)), silent)
     chosen.check(silent, force=False)
     assert preflight.foresee_backend(foreseen, "fused", silent) is foreseen
 

@@ -67,7 +67,7 @@ def test_what_cannot_fit_is_not_begun_unless_told_otherwise(small, monkeypatch):
 
 
 def test_what_may_fit_is_begun_with_a_word(small, monkeypatch):
-    made = foresight.foresee(with_settings(small.as_written))
+    made = foresight.foresee(with_settings(small.explicit))
     assert made is not None
     with_room(monkeypatch, round(0.95 * made.least))
     heard: list[object] = []
@@ -79,7 +79,7 @@ def test_what_would_fit_is_offered_where_the_run_is_refused(small, monkeypatch):
     full = small.model_copy(update={
         "adapter": rankwise.FullConfig(), "training": TrainingConfig(steps=3, batch_size=4, activation_checkpointing=0)
     })  # fmt: skip
-    made = foresight.foresee(with_settings(full.as_written))
+    made = foresight.foresee(with_settings(full.explicit))
     assert made is not None
     monkeypatch.setattr(foresight, "CERTAIN", 1.0)
     with_room(monkeypatch, made.least - 1000)
@@ -113,7 +113,7 @@ def _unknown(asked, on):
 )
 def test_what_is_planned_is_what_was_asked_for_however_it_was_made(small, spec):
     asked = small.model_copy(update={"adapter": spec})
-    made = foresight.foresee(with_settings(asked.as_written))
+    made = foresight.foresee(with_settings(asked.explicit))
     assert made is not None and made.plan.config.adapter == spec
     assert rankwise.Experiment.model_validate({**small.model_dump(), "adapter": spec}).adapter == spec
 
@@ -122,7 +122,7 @@ def test_a_card_that_torch_does_not_use_decides_nothing(small, monkeypatch):
     from rankwise.planning import devices as planning
 
     monkeypatch.setattr(planning, "graphics_cards", lambda: pytest.fail("nobody asks for cards"))
-    made = foresight.foresee(with_settings(small.as_written))
+    made = foresight.foresee(with_settings(small.explicit))
     assert made is not None and made.plan.device.kind == "processor"
 
 
@@ -135,11 +135,10 @@ def test_a_template_that_breaks_hinders_no_training_that_does_not_render_it(smal
     (tmp_path / "texts.jsonl").write_text('{"text": "one two three four"}\n' * 8)
     model, texts = rankwise.ModelConfig(name=str(folder)), rankwise.DataConfig(path="texts.jsonl")
     assert (
-        foresight.foresee(with_settings(small.model_copy(update={"model": model, "data": texts}).as_written))
-        is not None
+        foresight.foresee(with_settings(small.model_copy(update={"model": model, "data": texts}).explicit)) is not None
     )
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a b", "completion": "c d"}\n' * 8)
-    assert foresight.foresee(with_settings(small.model_copy(update={"model": model}).as_written)) is not None
+    assert foresight.foresee(with_settings(small.model_copy(update={"model": model}).explicit)) is not None
 
 
 def test_whatever_goes_wrong_in_a_plan_is_said_and_the_run_goes_on(small, monkeypatch):
@@ -156,9 +155,7 @@ def test_a_run_that_takes_less_at_once_by_itself_needs_less(small):
     usual, helps_itself = (
         foresight.foresee(
             with_settings(
-                small.model_copy(
-                    update={"training": TrainingConfig(steps=3, batch_size=12, auto_batch=auto)}
-                ).as_written
+                small.model_copy(update={"training": TrainingConfig(steps=3, batch_size=12, auto_batch=auto)}).explicit
             )
         )
         for auto in (False, True)
@@ -167,5 +164,5 @@ def test_a_run_that_takes_less_at_once_by_itself_needs_less(small):
 
 
 def test_what_the_process_holds_already_counts_as_room(small):
-    made = foresight.foresee(with_settings(small.as_written))
+    made = foresight.foresee(with_settings(small.explicit))
     assert made is not None and made.plan.device.usable > this_processor().usable + 100_000_000

@@ -159,7 +159,7 @@ def in_bfloat16(experiment):
 @pytest.mark.usefixtures("same_products")
 def test_a_fall_back_to_the_eager_backend_is_warned_of_with_its_distance_and_forecast_anew(small, apart):
     small = in_bfloat16(small)
-    usual = foresight.foresee(with_settings(small.as_written))
+    usual = foresight.foresee(with_settings(small.explicit))
     trained = rankwise.train(small)
     manifest = trained.manifest
     assert manifest.backend == "eager" and manifest.forecast.peak_bytes > usual.plan.forecast.peak
@@ -177,7 +177,7 @@ def test_a_fall_back_to_the_eager_backend_is_warned_of_with_its_distance_and_for
 def test_what_cannot_fit_with_the_eager_backend_is_not_begun(small, apart, monkeypatch):
     small = in_bfloat16(small)
     plain = small.model_copy(update={"training": small.training.model_copy(update={"backend": "eager"})})
-    fast, usual = (foresight.foresee(with_settings(one.as_written)) for one in (small, plain))
+    fast, usual = (foresight.foresee(with_settings(one.explicit)) for one in (small, plain))
     room = (fast.least + usual.least) // 2
     assert fast.least < room < usual.least
     monkeypatch.setattr(foresight, "CERTAIN", 1.0)

@@ -54,7 +54,7 @@ def advise(
             raise ConfigError([refusal])
         if model is not None:
             _refuse_other(model, experiment.base.name, objective)
-        foreseen = foresee(with_settings(experiment.as_written), callback, objective.head_size)
+        foreseen = foresee(with_settings(experiment.explicit), callback, objective.head_size)
         training, foreseen = within_limit(experiment.training, foreseen, callback)
         if foreseen is not None:
             foreseen.check(callback, force=force_memory)

@@ -268,9 +268,6 @@ class AdaLoraConfig(AdapterConfig):
         return 4.0 * rank**2 * (layer.inputs + layer.outputs) if self.orthogonality else 0.0
 
 
-VECTORS_ALONE = "VeRA stores the vectors of layers alone, and {} would be trained beside them. Choose --method lora"
-
-
 class VeraConfig(AdapterConfig):
     """VeRA (Kopiczko et al. 2023): delta W = diag(b) B diag(d) A, over linear layers and Conv1D.
 
@@ -304,7 +301,10 @@ class VeraConfig(AdapterConfig):
     def check_heads(self, heads: Iterable[str]) -> None:
         """ConfigError where modules are to be trained whole."""
         if names := list(heads):
-            raise ConfigError([f"{VECTORS_ALONE.format(f'the head {names[0]}')}."])
+            raise ConfigError([
+                f"VeRA stores the vectors of layers alone, and the head {names[0]} would be trained beside them. "
+                "Choose --method lora."
+            ])  # fmt: skip
 
     def parameters(self, total: int, layers: Sequence[Layer], heads: Heads = NO_HEADS) -> Parameters:
         """The two matrices are in the file and in memory once; a step has those of each layer with their vectors."""

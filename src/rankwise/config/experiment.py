@@ -117,12 +117,6 @@ class Experiment(Compatible):
         ))  # fmt: skip
 
     @property
-    def as_written(self) -> JsonObject:
-        """The settings that were given, to be read again. A method built from its class has not set its name."""
-        values = self.model_dump(mode="json", exclude_unset=True)
-        return values | {"adapter": {"method": self.adapter.method} | values.get("adapter", {})}
-
-    @property
     def rows(self) -> RowSettings:
         return RowSettings(
             self.data, self.base, self.classification, self.preference, self.images, seed=self.training.seed
@@ -135,7 +129,8 @@ class Experiment(Compatible):
 
     @property
     def explicit(self) -> JsonObject:
-        """The settings that were set, as JSON. Others have defaults that depend on the rows."""
+        """The settings that were given, as JSON to be read again, with the method's name. Others have defaults that
+        depend on the rows."""
         settings = self.model_dump(mode="json", exclude_unset=True)
         return settings | {"adapter": settings.get("adapter", {}) | {"method": self.adapter.method}}
 

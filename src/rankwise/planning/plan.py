@@ -296,7 +296,7 @@ class Plan:
 
     def changed(self, *settings: str) -> Forecast | None:
         """The forecast with some settings changed; None where they leave no row."""
-        changed = with_settings(self.config.as_written, *settings)
+        changed = with_settings(self.config.explicit, *settings)
         rows, limit = self.rows, longest_of(changed, self.shape)
         if rows is not None and limit < self.amount.longest:
             rows = rows.shorter(limit)

@@ -36,7 +36,7 @@ _Usable = tuple[int, ImageRecord | None]
 
 
 def goes_on() -> None:
-    """Nobody stops it."""
+    """The default `check_stop`: nothing ends this process."""
 
 
 def compares(config: DataConfig) -> bool:

@@ -271,7 +271,8 @@ def _begun(
         status="running", base_model=training.model.facts, data=data_facts(training.prepared),
         learning_rate=training.rate, backend=trainer.backend.name, lineage=training.lineage,
         forecast=None if forecast is None else forecast.recorded(), replay=report.replay, back_offs=back_offs,
-        machine=training_machine(), products=products, **_facts_of(extras),
+        machine=training_machine(), products=products,
+        **dict(fact for extra in extras for fact in extra.facts().items()),
     )  # fmt: skip
     if resumable is not None:
         past = take_up_together(session.world, resumable, trainer.state, manifest, report, callback)
@@ -294,10 +295,6 @@ def _begun(
     if resumable is not None:
         callback(StatusMessage(f"continuing after step {trainer.state.step}"))
     return past
-
-
-def _facts_of(extras: Sequence[Extra]) -> dict[str, Any]:
-    return {name: value for extra in extras for name, value in extra.facts().items()}
 
 
 def _changed_start(lineage: Sequence[Round], name: str | None) -> str | None:

@@ -52,6 +52,7 @@ def run(
     for extra in settled.extras:
         extra.prepare(training)
     training.trainable = training.method.attach(loaded, replace(training.setup, training=training.config))
+    training.setup = replace(training.setup, start=None)  # copied by now, and not kept in memory while it trains
     try:
         training.work = _workload(training)
         for extra in settled.extras:

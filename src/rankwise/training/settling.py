@@ -129,7 +129,7 @@ def settle(
         raise ConfigError([problem])
     sections_of = {name: sections(experiment) for name, sections in EXTRAS.items()}
     extras = tuple(resolve_name(name)(*sections) for name, sections in sections_of.items() if sections is not None)
-    forecast = foresee(with_settings(experiment.as_written), callback, objective.head_size)
+    forecast = foresee(with_settings(experiment.explicit), callback, objective.head_size)
     computed, forecast = within_limit(experiment.training, forecast, callback)
     if forecast is not None and resumable is None:
         forecast.check(callback, force=force_memory)

@@ -4,8 +4,8 @@
     run         load, encode, extras.rows, extras.prepare, attach, extras.attached        (run.py)
     record      the folder says "running", extras.hooks, train, save                      (recording.py)
 
-An extra is made of the settings that ask for it, and its module is imported only then (extras.py). It sees the
-`Training` and may change its rows, its learning rate and what happens between its steps.
+An extra is made of the settings that ask for it, and its module is imported only then (extras/). It sees the `Training`
+and may change its rows, its learning rate and what happens between its steps.
 """
 
 from __future__ import annotations
@@ -77,13 +77,13 @@ class Training:
     prepared: Prepared
     scorer: Scorer
     setup: Setup
+    stored: JsonObject
+    """All settings, as the run's config.json has them."""
     lineage: tuple[Round, ...] = ()
     """The rounds that it began with."""
-    stored: JsonObject = field(default_factory=dict[str, Any])
-    """All settings, as the run's config.json has them."""
     resumable: Resumable | None = None
     begun: Manifest | None = None
-    """That of the run which is resumed, or begins again after it has diverged."""
+    """The manifest of a run that is resumed, or that begins again because it diverged."""
     forecast: Foresight | None = None
     anchor: Anchoring | None = None
     """What holds it to its base."""

@@ -105,7 +105,10 @@ class FileBase:
         return numbers_in(self._file, self._header, name)
 
     def fields(self) -> dict[str, Copied]:
-        """All settings but the architecture, which every file names first."""
+        """All settings but the architecture, which every file names first. ModelError where one is too large to be
+        read, since the copy would lack it."""
+        if large := self._header.kinds.keys() - self._header.settings.keys():
+            raise ModelError(f"{self._file}: the setting {min(large)} is too large to be copied. Use --format merged.")
         return {
             key: Copied(self._header.kinds[key], value)
             for key, value in self._header.settings.items()

@@ -59,7 +59,7 @@ Value = int | float | bool | str | list[int | float] | list[str]
 class GgufHeader:
     settings: dict[str, Value] = field(default_factory=dict)
     kinds: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """The type of each setting; of a list, the type of its items stands behind."""
+    """The type of each setting, of those that were passed over too; of a list, its items' type comes second."""
     tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """By name; the first dimension is the one that runs fastest, so of a weight (O, I) it is I."""
     types: dict[str, int] = field(default_factory=dict)
@@ -212,8 +212,9 @@ class _HeaderReader:
         for _ in range(settings):
             key = self._name("setting", header.settings)
             kinds, value = self._setting(key)
+            header.kinds[key] = kinds
             if value is not None:
-                header.settings[key], header.kinds[key] = value, kinds
+                header.settings[key] = value
         for _ in range(tensors):
             name = self._name("tensor", header.tensors)
             header.tensors[name] = self._dimensions(name)
