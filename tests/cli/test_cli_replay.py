@@ -141,12 +141,14 @@ def test_nothing_is_measured_on_rows_that_were_replayed() -> None:
 def test_without_replay_nothing_is_replayed_and_with_the_bases_answers_the_loss_falls_on_them_too() -> None:
     told = json.loads(trained("own", "--replay", "0.5", "--held-out", "4", "--json").stdout)["replay"]
     assert told["source"].startswith("the base model's own answers") and told["rows"] == 6
-    assert told["origins"] == [] and 0 < told["loss_share"] < 1
+    learned = told["loss_tokens"] * told["rows_in_pass"] / told["rows"]
+    own = recorded("own", "manifest.json")["data"]["loss_tokens"]
+    assert told["origins"] == [] and told["loss_share"] == pytest.approx(learned / (learned + own), abs=1e-4)
     assert json.loads(trained("none", "--held-out", "4", "--json").stdout)["replay"] is None
     assert recorded("none", "data_report.json")["replay"] is None
-    own = load_file("runs/own/adapter/adapter_model.safetensors")
+    replayed = load_file("runs/own/adapter/adapter_model.safetensors")
     none = load_file("runs/none/adapter/adapter_model.safetensors")
-    assert any(not np.array_equal(own[name], none[name]) for name in none)
+    assert any(not np.array_equal(replayed[name], none[name]) for name in none)
 
 
 def prepared_with(share: float, others: str, **data: Any) -> tuple[Prepared, Prepared]:

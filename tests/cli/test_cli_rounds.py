@@ -31,10 +31,12 @@ from kit.vision_models import save_folder
 from rankwise.adapters.formats.peft_reader import WEIGHTS, read_weights
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.commands.train import train
+from rankwise.config.adapters import LoraConfig
 from rankwise.config.reading import parse_setting, read_experiment
 from rankwise.errors import Interrupted
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.methods.artifact import open_artifact
+from rankwise.methods.starting import continued
 from rankwise.runs.manifest import EarlierRound
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import Event, StepRecord
@@ -494,3 +496,9 @@ def test_training_from_python_needs_no_model(begun: str) -> None:
     assert run.manifest.lineage[0].name == begun
     with pytest.raises(package.RankwiseError, match=r"is for rankwise\.train"):
         package.inject(tiny_model("llama"), package.LoraConfig(start_from=begun))
+
+
+def test_dropout_of_an_adapter_stays_where_nobody_names_another() -> None:
+    adapter = LoraConfig(dropout=0.1)
+    assert continued(LoraConfig(start_from="a"), adapter, "a").dropout == 0.1
+    assert continued(LoraConfig(start_from="a", dropout=0.2), adapter, "a").dropout == 0.2

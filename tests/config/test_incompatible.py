@@ -110,6 +110,12 @@ def test_a_row_refuses_its_setting_and_nothing_else(row: Refusal, setting: Term)
         assert refused(without, row.moment) == []
 
 
+def test_rows_that_are_held_out_by_default_take_neither_groups_nor_an_order() -> None:
+    for setting in ({"group": "g"}, {"held_out_order": "last"}):
+        with pytest.raises(ConfigError, match="has no effect without held_out"):
+            made(PLAIN | {"data.held_out": "auto"} | {f"data.{key}": value for key, value in setting.items()})
+
+
 def test_a_setting_is_excluded_where_a_row_says_so_whatever_else_is_given() -> None:
     assert excludes("training.anchor", "adapter.method", "full")
     assert not excludes("training.anchor", "adapter.method", "lora")

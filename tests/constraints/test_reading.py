@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from kit.sampling import draws
+from rankwise.commands.data import count_only
 from rankwise.config.data import Constraint, DataConfig
 from rankwise.constraints.constraint import (
     AnswerForms,
@@ -24,6 +25,7 @@ from rankwise.constraints.constraint import (
 from rankwise.constraints.matcher import follows
 from rankwise.constraints.schema import MOST_CHARACTERS, closed
 from rankwise.errors import ConfigError
+from rankwise.runs.records import silent
 
 PERSON = {
     "type": "object",
@@ -250,3 +252,19 @@ def test_the_largest_texts_that_are_read():
     assert constraint_of("regex", f"a{{{1}}}" + "b" * 100, "here").kind == "regex"
     with pytest.raises(ConfigError, match=f"more than {MOST_CHARACTERS:,}"):
         constraint_of("regex", "b" * (MOST_CHARACTERS + 1), "here")
+
+
+def test_every_answer_of_a_row_keeps_to_the_constraint(tmp_path):
+    def row(*answers):
+        turns = [
+            {"role": role, "content": text}
+            for answer in answers
+            for role, text in (("user", "?"), ("assistant", answer))
+        ]
+        return json.dumps({"messages": turns})
+
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join([row("yes", "no"), row("yes", "perhaps"), row("no")]))
+    config = DataConfig(path=str(file), answers="apart", answer_choices=("yes", "no"))
+    report = count_only(config, silent)
+    assert (report.rows, report.used) == (3, 2)

@@ -178,7 +178,10 @@ def test_training_json_holds_no_folder_of_this_machine(home):
         "--quiet",
     )
     done("train", *run, "--set", "model.dtype=float32")
-    text = Path("runs/elsewhere/adapter/training.json").read_text()
+    folder = Path("runs/elsewhere/adapter")
+    text = (folder / "training.json").read_text()
+    weights = {file.name: sha256_of(file) for file in folder.glob("*.safetensors")}
+    assert weights and json.loads(text)["weights"] == weights
     assert str(home) not in text and '"path": "rows.jsonl"' in text and '"name": "tiny-llama"' in text
 
 

@@ -185,6 +185,7 @@ def test_a_column_of_several_files_is_told_once_and_stops_by_any_of_them():
     write("folder/b.jsonl", pairs(4, note=lambda n: f"words about row {n} here"))
     (column,) = data_report("folder").unused_columns
     assert (column.file, column.filled, column.rows, column.stops) == ("folder", 54, 54, True)
+    assert "words about row" in column.example, "the example is of the file that stops"
 
 
 def test_what_is_left_out_is_not_there_and_a_name_that_no_row_has_is_refused():

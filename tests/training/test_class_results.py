@@ -192,6 +192,7 @@ def test_a_run_of_defaults_stops_keeps_the_best_and_says_what_it_stands_beside(e
     run = RunSnapshot.finished("r")
     results = run.manifest.results
     assert run.experiment.validation.keep == "best" and run.experiment.training.epochs == 10
+    assert run.history.steps[0].steps == run.experiment.training.total_steps(60), "the stored passes are made"
     assert run.manifest.forecast.trainable_parameters == results.trainable_parameters
     assert results.baselines["vectors"] == results.validation_accuracy_before
     assert results.baselines["largest_class"] == pytest.approx(0.65, abs=0.1)

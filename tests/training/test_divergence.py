@@ -235,6 +235,8 @@ def test_a_run_gives_up_after_three_times(workplace, monkeypatch):
     lifted(monkeypatch, first=3, above=0.0)
     with pytest.raises(TrainingError, match=r"It went back 3 times, the last time with the learning rate 0\.0013"):
         rankwise.train(experiment("back-off"))
+    warnings = [one for one in RunDirectory.named("r").manifest().warnings if "went back to" in one]
+    assert len(warnings) == 3, "each is told with its own learning rate"
 
 
 def test_without_divergence_the_setting_changes_no_byte(workplace):
