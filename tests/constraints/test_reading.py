@@ -255,16 +255,9 @@ def test_the_largest_texts_that_are_read():
 
 
 def test_every_answer_of_a_row_keeps_to_the_constraint(tmp_path):
-    def row(*answers):
-        turns = [
-            {"role": role, "content": text}
-            for answer in answers
-            for role, text in (("user", "?"), ("assistant", answer))
-        ]
-        return json.dumps({"messages": turns})
-
     file = tmp_path / "rows.jsonl"
-    file.write_text("\n".join([row("yes", "no"), row("yes", "perhaps"), row("no")]))
-    config = DataConfig(path=str(file), answers="apart", answer_choices=("yes", "no"))
+    answers = [["yes", "no"], ["yes", "perhaps"], ["no"]]
+    file.write_text("\n".join(json.dumps({"input": "Is it?", "output": several}) for several in answers))
+    config = DataConfig(path=str(file), alternatives="each", answer_choices=("yes", "no"))
     report = count_only(config, silent)
     assert (report.rows, report.used) == (3, 2)
