@@ -143,19 +143,18 @@ def rules_restated(settings: dict[str, Any], r: int, embedding: bool, own: tuple
     patterns = own[1] / own[0] ** power
     return {
         "PEFT": patterns, "transformers": patterns, "vLLM": patterns, "SGLang": alpha / top, "llama.cpp": alpha / r,
-        "Ollama": alpha / r, "LoRAX": alpha / top**power, "OpenVINO GenAI": 1.0,
-        "Olive": 1.0 if embedding else alpha / top**power, "TensorRT-LLM": alpha / r**power,
+        "Ollama": alpha / r, "OpenVINO GenAI": 1.0,
     }  # fmt: skip
 
 
 REFUSED_BY = {
     "adalora": set(RULES) - {"PEFT", "transformers"},
     "pruned": set(RULES) - {"PEFT", "transformers"},
-    "dora": {"vLLM", "SGLang", "llama.cpp", "Ollama", "LoRAX", "OpenVINO GenAI", "Olive"},
-    "embedding": {"LoRAX", "OpenVINO GenAI", "Ollama"},
+    "dora": {"vLLM", "SGLang", "llama.cpp", "Ollama", "OpenVINO GenAI"},
+    "embedding": {"OpenVINO GenAI", "Ollama"},
     "conv1d": {"llama.cpp", "Ollama"},
-    "ranks": {"SGLang", "LoRAX"},
-    "both": {"SGLang", "LoRAX"},
+    "ranks": {"SGLang"},
+    "both": {"SGLang"},
 }
 """By reading: what does not even load, or loses a part, whatever its scale. mlx-lm never reads PEFT's folders."""
 

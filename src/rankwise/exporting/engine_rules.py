@@ -6,14 +6,12 @@ Engines disagree about alpha and rank: some follow rank_pattern and alpha_patter
 numbers at the top of adapter_config.json, some take the rank from the tensor, and one never opens that file. Nearly all
 of them differ in silence:
 
-    patterns           alpha_pattern and rank_pattern for each layer, rsLoRA    alpha_l / rank_l, alpha_l / sqrt(rank_l)
-    top                the two numbers at the top of the file alone             alpha / r
-    top-rslora         and rsLoRA                                               alpha / r or alpha / sqrt(r)
-    top-rslora-linear  the same, but embeddings are not scaled                  1 for an embedding
-    tensor             the rank of the tensor itself, and 1 for an alpha of 0   alpha / rows of A
-    tensor-rslora      and rsLoRA                                               alpha / rows of A or its square root
-    one                the file is not read                                     1
-    none               the folder is not read                                   no scale
+    patterns    alpha_pattern and rank_pattern for each layer, rsLoRA    alpha_l / rank_l, alpha_l / sqrt(rank_l)
+    top         the two numbers at the top of the file alone             alpha / r
+    top-rslora  and rsLoRA                                               alpha / r or alpha / sqrt(r)
+    tensor      the rank of the tensor itself, and 1 for an alpha of 0   alpha / rows of A
+    one         the file is not read                                     1
+    none        the folder is not read                                   no scale
 
 `verdicts` says for one adapter which engines apply the change that was trained.
 
@@ -60,12 +58,6 @@ def declared(weights: AdapterWeights) -> DeclaredRules | None:
     return DeclaredRules(r, alpha, bool(settings.get("use_rslora")), ranks, alphas)
 
 
-def _tensor(facts: DeclaredRules, part: Factors, *, rslora: bool) -> float:
-    if not facts.alpha or not part.rank:
-        return 1.0
-    return _ratio(facts.alpha, part.rank, rslora)
-
-
 def _ratio(alpha: float, rank: float, rslora: bool) -> float:
     return alpha / (math.sqrt(rank) if rslora else rank)
 
@@ -74,11 +66,7 @@ _RULES: dict[str, Callable[[DeclaredRules, str, Factors], float | None]] = {
     "patterns": lambda facts, path, part: _ratio(facts.alphas[path], facts.ranks[path], facts.rslora),
     "top": lambda facts, path, part: _ratio(facts.alpha, facts.r, False),
     "top-rslora": lambda facts, path, part: _ratio(facts.alpha, facts.r, facts.rslora),
-    "top-rslora-linear": lambda facts, path, part: (
-        1.0 if part.embedding else _ratio(facts.alpha, facts.r, facts.rslora)
-    ),
-    "tensor": lambda facts, path, part: _tensor(facts, part, rslora=False),
-    "tensor-rslora": lambda facts, path, part: _tensor(facts, part, rslora=facts.rslora),
+    "tensor": lambda facts, path, part: facts.alpha / part.rank if facts.alpha and part.rank else 1.0,
     "one": lambda facts, path, part: 1.0,
     "none": lambda facts, path, part: None,
 }

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from rankwise.exporting.engines import (
     llama_cpp,
-    lorax,
     mlx_lm,
-    olive,
     ollama,
     onnxruntime,
     openvino,
-    peft,
     sglang,
-    tensorrt_llm,
     transformers,
     transformers_js,
     vllm,
 )
 
 ENGINES = (
-    peft.ENGINE, transformers.ENGINE, vllm.ENGINE, sglang.ENGINE, llama_cpp.ENGINE, ollama.ENGINE, lorax.ENGINE,
-    openvino.ENGINE, mlx_lm.ENGINE, olive.ENGINE, tensorrt_llm.ENGINE,
-    onnxruntime.ENGINE, transformers_js.ENGINE,
+    transformers.PEFT, transformers.ENGINE, vllm.ENGINE, sglang.ENGINE, llama_cpp.ENGINE, ollama.ENGINE,
+    openvino.ENGINE, mlx_lm.ENGINE, onnxruntime.ENGINE, transformers_js.ENGINE,
 )  # fmt: skip
 """The order is that of messages and pages."""
 DOCS, CAUSAL_LM = "docs/export.md", "AutoModelForCausalLM"

@@ -173,3 +173,10 @@ ENGINE = Engine(
     uses={"merged": 'AutoModelForCausalLM.from_pretrained("FOLDER")'}, aliases={"transformers": "merged"},
     package=Package("transformers", __name__, ("transformers", "torch"), ("merged",)),
 )  # fmt: skip
+PEFT = Engine(
+    "PEFT", "0.21.2", "peft/tuners/lora/layer.py, peft/utils/other.py", "patterns", reads=ALL_OF_PEFT,
+    uses={"peft": 'AutoPeftModelForCausalLM.from_pretrained("FOLDER")'},
+    aliases=dict.fromkeys(("safetensors", "lora", "hf"), "peft"),
+    package=Package("peft", __name__, ("peft", "torch"), ("peft", "portable")),
+)  # fmt: skip
+"""What wrote the format reads all of it."""
