@@ -4,7 +4,8 @@ it, its learning rate and its defaults."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -16,6 +17,8 @@ from rankwise.config.models import BOTH, DECODER, ENCODER, IMAGES
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
 
+TAGGED = "rows with tags"
+"""In place of a nature, where the rows decide and not the model."""
 PREFERENCE_SHARE = 0.1
 """The learning rate for preference pairs, as a share of the one for answers (lab/preference.md)."""
 CLASS_EPOCHS, WITHOUT_ROWS, PATIENCE = 10, 4, 2
@@ -43,46 +46,46 @@ class Suited(Compatible):
     model: str
 
 
+def _epochs_of_answers(training: TrainingConfig, rows: int, has_validation: bool) -> int | None:
+    """More of few rows than of many, where some are validated. Replay rows are drawn for two epochs beforehand."""
+    most = min(ANSWER_EPOCHS, ANSWER_STEPS * training.rows_per_step(rows) // rows)
+    return most if has_validation and most > FEWEST_EPOCHS and training.replay is None else None
+
+
+@dataclass(frozen=True)
 class ObjectiveSettings:
     """A default is what language models have."""
 
-    name: ClassVar[str]
-    learns = ""
+    name: str
+    learns: str = ""
     """What the model learns from a row."""
-    nature = ""
-    """The kind of model for which `auto` chooses this objective."""
-    because = ""
+    nature: str = ""
+    """The kind of model for which `auto` chooses this objective, or TAGGED, for rows with tags."""
+    because: str = ""
     """Why it is, for a message; {0} is the model's name and {1} its kind."""
-    texts = 1
+    texts: int = 1
     """How many texts a document has, each of which may have the largest length."""
-    planned: ClassVar[Mapping[str, Any]] = {}
+    planned: Mapping[str, Any] = field(default_factory=dict)
     """Settings of training that a plan counts with, whatever is given."""
-    earliest = 1
+    earliest: int = 1
     """The first step after which a result may be the best one."""
+    rows: Callable[[DataConfig], DataConfig] = lambda data: data
+    """The settings by which a training reads its rows."""
+    rate: Callable[[MethodConfig], float] = lambda adapter: adapter.auto_rate
+    """What the learning rate `auto` is at width 576."""
+    most_epochs: Callable[[TrainingConfig, int, bool], int | None] = lambda training, rows, has_validation: None
+    """By default, for so many rows and with validation rows or without; None where they follow from nothing."""
 
     def decided(self, nature: str, has_tags: Callable[[], bool]) -> ObjectiveSettings:
         """Itself; of `auto` the objective for a model of this nature and for its rows."""
-        return self
-
-    def suits(self, nature: str, has_tags: Callable[[], bool]) -> bool:
-        """Whether `auto` is this objective."""
-        return nature == self.nature
+        if self.name != "auto":
+            return self
+        suited = (one for one in OBJECTIVES.values() if (has_tags() if one.nature == TAGGED else one.nature == nature))
+        return next(suited)
 
     def problem(self, nature: str, model: str) -> str | None:
         """Why a model of this nature cannot be trained so."""
         return next(iter(problems(Suited(objective=self.name, nature=nature, model=model), "nature")), None)
-
-    def rows(self, data: DataConfig) -> DataConfig:
-        """The settings by which a training reads its rows."""
-        return data
-
-    def rate(self, adapter: MethodConfig) -> float:
-        """What the learning rate `auto` is at width 576."""
-        return adapter.auto_rate
-
-    def most_epochs(self, training: TrainingConfig, rows: int, *, has_validation: bool) -> int | None:
-        """By default; None where they follow from nothing."""
-        return None
 
     def defaults(
         self, training: TrainingConfig, validation: ValidationConfig, *, rows: int, has_validation: bool, by: str
@@ -90,7 +93,7 @@ class ObjectiveSettings:
         """Parts of an experiment that follow from its `rows`, which training shows. `has_validation`: whether there are
         validation rows, of which the metric `by` says best what was learned. Where neither passes nor steps are given,
         the model learns until its validation stops improving."""
-        epochs = self.most_epochs(training, rows, has_validation=has_validation)
+        epochs = self.most_epochs(training, rows, has_validation)
         if epochs is None or training.epochs or training.steps:
             return {}
         changes: dict[str, Any] = {}
@@ -103,101 +106,39 @@ class ObjectiveSettings:
         }
 
 
-class Undecided(ObjectiveSettings):
-    """`auto`, until the model and the rows decide."""
-
-    name = "auto"
-
-    def decided(self, nature: str, has_tags: Callable[[], bool]) -> ObjectiveSettings:
-        return next(one for one in reversed(OBJECTIVES.values()) if one.suits(nature, has_tags))
-
-
-class OfAnswers(ObjectiveSettings):
-    name = "causal-lm"
-    learns = "the tokens of its answers"
-    nature = DECODER
-
-    def most_epochs(self, training: TrainingConfig, rows: int, *, has_validation: bool) -> int | None:
-        """More of few rows than of many, where some are validated. Replay rows are drawn for two epochs beforehand."""
-        most = min(ANSWER_EPOCHS, ANSWER_STEPS * training.rows_per_step(rows) // rows)
-        return most if has_validation and most > FEWEST_EPOCHS and training.replay is None else None
-
-
-class OfSequences(ObjectiveSettings):
-    name = "sequence-to-sequence"
-    learns = "its output, by the decoder of a model such as T5 or BART"
-    texts = 2
-    nature = BOTH
-    because = "{0} is an encoder with a decoder ({1})"
-
-
-class OfPairs(ObjectiveSettings):
-    name = "preference"
-    learns = "which of two answers is better"
-    texts = 2
-
-    def rows(self, data: DataConfig) -> DataConfig:
-        return as_pairs(data)
-
-    def rate(self, adapter: MethodConfig) -> float:
-        return PREFERENCE_SHARE * adapter.auto_rate
-
-
-class OfChoices(ObjectiveSettings):
-    name = "multiple-choice"
-    learns = "which of the choices of its question is right"
-    texts = 4
-    planned: ClassVar[Mapping[str, Any]] = {"backend": "eager"}
-
-
-class OfClasses(ObjectiveSettings):
-    """What classifiers share."""
-
-    def rate(self, adapter: MethodConfig) -> float:
-        return adapter.classifier_rate
-
-
-class OfTexts(OfClasses):
-    name = "sequence-classification"
-    learns = "one class or number for its text"
-    nature = ENCODER
-    because = "{0} is an encoder ({1}), which generates no text"
-    earliest = 0  # its head is fitted before the first step
-
-    def rate(self, adapter: MethodConfig) -> float:
-        return adapter.text_rate or adapter.classifier_rate
-
-    def most_epochs(self, training: TrainingConfig, rows: int, *, has_validation: bool) -> int:
-        """Passes. The best of them has the highest accuracy, not the lowest loss, since the loss grows with each sure
-        answer to a row whose label is wrong."""
-        return CLASS_EPOCHS if has_validation else WITHOUT_ROWS
-
-
-class OfTags(OfClasses):
-    name = "token-classification"
-    learns = "a tag for each of its words"
-    because = "the words of the rows have tags"
-
-    def suits(self, nature: str, has_tags: Callable[[], bool]) -> bool:
-        return has_tags()
-
-
-class OfImages(OfClasses):
-    name = "image-classification"
-    learns = "one class or number for its image"
-    nature = IMAGES
-    because = "{0} is a vision model ({1})"
-
-    def rate(self, adapter: MethodConfig) -> float:
-        return adapter.image_rate or adapter.classifier_rate
-
-
-OBJECTIVES: dict[str, ObjectiveSettings] = {
-    one.name: one
-    for one in (Undecided(), OfAnswers(), OfSequences(), OfPairs(), OfChoices(), OfTexts(), OfTags(), OfImages())
-}
-"""By name; `auto` tries the last first."""
-LEARNED = ", ".join(f"{one.name} ({one.learns})" for one in OBJECTIVES.values() if one.learns)
+OBJECTIVES = {one.name: one for one in (
+    ObjectiveSettings(
+        "image-classification", "one class or number for its image", IMAGES, "{0} is a vision model ({1})",
+        rate=lambda adapter: adapter.image_rate or adapter.classifier_rate,
+    ),
+    ObjectiveSettings(
+        "token-classification", "a tag for each of its words", TAGGED, "the words of the rows have tags",
+        rate=lambda adapter: adapter.classifier_rate,
+    ),
+    ObjectiveSettings(
+        "sequence-classification", "one class or number for its text", ENCODER,
+        "{0} is an encoder ({1}), which generates no text", earliest=0,  # its head is fitted before the first step
+        rate=lambda adapter: adapter.text_rate or adapter.classifier_rate,
+        # passes: the best of them has the highest accuracy, not the lowest loss, since the loss grows with each sure
+        # answer to a row whose label is wrong
+        most_epochs=lambda training, rows, has_validation: CLASS_EPOCHS if has_validation else WITHOUT_ROWS,
+    ),
+    ObjectiveSettings(
+        "multiple-choice", "which of the choices of its question is right", texts=4, planned={"backend": "eager"},
+    ),
+    ObjectiveSettings(
+        "preference", "which of two answers is better", texts=2, rows=as_pairs,
+        rate=lambda adapter: PREFERENCE_SHARE * adapter.auto_rate,
+    ),
+    ObjectiveSettings(
+        "sequence-to-sequence", "its output, by the decoder of a model such as T5 or BART", BOTH,
+        "{0} is an encoder with a decoder ({1})", texts=2,
+    ),
+    ObjectiveSettings("causal-lm", "the tokens of its answers", DECODER, most_epochs=_epochs_of_answers),
+    ObjectiveSettings("auto"),
+)}  # fmt: skip
+"""By name, in the order in which `auto` tries them."""
+LEARNED = ", ".join(f"{one.name} ({one.learns})" for one in reversed(OBJECTIVES.values()) if one.learns)
 ObjectiveName = Annotated[
     Literal[
         "auto", "causal-lm", "sequence-to-sequence", "preference", "multiple-choice", "sequence-classification",
