@@ -16,6 +16,7 @@ from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.forward.activation_memory import saved_bytes
 from rankwise.forward.agreement import encoder_agreement
 from rankwise.forward.encoders import FusedEncoder, encoder_blocks, has_encoder_kernels, lowest_block_that_learns
+from rankwise.methods.inject import add_layers
 from rankwise.rows.encoded.batches import Batch
 
 KNOWN = ("vit", "deit", "dinov2", "clip", "siglip")
@@ -29,7 +30,7 @@ def adapted(family: str, config: LoraConfig | AdaLoraConfig | None = None) -> tu
     if isinstance(spec, LoraConfig):
         adapters.attach(choose(model, spec), "default")
     else:
-        adapters.attach_triplets(spec, "default", 0)
+        add_layers(adapters, spec)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in adapters.parameters():

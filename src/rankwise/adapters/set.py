@@ -24,15 +24,14 @@ from torch import Tensor, nn
 
 from rankwise.adapters.adalora import is_decided
 from rankwise.adapters.adapter import Adapter
-from rankwise.adapters.base_layers import adalora_for, features_of, lora_for, oriented, plain_lora, split_of, weight_of
+from rankwise.adapters.base_layers import lora_for, oriented, plain_lora, weight_of
 from rankwise.adapters.experts import open_experts, owner_of
 from rankwise.adapters.heads import HeadWrapper, head_paths
 from rankwise.adapters.lora import LoRA
-from rankwise.adapters.targets import Choice, chosen_paths
+from rankwise.adapters.targets import Choice
 from rankwise.adapters.token_rows import TokenRows, lay_token_rows
 from rankwise.adapters.wrapper import AdapterWrapper, Wrapper
-from rankwise.config.adapters import AdaLoraConfig, check_strength
-from rankwise.config.parameters import budget_of
+from rankwise.config.adapters import check_strength
 from rankwise.errors import TargetError, TrainingError, some
 from rankwise.kernels.quantized.tensor import in_full, is_quantized, unpack_weights
 
@@ -89,21 +88,6 @@ class AdapterSet:
         _check_name(name)
         lay_token_rows(self.model, ids, name)
 
-    def attach_triplets(self, config: AdaLoraConfig, name: str, seed: int) -> None:
-        """Add AdaLoRA triplets to the layers that `config` selects, and make them the active adapter."""
-        generator = torch.Generator().manual_seed(seed)
-        paths = chosen_paths(self.model, config)
-        sizes = {path: features_of(self.base_layer(path)) for path in paths}
-        splits = {path: split_of(self.model, path, sizes[path][1]) for path in paths}
-        counts = [len(split.names) if split else 1 for split in splits.values()]
-        layers = [layer for layer, count in enumerate(counts) for _ in range(count)]
-        mean_rank = budget_of(config, [sum(sizes[paths[layer]]) for layer in layers], layers, paths).mean_rank
-
-        parts = (
-            (path, adalora_for(self.base_layer(path), config, mean_rank, splits[path], generator)) for path in paths
-        )
-        self.add(parts, name)
-
     def add(self, parts: Iterable[tuple[str, Adapter]], name: str = "default") -> None:
         """Lay parts over the layers at their paths, and make them the active adapter. Each is made when its turn comes,
         so that none is where the name is refused."""
@@ -142,21 +126,12 @@ class AdapterSet:
     def settle(self, name: str = "default") -> None:
         """Convert every part of an adapter to plain LoRA with its rank and scale, however it was trained. DoRA stays
         DoRA."""
-        self.check_decided(name)
+        check_decided(self, name)
         layers = self.layers
         for path, adapter in self.adapters(name).items():
             if not isinstance(adapter, LoRA):
                 layers[path].adapters[name] = plain_lora(layers[path].base_layer, adapter)
         self.discard_empty(name)
-
-    def check_decided(self, name: str = "default") -> None:
-        """AdaLoRA that nobody allocated is LoRA of all the ranks it began with, which nobody asked for."""
-        undecided = [path for path, adapter in self.adapters(name).items() if not is_decided(adapter)]
-        if undecided:
-            raise TrainingError(
-                f'AdaLoRA has not decided the ranks of {len(undecided)} layers yet, such as "{undecided[0]}". '
-                "Call after_step of TrainableAdaLora after every step, up to the last."
-            )
 
     @property
     def layers(self) -> dict[str, AdapterWrapper]:
@@ -322,10 +297,20 @@ def discard(adapters: AdapterSet, name: str) -> None:
             model.set_submodule(path, module.base_layer)
 
 
+def check_decided(adapters: AdapterSet, name: str = "default") -> None:
+    """AdaLoRA that nobody allocated is LoRA of all the ranks it began with, which nobody asked for."""
+    undecided = [path for path, adapter in adapters.adapters(name).items() if not is_decided(adapter)]
+    if undecided:
+        raise TrainingError(
+            f'AdaLoRA has not decided the ranks of {len(undecided)} layers yet, such as "{undecided[0]}". '
+            "Call after_step of TrainableAdaLora after every step, up to the last."
+        )
+
+
 @torch.no_grad()
 def merge(adapters: AdapterSet, name: str = "default") -> nn.Module:
     """The base model with the change in its weights. No adapter is left over it, and none could be taken out again."""
-    adapters.check_decided(name)
+    check_decided(adapters, name)
     layers = adapters.layers
     for path, adapter in adapters.adapters(name).items():
         host = layers[path].base_layer

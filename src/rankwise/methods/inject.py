@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
+from rankwise.adapters.base_layers import adalora_for, features_of, split_of
 from rankwise.adapters.set import AdapterSet
-from rankwise.adapters.targets import Choice, check_choices, choose, notes_about
+from rankwise.adapters.targets import Choice, check_choices, choose, chosen_paths, notes_about
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
+from rankwise.config.parameters import budget_of
 from rankwise.errors import ConfigError
 
 
@@ -68,7 +71,17 @@ def _add_triplets(
     adapters: AdapterSet, config: AdaLoraConfig, name: str, seed: int, choices: list[Choice] | None
 ) -> None:  # fmt: skip
     check_choices(choices, needed=False)
-    adapters.attach_triplets(config, name, seed)
+    generator = torch.Generator().manual_seed(seed)
+    paths = chosen_paths(adapters.model, config)
+    sizes = {path: features_of(adapters.base_layer(path)) for path in paths}
+    splits = {path: split_of(adapters.model, path, sizes[path][1]) for path in paths}
+    counts = [len(split.names) if split else 1 for split in splits.values()]
+    layers = [layer for layer, count in enumerate(counts) for _ in range(count)]
+    mean_rank = budget_of(config, [sum(sizes[paths[layer]]) for layer in layers], layers, paths).mean_rank
+    adapters.add(
+        ((path, adalora_for(adapters.base_layer(path), config, mean_rank, splits[path], generator)) for path in paths),
+        name,
+    )
 
 
 ADDED: dict[str, Callable[[AdapterSet, Any, str, int, list[Choice] | None], None]] = {

@@ -26,7 +26,7 @@ from rankwise.adapters.formats.dialects import read_adapter
 from rankwise.adapters.formats.peft_config import settings_after, settings_of
 from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX, TOKENS, WEIGHTS, joined_experts, read_weights
 from rankwise.adapters.lora import DoRA
-from rankwise.adapters.set import AdapterSet, discard
+from rankwise.adapters.set import AdapterSet, check_decided, discard
 from rankwise.adapters.targets import Choice, host_view
 from rankwise.adapters.weights import AdapterWeights, Factors, TokenValues, check_same, refuse_scaled_dora, reported
 from rankwise.config.experts import stored_names
@@ -136,7 +136,7 @@ def stored_lora(weights: AdapterWeights) -> Stored:
 def weights_of(adapters: AdapterSet, name: str) -> AdapterWeights:
     """Copy the numbers of an adapter and its heads to the CPU, in float32. Layers of rank 0 are left out, as they
     change nothing and PEFT refuses them."""
-    adapters.check_decided(name)
+    check_decided(adapters, name)
     trained, heads = adapters.adapters(name), adapters.trained_heads(name)
     layers = {path: layer.base_layer for path, layer in adapters.layers.items() if path in trained}
     factors = {path: part for path, adapter in trained.items() if (part := _factors(adapter, layers[path])).rank}
