@@ -27,6 +27,8 @@ from memory import forget_peak, resident
 from telling import parser_of, tell
 from train_step import Served, Stack
 
+from rankwise.base.loading import load
+
 NAMES = ("rankwise", "rankwise-eager", "trainer", "trainer-bf16")
 RATE, CLASSES = 1e-3, 10
 
@@ -44,8 +46,8 @@ def prepared(size: int, count: int) -> tuple[Any, Any]:
         Experiment(model="dinov2-small", data=DataConfig(**data), run="bench", images={"size": size}), silent
     )
     objective = objective_of(experiment.objective, experiment.rows, silent)
-    model = objective.load(experiment.base.model_copy(update={"dtype": "bfloat16"}), silent)
-    return (objective, model), prepare(experiment.data, objective.row_encoding(model), silent).trained_rows
+    model = load(experiment.base.model_copy(update={"dtype": "bfloat16"}), silent, objective.kind)
+    return (objective, model), prepare(experiment.data, objective.rows.encoding(model), silent).trained_rows
 
 
 def ours(name: str, size: int, batch: int, steps: int, turns: Served) -> None:
@@ -85,7 +87,7 @@ def theirs(name: str, size: int, batch: int, steps: int, turns: Served) -> None:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     (objective, model), rows = prepared(size, steps * batch)
-    (pixels,) = (part.inputs["pixel_values"] for part in objective.batches(list(rows), 10**12))
+    (pixels,) = (part.inputs["pixel_values"] for part in objective.loss.batches(list(rows), 10**12))
     targets = torch.tensor([int(row.target) for row in rows])
     processing = objective.processing
     mean, std = (torch.tensor(values)[:, None, None] for values in (processing.mean, processing.std))

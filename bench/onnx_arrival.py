@@ -34,7 +34,7 @@ from rankwise.config.experiment import Experiment
 from rankwise.errors import ExportError
 from rankwise.exporting.verification import Export, Verification, Verifying, verify
 from rankwise.methods.artifact import open_artifact
-from rankwise.objectives.image_classification import ImageClassification
+from rankwise.objectives.image_classification.head import ImageHead
 from rankwise.rows.samples import tickets
 from rankwise.runs.records import silent
 
@@ -145,20 +145,21 @@ def faults(how: Verifying) -> dict[str, Any]:
             "dinov2", changed("dinov2", "preprocessor_config.json", {"do_flip_channel_order": True}), how
         ),
     }
-    graph = ImageClassification.graph
+    graph = ImageHead.graph
 
-    def swapped(self: ImageClassification, *arguments: Any) -> Any:
-        processing = self.processing.model_copy(update={"mean": self.processing.std, "std": self.processing.mean})
-        return graph(replace(self, processing=processing), *arguments)
+    def swapped(self: ImageHead, *arguments: Any) -> Any:
+        own = self.loss.processing
+        loss = replace(self.loss, processing=own.model_copy(update={"mean": own.std, "std": own.mean}))
+        return graph(replace(self, loss=loss), *arguments)
 
-    ImageClassification.graph = swapped
+    ImageHead.graph = swapped
     try:
         exported("dinov2", how)
         found["mean and deviation swapped"] = {"every engine": {"status": "right", "why": None}}
     except ExportError as error:
         found["mean and deviation swapped"] = {"every engine": {"status": "wrong", "why": " ".join(str(error).split())}}
     finally:
-        ImageClassification.graph = graph
+        ImageHead.graph = graph
     return found
 
 

@@ -125,7 +125,7 @@ def trainer_of(module: Any, world: Any, rows: int, tokens: int, steps: int) -> A
     from rankwise.forward.reference import random_documents
     from rankwise.methods.inject import inject
     from rankwise.methods.lora import TrainableLoRA
-    from rankwise.objectives.causal_lm import CAUSAL_LM
+    from rankwise.objectives.registry import objective_named
     from rankwise.rows.encoded.batches import Batches
     from rankwise.rows.encoded.dealing import share_of
     from rankwise.training.backend import Eager
@@ -134,7 +134,7 @@ def trainer_of(module: Any, world: Any, rows: int, tokens: int, steps: int) -> A
 
     trainable = TrainableLoRA(inject(module, LoraConfig(rank=8)))
     config = TrainingConfig(steps=steps, learning_rate=1e-4, batch_size=rows, max_batch_tokens=tokens)
-    backend = Eager(Workload(module, trainable, CAUSAL_LM, longest=tokens))
+    backend = Eager(Workload(module, trainable, objective_named("causal-lm"), longest=tokens))
     documents = random_documents(1000, [tokens - 1] * rows * steps, torch.Generator().manual_seed(0))
     batches = Batches.of(documents, config, backend.layout)
     if world.is_several:

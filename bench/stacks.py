@@ -105,7 +105,7 @@ def trainer_of(
 ) -> Any:  # fmt: skip
     """At a constant learning rate; nothing happens between steps."""
     from rankwise.config.training import TrainingConfig
-    from rankwise.objectives.causal_lm import CAUSAL_LM
+    from rankwise.objectives.registry import objective_named
     from rankwise.rows.encoded.batches import Batches
     from rankwise.training.backend import backend_named
     from rankwise.training.trainer import Trainer
@@ -115,7 +115,9 @@ def trainer_of(
         steps=steps, learning_rate=rate, schedule="constant", warmup=0.0, batch_size=case.batch,
         max_batch_tokens=case.max_batch_tokens,
     )  # fmt: skip
-    work = Workload(module, trainable, CAUSAL_LM, longest=case.longest, activation_checkpointing=recompute)  # pyright: ignore[reportArgumentType]
+    work = Workload(
+        module, trainable, objective_named("causal-lm"), longest=case.longest, activation_checkpointing=recompute
+    )  # pyright: ignore[reportArgumentType]
     computing: Any = backend_named(backend, work)
     batches = rows if hasattr(rows, "at") else Batches(rows, case.batch, case.max_batch_tokens, 0, computing.layout)
     return Trainer(trainable, batches, config, computing)

@@ -24,7 +24,8 @@ from rankwise.forward.reference import SupervisedLogits
 from rankwise.inference.generate import answer
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
-from rankwise.objectives.causal_lm import CAUSAL_LM, token_loss
+from rankwise.objectives.causal_lm import token_loss
+from rankwise.objectives.registry import objective_named
 from rankwise.rows.encoded.batches import Batches, collate
 from rankwise.rows.encoded.packing import pack
 from rankwise.rows.forms.formats import find_format, parse_row
@@ -76,7 +77,7 @@ def main() -> None:
 
     config = TrainingConfig(steps=8, batch_size=1, learning_rate=1e-3, schedule="constant")
     trainable = TrainableLoRA(adapters)
-    backend = Eager(Workload(model.module, trainable, CAUSAL_LM))
+    backend = Eager(Workload(model.module, trainable, objective_named("causal-lm")))
     trainer = Trainer(trainable, Batches.of([tokens], config, backend.layout), config, backend)
     losses = [record.loss for record in trainer.run()]
     assert losses[-1] < 0.5 * losses[0], "the row is being learned"

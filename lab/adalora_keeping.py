@@ -35,7 +35,7 @@ from rankwise.evaluation.subject import Forward, base_and_tuned
 from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
-from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.objectives.registry import objective_named
 from rankwise.rows.encoded.batches import Batches
 from rankwise.rows.preparing import prepare
 from rankwise.rows.writing import TextWriting
@@ -104,14 +104,14 @@ def run(folder: Path, cell: Cell, model: LoadedModel, base: Callable[[Forward], 
     prepared = prepare(experiment.data, TextWriting(model.tokenizer, model.template, model.source.name, None), silent)
     trained, rows = prepared.trained_rows, list(prepared.measured_rows)
     config = experiment.training.resolved(len(trained), model.width, experiment.auto_rate)
-    tuned = method.attach(model, Setup(config, config.total_steps(len(trained)), trained, load=CAUSAL_LM.load))
+    tuned = method.attach(model, Setup(config, config.total_steps(len(trained)), trained, load=load))
     measured, seconds, failed, sizes = dict[str, Any](), list[float](), None, dict[str, Any]()
     try:
         if variant.start is not None:
             assert isinstance(tuned, TrainableAdaLora)
             start_at_zero(tuned, *variant.start)
         tuned.train(False)
-        work = Workload.of(tuned, CAUSAL_LM, config, prepared, Presentation(), silent)
+        work = Workload.of(tuned, objective_named("causal-lm"), config, prepared, Presentation(), silent)
         backend = Fused(work)
         trainer = Trainer(tuned, Batches.of(trained, config, backend.layout), config, backend)
         seconds = [record.seconds for record in trainer.run()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rankwise.base.loading import load
 from rankwise.commands.advise import advise
 from rankwise.config.experiment import Experiment
 from rankwise.objectives.registry import decided, objective_of
@@ -34,8 +35,8 @@ def whole_run(model: str, trained: Path, measured: Path) -> dict[str, Any]:
     """All steps in memory, by the loop of every training, and the sides on all held-out rows."""
     experiment = decided(experiment_of(model, trained, measured), silent)
     objective = objective_of(experiment.objective, experiment.rows, silent)
-    loaded = objective.load(experiment.base, silent)
-    prepared = prepare(experiment.data, objective.row_encoding(loaded), silent)
+    loaded = load(experiment.base, silent, objective.kind)
+    prepared = prepare(experiment.data, objective.rows.encoding(loaded), silent)
     rows = len(prepared.trained)
     config = experiment.training.resolved(rows, loaded.width, experiment.auto_rate)
     advising = objective.among(ADVISING)(experiment, config, loaded, objective, prepared)

@@ -40,6 +40,7 @@ from stored_cells import command, fresh
 import images
 from rankwise.adapters.base_layers import weight_of
 from rankwise.adapters.targets import chosen_paths
+from rankwise.base.loading import load
 from rankwise.commands.evaluate import evaluate
 from rankwise.commands.train import train
 from rankwise.config.adapters import LoraConfig
@@ -139,7 +140,7 @@ def looked_at(folder: Path, cell: Cell, *, gradients: bool) -> tuple[dict[str, i
     """Parameters of one rank on each layer; and how much the loss of some training rows depends on its weight."""
     experiment = decided(experiment_of(folder, cell, {"method": "lora"}), silent)
     objective = objective_of(experiment.objective, experiment.rows, silent)
-    model = objective.load(experiment.base.model_copy(update={"dtype": "float32"}), silent)
+    model = load(experiment.base.model_copy(update={"dtype": "float32"}), silent, objective.kind)
     heads = objective.heads(model)
     weights: dict[str, Any] = {
         path: weight_of(model.module.get_submodule(path)) for path in chosen_paths(model.module, LoraConfig())
@@ -148,10 +149,10 @@ def looked_at(folder: Path, cell: Cell, *, gradients: bool) -> tuple[dict[str, i
     sizes = {path: sum(weight.shape) for path, weight in weights.items()}
     if not gradients:
         return sizes, {}
-    prepared = prepare(experiment.data, objective.row_encoding(model), silent)
+    prepared = prepare(experiment.data, objective.rows.encoding(model), silent)
     for weight in weights.values():
         weight.requires_grad_(True)
-    for batch in objective.batches(list(prepared.trained_rows)[:READ], 1024):
+    for batch in objective.loss.batches(list(prepared.trained_rows)[:READ], 1024):
         objective.loss(model.module, batch).backward()
     with torch.no_grad():
         return sizes, {path: float((weight * weight.grad).abs().mean()) for path, weight in weights.items()}

@@ -16,6 +16,7 @@ from claims_records import CellResult, Point
 from torch import Tensor
 
 from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.config.experiment import Experiment
 from rankwise.config.tasks import TaskConfig
 from rankwise.errors import EvaluationError, TrainingError, first_line
@@ -27,7 +28,7 @@ from rankwise.evaluation.text import Text
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.methods.trainable import Trainable
-from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.objectives.registry import objective_named
 from rankwise.rows.encoded.batches import Batches
 from rankwise.rows.preparing import prepare
 from rankwise.rows.text.tokenize import Tokens
@@ -124,12 +125,12 @@ def run_cell(experiment: Experiment, task: ClaimTask, held: Held, text: Text, ca
     trained, rows = prepared.trained_rows, list(prepared.measured_rows)
     config = experiment.training.resolved(len(trained), model.width, experiment.auto_rate)
     steps = config.total_steps(len(trained))
-    tuned = method.attach(model, Setup(config, steps, trained, load=CAUSAL_LM.load))
+    tuned = method.attach(model, Setup(config, steps, trained, load=load))
     meter = _Meter(model, tuned, rows[len(rows) // 2 :], text, held)
     tuned.train(False)
     meter.begin(task.name)
     try:
-        work = Workload.of(tuned, CAUSAL_LM, config, prepared, Presentation(), silent)
+        work = Workload.of(tuned, objective_named("causal-lm"), config, prepared, Presentation(), silent)
         tokens = steps * config.rows_per_step(len(trained)) * trained.tokens // len(trained)
         backend = choose_backend(work, config.backend, tokens)
         hooks = [

@@ -40,7 +40,7 @@ from rankwise.methods.lora import TrainableLoRA
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.methods.trainable import Trainable
-from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.objectives.registry import objective_named
 from rankwise.rows.preparing import prepare
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import silent
@@ -135,11 +135,11 @@ def run(folder: Path, cell: Cell, model: LoadedModel) -> dict[str, Any]:
         prepared = ReplayedRows(replay, experiment.data, experiment.training).among(prepared, model, writing, silent)
     rows = prepared.rows_in_pass
     config = experiment.training.resolved(rows, model.width, experiment.auto_rate)
-    tuned = method.attach(model, Setup(config, config.total_steps(rows), prepared.trained_rows, load=CAUSAL_LM.load))
+    tuned = method.attach(model, Setup(config, config.total_steps(rows), prepared.trained_rows, load=load))
     measured, seconds = dict[str, Any](), list[float]()
     try:
         tuned.train(False)
-        work = Workload.of(tuned, CAUSAL_LM, config, prepared, Presentation(), silent)
+        work = Workload.of(tuned, objective_named("causal-lm"), config, prepared, Presentation(), silent)
         backend = choose_backend(work, "auto", 0)
         anchor = None
         if config.anchor is not None:

@@ -22,7 +22,7 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.forgetting import AnchorConfig
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
-from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.objectives.registry import objective_named
 from rankwise.rows.encoded.batches import Batches
 from rankwise.rows.preparing import prepare
 from rankwise.rows.writing import TextWriting
@@ -46,8 +46,8 @@ def measured(task: str, steps: int, tokens: int) -> dict[str, Any]:
         prepared = prepare(experiment.data, writing, silent)
     rows = prepared.trained_rows
     config = experiment.training.resolved(len(rows), model.width, experiment.auto_rate)
-    tuned = method_of(experiment.adapter).attach(model, Setup(config, steps, rows, load=CAUSAL_LM.load))
-    work = Workload.of(tuned, CAUSAL_LM, config, prepared, Presentation(), silent)
+    tuned = method_of(experiment.adapter).attach(model, Setup(config, steps, rows, load=load))
+    work = Workload.of(tuned, objective_named("causal-lm"), config, prepared, Presentation(), silent)
     plain, held = Fused(work), Fused(work)
     asked = AnchorConfig(tokens=tokens)
     with tuned.base():

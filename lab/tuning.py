@@ -24,7 +24,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ import numpy as np
 from classification import rows_of
 
 from images import write
+from rankwise.base.loading import load
 from rankwise.config.experiment import Experiment
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
@@ -112,13 +113,18 @@ def loaded(folder: Path, task: str, steps: int, seed: int) -> tuple[Trials, Tria
     training = experiment.training.model_copy(update={"steps": steps, "seed": seed})
     experiment = decided(experiment.model_copy(update={"training": training}), silent)
     objective = objective_of(experiment.objective, experiment.rows, silent)
-    model, method = objective.load(experiment.base, silent), method_of(experiment.adapter)
-    prepared = prepare(experiment.data, objective.row_encoding(model), silent)
+    model, method = load(experiment.base, silent, objective.kind), method_of(experiment.adapter)
+    prepared = prepare(experiment.data, objective.rows.encoding(model), silent)
     order = random.Random(0).sample(list(prepared.validation), len(prepared.validation))
     choosing, measured = (replace(prepared, validation=_sorted(part)) for part in (order[:CHOOSING], order[CHOOSING:]))
     config = experiment.training.resolved(len(prepared.trained), model.width, experiment.auto_rate)
     setup = Setup(
-        config, steps, prepared.trained_rows, heads=objective.heads(model), load=objective.load, callback=silent
+        config,
+        steps,
+        prepared.trained_rows,
+        heads=objective.heads(model),
+        load=partial(load, kind=objective.kind),
+        callback=silent,
     )
     first, second = (
         Trials(

@@ -11,6 +11,7 @@ from torch import nn
 
 from conftest import tiny_model
 from kit.fast_forms import in_float64, rows
+from kit.summed_losses import summed
 from rankwise.adapters.base_layers import oriented
 from rankwise.adapters.formats.peft import read_peft, rewrite, write_peft
 from rankwise.adapters.formats.peft_reader import read_weights
@@ -22,7 +23,6 @@ from rankwise.forward.fused import FusedLoss
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import add_adapter, inject
-from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import portion
 from rankwise.rows.encoded.packing import flat
 

@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 import rankwise
 from kit.classifiers import encoder_folder, labelled, write_rows
 from kit.fast_forms import in_float64, rows, unsettle
+from kit.summed_losses import summed
 from rankwise.base.loading import load
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, HeadConfig, LoraConfig
 from rankwise.config.models import ModelConfig
@@ -26,7 +27,6 @@ from rankwise.kernels.prepacked import prepacked_weights
 from rankwise.kernels.quantized.formats import FORMATS
 from rankwise.kernels.quantized.tensor import is_quantized, stored_bytes, unpacked
 from rankwise.methods.inject import inject
-from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import portion
 from rankwise.rows.encoded.packing import flat
 from rankwise.system.cache import cache_folder

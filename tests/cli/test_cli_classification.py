@@ -27,7 +27,7 @@ from kit.interrupted import whole_and_resumed
 from rankwise.config.experiment import Experiment
 from rankwise.evaluation.class_metrics import metric_rows
 from rankwise.evaluation.metrics import METRICS
-from rankwise.objectives.text_classification import TextClassification
+from rankwise.objectives.text_classification import FittedHead
 from rankwise.reporting.provenance import forecast_and_fact
 from rankwise.runs.row_facts import TargetFacts
 from rankwise.runs.snapshot import RunSnapshot
@@ -527,7 +527,7 @@ def test_a_name_of_a_class_steers_no_terminal_and_stays_on_its_line(here):
 def test_a_head_that_the_model_brings_is_trained_further_and_this_is_told(here, monkeypatch):
     fitted = []
     monkeypatch.setattr(
-        TextClassification, "fit_head", lambda own, model, rows: fitted.append(model.module.config.name_or_path[-5:])
+        FittedHead, "fit", lambda own, model, rows: fitted.append(model.module.config.name_or_path[-5:])
     )
     for name, outputs in (("two", 2), ("three", 3)):
         AutoModelForSequenceClassification.from_pretrained("tiny-bert", num_labels=outputs).save_pretrained(name)

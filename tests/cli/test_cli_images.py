@@ -22,12 +22,13 @@ from transformers import AutoModelForImageClassification, pipeline
 from kit.command import done, printed, rankwise
 from kit.interrupted import whole_and_resumed
 from kit.vision_models import TIMM, save_folder
+from rankwise.base.loading import load
 from rankwise.commands.export import export
 from rankwise.commands.train import Trained, train
 from rankwise.config.experiment import Experiment
 from rankwise.errors import DataError
 from rankwise.inference.tuned_model import TunedModel, load_tuned
-from rankwise.objectives.image_classification import ImageClassification
+from rankwise.objectives.registry import objective_of
 from rankwise.python.run import load_run
 from rankwise.runs.records import Event, WarningMessage
 
@@ -100,7 +101,7 @@ def test_an_adapter_read_from_its_folder_gives_the_same_outputs(trained: Trained
 
 def test_the_base_is_untouched_beside_the_adapter(trained: Trained, tuned: TunedModel) -> None:
     objective = tuned.objective
-    plain = objective.load(trained.model.config, lambda event: None)
+    plain = load(trained.model.config, lambda event: None, objective.kind)
     head = tuple(objective.heads(trained.model))
     body = {name: value for name, value in plain.module.state_dict().items() if not name.startswith(head)}
     with trained.trainable.base():
@@ -113,10 +114,10 @@ def test_the_base_is_untouched_beside_the_adapter(trained: Trained, tuned: Tuned
 
 
 def outputs(module: torch.nn.Module, objective: Any) -> torch.Tensor:
-    rows = objective.random_rows(module, [1] * 3, torch.Generator().manual_seed(1))
-    (batch,) = objective.batches(rows, 10**6)
+    rows = objective.loss.random_rows(module, [1] * 3, torch.Generator().manual_seed(1))
+    (batch,) = objective.loss.batches(rows, 10**6)
     with torch.no_grad():
-        return objective.predict(module, batch)
+        return objective.loss.predict(module, batch)
 
 
 def test_a_merged_model_equals_the_adapted_one_and_opens_in_a_pipeline(trained: Trained) -> None:
@@ -237,7 +238,8 @@ def said_at(family: str, size: int) -> str:
     """What a training of images of this size is told as its model is loaded."""
     events: list[Event] = []
     of_size = experiment(family, "never", images={"size": size})
-    ImageClassification.of(of_size.rows, events.append, None).load(of_size.model, events.append)
+    kind = objective_of("image-classification", of_size.rows, events.append).kind
+    load(of_size.model, events.append, kind)
     return " ".join(event.text for event in events if isinstance(event, WarningMessage))
 
 

@@ -14,9 +14,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kit.classifiers import encoder_folder, write_rows
 from kit.command import done, rankwise
+from rankwise.base.loading import load
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
-from rankwise.objectives.text_classification import TextClassification, TextEncoder
+from rankwise.objectives.objective import Facts
+from rankwise.objectives.registry import objective_named
+from rankwise.objectives.text_classification import TextEncoder
 from rankwise.python.run import load_run
 from rankwise.rows.text.example import Example, Message
 from rankwise.runs.records import silent
@@ -67,14 +70,16 @@ def predicted(run: str, data: str, out: str) -> list[dict[str, Any]]:
 
 
 def test_loss_and_gradients_are_those_of_transformers(here):
-    objective = TextClassification(TargetFacts(classes=tuple(CLASSES), counts=(1,) * 3, form="several"))
-    model = objective.load(ModelConfig(name="tiny-bert", dtype="float32"), silent)
+    objective = objective_named(
+        "sequence-classification", Facts(TargetFacts(classes=tuple(CLASSES), counts=(1,) * 3, form="several"))
+    )
+    model = load(ModelConfig(name="tiny-bert", dtype="float32"), silent, objective.kind)
     examples = [
         Example((Message("user", row["text"]), Message("assistant", "-")), f"rows:{at}", labels=tuple(row["label"]))
         for at, row in enumerate(several(8))
     ]
     made = TextEncoder(model.tokenizer, DataConfig(path="rows"), 64, objective.targets).encode(examples)
-    (batch,) = objective.batches([row for one in made for row in one.sequences], 10_000)
+    (batch,) = objective.loss.batches([row for one in made for row in one.sequences], 10_000)
     module: Any = model.module.eval().requires_grad_(True)
     loss = objective.loss(module, batch) / batch.count
     loss.backward()

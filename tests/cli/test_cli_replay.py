@@ -20,7 +20,7 @@ from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
 from rankwise.inference import own_text
-from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.objectives.registry import objective_named
 from rankwise.rows.instructions import instructions
 from rankwise.rows.preparation import Prepared
 from rankwise.rows.preparing import prepare
@@ -156,7 +156,7 @@ def prepared_with(share: float, others: str, **data: Any) -> tuple[Prepared, Pre
     settings = {"replay": {"share": share, "data": others}, "epochs": 1, "batch_size": 4}
     experiment = Experiment(model="tiny-llama", run="x", data={"path": "rows.jsonl"} | data, training=settings)  # pyright: ignore
     model = load(ModelConfig(name="tiny-llama", dtype="float32"), silent)
-    writing = CAUSAL_LM.row_encoding(model)
+    writing = objective_named("causal-lm").rows.encoding(model)
     plain = prepare(experiment.data, writing, silent)
     replay = experiment.training.replay
     assert replay is not None, "it is asked for"

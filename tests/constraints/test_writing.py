@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kit.sequence_models import sequence_folder
+from rankwise.base.inspection import is_encoder_decoder
 from rankwise.base.loading import load
 from rankwise.base.sources import find
 from rankwise.config.data import Constraint
@@ -69,7 +70,7 @@ def tiny(tiny_folder):
 
 def sequence_model(kind, folder):
     spec = ModelConfig(name=str(sequence_folder(kind, folder)), dtype="float32", device="cpu")
-    return language_model(find(spec, silent).config).load(spec, silent)
+    return load(spec, silent, language_model(is_encoder_decoder(find(spec, silent).config)).kind)
 
 
 def prompts_of(model):

@@ -15,7 +15,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.evaluation.few_shot import first_answer, with_examples, with_other_questions
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.inference.kv_cache import LogitsAfter, can_share
-from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.objectives.registry import objective_named
 from rankwise.rows.preparing import prepare
 from rankwise.rows.text.encode import Encoder
 from rankwise.rows.text.example import Example, Message
@@ -34,7 +34,9 @@ def model(tiny_folder):
 def rows(tmp_path, model):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({"prompt": asked, "completion": said}) + "\n" for asked, said in PAIRS))
-    return list(prepare(DataConfig(path=str(file)), CAUSAL_LM.row_encoding(model), silent).trained_rows)
+    return list(
+        prepare(DataConfig(path=str(file)), objective_named("causal-lm").rows.encoding(model), silent).trained_rows
+    )
 
 
 def conversation(model, pairs):

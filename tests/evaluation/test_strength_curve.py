@@ -7,6 +7,7 @@ import torch
 
 from conftest import tiny_model
 from kit.fast_forms import rows
+from kit.summed_losses import summed
 from rankwise.config.adapters import LoraConfig
 from rankwise.evaluation.forgetting import forgetting, recommended, strength_curve, untold
 from rankwise.evaluation.likelihood import likelihoods
@@ -15,7 +16,6 @@ from rankwise.evaluation.text import Text
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
-from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import portion
 from rankwise.runs.evaluations import StrengthPoint
 from rankwise.runs.measured import Measurement

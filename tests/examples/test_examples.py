@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import rankwise
+from kit.summed_losses import summed
 from kit.trainers import train
 from rankwise.base.loading import load
 from rankwise.config.adapters import LoraConfig
@@ -25,7 +26,6 @@ from rankwise.config.training import TrainingConfig
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
-from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import Batches
 from rankwise.rows.text.example import Example, Message
 from rankwise.rows.text.rendering import render

@@ -20,7 +20,7 @@ from rankwise.commands import export as export_command
 from rankwise.exporting import verification
 from rankwise.exporting.agreement import ClassReference, compare_classes
 from rankwise.exporting.engine_process import EngineReplies
-from rankwise.objectives.objective import WithHead
+from rankwise.objectives.classifier import TOLERANCES
 
 COMMON = (
     "--steps",
@@ -142,7 +142,7 @@ def test_names_of_tags_in_another_order_are_seen(tmp_path, monkeypatch):
 def verdict_on(theirs, ours, form):
     questions = tuple({"text": "a"} for _ in ours)
     reference = ClassReference(
-        "texts", questions, tuple(map(tuple, ours)), ("a", "b"), "base", "", WithHead.tolerances, form=form
+        "texts", questions, tuple(map(tuple, ours)), ("a", "b"), "base", "", TOLERANCES, form=form
     )  # fmt: skip
     replies = EngineReplies.model_validate(
         {"engine": "one", "version": "1", "replies": [{"outputs": one} for one in theirs]}

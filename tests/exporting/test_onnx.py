@@ -24,7 +24,7 @@ from rankwise.exporting.engine_process import ask
 from rankwise.exporting.reference import open_for_export
 from rankwise.exporting.verification import Export, Verifying, verify
 from rankwise.methods.artifact import open_artifact
-from rankwise.objectives.image_classification import ImageClassification
+from rankwise.objectives.image_classification.head import ImageHead
 from rankwise.objectives.predictions import Longest
 from rankwise.rows.images.processor import cropped, pixels_of
 from rankwise.runs.records import silent
@@ -130,16 +130,16 @@ def test_a_tokenizer_that_reads_otherwise_is_found_with_its_row(exported, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["values up to 255", "blue before red"])
 def test_a_graph_that_prepares_images_otherwise_leaves_nothing(tmp_path, monkeypatch, fault):
-    whole = ImageClassification.graph
+    whole = ImageHead.graph
 
     def other(self, model, limit):
         if fault == "values up to 255":
-            processing = self.processing.model_copy(update={"scale": 1.0})
-            return whole(replace(self, processing=processing), model, limit)
+            loss = replace(self.loss, processing=self.loss.processing.model_copy(update={"scale": 1.0}))
+            return whole(replace(self, loss=loss), model, limit)
         graph = whole(self, model, limit)
         return replace(graph, logits=lambda images: graph.logits(images.flip(1)))
 
-    monkeypatch.setattr(ImageClassification, "graph", other)
+    monkeypatch.setattr(ImageHead, "graph", other)
     result = rankwise("export", "pictures", "--to", tmp_path / "out", "--format", "onnx")
     assert result.exit_code == 1 and "outputs differ by up to" in result.stderr, result.output
     assert not (tmp_path / "out").exists()
@@ -206,6 +206,6 @@ class TestUnderNode:
         printed = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True).stdout
         shares = {one["label"]: one["score"] for one in json.loads(printed)}
         tuned = open_for_export(open_artifact("films"))
-        objective, limit = tuned.classifier, Longest(tuned.longest.tokens, cuts=True)
-        (ours,) = objective.predictions(tuned.model, [objective.example_of(text, "a text")], limit)[0].values()
+        classifier, limit = tuned.classifier, Longest(tuned.longest.tokens, cuts=True)
+        (ours,) = classifier.predictions(tuned.model, [classifier.inputs.example_of(text, "a text")], limit)[0].values()
         assert shares == pytest.approx(ours.probabilities, abs=1e-5)

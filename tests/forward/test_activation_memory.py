@@ -10,12 +10,12 @@ import torch
 
 from conftest import tiny_model
 from kit.fast_forms import unsettle
+from kit.summed_losses import summed
 from rankwise.config.adapters import LoraConfig
 from rankwise.forward.activation_memory import eager_saved_activations, saved_activations
 from rankwise.forward.reference import SupervisedLogits, random_documents
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
-from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import collate
 
 

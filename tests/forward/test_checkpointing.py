@@ -9,6 +9,7 @@ from packaging.version import Version
 
 from conftest import tiny_model
 from kit.fast_forms import rows, unsettle
+from kit.summed_losses import summed
 from rankwise.config.adapters import LoraConfig
 from rankwise.forward.activation_memory import (
     activation_checkpointing,
@@ -19,7 +20,6 @@ from rankwise.forward.activation_memory import (
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
-from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import collate
 
 KINDS = ["llama", "neox", "gpt2", "gptj"]

@@ -9,13 +9,13 @@ from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config, Qwen3
 
 from conftest import tiny_model
 from kit.fast_forms import assert_every_fault_is_found, assert_the_plain_one, in_float64, rows, unsettle
+from kit.summed_losses import summed
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import ModelError
 from rankwise.forward.agreement import agrees
 from rankwise.forward.fused import FusedLoss, has_kernels
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.inject import inject
-from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import input_length
 from rankwise.rows.encoded.packing import flat, pack
 from rankwise.rows.text.tokenize import Tokens

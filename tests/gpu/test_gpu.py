@@ -18,6 +18,7 @@ from kit.plain_kernels import (
     plain_shared_linears,
     plain_shifted_rms_norm,
 )
+from kit.summed_losses import summed
 from kit.trainers import train
 from rankwise.adapters.formats.peft import read_peft, write_peft
 from rankwise.adapters.set import merge
@@ -36,7 +37,6 @@ from rankwise.kernels.norm import ActivationPrologue, LayerNorm, RmsNorm, Shifte
 from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
-from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import Batches, collate
 from rankwise.rows.encoded.packing import flat
 from rankwise.rows.text.example import Message

@@ -25,7 +25,7 @@ from rankwise.forward.reference import random_documents
 from rankwise.inference.batch import GenerationRow, GrowingBatch
 from rankwise.inference.generate import answer, answers_in_turn, asking_ids
 from rankwise.inference.prefixes import Prefixes
-from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.objectives.registry import objective_named
 from rankwise.rows.text.example import Message
 from rankwise.rows.text.tokenize import Tokens
 
@@ -281,9 +281,12 @@ def test_a_loss_depends_on_its_own_row_and_not_on_those_beside_it(by_length):
     """Neither does an output that is told by a mask where its row ends."""
     _, folder, model = by_length
     rows = [Tokens((*row.ids, 5), (*row.loss_mask, False)) for row in texts(model, LENGTHS)]  # an end is not learned
-    alone = [CAUSAL_LM.loss(model.module, *CAUSAL_LM.batches([row], 1)) for row in rows]
-    (batch,) = CAUSAL_LM.batches(rows, 10**6)
-    torch.testing.assert_close(CAUSAL_LM.loss(model.module, batch), torch.stack(alone).sum())
+    alone = [
+        objective_named("causal-lm").loss(model.module, *objective_named("causal-lm").loss.batches([row], 1))
+        for row in rows
+    ]
+    (batch,) = objective_named("causal-lm").loss.batches(rows, 10**6)
+    torch.testing.assert_close(objective_named("causal-lm").loss(model.module, batch), torch.stack(alone).sum())
     nats = [one.nats for one in likelihoods(model.module, rows)]
     torch.testing.assert_close(torch.tensor(nats), torch.stack(alone).detach().double().float())
     ids, mask = torch.zeros(len(rows), 150, dtype=torch.long), torch.zeros(len(rows), 150)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from kit.plain_kernels import plain_rms_norm, plain_shifted_rms_norm
+from kit.summed_losses import summed
 from rankwise.adapters.set import AdapterSet
 from rankwise.forward import decoders
 from rankwise.forward.agreement import agrees
@@ -17,7 +18,6 @@ from rankwise.forward.fused import FusedLoss
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.kernels import attention as attention_kernel
 from rankwise.kernels import linear
-from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import portion
 from rankwise.rows.encoded.packing import flat
 from rankwise.rows.text.tokenize import Tokens

@@ -25,6 +25,7 @@ from transformers import LlamaForCausalLM
 
 from conftest import tiny_model
 from kit.processes import WARM
+from kit.summed_losses import summed
 from kit.trainers import GivenLoss, random_rows
 from rankwise.adapters.importance import Importance
 from rankwise.base.kind import CAUSAL_LM
@@ -38,7 +39,6 @@ from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.methods.trainable import Trainable
-from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import Batch, Batches, portion
 from rankwise.rows.encoded.dealing import share_of
 from rankwise.rows.encoded.packing import pack

@@ -14,11 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kit.command import rankwise
 from kit.interrupted import whole_and_resumed
+from rankwise.base.loading import load
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
 from rankwise.errors import DataError
-from rankwise.objectives.multiple_choice import MultipleChoice, read_places
+from rankwise.objectives.objective import Facts, Objective
+from rankwise.objectives.registry import objective_named, read_places
 from rankwise.python.run import load_run
 from rankwise.rows.forms.formats import Choices, parse_row
 from rankwise.rows.preparing import prepare
@@ -74,11 +76,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def loaded_rows(folder: Path) -> tuple[MultipleChoice, Any, Any]:
+def loaded_rows(folder: Path) -> tuple[Objective, Any, Any]:
     data = DataConfig(path="rows.jsonl", held_out=0)
-    objective = MultipleChoice(read_places(data))
-    model = objective.load(ModelConfig(name=str(folder), dtype="float32"), silent)
-    return objective, model, prepare(data, objective.row_encoding(model), silent).trained_rows
+    objective = objective_named("multiple-choice", Facts(read_places(data)))
+    model = load(ModelConfig(name=str(folder), dtype="float32"), silent, objective.kind)
+    return objective, model, prepare(data, objective.rows.encoding(model), silent).trained_rows
 
 
 def scores_of(row: dict[str, Any], folder: Path) -> list[float]:
@@ -103,18 +105,18 @@ def test_the_loss_is_that_of_transformers_and_no_batch_changes_it(home, tiny_fol
     objective, model, rows = loaded_rows(tiny_folder)
     wanted = sum(-float(torch.tensor(scores_of(row, tiny_folder)).log_softmax(0)[right(row)]) for row in questions(40))
     for most in (1, 300, 100_000):
-        batches = objective.batches(list(rows), most)
+        batches = objective.loss.batches(list(rows), most)
         assert sum(batch.count for batch in batches) == 40
         assert all(batch.count == 1 or batch.size <= most for batch in batches), most
         with torch.no_grad():
             total = sum(objective.loss(model.module, batch).item() for batch in batches)
         assert total == pytest.approx(wanted, rel=1e-5), most
-    assert len(objective.batches(list(rows), 1)) == 40
+    assert len(objective.loss.batches(list(rows), 1)) == 40
 
 
 def test_the_gradient_is_that_of_the_formula_also_where_rows_have_fewer_choices(home, tiny_folder):
     objective, model, rows = loaded_rows(tiny_folder)
-    batches = [objective.batches(list(rows), most) for most in (1, 100_000)]
+    batches = [objective.loss.batches(list(rows), most) for most in (1, 100_000)]
     gradients = []
     for parts in batches:
         model.module.zero_grad()

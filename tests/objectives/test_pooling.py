@@ -108,7 +108,7 @@ def probabilities(run: Any) -> np.ndarray:
 
 def classified(name: str) -> list[Any]:
     tuned = load_tuned(name)
-    predicted, _ = tuned.predict([tuned.classifier.example_of(text, "a text") for text in TEXTS])
+    predicted, _ = tuned.predict([tuned.classifier.inputs.example_of(text, "a text") for text in TEXTS])
     return list(predicted.values())
 
 

@@ -17,15 +17,17 @@ from kit.preference_pairs import random_pairs
 from rankwise.config.classification import PreferenceConfig
 from rankwise.forward.fused import FusedLoss
 from rankwise.kernels.loss import head_log_probabilities
-from rankwise.objectives.preference import Preference, dpo, log_of_rest, log_probabilities, orpo
+from rankwise.objectives.objective import Facts, Objective
+from rankwise.objectives.preference import dpo, log_of_rest, log_probabilities, orpo
 from rankwise.objectives.preference.encode import pair_of
+from rankwise.objectives.registry import objective_named
 from rankwise.rows.encoded.batches import Batch, Pairs
 from rankwise.rows.text.tokenize import Tokens, sides_of
 
 OBJECTIVES = [
-    Preference(PreferenceConfig(loss="dpo", beta=0.3)),
-    Preference(PreferenceConfig(loss="orpo", beta=0.3)),
-    Preference(PreferenceConfig(loss="orpo", beta=0.3), prompts=True),
+    objective_named("preference", Facts(preference=PreferenceConfig(loss="dpo", beta=0.3))),
+    objective_named("preference", Facts(preference=PreferenceConfig(loss="orpo", beta=0.3))),
+    objective_named("preference", Facts(preference=PreferenceConfig(loss="orpo", beta=0.3), prompts=True)),
 ]
 NAMES = ["dpo", "orpo", "orpo with prompts"]
 each_loss = pytest.mark.parametrize("objective", OBJECTIVES, ids=NAMES)
@@ -44,9 +46,9 @@ def answer_logs(model: nn.Module, side: Tokens) -> torch.Tensor:
     return torch.log_softmax(logits, -1)[torch.arange(len(ids) - 1), ids[1:]]
 
 
-def written_out(model: nn.Module, rows: list[Tokens], objective: Preference) -> tuple[float, list[float]]:
+def written_out(model: nn.Module, rows: list[Tokens], objective: Objective) -> tuple[float, list[float]]:
     """The mean loss of the pairs and their margins, in plain numbers, without any code of rankwise."""
-    losses, margins, beta = [], [], objective.config.beta
+    losses, margins, beta = [], [], objective.loss.config.beta
     learned: list[float] = []
     for row in rows:
         logs = [answer_logs(model, side).detach().numpy() for side in sides_of(row)]
@@ -55,14 +57,14 @@ def written_out(model: nn.Module, rows: list[Tokens], objective: Preference) -> 
             [log[mask].sum() for log, mask in zip(logs, masks, strict=True)],
             [mask.sum() for mask in masks],
         )
-        if objective.config.loss == "dpo":
+        if objective.loss.config.loss == "dpo":
             margin = beta * ((c - row.reference[0]) - (r - row.reference[1]))
             losses.append(math.log1p(math.exp(-margin)))
         else:
             pc, pr = math.exp(c / nc), math.exp(r / nr)
             odds = (pc / (1 - pc)) / (pr / (1 - pr))
             losses.append(beta * math.log1p(1 / odds))
-            learned += (-logs[0] if objective.prompts else -logs[0][masks[0]]).tolist()
+            learned += (-logs[0] if objective.loss.prompts else -logs[0][masks[0]]).tolist()
             margin = beta * (c / nc - r / nr)
         margins.append(margin)
     return float(np.mean(losses) + (np.mean(learned) if learned else 0)), margins
@@ -71,9 +73,9 @@ def written_out(model: nn.Module, rows: list[Tokens], objective: Preference) -> 
 @each_loss
 def test_the_loss_is_the_formula_written_out(objective, model):
     rows = random_pairs(7)
-    (batch,) = objective.batches(rows, 100_000)
+    (batch,) = objective.loss.batches(rows, 100_000)
     expected, margins = written_out(model, rows, objective)
-    compared = objective.losses(log_probabilities(objective.predict(model, batch), batch), batch)
+    compared = objective.loss.losses(log_probabilities(objective.loss.predict(model, batch), batch), batch)
     assert compared.losses.mean().item() == pytest.approx(expected, abs=1e-5)
     in_order = [margins[position] for position in batch.pairs.positions]
     assert compared.margins.tolist() == pytest.approx(in_order, abs=1e-5)
@@ -85,11 +87,14 @@ def test_the_fused_backend_has_the_same_losses_and_gradients(objective, model):
     first = model.get_input_embeddings().weight
     gradients = []
     for batch, logs_of in (
-        (objective.batches(rows, 100_000), lambda batch: log_probabilities(objective.predict(model, batch), batch)),
-        (objective.flat(rows, 100_000), FusedLoss(model).log_probabilities),
+        (
+            objective.loss.batches(rows, 100_000),
+            lambda batch: log_probabilities(objective.loss.predict(model, batch), batch),
+        ),
+        (objective.loss.flat(rows, 100_000), FusedLoss(model).log_probabilities),
     ):
         (whole,) = batch
-        loss = objective.losses(logs_of(whole), whole).losses.sum()
+        loss = objective.loss.losses(logs_of(whole), whole).losses.sum()
         gradients.append((loss.item(), *torch.autograd.grad(loss, [first])))
     assert gradients[0][0] == pytest.approx(gradients[1][0], rel=1e-5)
     assert torch.allclose(gradients[0][1], gradients[1][1], atol=1e-5)
@@ -99,12 +104,12 @@ def test_the_fused_backend_has_the_same_losses_and_gradients(objective, model):
 @pytest.mark.parametrize("most", [1, 40, 90, 100_000])
 def test_a_step_is_the_same_however_it_is_divided(objective, most, model):
     rows = random_pairs(8, seed=2)
-    for lay in (objective.batches, objective.flat):
+    for lay in (objective.loss.batches, objective.loss.flat):
         parts = lay(rows, most)
         assert sorted(position for part in parts for position in part.pairs.positions) == list(range(8))
         assert sum(part.count for part in parts) == 8
-    divided = sum(objective.loss(model, part).item() for part in objective.batches(rows, most))
-    (whole,) = objective.batches(rows, 100_000)
+    divided = sum(objective.loss(model, part).item() for part in objective.loss.batches(rows, most))
+    (whole,) = objective.loss.batches(rows, 100_000)
     assert divided == pytest.approx(objective.loss(model, whole).item(), rel=1e-6)
 
 
@@ -117,8 +122,8 @@ def test_pairs_that_are_exchanged_have_the_opposite_margin(objective, model):
     ]  # fmt: skip
     found = []
     for every in (rows, turned):
-        (batch,) = objective.batches(every, 100_000)
-        compared = objective.losses(log_probabilities(objective.predict(model, batch), batch), batch)
+        (batch,) = objective.loss.batches(every, 100_000)
+        compared = objective.loss.losses(log_probabilities(objective.loss.predict(model, batch), batch), batch)
         found.append(dict(zip(batch.pairs.positions, compared.margins.tolist(), strict=True)))
     for number in range(9):
         assert found[0][number] == pytest.approx(-found[1][number], abs=1e-9)
@@ -162,15 +167,15 @@ def test_the_log_of_the_rest_is_exact_at_both_ends():
 def test_only_tokens_of_answers_count(objective, model):
     """Another prompt changes what is computed; a prompt that is only in the loss of another side does not."""
     (row,) = random_pairs(1, seed=5)
-    (batch,) = objective.batches([row], 100_000)
+    (batch,) = objective.loss.batches([row], 100_000)
     chosen, rejected = sides_of(row)
     answers = chosen.loss_count + rejected.loss_count
     prompt = len(chosen.ids) - 1 - chosen.loss_count
-    assert int(batch.loss_mask.sum()) == answers + (prompt if objective.prompts else 0)
+    assert int(batch.loss_mask.sum()) == answers + (prompt if objective.loss.prompts else 0)
     assert int(batch.pairs.answers.sum()) == answers
 
 
 def test_a_batch_moves_with_what_its_pairs_are(model):
-    (batch,) = OBJECTIVES[0].batches(random_pairs(3), 100_000)
+    (batch,) = OBJECTIVES[0].loss.batches(random_pairs(3), 100_000)
     moved: Batch = batch.to("meta")
     assert moved.pairs is not None and moved.pairs.reference.device.type == moved.targets.device.type == "meta"

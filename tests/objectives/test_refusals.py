@@ -15,22 +15,24 @@ from rankwise.config.classification import PreferenceConfig
 from rankwise.config.images import ImageProcessing
 from rankwise.errors import RunError
 from rankwise.methods.artifact import Artifact
-from rankwise.objectives.causal_lm import CAUSAL_LM
-from rankwise.objectives.image_classification import ImageClassification
-from rankwise.objectives.multiple_choice import MultipleChoice
-from rankwise.objectives.preference import Preference
-from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE
-from rankwise.objectives.text_classification import TextClassification
+from rankwise.objectives.objective import Facts
+from rankwise.objectives.registry import objective_named
 from rankwise.runs.row_facts import TargetFacts
 
-CLASSES, POOLED = (TextClassification(TargetFacts(classes=("a", "b"), pooling=one)) for one in ("own", "mean"))
-SEVERAL = TextClassification(TargetFacts(classes=("a", "b"), form="several"))
-PICTURES = ImageClassification(
-    TargetFacts(classes=("a", "b")),
-    ImageProcessing(size=8, resize=8, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1)),
+CLASSES, POOLED = (
+    objective_named("sequence-classification", Facts(TargetFacts(classes=("a", "b"), pooling=one)))
+    for one in ("own", "mean")
+)
+SEVERAL = objective_named("sequence-classification", Facts(TargetFacts(classes=("a", "b"), form="several")))
+PICTURES = objective_named(
+    "image-classification",
+    Facts(
+        TargetFacts(classes=("a", "b")),
+        ImageProcessing(size=8, resize=8, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1)),
+    ),
 )
 WHOLE = "peft", "merged"
-PAIRS = Preference(PreferenceConfig())
+PAIRS = objective_named("preference", Facts(preference=PreferenceConfig()))
 REFUSED = [
     (CLASSES, LoraConfig(), {
         "generating": "F is a classifier, which writes no text. Ask it with: rankwise predict r --text",
@@ -43,7 +45,7 @@ REFUSED = [
     (POOLED, HeadConfig(), {
         "merged by files": "F has a head that reads the mean of all tokens", "portable": "F has no adapted layers",
     }),
-    (SEQUENCE_TO_SEQUENCE, LoraConfig(), {
+    (objective_named("sequence-to-sequence"), LoraConfig(), {
         "served": "F is an encoder with a decoder", "asked beside others": "F is asked alone",
         "measured at strengths": "strength measures how a model continues a text, and F is",
         **{name: f"--format {name} is for decoders alone, and F is"
@@ -53,11 +55,11 @@ REFUSED = [
     (SEVERAL, LoraConfig(), {"advised on": ""}),
     (PICTURES, LoraConfig(), {"generating": "F classifies images and writes no text. Use: rankwise predict r --data"}),
     (PAIRS, LoraConfig(), {"measured at strengths": "F was trained on preference pairs"}),
-    (MultipleChoice(TargetFacts(classes=("choice 0", "choice 1"))), LoraConfig(), {
+    (objective_named("multiple-choice", Facts(TargetFacts(classes=("choice 0", "choice 1")))), LoraConfig(), {
         "measured at strengths": "F was trained on choices", "advised on": "advise compares answers",
         "computed by kernels": "the fused kernels do not compare",
     }),
-    (CAUSAL_LM, FullConfig(), {
+    (objective_named("causal-lm"), FullConfig(), {
         "combined": "F is a result of full", "merged by files": "F is a result of full fine-tuning and has no",
         "judged by engines": "The whole model learned", "asked beside others": "F is asked alone",
         **dict.fromkeys(("peft", "portable", "mlx", "gguf-lora"), "F has no adapter, because it is a result"),
@@ -88,5 +90,7 @@ def test_every_activity_of_a_table_is_asked_for_and_every_other_is_a_format():
         if isinstance(one, ast.Call) and one.args and isinstance(one.args[0], ast.Constant)
         if re.search(r"\.(refuse|why_not|cannot\.get)$", ast.unparse(one.func))
     }
-    activities = {name for case in REFUSED for one in (case[0].cannot, case[1].cannot) for name in one} - set(FORMATS)
+    activities = {name for case in REFUSED for one in (case[0].words.cannot, case[1].cannot) for name in one} - set(
+        FORMATS
+    )
     assert activities <= texts and named <= activities

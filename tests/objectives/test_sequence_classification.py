@@ -14,9 +14,12 @@ from torch.nn import functional as F
 from kit.classifiers import encoder_folder
 from rankwise.base.inspection import is_encoder
 from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
-from rankwise.objectives.text_classification import TextClassification, TextEncoder
+from rankwise.objectives.objective import Facts, Objective
+from rankwise.objectives.registry import objective_named
+from rankwise.objectives.text_classification import TextEncoder
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.text.example import Example, Message
 from rankwise.rows.text.tokenize import Tokens
@@ -40,12 +43,12 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return encoder_folder(tmp_path_factory.mktemp("models") / "tiny-bert")
 
 
-def loaded(folder: Path, targets: TargetFacts, seed: int = 0) -> tuple[TextClassification, LoadedModel]:
-    objective = TextClassification(targets, seed)
-    return objective, objective.load(ModelConfig(name=str(folder), dtype="float32"), silent)
+def loaded(folder: Path, targets: TargetFacts, seed: int = 0) -> tuple[Objective, LoadedModel]:
+    objective = objective_named("sequence-classification", Facts(targets, seed=seed))
+    return objective, load(ModelConfig(name=str(folder), dtype="float32"), silent, objective.kind)
 
 
-def batches(objective: TextClassification, model: LoadedModel, tokens: int) -> list[Batch]:
+def batches(objective: Objective, model: LoadedModel, tokens: int) -> list[Batch]:
     names = objective.targets.classes or ("0.5", "2.25", "4")
     examples = [
         Example((Message("user", text, pair), Message("assistant", names[at % 3])), f"rows:{at + 1}")
@@ -53,7 +56,7 @@ def batches(objective: TextClassification, model: LoadedModel, tokens: int) -> l
     ]
     made = TextEncoder(model.tokenizer, DataConfig(path="rows"), 64, objective.targets).encode(examples)
     assert [outcome.problem for outcome in made] == [None] * len(TEXTS)
-    return objective.batches([row for outcome in made for row in outcome.sequences], tokens)
+    return objective.loss.batches([row for outcome in made for row in outcome.sequences], tokens)
 
 
 @pytest.mark.parametrize("targets", [CLASSES, NUMBERS], ids=["classes", "numbers"])
@@ -150,12 +153,14 @@ def test_the_longest_text_that_is_allowed_fits_where_positions_are_reserved_for_
     transformers.AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path)
     objective, model = loaded(tmp_path, CLASSES)
     assert model.context_length == 32
-    row = objective.batches(objective.random_rows(model.module, [32], torch.Generator().manual_seed(0)), 100)[0]
+    row = objective.loss.batches(objective.loss.random_rows(model.module, [32], torch.Generator().manual_seed(0)), 100)[
+        0
+    ]
     row.input_ids.masked_fill_(row.input_ids == 1, 2)
-    assert objective.predict(model.module, row).shape == (1, 3)
+    assert objective.loss.predict(model.module, row).shape == (1, 3)
     with pytest.raises((IndexError, RuntimeError)):
-        row = objective.batches([Tokens((2,) * 33, (False,) * 33, target=0.0)], 100)[0]
-        objective.predict(model.module, row)
+        row = objective.loss.batches([Tokens((2,) * 33, (False,) * 33, target=0.0)], 100)[0]
+        objective.loss.predict(model.module, row)
 
 
 def test_an_encoder_is_told_from_models_that_generate(encoder, tiny_folder):

@@ -11,10 +11,12 @@ from transformers import AutoTokenizer
 from kit.sequence_models import KINDS, lands, sequence_folder
 from rankwise.base.inspection import is_encoder_decoder
 from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import DataError
-from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, SequenceEncoder, batch_of, parted
+from rankwise.objectives.registry import objective_named
+from rankwise.objectives.sequence_to_sequence import SequenceEncoder, batch_of, parted
 from rankwise.rows.encoded.batches import IGNORED, Batch
 from rankwise.rows.text.example import Example, Message
 from rankwise.rows.text.targets import input_and_output
@@ -30,7 +32,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> LoadedModel:
-    return SEQUENCE_TO_SEQUENCE.load(ModelConfig(name=str(folder), dtype="float32"), silent)
+    return load(ModelConfig(name=str(folder), dtype="float32"), silent, objective_named("sequence-to-sequence").kind)
 
 
 def examples(count: int = 6) -> list[Example]:
@@ -64,7 +66,7 @@ def their_batch(model: LoadedModel) -> dict[str, torch.Tensor]:
 
 def test_loss_and_gradients_are_those_of_transformers(model):
     batch = batch_of(rows_of(model))
-    ours = SEQUENCE_TO_SEQUENCE.loss(model.module, batch) / batch.count
+    ours = objective_named("sequence-to-sequence").loss(model.module, batch) / batch.count
     theirs = model.module(**their_batch(model)).loss
     assert abs(ours.item() - theirs.item()) <= 1e-6
     of_ours, of_theirs = gradients(model, ours), gradients(model, theirs)
@@ -87,9 +89,9 @@ def test_the_batch_is_that_of_transformers(model):
 def test_how_rows_are_cut_into_batches_changes_no_loss(model, tokens):
     rows = rows_of(model)
     with torch.no_grad():
-        alone = sum(SEQUENCE_TO_SEQUENCE.loss(model.module, batch_of([row])).item() for row in rows)
-        batches = SEQUENCE_TO_SEQUENCE.batches(rows, tokens)
-        together = sum(SEQUENCE_TO_SEQUENCE.loss(model.module, batch).item() for batch in batches)
+        alone = sum(objective_named("sequence-to-sequence").loss(model.module, batch_of([row])).item() for row in rows)
+        batches = objective_named("sequence-to-sequence").loss.batches(rows, tokens)
+        together = sum(objective_named("sequence-to-sequence").loss(model.module, batch).item() for batch in batches)
     assert together == pytest.approx(alone, rel=1e-5)
     assert sum(batch.count for batch in batches) == sum(row.loss_count for row in rows)
     assert all(batch.size <= tokens or len(batch.targets) == 1 for batch in batches)
@@ -101,7 +103,9 @@ def test_the_ids_in_padding_do_not_matter(model):
     assert bool(hidden.any())
     other = Batch({**batch.inputs, "input_ids": batch.input_ids.masked_fill(hidden, 7)}, batch.targets, batch.count, 0)
     with torch.no_grad():
-        assert SEQUENCE_TO_SEQUENCE.loss(model.module, batch) == SEQUENCE_TO_SEQUENCE.loss(model.module, other)
+        assert objective_named("sequence-to-sequence").loss(model.module, batch) == objective_named(
+            "sequence-to-sequence"
+        ).loss(model.module, other)
 
 
 def test_rows_are_tokenised_apart_and_end(model):

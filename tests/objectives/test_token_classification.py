@@ -11,9 +11,12 @@ import transformers
 
 from kit.tagged import spanned, tagger_folder
 from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
-from rankwise.objectives.tagging import TagEncoder, Tagging, encode_words
+from rankwise.objectives.objective import Facts, Objective
+from rankwise.objectives.registry import objective_named
+from rankwise.objectives.tagging import TagEncoder, encode_words
 from rankwise.rows.encoded.batches import IGNORED, Batch
 from rankwise.rows.forms.formats import parse_row
 from rankwise.rows.text.example import words_of
@@ -52,9 +55,9 @@ def base(folder: Path, kind: str) -> Path:
     return other
 
 
-def loaded(folder: Path, targets: TargetFacts = TAGS) -> tuple[Tagging, LoadedModel]:
-    objective = Tagging(targets)
-    return objective, objective.load(ModelConfig(name=str(folder), dtype="float32"), silent)
+def loaded(folder: Path, targets: TargetFacts = TAGS) -> tuple[Objective, LoadedModel]:
+    objective = objective_named("token-classification", Facts(targets))
+    return objective, load(ModelConfig(name=str(folder), dtype="float32"), silent, objective.kind)
 
 
 def outcomes(model: LoadedModel, rows: list[dict[str, Any]], limit: int = 64, **settings: Any) -> list[Outcome]:
@@ -62,8 +65,8 @@ def outcomes(model: LoadedModel, rows: list[dict[str, Any]], limit: int = 64, **
     return TagEncoder(model.tokenizer, DataConfig(path="rows", **settings), limit, TAGS).encode(examples)
 
 
-def batches(objective: Tagging, model: LoadedModel, tokens: int) -> list[Batch]:
-    return objective.batches([row for one in outcomes(model, spanned(6)) for row in one.sequences], tokens)
+def batches(objective: Objective, model: LoadedModel, tokens: int) -> list[Batch]:
+    return objective.loss.batches([row for one in outcomes(model, spanned(6)) for row in one.sequences], tokens)
 
 
 @pytest.mark.parametrize("kind", ["bert", *BASES])
@@ -106,7 +109,7 @@ def test_only_the_first_token_of_a_word_is_learned(folder):
     learned = {at: TAGS.classes[tag] for at, tag in enumerate(row.tags) if row.loss_mask[at]}
     assert tokens[1:5] == ["bor", "##is", "nov", "##ak"] and tokens[0] == "[CLS]"
     assert {at: learned.get(at) for at in range(5)} == {0: None, 1: "B-PER", 2: None, 3: "I-PER", 4: None}
-    (batch,) = objective.batches([row], 100)
+    (batch,) = objective.loss.batches([row], 100)
     assert (batch.targets != IGNORED).sum() == batch.count == len(words_of(spanned(2)[1]["text"])) == row.loss_count
 
 

@@ -13,11 +13,13 @@ from kit.sequence_models import KINDS, lands, sequence_folder
 from rankwise.adapters.formats.peft import read_peft, write_peft
 from rankwise.adapters.set import AdapterSet, merge
 from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.methods.inject import inject
-from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, SequenceEncoder, batch_of
+from rankwise.objectives.registry import objective_named
+from rankwise.objectives.sequence_to_sequence import SequenceEncoder, batch_of
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.text.example import Example, Message
 from rankwise.runs.records import silent
@@ -39,7 +41,7 @@ def folder(kind: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def fresh(folder: str) -> LoadedModel:
-    return SEQUENCE_TO_SEQUENCE.load(ModelConfig(name=folder, dtype="float32"), silent)
+    return load(ModelConfig(name=folder, dtype="float32"), silent, objective_named("sequence-to-sequence").kind)
 
 
 def batch(model: LoadedModel) -> Batch:
@@ -62,7 +64,7 @@ def trained(folder: str, spec: LoraConfig) -> tuple[LoadedModel, AdapterSet, Bat
     given, adapters = batch(model), inject(model.module, spec)
     optimizer, losses = torch.optim.AdamW(adapters.parameters(), lr=0.02), []
     for _ in range(5):
-        loss = SEQUENCE_TO_SEQUENCE.loss(model.module, given) / given.count
+        loss = objective_named("sequence-to-sequence").loss(model.module, given) / given.count
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()

@@ -13,7 +13,9 @@ import torch
 from conftest import tiny_model
 from kit.preference_pairs import random_pairs
 from rankwise.config.classification import PreferenceConfig
-from rankwise.objectives.preference import Preference, log_probabilities
+from rankwise.objectives.objective import Facts, Objective
+from rankwise.objectives.preference import log_probabilities
+from rankwise.objectives.registry import objective_named
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.text.tokenize import Tokens, sides_of
 
@@ -44,8 +46,8 @@ def one_row() -> Any:
     return datasets.Dataset.from_list([{"prompt": "a b", "chosen": "c", "rejected": "d"}])
 
 
-def our_loss(objective: Preference, model: Any, rows: list[Tokens]) -> tuple[Batch, torch.Tensor]:
-    (batch,) = objective.batches(rows, 100_000)
+def our_loss(objective: Objective, model: Any, rows: list[Tokens]) -> tuple[Batch, torch.Tensor]:
+    (batch,) = objective.loss.batches(rows, 100_000)
     return batch, objective.loss(model, batch) / batch.count
 
 
@@ -54,10 +56,10 @@ def test_the_dpo_loss_and_its_gradients_are_trls(beta, model, other, hub_tokeniz
     from trl import DPOConfig, DPOTrainer
 
     rows = random_pairs(9, referenced=False)
-    objective = Preference(PreferenceConfig(loss="dpo", beta=beta))
-    (batch,) = objective.batches(rows, 100_000)
+    objective = objective_named("preference", Facts(preference=PreferenceConfig(loss="dpo", beta=beta)))
+    (batch,) = objective.loss.batches(rows, 100_000)
     with torch.no_grad():
-        reference = batch.pairs.sums(log_probabilities(objective.predict(other, batch), batch)).numpy()
+        reference = batch.pairs.sums(log_probabilities(objective.loss.predict(other, batch), batch)).numpy()
     order = batch.pairs.positions
     by_row = {position: reference[at] for at, position in enumerate(order)}
     rows = [Tokens(**vars(row) | {"reference": by_row[at]}) for at, row in enumerate(rows)]
@@ -86,7 +88,7 @@ def test_the_orpo_loss_and_its_gradients_are_trls(beta, model, hub_tokenizer, tm
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
     rows = random_pairs(9, seed=3)
-    objective = Preference(PreferenceConfig(loss="orpo", beta=beta), prompts=True)
+    objective = objective_named("preference", Facts(preference=PreferenceConfig(loss="orpo", beta=beta), prompts=True))
     ours, theirs = copy.deepcopy(model), copy.deepcopy(model)
     args = ORPOConfig(output_dir=str(tmp_path), beta=beta, report_to=[], use_cpu=True, bf16=False)
     trainer = ORPOTrainer(theirs, args, train_dataset=one_row(), processing_class=hub_tokenizer)
@@ -96,8 +98,8 @@ def test_the_orpo_loss_and_its_gradients_are_trls(beta, model, hub_tokenizer, tm
     batch, loss = our_loss(objective, ours, rows)
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), abs=TOLERANCE)
-    logs = log_probabilities(objective.predict(ours, batch), batch)
-    margins = objective.losses(logs, batch).margins
+    logs = log_probabilities(objective.loss.predict(ours, batch), batch)
+    margins = objective.loss.losses(logs, batch).margins
     assert margins.mean().item() == pytest.approx(metrics["rewards/margins"], abs=TOLERANCE)
     for one, its in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(one.grad, its.grad, atol=TOLERANCE)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from kit.summed_losses import summed
 from rankwise.config.adapters import LoraConfig
 from rankwise.forward.activation_memory import saved_bytes as measured_bytes
 from rankwise.forward.fused import FusedLoss, has_kernels
@@ -15,7 +16,6 @@ from rankwise.forward.model_shape import shape_of_config
 from rankwise.forward.reference import SupervisedLogits, random_documents
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
-from rankwise.objectives.causal_lm import summed
 from rankwise.planning.activations import saved_bytes
 from rankwise.planning.batches import AtOnce
 from rankwise.planning.tasks import FAST

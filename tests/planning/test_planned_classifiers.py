@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from kit.classifiers import encoder_folder, labelled, scaled, write_rows
 from kit.planning_models import SMALL
 from rankwise.adapters.set import AdapterSet
+from rankwise.base.loading import load
 from rankwise.cli.main import app
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, HeadConfig, LoraConfig
 from rankwise.config.classification import ClassificationConfig
@@ -32,7 +33,8 @@ from rankwise.forward.plan import base_of, plan, shape_of, shape_planned
 from rankwise.methods.inject import add_layers
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
-from rankwise.objectives.text_classification import TextClassification
+from rankwise.objectives.objective import Facts
+from rankwise.objectives.registry import objective_named
 from rankwise.planning.batches import AtOnce, padded_load
 from rankwise.planning.devices import Device
 from rankwise.planning.estimate import Estimate
@@ -134,15 +136,17 @@ def test_a_classifier_is_stored_and_read_again() -> None:
 @pytest.mark.parametrize("model", ["tiny-bert", "tiny-llama"])
 def test_padded_rows_keep_what_the_plan_says(here: Path, model: str, method: str) -> None:
     config = planned(model, objective="sequence-classification", adapter={"method": method})
-    objective = TextClassification(CLASSES)
-    loaded = objective.load(ModelConfig(name=model, dtype="float32"), silent)
+    objective = objective_named("sequence-classification", Facts(CLASSES))
+    loaded = load(ModelConfig(name=model, dtype="float32"), silent, objective.kind)
     setup = Setup(TrainingConfig(steps=10), 10, heads=objective.heads(loaded))
     trainable = method_of(config.adapter).attach(loaded, setup)
     amounts, lengths = [], (16, 48)
     made = plan(config)
     for length in lengths:
-        rows = objective.random_rows(loaded.module, [length] * 6 + [length // 2] * 2, torch.Generator().manual_seed(0))
-        (batch,) = objective.batches(rows, 10**6)
+        rows = objective.loss.random_rows(
+            loaded.module, [length] * 6 + [length // 2] * 2, torch.Generator().manual_seed(0)
+        )
+        (batch,) = objective.loss.batches(rows, 10**6)
         autograd = saved_bytes(lambda batch: objective.loss(loaded.module, batch), batch, loaded.module)
         blocks = replace(made.forecast, form="plain", amount=AtOnce(batch.size, 8, length)).saved
         amounts.append((autograd, blocks))
@@ -157,15 +161,19 @@ def test_padded_rows_keep_what_the_plan_says(here: Path, model: str, method: str
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_so_do_blocks_that_kernels_compute(here: Path, dtype: str) -> None:
     """What is kept outside of blocks, which the plan leaves out, is small."""
-    shape, spec, objective = trained(planned()), METHODS["lora"], TextClassification(CLASSES)
-    loaded = objective.load(ModelConfig(name="tiny-bert", dtype=dtype), silent)
+    shape, spec, objective = (
+        trained(planned()),
+        METHODS["lora"],
+        objective_named("sequence-classification", Facts(CLASSES)),
+    )
+    loaded = load(ModelConfig(name="tiny-bert", dtype=dtype), silent, objective.kind)
     setup = Setup(TrainingConfig(steps=10), 10, heads=objective.heads(loaded))
     trainable = method_of(spec).attach(loaded, setup)
     fused = FusedEncoder(loaded.module, lambda batch: objective.loss(loaded.module, batch))
     amounts = []
     for count in (3, 8):
-        rows = objective.random_rows(loaded.module, [40] * count, torch.Generator().manual_seed(0))
-        (batch,) = objective.batches(rows, 10**6)
+        rows = objective.loss.random_rows(loaded.module, [40] * count, torch.Generator().manual_seed(0))
+        (batch,) = objective.loss.batches(rows, 10**6)
         with fused.active():
             amounts.append(saved_bytes(fused, batch, loaded.module))
     config = planned(dtype=dtype).model_copy(update={"adapter": spec})
@@ -184,9 +192,9 @@ def test_the_families_with_kernels_are_those_that_training_has(name: str) -> Non
 @pytest.mark.parametrize(("data", "limit"), [("rows.jsonl", 1024), ("rows.jsonl", 12), ("scaled.jsonl", 1024)])
 def test_tokens_are_those_that_training_counts(here: Path, data: str, limit: int, too_long: str) -> None:
     spec = DataConfig(path=data, max_length=limit, too_long=too_long)
-    objective = TextClassification(read_targets(spec, ClassificationConfig()))
-    loaded = objective.load(ModelConfig(name="tiny-bert", dtype="float32"), silent)
-    encoder = objective.encoder(loaded.template, loaded.tokenizer, spec, min(limit, 64))
+    objective = objective_named("sequence-classification", Facts(read_targets(spec, ClassificationConfig())))
+    loaded = load(ModelConfig(name="tiny-bert", dtype="float32"), silent, objective.kind)
+    encoder = objective.rows.encoder(loaded.template, loaded.tokenizer, spec, min(limit, 64))
     (source,) = spec.all_sources
     examples = [one for chunk in open_source(spec, source).chunks() for row in chunk for one in row]
     lengths = sorted(len(row.ids) for outcome in encoder.encode(examples) for row in outcome.sequences)
@@ -199,14 +207,14 @@ def test_tokens_are_those_that_training_counts(here: Path, data: str, limit: int
 def test_padding_is_what_micro_batches_have(tokens: int) -> None:
     lengths = torch.randint(1, 60, (50,), generator=torch.Generator().manual_seed(1)).tolist()
     model = built("bert")
-    objective = TextClassification(CLASSES)
-    rows = objective.random_rows(model, lengths, torch.Generator())
+    objective = objective_named("sequence-classification", Facts(CLASSES))
+    rows = objective.loss.random_rows(model, lengths, torch.Generator())
     count = Estimate.exactly(50)
     drawn = tuple(Drawn((length,), 1, length) for length in sorted(lengths))
     longest = max(lengths)
     planned = PlannedRows(count, Estimate.exactly(sum(lengths)), count, 0.0, longest, longest, drawn, exact=True)
     load = padded_load(planned, TrainingConfig(batch_size=50, max_batch_tokens=tokens))
-    assert load.tokens == sum(batch.size for batch in objective.batches(rows, tokens))
+    assert load.tokens == sum(batch.size for batch in objective.loss.batches(rows, tokens))
     assert load.supervised == 50
 
 

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from kit.planned_shapes import llama
 from kit.vision_models import FAMILIES, LABELS, SIZE, save_folder
 from rankwise.adapters.set import AdapterSet
+from rankwise.base.loading import load
 from rankwise.base.timm_models import head_modules
 from rankwise.cli.main import app
 from rankwise.cli.plan_text import lines_of
@@ -37,7 +38,8 @@ from rankwise.forward.plan import base_of, plan, side_of
 from rankwise.methods.inject import add_layers
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
-from rankwise.objectives.image_classification import ImageClassification
+from rankwise.objectives.objective import Facts
+from rankwise.objectives.registry import objective_named
 from rankwise.planning.batches import AtOnce
 from rankwise.planning.devices import Device
 from rankwise.planning.forecast import Forecast, forecast, form_of
@@ -90,8 +92,8 @@ def shape_with_head(folders):
 
 def loaded(folder: Path, method: str, dtype: str = "float32"):
     """The model as training loads it, with the objective and what learns."""
-    objective = ImageClassification(CLASSES, PROCESSING)
-    model = objective.load(ModelConfig(name=str(folder), dtype=dtype), silent)
+    objective = objective_named("image-classification", Facts(CLASSES, PROCESSING))
+    model = load(ModelConfig(name=str(folder), dtype=dtype), silent, objective.kind)
     setup = Setup(TrainingConfig(steps=10), 10, heads=objective.heads(model))
     return model.module, objective, method_of(METHODS[method]).attach(model, setup)
 
@@ -133,8 +135,8 @@ def kept(module, objective, patches: int) -> list[int]:
     """Bytes that autograd saves of three images and of eight."""
     found = []
     for count in (3, 8):
-        rows = objective.random_rows(module, [patches] * count, torch.Generator().manual_seed(0))
-        (batch,) = objective.batches(rows, 10**6)
+        rows = objective.loss.random_rows(module, [patches] * count, torch.Generator().manual_seed(0))
+        (batch,) = objective.loss.batches(rows, 10**6)
         found.append(saved_bytes(lambda batch: objective.loss(module, batch), batch, module))
     return found
 
@@ -164,8 +166,8 @@ def test_so_do_blocks_that_kernels_compute(folders, shape_with_head, family, dty
     fused = FusedEncoder(module, lambda batch: objective.loss(module, batch))
     found = []
     for count in (3, 8):
-        rows = objective.random_rows(module, [shape.patches] * count, torch.Generator().manual_seed(0))
-        (batch,) = objective.batches(rows, 10**6)
+        rows = objective.loss.random_rows(module, [shape.patches] * count, torch.Generator().manual_seed(0))
+        (batch,) = objective.loss.batches(rows, 10**6)
         with fused.active():
             found.append(saved_bytes(fused, batch, module))
     planned = forecast_of(shape, METHODS["lora"], dtype, AtOnce(5 * shape.patches, 5, shape.patches)).saved

@@ -20,7 +20,8 @@ from rankwise.forward.fake_pass import Recorder, following
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
-from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, batch_of, row_of
+from rankwise.objectives.registry import objective_named
+from rankwise.objectives.sequence_to_sequence import batch_of, row_of
 from rankwise.planning.batches import AtOnce, micro_batches, padded_load, sides_at_once
 from rankwise.planning.devices import Device
 from rankwise.planning.estimate import Estimate
@@ -88,7 +89,7 @@ def blocks_keep(model, batch) -> int:
         following(model, blocks, recorder.enter),
         torch.autograd.graph.saved_tensors_hooks(recorder.save, lambda value: value),
     ):
-        SEQUENCE_TO_SEQUENCE.loss(model, batch)
+        objective_named("sequence-to-sequence").loss(model, batch)
     return sum(recorder.saved[path] for path in blocks)
 
 
@@ -105,7 +106,7 @@ def test_every_layer_is_counted_on_the_side_that_it_maps(name):
     model = AutoModelForSeq2SeqLM.from_config(config_of(name), attn_implementation="eager").eval()
     batch = batch_of([row_of([1] * READ, [2] * WRITTEN)] * ROWS)
     with FlopCounterMode(display=False) as counter:
-        SEQUENCE_TO_SEQUENCE.loss(model, batch)
+        objective_named("sequence-to-sequence").loss(model, batch)
     load = Load((READ + WRITTEN,) * ROWS, float(ROWS * WRITTEN), (WRITTEN,) * ROWS)
     planned, decoder = Operations(shape(name), load, {}, FullConfig()), shape(name).stacks[-1]
     unneeded = 4.0 * decoder.queries * decoder.count * ROWS * WRITTEN**2 / 2  # of scores, which the plan leaves out
@@ -152,7 +153,7 @@ def rows_planned() -> PlannedRows:
 def test_micro_batches_are_those_of_a_training():
     training, rows = TrainingConfig(batch_size=11, max_batch_tokens=220), rows_planned()
     real = [row_of([1] * given, [2] * output) for given, output in (one.texts for one in rows.drawn)]
-    theirs = SEQUENCE_TO_SEQUENCE.batches(real, training.max_batch_tokens)
+    theirs = objective_named("sequence-to-sequence").loss.batches(real, training.max_batch_tokens)
     ours = list(micro_batches(rows.drawn, rows.count, training))
     assert [(one.tokens, one.rows * one.widths[1], one.learned) for one in ours] == [
         (batch.size, batch.decoder_tokens, batch.count) for batch in theirs

@@ -14,13 +14,13 @@ from transformers import StableLmConfig, StableLmForCausalLM
 
 from conftest import tiny_model
 from kit.sampling import draws
+from kit.summed_losses import summed
 from kit.trainers import train
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
-from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import IGNORED, Batches, padded_length, portion
 from rankwise.rows.encoded.packing import pack
 from rankwise.rows.text.tokenize import Tokens

@@ -10,18 +10,20 @@ import numpy as np
 import pytest
 
 from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.config.classification import PreferenceConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.objectives import as_pairs
 from rankwise.errors import DataError
-from rankwise.objectives.preference import Preference
+from rankwise.objectives.objective import Facts
+from rankwise.objectives.registry import objective_named
 from rankwise.rows.forms.formats import parse_row
 from rankwise.rows.preparing import prepare, refuse_fatal
 from rankwise.rows.text.tokenize import sides_of
 from rankwise.runs.records import silent
 
-DPO = Preference(PreferenceConfig())
+DPO = objective_named("preference", Facts(preference=PreferenceConfig()))
 
 
 def user(text: str) -> dict[str, str]:
@@ -131,7 +133,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.fixture(scope="module")
 def model(tiny_folder: Path) -> LoadedModel:
-    return DPO.load(ModelConfig(name=str(tiny_folder)), silent)
+    return load(ModelConfig(name=str(tiny_folder)), silent)
 
 
 def spec_of(path: Path, rows: list[dict[str, Any]], **settings: Any) -> DataConfig:
@@ -141,18 +143,18 @@ def spec_of(path: Path, rows: list[dict[str, Any]], **settings: Any) -> DataConf
 
 def test_all_bad_rows_are_named_at_once_with_file_and_line(model, tmp_path):
     rows = [PLAIN, *(row for row, _ in WRONG.values())]
-    prepared = prepare(spec_of(tmp_path / "pairs.jsonl", rows), DPO.row_encoding(model), silent)
+    prepared = prepare(spec_of(tmp_path / "pairs.jsonl", rows), DPO.rows.encoding(model), silent)
     with pytest.raises(DataError) as refused:
         refuse_fatal(prepared.data_report)
     lines = str(refused.value).splitlines()
     for number, (_, sentence) in enumerate(WRONG.values(), start=2):
         assert any(f"pairs.jsonl:{number}: " in line and sentence in line for line in lines), sentence
-    skipped = prepare(spec_of(tmp_path / "pairs.jsonl", rows, on_bad_row="skip"), DPO.row_encoding(model), silent)
+    skipped = prepare(spec_of(tmp_path / "pairs.jsonl", rows, on_bad_row="skip"), DPO.rows.encoding(model), silent)
     assert len(skipped.trained) == 1 and skipped.data_report.skipped == len(WRONG)
 
 
 def test_the_loss_mask_covers_both_answers_with_their_ends_and_nothing_else(model, tmp_path):
-    prepared = prepare(spec_of(tmp_path / "pairs.jsonl", [PLAIN]), DPO.row_encoding(model), silent)
+    prepared = prepare(spec_of(tmp_path / "pairs.jsonl", [PLAIN]), DPO.rows.encoding(model), silent)
     chosen, rejected = sides_of(prepared.trained_rows[0])
     for side, answer in ((chosen, "A colour."), (rejected, "No idea.")):
         mask = np.asarray(side.loss_mask)
@@ -164,10 +166,10 @@ def test_the_loss_mask_covers_both_answers_with_their_ends_and_nothing_else(mode
 
 def test_a_pair_that_is_too_long_is_left_out_or_cut_on_both_sides(model, tmp_path):
     long = {**PLAIN, "chosen": "A colour. " * 40}
-    dropped = prepare(spec_of(tmp_path / "a.jsonl", [PLAIN, long], max_length=64), DPO.row_encoding(model), silent)
+    dropped = prepare(spec_of(tmp_path / "a.jsonl", [PLAIN, long], max_length=64), DPO.rows.encoding(model), silent)
     assert len(dropped.trained) == 1 and dropped.data_report.skipped_why == {"too long": 1}
     settings = {"max_length": 64, "too_long": "truncate"}
-    cut = prepare(spec_of(tmp_path / "b.jsonl", [PLAIN, long], **settings), DPO.row_encoding(model), silent)
+    cut = prepare(spec_of(tmp_path / "b.jsonl", [PLAIN, long], **settings), DPO.rows.encoding(model), silent)
     assert cut.data_report.truncated == 1 and cut.longest == 63
     assert len(sides_of(cut.trained_rows[1])[0].ids) == 64
 
@@ -177,7 +179,7 @@ def test_the_report_counts_lengths_repeated_pairs_contradictions_and_ties(model,
     alike = {"prompt": "p", "chosen": "word " * 60 + "a", "rejected": "word " * 60 + "b"}
     rows = [PLAIN, PLAIN, turned, {**PLAIN, "prompt": "What is blue?"}, alike]
     spec = spec_of(tmp_path / "pairs.jsonl", rows, max_length=64, too_long="truncate")
-    report = prepare(spec, DPO.row_encoding(model), silent).data_report
+    report = prepare(spec, DPO.rows.encoding(model), silent).data_report
     pairs = report.pairs
     assert pairs is not None and (pairs.rows, pairs.duplicates, pairs.contradictions, pairs.ties) == (4, 1, 3, 1)
     assert pairs.chosen is not None and pairs.rejected is not None and pairs.chosen.longest > 1
@@ -186,8 +188,8 @@ def test_the_report_counts_lengths_repeated_pairs_contradictions_and_ties(model,
 
 
 def test_pairs_are_refused_where_another_objective_reads_them(model, tmp_path):
-    from rankwise.objectives.causal_lm import CAUSAL_LM
+    from rankwise.objectives.registry import objective_named
 
     spec = spec_of(tmp_path / "pairs.jsonl", [PLAIN])
     with pytest.raises(DataError, match=r"holds preference pairs\. Add --objective preference"):
-        prepare(spec, CAUSAL_LM.row_encoding(model), silent)
+        prepare(spec, objective_named("causal-lm").rows.encoding(model), silent)

@@ -20,7 +20,7 @@ from kit.classifiers import labelled
 from kit.command import done
 from kit.library import CLASSIFIERS
 from rankwise.methods.artifact import open_artifact
-from rankwise.objectives.objective import Classifier
+from rankwise.objectives.classifier import Classifier
 from rankwise.serving.app import Server
 from rankwise.serving.classify import ClassifyingEngine, ClassifyServer, load_classifiers
 from rankwise.serving.engine import Limits, ServingEngine

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.objectives.registry import objective_named
 from rankwise.rows.preparing import prepare
 from rankwise.runs.records import silent
 from rankwise.serving.bodies import BadRequest
@@ -55,7 +55,7 @@ def test_what_trainings_encoded_of_a_file_goes_with_it(stored, serving):
     one, other = (stored.upload(lines(map(conversation, range(count)))) for count in (5, 6))
     data = {name: data_of(stored.files.content(name), stored.files.get(name).content) for name in (one, other)}
     for spec in (*data.values(), data[other].model_copy(update={"validation": data[one].all_sources[0]})):
-        prepare(spec, CAUSAL_LM.row_encoding(serving.model), silent)
+        prepare(spec, objective_named("causal-lm").rows.encoding(serving.model), silent)
     assert len(list(stored.encoded.iterdir())) == 3
     stored.files.delete(one)
     (left,) = stored.encoded.iterdir()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from conftest import tiny_model
+from kit.summed_losses import summed
 from kit.trainers import train
 from rankwise.config.adapters import AdaLoraConfig
 from rankwise.config.training import TrainingConfig
@@ -15,7 +16,6 @@ from rankwise.errors import TrainingError
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.inject import inject
-from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import Batches, portion
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import RankRecord, StepRecord

@@ -19,7 +19,7 @@ from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.methods.trainable import Trainable
-from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.objectives.registry import objective_named
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.training.backend import Eager, Fused
@@ -74,7 +74,7 @@ def step(
 ) -> tuple[list[Tensor], float, float | None]:
     """The gradients of one step, its loss and the divergence."""
     model, _, trainable = adapted(method)
-    work = Workload(model, trainable, CAUSAL_LM, longest=17)
+    work = Workload(model, trainable, objective_named("causal-lm"), longest=17)
     computing = Eager(replace(work, packing=True)) if backend == "packed" else Eager(work)
     computing = Fused(work) if backend == "fused" else computing
     state = state_of(trainable)
@@ -91,7 +91,7 @@ def step(
 def plainly() -> tuple[list[Tensor], float, float]:
     """The same, written out: one row at a time, with all logits and autograd."""
     model, adapters, trainable = adapted()
-    anchor = anchor_of(trainable, Eager(Workload(model, trainable, CAUSAL_LM)), 0, 0, 0)
+    anchor = anchor_of(trainable, Eager(Workload(model, trainable, objective_named("causal-lm"))), 0, 0, 0)
     total, count = torch.zeros((), dtype=torch.float64), 0
     for row in rows():
         logits = model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
@@ -128,7 +128,7 @@ def test_every_backend_computes_what_is_written_out(backend: str, most: int) -> 
 def test_an_adapter_that_changes_nothing_has_no_divergence_and_no_gradient_from_it() -> None:
     model = tiny_model("llama").double()
     trainable = TrainableLoRA(inject(model, LoraConfig(rank=3)))
-    computing = Fused(Workload(model, trainable, CAUSAL_LM, longest=17))
+    computing = Fused(Workload(model, trainable, objective_named("causal-lm"), longest=17))
     anchor = anchor_of(trainable, computing, 1, 0, 0)
     with computing.active():
         _, apart = anchor.backward(None, 0, 1.0)
@@ -137,7 +137,7 @@ def test_an_adapter_that_changes_nothing_has_no_divergence_and_no_gradient_from_
 
 def test_what_the_base_says_of_a_block_is_computed_once_where_there_is_room() -> None:
     model, _, trainable = adapted()
-    computing = Eager(Workload(model, trainable, CAUSAL_LM))
+    computing = Eager(Workload(model, trainable, objective_named("causal-lm")))
     for room, expected in ((10**7, 5), (0, 15)):
         anchor = anchor_of(trainable, computing, 1, room, 0)
         calls = [0]
@@ -156,7 +156,7 @@ def test_what_the_base_says_of_a_block_is_computed_once_where_there_is_room() ->
 
 def test_blocks_follow_from_seed_and_step_alone_and_all_come_before_one_comes_again() -> None:
     model, _, trainable = adapted()
-    computing = Eager(Workload(model, trainable, CAUSAL_LM))
+    computing = Eager(Workload(model, trainable, objective_named("causal-lm")))
 
     def drawn(seed: int) -> list[int]:
         anchor = anchor_of(trainable, computing, 1, 0, seed)
@@ -168,7 +168,7 @@ def test_blocks_follow_from_seed_and_step_alone_and_all_come_before_one_comes_ag
 
 def test_kinds_of_text_take_turns_and_each_block_comes_once_before_one_comes_again() -> None:
     model, _, trainable = adapted()
-    computing = Eager(Workload(model, trainable, CAUSAL_LM))
+    computing = Eager(Workload(model, trainable, objective_named("causal-lm")))
     anchor = Anchor(BaseOnText(replace(text(6), kinds=2), trainable, computing, 0), WEIGHT, 3, 1)
     drawn = [anchor.block(number) for number in range(12)]
     assert [block % 2 for block in drawn] == [0, 1] * 6
@@ -188,7 +188,7 @@ def test_adalora_gives_ranks_by_what_the_rows_need_alone(order: str) -> None:
         trainable = TrainableAdaLora(adapters, spec, 20)
         with torch.no_grad():
             trainable.triplets.strengths.add_(0.3)
-        computing = Fused(Workload(model, trainable, CAUSAL_LM, longest=17))
+        computing = Fused(Workload(model, trainable, objective_named("causal-lm"), longest=17))
         state = state_of(trainable)
         state.clip = clip
         anchor = anchor_of(trainable, computing, 1000, 10**6, 0) if anchored else None

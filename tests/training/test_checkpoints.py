@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import tiny_model
+from kit.summed_losses import summed
 from kit.trainers import train
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
@@ -20,7 +21,6 @@ from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
-from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import Batches
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.own_files import FACTS, TENSORS, hash_of

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from kit.classifiers import encoder_folder, labelled, write_rows
 from kit.tagged import spanned, tagger_folder
 from rankwise import load_run
+from rankwise.base.loading import load
 from rankwise.cli.main import app
 from rankwise.commands.evaluate import evaluate
 from rankwise.config.data import DataConfig
@@ -23,10 +24,9 @@ from rankwise.config.experiment import Experiment, Planned
 from rankwise.config.models import ModelConfig
 from rankwise.evaluation.intervals import measured_share
 from rankwise.forward.plan import plan
-from rankwise.objectives.causal_lm import CausalLM
-from rankwise.objectives.objective import target_loss, weight_of
-from rankwise.objectives.tagging import Tagging
-from rankwise.objectives.text_classification import TextClassification
+from rankwise.objectives.loss import target_loss, weight_of
+from rankwise.objectives.objective import Facts
+from rankwise.objectives.registry import objective_named
 from rankwise.objectives.text_classification.head_start import CONVERGED, features_of, fit_head
 from rankwise.reporting.verdict import verdict_of
 from rankwise.rows.classes import balanced_weights
@@ -74,15 +74,15 @@ def rows_for(kind: str, model: Any) -> list[Tokens]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_fitted_head_is_the_minimum(encoder, kind):
-    objective = TextClassification(KINDS[kind])
-    model = objective.load(ModelConfig(name=str(encoder), dtype="float32"), silent)
+    objective = objective_named("sequence-classification", Facts(KINDS[kind]))
+    model = load(ModelConfig(name=str(encoder), dtype="float32"), silent, objective.kind)
     rows, head = rows_for(kind, model), model.module.classifier
-    fitted = fit_head(objective, model, rows)
+    fitted = fit_head(objective.loss, objective.heads(model), model.module, rows)
     assert fitted is not None and fitted.gradient <= CONVERGED and fitted.rows == 60
     targets = objective.targets
     if targets.balanced:
         targets = targets.model_copy(update={"weights": balanced_weights(targets.counts)})
-    features = features_of(objective, model.module, head, rows).double()
+    features = features_of(objective.loss, model.module, head, rows).double()
     values = torch.tensor([row.target for row in rows])
     weight, bias = (one.detach().double().requires_grad_() for one in (head.weight, head.bias))
     outputs = features @ weight.T + bias
@@ -95,11 +95,12 @@ def test_the_fitted_head_is_the_minimum(encoder, kind):
 
 
 def test_a_head_that_features_tell_nothing_about_stays_as_it_was_drawn(encoder):
-    objective = TextClassification(KINDS["classes"])
-    model = objective.load(ModelConfig(name=str(encoder), dtype="float32"), silent)
+    objective = objective_named("sequence-classification", Facts(KINDS["classes"]))
+    model = load(ModelConfig(name=str(encoder), dtype="float32"), silent, objective.kind)
     before = model.module.classifier.weight.clone()
     drawn = [Tokens(row.ids, row.loss_mask, target=at // 12 % 2) for at, row in enumerate(rows_for("x", model))]
-    assert fit_head(objective, model, drawn) is None and fit_head(objective, model, drawn[:6]) is None
+    head = objective.loss, objective.heads(model), model.module
+    assert fit_head(*head, drawn) is None and fit_head(*head, drawn[:6]) is None
     assert torch.equal(model.module.classifier.weight, before)
 
 
@@ -127,10 +128,10 @@ def test_figures_that_cannot_mean_anything_are_said():
     assert "sampling" not in never and "--epochs" in never
     fine = scorer([0, 1, 2] * 5, [0, 1, 2] * 5)
     assert rare_in(fine) == never_predicted(fine, 9, 1e-3) == [] == rare_in(scorer([0, 1], [0, 1], TargetFacts()))
-    (falling,) = still_falling([loss(0, 2.0), loss(5, 1.0), loss(10, 0.8)], 10, 2.0, CausalLM.falling)
+    (falling,) = still_falling([loss(0, 2.0), loss(5, 1.0), loss(10, 0.8)], 10, 2.0)
     assert "from 1 to 0.8" in falling and "--epochs 4" in falling
-    assert not still_falling([loss(0, 2.0), loss(5, 0.81), loss(10, 0.8)], 10, 2.0, CausalLM.falling)
-    assert not still_falling([loss(0, 2.0), loss(5, 1.0), loss(8, 0.5)], 10, 2.0, CausalLM.falling)
+    assert not still_falling([loss(0, 2.0), loss(5, 0.81), loss(10, 0.8)], 10, 2.0)
+    assert not still_falling([loss(0, 2.0), loss(5, 1.0), loss(8, 0.5)], 10, 2.0)
 
 
 @pytest.mark.parametrize(("more", "expected"), [
@@ -222,9 +223,9 @@ def test_the_fitted_head_is_the_result_where_steps_only_harm_it(encoder, tmp_pat
 
 def tagged_rows(folder: Path) -> tuple[Any, Any, list[Tokens]]:
     tags = TargetFacts(classes=("O", "B-LOC", "I-LOC", "B-PER", "I-PER"), counts=(9,) * 5, form="tags")
-    objective = Tagging(tags)
-    model = objective.load(ModelConfig(name=str(tagger_folder(folder)), dtype="float32"), silent)
-    encoder = objective.encoder(model.template, model.tokenizer, DataConfig(path="x"), 64)
+    objective = objective_named("token-classification", Facts(tags))
+    model = load(ModelConfig(name=str(tagger_folder(folder)), dtype="float32"), silent, objective.kind)
+    encoder = objective.rows.encoder(model.template, model.tokenizer, DataConfig(path="x"), 64)
     examples = [one for at, row in enumerate(spanned(60)) for one in parse_row(row, "spans", f"x:{at + 1}")]
     return objective, model, [row for outcome in encoder.encode(examples) for row in outcome.sequences]
 
@@ -234,15 +235,15 @@ def test_a_temperature_keeps_every_prediction_and_never_raises_the_loss(encoder,
     if kind == "tags":
         objective, model, rows = tagged_rows(tmp_path / "tagger")
     else:
-        objective = TextClassification(KINDS[kind])
-        model = objective.load(ModelConfig(name=str(encoder), dtype="float32"), silent)
+        objective = objective_named("sequence-classification", Facts(KINDS[kind]))
+        model = load(ModelConfig(name=str(encoder), dtype="float32"), silent, objective.kind)
         rows = rows_for(kind, model)
-    head, own = model.module.classifier, ClassScorer(objective, model, rows)
+    head, own = model.module.classifier, ClassScorer(objective.predicting, model, rows)
     unweighted = objective.targets.model_copy(update={"weights": ()})
 
     def read() -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return [(found.float(), objective.learned(batch.targets, batch.loss_mask))
-                for _, batch, found in objective.in_batches(model.module, rows, None)]  # fmt: skip
+        return [(found.float(), objective.loss.learned(batch.targets, batch.loss_mask))
+                for _, batch, found in objective.predicting.in_batches(model.module, rows, None)]  # fmt: skip
 
     def nats(of: list[tuple[torch.Tensor, torch.Tensor]], temperature: float = 1.0) -> float:
         return sum(float(target_loss(logits / temperature, values, unweighted)) for logits, values in of)
@@ -262,21 +263,21 @@ def test_a_temperature_keeps_every_prediction_and_never_raises_the_loss(encoder,
         cost = [nats(before, math.exp(log)) + (log / WIDTH) ** 2 / 2 for log in np.linspace(-2, 2, 81)]
         assert nats(after) + (math.log(temperature) / WIDTH) ** 2 / 2 <= min(cost) * 1.001
     weight = head.weight.clone()
-    nothing, told = calibrate(ClassScorer(objective, model, rows[:9]))
+    nothing, told = calibrate(ClassScorer(objective.predicting, model, rows[:9]))
     assert nothing is None and "takes 50 validation rows" in told and torch.equal(head.weight, weight)
     head.requires_grad_(False)
     assert calibrate(own) == (None, "") and torch.equal(head.weight, weight)
 
 
 def test_a_head_whose_logits_do_not_follow_is_left_alone(encoder):
-    objective = TextClassification(KINDS["classes"])
-    model = objective.load(ModelConfig(name=str(encoder), dtype="float32"), silent)
+    objective = objective_named("sequence-classification", Facts(KINDS["classes"]))
+    model = load(ModelConfig(name=str(encoder), dtype="float32"), silent, objective.kind)
     rows, head = rows_for("classes", model), model.module.classifier
     with torch.no_grad():
         head.weight.mul_(40)
     weight = head.weight.clone()
     head.register_forward_hook(lambda _, inputs, outputs: outputs.tanh() * 9)
-    temperature, told = calibrate(ClassScorer(objective, model, rows))
+    temperature, told = calibrate(ClassScorer(objective.predicting, model, rows))
     assert temperature is None and "does not divide the logits" in told
     torch.testing.assert_close(head.weight, weight)
 

@@ -20,16 +20,18 @@ from rankwise.config.data import DataConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
 from rankwise.errors import TrainingError
-from rankwise.objectives.objective import Classifier, Objective
+from rankwise.objectives.objective import Score
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import LossRecord, StepRecord
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.training import trainer, validation
 from rankwise.training.extras import tuning
 from rankwise.training.hooks import LossWatch
 from rankwise.training.state import Diverged
 
 STEPS, RATE = 60, 0.01
+ANSWERS, HEAD = Score().far_above, Score.of_classes(TargetFacts()).far_above
 
 
 def step(number, loss):
@@ -39,7 +41,7 @@ def step(number, loss):
     )  # fmt: skip
 
 
-def stopped_at(losses, factor=Objective.far_above, rows=16, before=None, tokens=None):
+def stopped_at(losses, factor=ANSWERS, rows=16, before=None, tokens=None):
     """The step after which the watch ends a run with these losses, and where it began to diverge."""
     watch = LossWatch(factor, rows, 1e-3, tokens)
     if before is not None:
@@ -79,16 +81,16 @@ def test_a_head_may_overshoot_for_long():
     """As that of DINOv2 did on CIFAR-10 at a rate of 0.05, which ended at 0.65."""
     # the first losses of MiniLM on SST-2 with LoRA at 0.41, a thousand times `auto`
     thousandfold = [0.69, 0.7, 0.84, 91.52, 84.82, 7.89, 78.36, 89.13, 89.78, 55.92, 10.66, 39.2, 20.89, 5.68, 35.88]
-    assert stopped_at(thousandfold, Classifier.far_above, before=0.69) is not None
+    assert stopped_at(thousandfold, HEAD, before=0.69) is not None
     overshooting = [2.8, 2.7, *noisy(10.0, 300, 0.4), *noisy(0.7, 100, 0.3)]
-    assert stopped_at(overshooting, Classifier.far_above) is None
+    assert stopped_at(overshooting, HEAD) is None
 
 
 @pytest.mark.parametrize(("quiet", "rise"), [(0, 1), (1, 8), (5, 1), (30, 8), (200, 1)])
 def test_a_loss_that_stays_far_above_its_past_is_seen_within_twenty_steps(quiet, rise):
     rising = [2.0 * (30 / 2.0) ** (n / rise) for n in range(1, rise + 1)]
     losses = [2.0, *[1.5] * quiet, *rising, *noisy(30.0, 40, 0.2)]
-    crossed = next(number for number, loss in enumerate(losses, start=1) if loss > Objective.far_above * 2.0 + 1)
+    crossed = next(number for number, loss in enumerate(losses, start=1) if loss > ANSWERS * 2.0 + 1)
     number, begun = stopped_at(losses)
     assert begun == crossed and number - crossed < 20
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from conftest import tiny_model
+from kit.summed_losses import summed
 from kit.trainers import train
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.training import TrainingConfig
@@ -18,7 +19,6 @@ from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
-from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import Batches, collate, portion
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.training.checkpoints import restore, save, size_of

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from conftest import tiny_model
 from kit.sampling import draws
+from kit.summed_losses import summed
 from kit.trainers import random_rows, train
 from rankwise.adapters.set import AdapterSet
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
@@ -22,7 +23,7 @@ from rankwise.errors import ConfigError, TrainingError
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
-from rankwise.objectives.causal_lm import summed, token_loss
+from rankwise.objectives.causal_lm import token_loss
 from rankwise.rows.encoded.batches import Batch, Batches, collate, portion
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import Example, Message

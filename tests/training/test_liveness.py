@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from conftest import tiny_model
+from kit.summed_losses import summed
 from kit.trainers import train
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
@@ -16,7 +17,6 @@ from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
-from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import Batches
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import WarningMessage

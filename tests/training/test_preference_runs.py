@@ -18,7 +18,8 @@ from rankwise.commands.evaluate import evaluate
 from rankwise.commands.train import Trained, train
 from rankwise.config.experiment import Experiment
 from rankwise.errors import ConfigError, Interrupted, RunError
-from rankwise.objectives.preference import Preference, log_probabilities
+from rankwise.objectives.objective import Objective
+from rankwise.objectives.preference import log_probabilities
 from rankwise.objectives.registry import objective_for
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import Event, ScoreRecord, StepRecord, silent
@@ -115,11 +116,11 @@ def test_the_reference_is_the_base_with_the_adapter_off(home, tiny_folder):
 
     trained = train(settings(tiny_folder, "a"), callback=look)
     objective = objective_for(RunSnapshot.read("a").data_report)
-    assert isinstance(objective, Preference)
+    assert isinstance(objective, Objective)
     rows = _rows(trained, objective)
     with torch.no_grad(), trained.trainable.base():
-        (batch,) = objective.batches(rows, 1_000_000)
-        sums = batch.pairs.sums(log_probabilities(objective.predict(trained.model.module, batch), batch))
+        (batch,) = objective.loss.batches(rows, 1_000_000)
+        sums = batch.pairs.sums(log_probabilities(objective.loss.predict(trained.model.module, batch), batch))
     expected = np.empty((len(rows), 2))
     expected[list(batch.pairs.positions)] = sums.numpy()
     assert kept[0].values == pytest.approx(expected, abs=1e-4)
@@ -142,10 +143,10 @@ def test_a_training_that_begins_with_an_adapter_is_compared_with_that_adapter(ho
     assert second.preference.margin_after > 0.01
 
 
-def _rows(trained: Trained, objective: Preference) -> list[Any]:
+def _rows(trained: Trained, objective: Objective) -> list[Any]:
     from rankwise.rows.preparing import prepare
 
-    prepared = prepare(RunSnapshot.read("a").experiment.data, objective.row_encoding(trained.model), silent)
+    prepared = prepare(RunSnapshot.read("a").experiment.data, objective.rows.encoding(trained.model), silent)
     return list(prepared.sequences)
 
 

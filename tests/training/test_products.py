@@ -24,7 +24,7 @@ from rankwise.forward.agreement import Computed, distance, gradients_of
 from rankwise.forward.reference import random_documents
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.kernels.quantized.formats import Int8, Int8Products, is_compiled, weights_for_int8
-from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.objectives.registry import objective_named
 from rankwise.training import backend as choices
 
 able = pytest.mark.skipif(not (multiplies_int8() and is_compiled()), reason="this machine has no such products")
@@ -128,12 +128,14 @@ def test_what_small_errors_of_layers_add_up_to_is_bounded(rows, tiny_folder, mon
     found, module = trained.manifest.products, trained.model.module
     assert found.unpacked and found.change <= choices.LARGEST_CHANGE
     assert any("products of all layers in int8 would change" in one for one in trained.manifest.warnings)
-    (batch,) = CAUSAL_LM.batches(random_documents(90, [40] * 4, torch.Generator().manual_seed(0)), 512)
+    (batch,) = objective_named("causal-lm").loss.batches(
+        random_documents(90, [40] * 4, torch.Generator().manual_seed(0)), 512
+    )
     computed = []
     for products in (found, None):
         choices.use_products(module, products)
-        gradients = gradients_of(CAUSAL_LM.loss(module, batch), trained.trainable.parameters())
-        computed.append(Computed(CAUSAL_LM.predict(module, batch).detach(), gradients))
+        gradients = gradients_of(objective_named("causal-lm").loss(module, batch), trained.trainable.parameters())
+        computed.append(Computed(objective_named("causal-lm").loss.predict(module, batch).detach(), gradients))
     apart = distance(*computed)
     assert apart.within(0.1, 0.1), apart
 

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from kit.classifiers import encoder_folder, labelled, write_rows
 from kit.library import rows
 from kit.sampling import draws
+from rankwise.base.loading import load
 from rankwise.cli.main import app
 from rankwise.commands.train import Trained, train
 from rankwise.config.experiment import Experiment
@@ -123,12 +124,13 @@ def test_a_trial_leaves_the_base_bit_for_bit(method):
 def trials_of(given: Experiment) -> Trials:
     given = decided(given, silent)
     objective = objective_of(given.objective, given.rows, silent)
-    model, method = objective.load(given.base, silent), method_of(given.adapter)
-    prepared = prepare(given.data, objective.row_encoding(model), silent)
+    model, method = load(given.base, silent, objective.kind), method_of(given.adapter)
+    prepared = prepare(given.data, objective.rows.encoding(model), silent)
     apart, _ = set_aside(prepared, 16, 0)
     config = given.training.resolved(len(prepared.trained), model.width, given.auto_rate)
     setup = Setup(
-        config, 50, prepared.trained_rows, heads=objective.heads(model), load=objective.load, callback=silent
+        config, 50, prepared.trained_rows, heads=objective.heads(model), load=partial(load, kind=objective.kind),
+        callback=silent,
     )  # fmt: skip
     return Trials(
         model=model, method=method, objective=objective, setup=setup, adapter=given.adapter,

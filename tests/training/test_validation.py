@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import rankwise
+from kit.summed_losses import summed
 from rankwise.adapters.formats.peft import write_peft
 from rankwise.config.validation import GenerationConfig
 from rankwise.errors import ConfigError, RunError
@@ -19,7 +20,6 @@ from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.inject import inject
 from rankwise.methods.trainable import TrainableState
-from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import collate
 from rankwise.rows.preparing import prepare
 from rankwise.rows.writing import TextWriting

@@ -230,7 +230,7 @@ def test_a_change_below_the_rounding_of_the_base_is_warned_of(small):
 def test_documents_longer_than_the_window_are_computed_eagerly_with_a_warning(tiny_folder, monkeypatch):
     from rankwise.base.loading import load
     from rankwise.methods.lora import TrainableLoRA
-    from rankwise.objectives.causal_lm import CAUSAL_LM
+    from rankwise.objectives.registry import objective_named
 
     model = load(str(tiny_folder))
     model.module.config.sliding_window = 20
@@ -238,7 +238,12 @@ def test_documents_longer_than_the_window_are_computed_eagerly_with_a_warning(ti
     for longest in (20, 21):
         adapters = inject(model.module, rankwise.LoraConfig(rank=2))
         work = backend.Workload(
-            model.module, TrainableLoRA(adapters), CAUSAL_LM, longest=longest, largest=64, callback=heard.append
+            model.module,
+            TrainableLoRA(adapters),
+            objective_named("causal-lm"),
+            longest=longest,
+            largest=64,
+            callback=heard.append,
         )
         assert backend.choose_backend(work, "auto", 100).name == ("fused" if longest == 20 else "eager")
         adapters.remove()

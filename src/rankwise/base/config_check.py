@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from rankwise.config.base import shown
-from rankwise.errors import ModelError
+from rankwise.errors import ModelError, first_line
 
 LARGEST, DEEPEST, MOST_LABELS = 10**9, 2_000, 1_000_000
 """The largest value of any setting in a model's config, the largest number of layers, and that of classes. The deepest
@@ -116,3 +117,13 @@ def _without_code(settings: Any) -> Any:
             key: _without_code(value) for key, value in settings.items() if not any(word in str(key) for word in CODE)
         }
     return [_without_code(value) for value in settings] if isinstance(settings, list) else settings
+
+
+def hub_config(folder: Path, *, trusted: bool = False) -> Any:
+    """The settings of a model's folder as transformers reads them, with its defaults for those that are left out."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
+    except Exception as error:  # as many kinds as there are architectures
+        raise ModelError(f"{folder} contains no model that can be loaded: {first_line(error)}") from None

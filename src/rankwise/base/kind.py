@@ -3,13 +3,13 @@ of images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.images import ImageProcessing
-from rankwise.errors import ModelError, first_line
+from rankwise.runs.records import Callback
 
 
 @dataclass(frozen=True)
@@ -24,20 +24,12 @@ class ModelKind:
     """Settings that override the folder's config.json."""
     processing: ImageProcessing | None = None
     """For a model that reads images: how they become what it reads. None for a model of texts."""
+    finish: Callable[[LoadedModel, Callback], LoadedModel] | None = field(default=None, compare=False)
+    """Checks and completes the loaded model, where its objective needs more of it."""
 
 
 CAUSAL_LM = ModelKind("AutoModelForCausalLM", "a causal language model")
 ENCODER_DECODER = ModelKind("AutoModelForSeq2SeqLM", "an encoder and a decoder of texts")
-
-
-def hub_config(folder: Path, *, trusted: bool = False) -> Any:
-    """The settings of a model's folder as transformers reads them, with its defaults for those that are left out."""
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
-    except Exception as error:  # as many kinds as there are architectures
-        raise ModelError(f"{folder} contains no model that can be loaded: {first_line(error)}") from None
 
 
 def kind_for(kind: ModelKind, config: Mapping[str, Any]) -> ModelKind:

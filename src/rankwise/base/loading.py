@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 import rankwise.base.quiet as quiet
+from rankwise.base.config_check import hub_config
 from rankwise.base.gguf.header import read_gguf_header
 from rankwise.base.gguf.mapped import gguf_tensors, quantization_of
 from rankwise.base.inspection import refuse_vision, stored_format
-from rankwise.base.kind import CAUSAL_LM, ModelKind, hub_config, kind_for
+from rankwise.base.kind import CAUSAL_LM, ModelKind, kind_for
 from rankwise.base.loaded import LoadedModel, TextReader
 from rankwise.base.precision import choose_precision
 from rankwise.base.quantized_folder import QuantizedFolder, bitsandbytes_folder, mapped_folder, quantized_folder
@@ -34,6 +35,7 @@ from rankwise.errors import ModelError, RankwiseError, first_line, is_out_of_mem
 from rankwise.kernels.quantized.given_back import give_back_after_use
 from rankwise.kernels.quantized.nf4 import is_unpacked_by_library
 from rankwise.kernels.quantized.tensor import is_quantized
+from rankwise.rows.images.processor import need_vision
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.tokenizer import HubTokenizer, NewTokens
 from rankwise.runs.integrity import check_folder
@@ -47,10 +49,16 @@ def load(model: ModelConfig | str, callback: Callback = silent, kind: ModelKind 
     training."""
     spec = model if isinstance(model, ModelConfig) else ModelConfig(name=model)
     check_folder(Path(spec.name).expanduser(), callback)
-    return load_unchecked(spec, callback, kind)
+    return load_unchecked(spec, callback, kind, doubts=callback)
 
 
-def load_unchecked(config: ModelConfig, callback: Callback = silent, kind: ModelKind = CAUSAL_LM) -> LoadedModel:
+def load_unchecked(
+    config: ModelConfig, callback: Callback = silent, kind: ModelKind = CAUSAL_LM, doubts: Callback = silent
+) -> LoadedModel:
+    """A model that need not be what training wrote. `doubts` hears how well it suits its objective, which is said where
+    it is trained."""
+    if kind.processing is not None:
+        need_vision("the objective image-classification")
     precision = choose_precision(config)
     source = find(config, callback)
     if kind.processing is None:
@@ -73,7 +81,7 @@ def load_unchecked(config: ModelConfig, callback: Callback = silent, kind: Model
         give_back_after_use(module)
     if getattr(module, "generation_config", None) is not None:  # else it would fill in unset settings
         module.generation_config = type(module.generation_config)()
-    return LoadedModel(
+    loaded = LoadedModel(
         module=module,
         config=config,
         source=source,
@@ -86,6 +94,7 @@ def load_unchecked(config: ModelConfig, callback: Callback = silent, kind: Model
         own_head=own_head,
         quantization=_quantization(config, source),
     )
+    return loaded if kind.finish is None else kind.finish(loaded, doubts)
 
 
 def _quantization(config: ModelConfig, source: Source) -> str | None:

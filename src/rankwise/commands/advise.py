@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.incompatible import problems as problems_of
@@ -50,7 +51,7 @@ def advise(
     experiment = decided(experiment, callback)
     with limited_memory(experiment.model.memory_bytes):
         objective = objective_of(experiment.objective, experiment.rows, callback)
-        if refusal := objective.cannot.get("advised on"):
+        if refusal := objective.words.cannot.get("advised on"):
             raise ConfigError([refusal])
         if model is not None:
             _refuse_other(model, experiment.base.name, objective)
@@ -59,7 +60,10 @@ def advise(
         if foreseen is not None:
             foreseen.check(callback, force=force_memory)
         loaded, prepared = _with_rows(
-            objective.load(experiment.base, callback) if model is None else model, objective, experiment.data, callback
+            load(experiment.base, callback, objective.kind) if model is None else model,
+            objective,
+            experiment.data,
+            callback,
         )
         made = (advising or objective.among(ADVISING))(
             adapter_config=experiment.adapter, presentation=Presentation(experiment.data.packing, experiment.images),
@@ -80,14 +84,14 @@ def _with_rows(
     loaded: LoadedModel, objective: Objective, data: DataConfig, callback: Callback
 ) -> tuple[LoadedModel, Prepared]:
     """The model with the chat template of the rows, and the rows."""
-    writing = objective.row_encoding(loaded)
+    writing = objective.rows.encoding(loaded)
     if isinstance(used := writing.by(data), TextWriting):
         loaded = loaded.with_template(used.template)
     return loaded, _prepared(data, writing, callback)
 
 
 def _refuse_other(model: LoadedModel, name: str, objective: Objective) -> None:
-    if refusal := objective.cannot.get("advised on from a loaded model"):
+    if refusal := objective.words.cannot.get("advised on from a loaded model"):
         raise ConfigError([refusal])
     if name != model.config.name:
         raise ConfigError([f'the given model is "{model.config.name}", but the experiment names {name}.'])

@@ -182,7 +182,7 @@ def _shown(example: Example, objective: Objective, row_encoding: TextWriting, da
     (outcome,) = encoder.encode([example])
     if outcome.problem is not None:
         raise DataError(outcome.problem)
-    return objective.preview(outcome, row_encoding, encoder)
+    return objective.rows.preview(outcome, row_encoding, encoder)
 
 
 def _row_encoding(
@@ -200,7 +200,7 @@ def _row_encoding(
     objective = objective_by(spec, data, images, callback, name)
     if data.recipe is not None and not spec.new_tokens:
         spec = spec.model_copy(update=recipe_named(data.recipe).new_tokens)
-    return objective, objective.writing_alone(spec, callback, guessed=model is None)
+    return objective, objective.rows.encoding_alone(spec, callback, guessed=model is None)
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,7 @@ from rankwise.evaluation.validation_rows import (
 )
 from rankwise.inference.generate import BATCH_SIZE
 from rankwise.methods.artifact import Opening, is_adapter, opening_in
-from rankwise.objectives.objective import Classifier, Objective
-from rankwise.objectives.preference import Preference
+from rankwise.objectives.preference import pair_loss_of
 from rankwise.rows.files.in_memory import path_of
 from rankwise.rows.files.output import SUFFIXES, check_name
 from rankwise.runs.directory import find_run
@@ -113,7 +112,7 @@ def evaluate(
         raise ConfigError([f"--batch-size is {batch_size}; it must be at least 1."])
     subject = open_subject(target, against, base=base, dtype=dtype, callback=callback, **opening)
     subject.refuse_options(task, text, blocks, scores.names or None)
-    if compared and forgetting and (why := subject.objective.cannot.get(FORGETTING)) is not None:
+    if compared and forgetting and (why := subject.objective.words.cannot.get(FORGETTING)) is not None:
         callback(StatusMessage(why))
     subject = replace(subject, constraint=constraint)
     others = _other_images(subject, images, with_forgetting=forgetting, callback=callback)
@@ -320,8 +319,7 @@ def asked_of(
             raise ConfigError([f"{task}: a task of lm-eval has its own data and scores. Leave out --data and --score."])
         return HarnessTask(task.removeprefix(PREFIX), rows.most, batch_size or ASKED_TOGETHER)
     table: dict[str, Callable[..., Task]] = {"answers": _answers, "pairs": _pairs, "classes": _predictions}
-    objective = subject.objective
-    return objective.among(table)(objective, subject, task, rows, batch_size, callback)
+    return subject.objective.among(table)(subject, task, rows, batch_size, callback)
 
 
 @dataclass(frozen=True)
@@ -342,8 +340,7 @@ class EvaluatedRows:
 
 
 def _answers(
-    objective: Objective, subject: Subject, task: str | TaskConfig | None, rows: EvaluatedRows, batch_size: int | None,
-    callback: Callback,
+    subject: Subject, task: str | TaskConfig | None, rows: EvaluatedRows, batch_size: int | None, callback: Callback,
 ) -> Task:  # fmt: skip
     """Rows and tasks that are answered."""
     spec, items = _items(subject, task, rows, callback)
@@ -368,33 +365,31 @@ def _answers(
 
 
 def _pairs(
-    objective: Preference, subject: Subject, task: str | TaskConfig | None, rows: EvaluatedRows, batch_size: int | None,
-    callback: Callback,
+    subject: Subject, task: str | TaskConfig | None, rows: EvaluatedRows, batch_size: int | None, callback: Callback,
 ) -> Task:  # fmt: skip
     if task is not None or (rows.data is not None and is_running_text(rows.data)):
-        return _answers(objective, subject, task, rows, batch_size, callback)
+        return _answers(subject, task, rows, batch_size, callback)
     if rows.scores != ScoresAsked():
         raise ConfigError(
             [f"--score is for answers to prompts, and the rows of {subject.name} are pairs. Leave --score out."]
         )
     name, found = rows.of(subject, callback)
     return PairTask(
-        name=name, about=found.about, objective=objective, rows=found.documents, against=subject.against,
-        base=subject.base, sides=subject.sides, left_out=found.left_out,
+        name=name, about=found.about, loss=pair_loss_of(subject.objective), rows=found.documents,
+        against=subject.against, base=subject.base, sides=subject.sides, left_out=found.left_out,
     )  # fmt: skip
 
 
 def _predictions(
-    objective: Classifier, subject: Subject, task: str | TaskConfig | None, rows: EvaluatedRows, batch_size: int | None,
-    callback: Callback,
+    subject: Subject, task: str | TaskConfig | None, rows: EvaluatedRows, batch_size: int | None, callback: Callback,
 ) -> Task:  # fmt: skip
     """A task is refused before where no answer is written."""
     if task is not None:
-        return _answers(objective, subject, task, rows, batch_size, callback)
+        return _answers(subject, task, rows, batch_size, callback)
     name, found = rows.of(subject, callback)
     scores = rows.scores.functions
     return RowTask(
-        name=name, about=found.about, objective=objective, rows=found.documents, left_out=found.left_out,
+        name=name, about=found.about, objective=subject.objective, rows=found.documents, left_out=found.left_out,
         functions=scores, config=found.config,
     )  # fmt: skip
 
@@ -422,7 +417,7 @@ def _items(
     spec = about.model_copy(update={"rows": rows.most})
     chosen = [found.documents[at] for at in drawn(len(found.documents), spec)]
     databases = (
-        {} if found.config is None else databases_in(found.config, subject.objective.row_encoding(subject.model))
+        {} if found.config is None else databases_in(found.config, subject.objective.rows.encoding(subject.model))
     )
     return spec, requests_of_sequences(chosen, subject.model, databases)
 

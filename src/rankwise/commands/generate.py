@@ -12,7 +12,7 @@ from rankwise.errors import ConfigError, DataError
 from rankwise.inference.decoding import Answer, TextCallback
 from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.methods.artifact import Opening, opening_in
-from rankwise.objectives.sequence_to_sequence import text_objective
+from rankwise.objectives.registry import text_objective
 from rankwise.rows.text.example import Message
 from rankwise.runs.records import Callback, silent
 
@@ -104,7 +104,7 @@ class Chat:
     def answer(self, name: str, on_text: TextCallback | None = None) -> Answer:
         """Generate one model's answer to the current turn. A failed turn is not added to its history."""
         text = self.log[-1]["user"]
-        history = text_objective(self.tuned.model).heard([*self.histories[name], Message("user", text)])
+        history = text_objective(self.tuned.model).text_writer.heard([*self.histories[name], Message("user", text)])
         spec = self.config.model_copy(update={"seed": self.config.seed + len(self.log) - 1})
         answer = self.tuned.answer(history, spec, base=name == "base", on_text=on_text)
         self.histories[name] = [*history, Message("assistant", answer.text)]

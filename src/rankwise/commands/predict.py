@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial, singledispatch
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from rankwise.inference.generate import BATCH_SIZE, answers_in_turn
 from rankwise.inference.items import READERS
 from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.methods.artifact import Artifact, open_artifact
-from rankwise.objectives.objective import Classifier, Objective
+from rankwise.objectives.objective import Objective
 from rankwise.objectives.predictions import Prediction
 from rankwise.rows.asking import PLACEHOLDER, filled_in, question_of, settings_of
 from rankwise.rows.files.in_memory import path_of
@@ -146,11 +146,12 @@ def predict(
         config_of_rows = _reading(artifact.run, data, prompt, system)
         reading = open_source(config_of_rows, config_of_rows.all_sources[0])
         rows = _rows(reading, form, most, has_prompt=prompt is not None)
-    _refuse_taken([column, *objective.columns(column), *([PROBLEM] if skip_bad_rows else [])], rows)
+    columns = [] if objective.classifier is None else objective.classifier.inputs.columns(column)
+    _refuse_taken([column, *columns, *([PROBLEM] if skip_bad_rows else [])], rows)
     _refuse_bad(rows, skip_bad_rows)
-    objective.check_answering(how.changed)
+    _check_answering(objective, how.changed)
     tuned = run if isinstance(run, TunedModel) else load_tuned(artifact, callback)
-    complete(objective, rows, tuned, how)
+    objective.among(COMPLETING)(rows, tuned, how)
     predicted = Predicted(out, column, rows, time.perf_counter() - began)
     if out is not None:
         write_atomic(out, file_of(predicted.records, out, predicted.origin(reading), callback))
@@ -160,8 +161,8 @@ def predict(
 def answer_items(tuned: TunedModel, items: Any, how: AnswerSettings) -> list[PredictedRow]:
     """Texts, pairs of texts, conversations or images, answered."""
     rows = rows_of_items(tuned.artifact, items)
-    tuned.objective.check_answering(how.changed)
-    complete(tuned.objective, rows, tuned, how)
+    _check_answering(tuned.objective, how.changed)
+    tuned.objective.among(COMPLETING)(rows, tuned, how)
     return rows
 
 
@@ -179,25 +180,34 @@ def rows_of_items(artifact: Artifact, items: Any, prompt: str | None = None) -> 
     ]
 
 
-@singledispatch
-def complete(objective: Objective, rows: Sequence[PredictedRow], tuned: TunedModel, how: AnswerSettings) -> None:
-    """Give each row that can be read its answer or its prediction, or its problem."""
+def answer_rows(rows: Sequence[PredictedRow], tuned: TunedModel, how: AnswerSettings) -> None:
     _render(rows, tuned, how.system, how.config.max_new_tokens)
     _refuse_bad(rows, how.skip_bad_rows)
     with tuned.base(how.base):
         _answer([row for row in rows if row.problem is None], tuned, how)
 
 
-@complete.register(Classifier)
-def classify(objective: Classifier, rows: Sequence[PredictedRow], tuned: TunedModel, how: AnswerSettings) -> None:
+def classify(rows: Sequence[PredictedRow], tuned: TunedModel, how: AnswerSettings) -> None:
     readable = [(row, row.question) for row in rows if row.question is not None and row.problem is None]
     for begin in range(0, len(readable), AT_ONCE):
         part = readable[begin : begin + AT_ONCE]
-        report = partial(_report_progress, how.callback, objective.activity, begin, len(readable))
+        report = partial(_report_progress, how.callback, tuned.objective.words.activity, begin, len(readable))
         predicted, problems = tuned.predict([question for _, question in part], report)
         for at, (row, _) in enumerate(part):
             row.prediction, row.problem = predicted.get(at), problems.get(at)
     _refuse_bad(rows, how.skip_bad_rows)
+
+
+COMPLETING = {"answers": answer_rows, "pairs": answer_rows, "classes": classify}
+"""By family, what gives each row that can be read its answer or its prediction, or its problem."""
+
+
+def _check_answering(objective: Objective, changed: Sequence[str]) -> None:
+    """ConfigError where settings of answers were changed that have no effect."""
+    if changed and objective.classifier is not None:
+        raise ConfigError([
+            f"the setting {changed[0]} has no effect, because this run is a classifier. Leave it out."
+        ])  # fmt: skip
 
 
 def _report_progress(callback: Callback, activity: str, before: int, rows: int, done: int) -> None:

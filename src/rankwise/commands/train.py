@@ -111,7 +111,7 @@ def _finished(training: Training, manifest: Manifest) -> Trained:
         write_page(RunSnapshot.of(session.run), session.callback)
     tuned = result_of(training.adapter).after_training(training.model, training.result)
     folder = RunDirectory(session.run.folder)
-    return Trained(folder, manifest, training.result, tuned, training.trainable, objective.use)
+    return Trained(folder, manifest, training.result, tuned, training.trainable, objective.words.use)
 
 
 def connect_shards(base: ModelConfig, problems: list[str], world: World) -> None:

@@ -45,7 +45,8 @@ from rankwise.evaluation.class_metrics import one_target
 from rankwise.evaluation.intervals import difference
 from rankwise.evaluation.metrics import METRICS, means
 from rankwise.evaluation.validation_rows import refuse_training_files
-from rankwise.objectives.image_classification import ImageClassification
+from rankwise.objectives.image_classification.encode import ImageWriting
+from rankwise.objectives.image_classification.loss import ImageLoss
 from rankwise.rows.classes import read_targets
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.preparing import prepare, refuse_fatal
@@ -153,7 +154,7 @@ def other_images(model: LoadedModel, path: str, run: RunSnapshot | None, callbac
     assert model.processing is not None, "a model of images"
     data = DataConfig(path=path, held_out=0)
     targets = read_targets(data, ClassificationConfig())
-    prepared = prepare(data, ImageClassification(targets, model.processing).row_encoding(model), callback)
+    prepared = prepare(data, ImageWriting(model.source.name, model.processing, targets), callback)
     refuse_fatal(prepared.data_report, trains=False)
     if run is not None:
         refuse_training_files(run, {file.sha256: file.name for file in prepared.data_report.files})
@@ -167,7 +168,7 @@ def compare_features(
 ) -> FeatureForgetting:
     """`base` makes the model its own base for a while."""
     assert model.processing is not None, "a model of images"
-    tuned = features_of(model.module, ImageClassification(images.targets, model.processing))
+    tuned = features_of(model.module, ImageLoss(images.targets, model.processing))
 
     def of_base(pixels: NDArray[Any]) -> NDArray[Any]:
         with base():
@@ -183,7 +184,7 @@ def compare_features(
     )
 
 
-def features_of(module: nn.Module, objective: ImageClassification) -> Features:
+def features_of(module: nn.Module, loss: ImageLoss) -> Features:
     """Make a function from pixels (B, S, S, 3) to features (B, D); if the head reads several for an image, to their
     mean."""
     head = module.get_submodule(head_modules(module, images=True)[0])
@@ -191,13 +192,13 @@ def features_of(module: nn.Module, objective: ImageClassification) -> Features:
 
     @torch.no_grad()
     def features(pixels: NDArray[Any]) -> NDArray[Any]:
-        patches = objective.processing.patches
+        patches = loss.processing.patches
         rows = [Tokens([0] * patches, (False,) * patches, target=0.0, image=image) for image in pixels]
-        (batch,) = objective.batches(rows, patches * len(rows))
+        (batch,) = loss.batches(rows, patches * len(rows))
         read: list[Tensor] = []
         hook = head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
         try:
-            objective.predict(module, batch.to(device))
+            loss.predict(module, batch.to(device))
         finally:
             hook.remove()
         return _pooled(read[-1]).double().cpu().numpy()

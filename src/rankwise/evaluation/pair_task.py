@@ -30,7 +30,7 @@ from rankwise.evaluation.metrics import means
 from rankwise.evaluation.subject import BaseAndTuned
 from rankwise.evaluation.task import WithoutAnswers
 from rankwise.kernels.loss import divergence
-from rankwise.objectives.preference import Preference, log_probabilities
+from rankwise.objectives.preference import PairLoss, log_probabilities
 from rankwise.rows.encoded.batches import IGNORED, questions
 from rankwise.rows.text.tokenize import Tokens, sides_of
 from rankwise.runs.evaluations import ModelScores
@@ -70,7 +70,7 @@ class PairTask(WithoutAnswers):
 
     name: str
     about: str
-    objective: Preference
+    loss: PairLoss
     rows: Sequence[Tokens]
     against: str | None = None
     base: Callable[[], AbstractContextManager[LoadedModel]] | None = None
@@ -84,8 +84,8 @@ class PairTask(WithoutAnswers):
 
     @property
     def settings(self) -> dict[str, Any]:
-        config = self.objective.config
-        return {"objective": self.objective.name, "loss": config.loss, "beta": config.beta}
+        config = self.loss.config
+        return {"objective": "preference", "loss": config.loss, "beta": config.beta}
 
     def score(self, model: LoadedModel, who: str, callback: Callback) -> ModelScores:
         began = time.perf_counter()
@@ -95,7 +95,7 @@ class PairTask(WithoutAnswers):
         else:
             numbers = self._numbers(model, self._referenced(base), who, callback)
             rows = numbers.metrics | self._divergences(who, callback)
-            if base is None and self.objective.needs_reference:
+            if base is None and self.loss.needs_reference:
                 rows = {"likelihood_accuracy": rows["likelihood_accuracy"]}
         measured = {metric: scores(metric, sums) for metric, sums in rows.items()}
         return ModelScores(scores=measured, answers=None, seconds=time.perf_counter() - began)
@@ -110,7 +110,7 @@ class PairTask(WithoutAnswers):
         if self._of_base is None and self.base is not None:
             with self.base() as model:
                 numbers = self._numbers(model, self.rows, str(self.against), callback)
-            if self.objective.needs_reference:  # compared with itself
+            if self.loss.needs_reference:  # compared with itself
                 nothing = np.zeros(len(self.rows))
                 numbers = replace(numbers, margins=nothing, losses=nothing + math.log(2))
             self._of_base = numbers
@@ -126,10 +126,10 @@ class PairTask(WithoutAnswers):
         n, done = len(rows), 0
         found = PairNumbers(np.zeros(n), np.zeros(n), np.zeros((n, 2)), np.zeros((n, 2)))
         device = next(model.module.parameters()).device
-        for batch in self.objective.batches(rows, max(256, LOGITS // model.vocabulary)):
+        for batch in self.loss.batches(rows, max(256, LOGITS // model.vocabulary)):
             there = batch.to(device)
-            logs = log_probabilities(self.objective.predict(model.module, there), there)
-            compared, pairs = self.objective.losses(logs, there), there.pairs
+            logs = log_probabilities(self.loss.predict(model.module, there), there)
+            compared, pairs = self.loss.losses(logs, there), there.pairs
             assert pairs is not None, "the rows are pairs"
             at = list(pairs.positions)
             found.losses[at], found.margins[at] = compared.losses.cpu().numpy(), compared.margins.cpu().numpy()

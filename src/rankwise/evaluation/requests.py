@@ -22,7 +22,7 @@ from rankwise.config.tasks import TaskConfig
 from rankwise.errors import ConfigError, DataError, some
 from rankwise.evaluation.scoring import fitting_scores
 from rankwise.evaluation.task_documents import TaskDocument, between, data_spec, drawn, task_documents
-from rankwise.objectives.sequence_to_sequence import text_objective
+from rankwise.objectives.registry import text_objective
 from rankwise.rows.sources import open_source
 from rankwise.rows.text.example import BREAK, Database, Example, Message
 from rankwise.rows.text.outcome import RowEncoder
@@ -83,7 +83,7 @@ class Requests:
 
 
 def requests_of(task: TaskConfig, model: LoadedModel) -> Requests:
-    why = text_objective(model).cannot.get("evaluated by continuing")
+    why = text_objective(model).words.cannot.get("evaluated by continuing")
     if why is not None and (task.running_text or (task.ask is not None and not task.chat)):
         raise DataError(why.format(value=f"{task.data}: the task {task.task}", model=model.source.name))
     requests = _all_items(task, model)
@@ -178,7 +178,7 @@ def _with_room(requests: Requests, task: TaskConfig, model: LoadedModel) -> Requ
 def _encoder(task: TaskConfig, model: LoadedModel) -> RowEncoder:
     limit = model.context_length or 10**9
     spec = data_spec(task).model_copy(update={"max_length": limit})
-    return text_objective(model).encoder(model.template, model.tokenizer, spec, limit)
+    return text_objective(model).rows.encoder(model.template, model.tokenizer, spec, limit)
 
 
 def _of_rows(task: TaskConfig, model: LoadedModel) -> Requests:

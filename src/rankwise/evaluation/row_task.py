@@ -20,7 +20,7 @@ from rankwise.evaluation.intervals import scores
 from rankwise.evaluation.metrics import ScoreFunction, rows_of_function
 from rankwise.evaluation.task import WithoutAnswers
 from rankwise.evaluation.validation_rows import as_written
-from rankwise.objectives.objective import Classifier
+from rankwise.objectives.objective import Objective
 from rankwise.objectives.predictions import Longest
 from rankwise.rows.images.pictures import thumbnail_of
 from rankwise.rows.text.example import BREAK, Example, Span
@@ -39,7 +39,7 @@ class RowTask(WithoutAnswers):
 
     name: str
     about: str
-    objective: Classifier
+    objective: Objective
     rows: Sequence[Tokens]
     left_out: int = 0
     functions: Mapping[str, ScoreFunction] = field(default_factory=dict)
@@ -60,11 +60,11 @@ class RowTask(WithoutAnswers):
 
     @property
     def form(self) -> type[Scored]:
-        return FORMS[self.objective.targets.form]
+        return FORMS[self.objective.predicting.targets.form]
 
     @property
     def settings(self) -> dict[str, Any]:
-        classes = list(self.objective.targets.classes)
+        classes = list(self.objective.predicting.targets.classes)
         functions = {"functions": list(self.functions)} if self.functions else {}
         return {"objective": self.objective.name, "classes": classes, **self.form.settings, **functions}
 
@@ -74,7 +74,7 @@ class RowTask(WithoutAnswers):
         def report(done: int) -> None:
             callback(ProgressUpdate(f"{self.form.activity} with {who}", done, len(self.rows), "rows"))
 
-        scored = score_rows(self.objective, model.module, self.rows, report)
+        scored = score_rows(self.objective.predicting, model.module, self.rows, report)
         if scored.baseline is not None:
             callback(StatusMessage(scored.baseline))
         measured = {metric: scores(metric, sums) for metric, sums in (scored.rows | scored.losses).items()}
@@ -105,14 +105,14 @@ class RowTask(WithoutAnswers):
         name = row.name or f"row {number + 1:,} of {self.about}"
         if row.image is not None:
             return RowView(name, thumbnail=thumbnail_of(row.image) if with_thumbnail else None)
-        parts = self.objective.texts(self._examples[name]) if name in self._examples else ()
+        parts = self.objective.predicting.inputs.texts(self._examples[name]) if name in self._examples else ()
         text = "\n".join(filter(None, parts)).replace(BREAK, "")
         return RowView(name, text if most is None or len(text) <= most else f"{text[: most - 1]}…")
 
     def _spelled(self, model: LoadedModel, number: int, spans: set[Span]) -> list[str]:
         """From a span's first word to before the next learned word."""
         example = self._examples[str(self.rows[number].name)]
-        (outcome,) = self.objective.encoded(model, [example], Longest(sys.maxsize, cuts=False))
+        (outcome,) = self.objective.predicting.inputs.encoded(model, [example], Longest(sys.maxsize, cuts=False))
         text, words = example.messages[0].content, tagged_in(example).words
         begins = [*outcome.learned_words, len(words)]
         return [

@@ -18,7 +18,9 @@ from typing import Unpack
 
 from torch import Tensor, nn
 
+from rankwise.base.inspection import is_encoder_decoder
 from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.base.sources import find
 from rankwise.config.data import Constrained
 from rankwise.config.models import ModelConfig
@@ -29,8 +31,7 @@ from rankwise.inference.tuned_model import load_tuned
 from rankwise.methods.artifact import Artifact, Opening, find_artifact
 from rankwise.methods.trainable import WithBase
 from rankwise.objectives.objective import Objective
-from rankwise.objectives.registry import language_model
-from rankwise.objectives.sequence_to_sequence import text_objective
+from rankwise.objectives.registry import language_model, text_objective
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.runs.snapshot import RunSnapshot
 
@@ -116,7 +117,7 @@ class Subject:
 
     def refuse(self, activity: str, value: str) -> None:
         """ConfigError where it is not evaluated so."""
-        if (why := self.objective.cannot.get(activity)) is not None:
+        if (why := self.objective.words.cannot.get(activity)) is not None:
             raise ConfigError([why.format(model=self.name, value=value)])
 
     def refuse_options(
@@ -157,25 +158,26 @@ def open_subject(
 
     trained_on = artifact.trained_on or asked.model.facts
     own = Subject(artifact.name, asked.model, artifact.run, system=asked.system, artifact=artifact)
-    alone = asked.objective.cannot.get("compared with its base")
+    alone = asked.objective.words.cannot.get("compared with its base")
     if base and alone is not None:
         callback(StatusMessage(alone))
     if not base or alone is not None:
         return replace(own, base_features=without if base else None)
     # a base that was forced upon the run need not be the one that it was trained on
     origin = find(artifact.base, silent).fingerprint if artifact.force_base else trained_on.fingerprint
-    sides = None if FORGETTING in own.objective.cannot else base_and_tuned(asked.trainable)
+    sides = None if FORGETTING in own.objective.words.cannot else base_and_tuned(asked.trainable)
     return replace(own, against=trained_on.name, base=without, sides=sides, origin=origin)
 
 
 def _loaded(config: ModelConfig, callback: Callback) -> LoadedModel:
     """A model that writes texts."""
-    return language_model(find(config, callback).config).load(config, callback)
+    both = is_encoder_decoder(find(config, callback).config)
+    return load(config, callback, language_model(both).kind)
 
 
 def _against(model: LoadedModel, target: str, against: ModelConfig, dtype: str, callback: Callback) -> Subject:
     other = _loaded(held_to_measure(against, dtype), callback)
-    sides = None if FORGETTING in text_objective(model).cannot else of_two_models(other, model)
+    sides = None if FORGETTING in text_objective(model).words.cannot else of_two_models(other, model)
     return Subject(
         name=target, model=model, run=None, against=against.name, base=lambda: nullcontext(other), sides=sides,
         origin=other.facts.fingerprint,

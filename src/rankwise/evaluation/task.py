@@ -50,7 +50,7 @@ from rankwise.evaluation.metrics import (
 from rankwise.evaluation.requests import Request, Requests
 from rankwise.evaluation.scoring import field_figures, problem_of_references, sql_rows
 from rankwise.inference.generate import answers_in_turn
-from rankwise.objectives.sequence_to_sequence import text_objective
+from rankwise.objectives.registry import text_objective
 from rankwise.rows.encoded.dealing import Dealing, undealt
 from rankwise.runs.evaluations import FieldFigures, ModelScores, Sample
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
@@ -274,8 +274,8 @@ def _likelihoods(
     objective = text_objective(model)
     try:
         flat = likelihoods(
-            model.module, documents, callback, what, places, forward=partial(objective.predict, model.module),
-            collated=objective.collated,
+            model.module, documents, callback, what, places, forward=partial(objective.loss.predict, model.module),
+            collated=objective.text_writer.collated,
         )  # fmt: skip
     except Exception as error:
         if is_out_of_memory(error):

@@ -61,7 +61,7 @@ def rows_to_measure(artifact: Artifact, model: LoadedModel, data: str | None, ca
     """Read the rows from `data` (a file, folder or hub data set), or without it the run's own. `model` has the run's
     template."""
     objective, run = artifact.objective, artifact.run
-    writing = objective.row_encoding(model)
+    writing = objective.rows.encoding(model)
     if run is None:
         return _of_folder(artifact, data, writing, callback)
     data_config = run.experiment.data

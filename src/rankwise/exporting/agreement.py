@@ -28,7 +28,7 @@ from rankwise.evaluation.validation_rows import as_written
 from rankwise.exporting.engine_process import EngineReplies, EngineReply
 from rankwise.exporting.reference import Reference, ReferenceQuestion, documents_of
 from rankwise.inference.tuned_model import TunedModel
-from rankwise.objectives.objective import WithHead
+from rankwise.objectives.objective import Objective
 from rankwise.objectives.predictions import THRESHOLD
 from rankwise.runs.row_facts import Pooling
 
@@ -305,24 +305,24 @@ class ClassReference:
         return sorted(ours)[-1] - sorted(ours)[-2] <= 2 * allowed
 
 
-def class_reference_of(
-    objective: WithHead, tuned: TunedModel, count: int, rows: str | None, **of_answers: Any
-) -> ClassReference | None:
+def class_reference_of(objective: Objective, tuned: TunedModel, count: int, rows: str | None) -> ClassReference | None:
     """None for images that are no files any more, since there is nothing to show to other software."""
     documents, about, config = documents_of(tuned, rows)
     longest = replace(tuned.longest, cuts=False)  # the other software is given whole texts
-    shown = objective.shown(tuned.model, documents, count, partial(as_written, config=config))
-    outcomes = objective.encoded(tuned.model, shown, longest)
+    head, classifier = objective.head, objective.predicting
+    assert head is not None, "others are asked for answers"
+    shown = head.examples(tuned.model, documents, count, partial(as_written, config=config))
+    outcomes = classifier.inputs.encoded(tuned.model, shown, longest)
     fitting = [one for one in outcomes if one.problem is None]
     if not fitting:
         return None
-    outputs = objective.outputs_for(tuned.model.module, [one.sequences[0] for one in fitting])
+    outputs = classifier.outputs_for(tuned.model.module, [one.sequences[0] for one in fitting])
     return ClassReference(
         about=f"{len(fitting)} {about if len(documents) else BUILT_IN}",
-        questions=tuple(map(objective.question, fitting)),
-        outputs=tuple(tuple(one.flatten().tolist()) for one in outputs), classes=objective.targets.classes,
+        questions=tuple(map(head.question, fitting)),
+        outputs=tuple(tuple(one.flatten().tolist()) for one in outputs), classes=classifier.targets.classes,
         base_folder=str(tuned.model.source.folder.absolute()), auto_class=objective.kind.auto_class,
-        tolerances=objective.tolerances, pooling=objective.targets.pooling, form=objective.targets.form,
+        tolerances=head.tolerances, pooling=classifier.targets.pooling, form=classifier.targets.form,
     )  # fmt: skip
 
 

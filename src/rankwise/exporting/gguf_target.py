@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from rankwise.adapters.weights import AdapterWeights, Factors
+from rankwise.base.config_check import hub_config
 from rankwise.base.gguf.architectures import Architecture, GgufNames, architecture_of
-from rankwise.base.kind import hub_config
 from rankwise.base.sources import Source, find
 from rankwise.config.models import ModelConfig
 from rankwise.errors import AdapterError, RunError, some

@@ -10,22 +10,24 @@ otherwise the export is deleted.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.base.saving import save, stored_as
 from rankwise.errors import AdapterError, RunError
 from rankwise.exporting.reference import open_for_export
 from rankwise.kernels.quantized.tensor import unpack_weights
 from rankwise.methods.artifact import BASE_FACTS, Artifact, recorded_training
 from rankwise.objectives.objective import Objective
+from rankwise.objectives.registry import objective_named
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.evaluations import STRENGTH
 from rankwise.runs.lineage import LINEAGE, Lineage
@@ -93,18 +95,18 @@ def export_merged(order: Order, texts: Mapping[str, str] | None = None) -> Merge
     objective = tuned.objective
     live, base = tuned.trainable.merge(order.strength, partial(_logits, tuned.model, objective))
     unpack_weights(tuned.model.module)
-    objective = objective.as_read_elsewhere(tuned.model.module, export_dtype)
+    objective, recorded = _as_read_elsewhere(objective, tuned.model.module, export_dtype)
     change = None if base is None else _difference(base, live)
     with published(folder) as temporary:
         callback(StatusMessage("Writing the merged model"))
         save(tuned.model, temporary, export_dtype)
         for file, value in extra_files(artifact, order.strength).items():
-            write_json(temporary / file, value | (objective.recorded if file == DATA_REPORT else {}))
+            write_json(temporary / file, value | (recorded if file == DATA_REPORT else {}))
         for file, text in (texts or {}).items():
             (temporary / file).write_text(text, encoding="utf-8")
         weights = _hashes(tuned.model)
         del tuned  # frees memory for the reloaded model
-        again = objective.load(spec.model_copy(update={"name": str(temporary), "quantize": "none"}), silent)
+        again = load(spec.model_copy(update={"name": str(temporary), "quantize": "none"}), silent, objective.kind)
         difference, same = _difference(_logits(again, objective), live), _hashes(again) == weights
         del again  # it has the files mapped, and Windows renames none that is
         if not (same and difference <= ALLOWED[export_dtype]):
@@ -134,9 +136,19 @@ def extra_files(artifact: Artifact, strength: float) -> dict[str, Any]:
     return files if strength == 1 else data_report | {STRENGTH: {"run": artifact.name, "strength": strength}}
 
 
+def _as_read_elsewhere(objective: Objective, module: nn.Module, dtype: torch.dtype) -> tuple[Objective, dict[str, Any]]:
+    """What an export of this module is read as by other software, and what that changes in the data report beside it;
+    the module is made ready for it."""
+    if objective.head is None:
+        return objective, {}
+    targets = objective.head.as_read_elsewhere(module, dtype)
+    read = objective_named(objective.name, replace(objective.facts, targets=targets))
+    return read, {"targets": targets.model_dump(mode="json")}
+
+
 def _logits(model: LoadedModel, objective: Objective) -> Tensor:
     with torch.inference_mode():
-        return objective.sample_logits(model, TEXT).cpu().double()
+        return objective.loss.sample_logits(model, TEXT).cpu().double()
 
 
 def _hashes(model: LoadedModel) -> dict[str, str]:

@@ -25,7 +25,7 @@ from rankwise.errors import ExportError, RunError, first_line
 from rankwise.exporting.merge import Order, extra_files
 from rankwise.exporting.reference import open_for_export
 from rankwise.kernels.quantized.tensor import unpack_weights
-from rankwise.objectives.objective import Graph, WithHead, head_settings
+from rankwise.objectives.classifier import Graph, head_settings
 from rankwise.runs.records import StatusMessage
 from rankwise.system.extras import need_extra
 from rankwise.system.files import need_space, published, write_json
@@ -40,7 +40,6 @@ STEPS = "do_resize", "do_center_crop", "do_rescale", "do_normalize"
 
 def export_onnx(order: Order) -> None:
     artifact, objective = order.artifact, order.artifact.objective
-    assert isinstance(objective, WithHead), "others refuse the format"
     need_extra("onnxscript", "--format onnx", "onnx", ExportError)
     trained = artifact.model
     size = 4 * stored_as(trained, order.callback)[1]
@@ -53,7 +52,8 @@ def export_onnx(order: Order) -> None:
     tuned = open_for_export(artifact, callback=order.callback)
     tuned.trainable.merge(order.strength, lambda: torch.empty(0))
     unpack_weights(tuned.model.module)
-    graph = objective.graph(tuned.model, tuned.longest.tokens)
+    assert objective.head is not None, "others refuse the format"
+    graph = objective.head.graph(tuned.model, tuned.longest.tokens)
     runtime = {"model_type": graph.family, "transformers.js_config": {"dtype": "fp32"}}
     with published(order.folder) as temporary:
         order.callback(StatusMessage("Writing the graph"))
@@ -65,7 +65,9 @@ def export_onnx(order: Order) -> None:
                 f"{artifact.described} is no graph for torch's exporter: {why}. Use --format merged."
             ) from error
         _save_reader(tuned.model, tuned.longest.tokens, temporary)
-        files = extra_files(artifact, order.strength) | {"config.json": head_settings(objective.targets) | runtime}
+        files = extra_files(artifact, order.strength) | {
+            "config.json": head_settings(objective.predicting.targets) | runtime
+        }
         for file, value in files.items():
             write_json(temporary / file, value)
 

@@ -31,9 +31,9 @@ from rankwise.inference.decoding import Answer
 from rankwise.inference.generate import answers_in_turn
 from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.methods.artifact import Artifact
-from rankwise.objectives.causal_lm import Messages, Rendered
 from rankwise.objectives.preference.encode import conversation_of
-from rankwise.objectives.sequence_to_sequence import text_objective
+from rankwise.objectives.registry import text_objective
+from rankwise.objectives.rows import Messages, Rendered
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.preparing import prepare
 from rankwise.rows.text.example import Message
@@ -98,7 +98,7 @@ def documents_of(tuned: TunedModel, rows: str | None) -> tuple[Sequence[Tokens],
             raise
     try:
         spec = tuned.artifact.run.experiment.data
-        writing = tuned.objective.row_encoding(tuned.model)
+        writing = tuned.objective.rows.encoding(tuned.model)
         return prepare(spec, writing, silent).trained_rows, "rows of its training data", spec
     except (RankwiseError, OSError):
         return (), "", None
@@ -114,10 +114,10 @@ def _prompt(document: Tokens, model: LoadedModel) -> ReferencePrompt | None:
 
 
 def _built_in(tuned: TunedModel, room: int) -> list[ReferencePrompt]:
-    model, prompts, objective = tuned.model, list[ReferencePrompt](), text_objective(tuned.model)
+    model, prompts, writer = tuned.model, list[ReferencePrompt](), text_objective(tuned.model).text_writer
     for question in BUILT_IN:
         try:
-            text, ids = objective.prompt(model, [*tuned.opening(None), Message("user", question)])
+            text, ids = writer.prompt(model, [*tuned.opening(None), Message("user", question)])
         except TemplateError:
             text = model.tokenizer.start + question
             ids = prompt_ids(text, model.tokenizer)
@@ -206,16 +206,16 @@ def reference_to(
     tuned: TunedModel, prompts: Sequence[ReferencePrompt], strength: float, answer_tokens: int, callback: Callback
 ) -> Reference:
     """Ask our own model the given prompts, with its adapter at this strength. `tuned` must be in float32."""
-    model = tuned.model
+    model, objective = tuned.model, text_objective(tuned.model)
     with ExitStack() as stack:
         if strength != 1:
             stack.enter_context(tuned.trainable.scaled(strength))
         questions = _questions(model, prompts, answer_tokens, callback)
     return Reference(
-        about="", questions=tuple(questions), conversations=tuple(text_objective(model).rendered(model, CONVERSATIONS)),
+        about="", questions=tuple(questions), conversations=tuple(objective.text_writer.rendered(model, CONVERSATIONS)),
         end_id=model.tokenizer.hub.eos_token_id, end_ids=model.template.end_ids, change=_change(tuned, questions),
         base_folder=str(model.source.folder.absolute()), thinks=model.template.thinks,
-        auto_class=text_objective(model).kind.auto_class,
+        auto_class=objective.kind.auto_class,
     )  # fmt: skip
 
 
@@ -266,7 +266,7 @@ def scored(
     """Log-probability, margin and logit of each token of an answer."""
     if not answer:
         return [], [], []
-    logits = text_objective(model).answer_logits(model, prompt, answer).double()
+    logits = text_objective(model).text_writer.answer_logits(model, prompt, answer).double()
     likeliest = logits.topk(2, -1).values
     given = torch.tensor(answer, device=logits.device)[:, None]
     chosen, own = (values.gather(1, given)[:, 0].tolist() for values in (logits.log_softmax(-1), logits))

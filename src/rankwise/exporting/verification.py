@@ -19,7 +19,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import singledispatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,9 +39,8 @@ from rankwise.exporting.engine_process import EngineFailure, ask, engines_for, i
 from rankwise.exporting.engines.engine import Package
 from rankwise.exporting.engines.openai_server import SERVER
 from rankwise.exporting.reference import QUESTIONS, Reference, mean_difference, open_for_export, reference_of, scored
-from rankwise.inference.tuned_model import TunedModel
 from rankwise.methods.artifact import Artifact
-from rankwise.objectives.objective import Objective, WithHead
+from rankwise.objectives.classifier import TOLERANCES
 from rankwise.runs.directory import CARD
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.system.files import move, write_atomic
@@ -232,20 +230,12 @@ def _reference(
     """The model that it is asked of is freed before an engine loads its own."""
     tuned = open_for_export(artifact)
     try:
-        return _asked_of(tuned.objective, tuned, count, how.rows, strength=export.strength, callback=callback)
+        if tuned.objective.head is not None:
+            return class_reference_of(tuned.objective, tuned, count, how.rows)
+        return reference_of(tuned, count=count, rows=how.rows, strength=export.strength, callback=callback)
     finally:
         del tuned
         gc.collect()
-
-
-@singledispatch
-def _asked_of(
-    objective: Objective, tuned: TunedModel, count: int, rows: str | None, **of_answers: Any
-) -> Reference | ClassReference | None:
-    return reference_of(tuned, count=count, rows=rows, **of_answers)
-
-
-_asked_of.register(WithHead, class_reference_of)
 
 
 def _over_full(artifact: Artifact, export: Export) -> Artifact | None:
@@ -291,7 +281,7 @@ def _verdict(
         return EngineVerdict(engine.name, "wrong" if replies.refused else "not run", replies.why)
     if isinstance(reference, ClassReference):
         if export.format in WITH_PREPROCESSING:
-            reference = replace(reference, tolerances=WithHead.tolerances)
+            reference = replace(reference, tolerances=TOLERANCES)
         return compare_classes(reference, replies, export.number_format)
     return compare(reference, replies, export.number_format)
 

@@ -35,8 +35,7 @@ from rankwise.inference.batch import (
 from rankwise.inference.decoding import STAGE, Answer, Draft, TextCallback
 from rankwise.inference.sampling import Chosen, drawn_together
 from rankwise.kernels.prepacked import prepacked_weights
-from rankwise.objectives.causal_lm import CAUSAL_LM
-from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, text_objective
+from rankwise.objectives.registry import text_objective
 from rankwise.rows.text.example import Message
 from rankwise.rows.text.tokenizer import HubTokenizer
 
@@ -48,8 +47,8 @@ PADDING = 16
 """Padding that is read in the time in which another batch would write one more token: reading the weights for a token
 takes as long as computing so many."""
 BATCHES: Mapping[str, type[GenerationBatch]] = {
-    CAUSAL_LM.name: GenerationBatch,
-    SEQUENCE_TO_SEQUENCE.name: EncodedBatch,
+    "causal-lm": GenerationBatch,
+    "sequence-to-sequence": EncodedBatch,
 }
 IsSettled = Callable[[int, str], bool]
 """Whether the answer to a prompt, by its number, needs no more tokens than those of this text."""
@@ -72,7 +71,7 @@ def decode(
         for draft in drafts:
             draft.row.hold_to(matcher_of(model, config.constraint), config.max_new_tokens)
     with _evaluating(model.module), drawing(config) as draw:
-        batch = BATCHES[text_objective(model).name](model.module, draw)
+        batch = text_objective(model).among(BATCHES)(model.module, draw)
         batch.begin([draft.row for draft in drafts])
         for size in count(1):
             is_border = size % STAGE == 0 and batch.lets_go
@@ -154,7 +153,7 @@ def answer(
 
 def asking_ids(model: LoadedModel, messages: Sequence[Message]) -> list[int]:
     """A conversation up to where the model is to speak."""
-    return text_objective(model).prompt(model, messages)[1]
+    return text_objective(model).text_writer.prompt(model, messages)[1]
 
 
 def answers_in_turn(

@@ -16,8 +16,6 @@ from typing import Any
 from rankwise.config.base import shown
 from rankwise.errors import DataError, joined_problems
 from rankwise.objectives.objective import Objective
-from rankwise.objectives.tagging import Tagging
-from rankwise.objectives.text_classification import TextClassification
 from rankwise.rows.asking import PLACEHOLDER
 from rankwise.rows.files.in_memory import image_bytes
 from rankwise.rows.forms.formats import find_format, parse_row
@@ -28,7 +26,7 @@ ROW = "a mapping of the names of columns to values"
 IMAGE = "the path or the bytes of an image file, a picture of Pillow, or a uint8 array (H, W) or (H, W, 3)"
 
 
-def texts_given(objective: TextClassification, texts: object) -> list[Example]:
+def texts_given(objective: Objective, texts: object) -> list[Example]:
     if isinstance(texts, str):
         raise DataError(f"the texts to classify are one text, {shown(texts)}. Give a list, even of one text.")
     if hasattr(texts, "columns"):
@@ -37,17 +35,17 @@ def texts_given(objective: TextClassification, texts: object) -> list[Example]:
         )
     if not isinstance(texts, Iterable):
         raise DataError(f"the texts to classify are of type {type(texts).__name__}. Give a list of texts.")
-    return _rows(texts, "of the texts to classify", "a text", objective.example_of)
+    return _rows(texts, "of the texts to classify", "a text", objective.predicting.inputs.example_of)
 
 
-def untagged_given(objective: Tagging, texts: object) -> list[Example]:
+def untagged_given(objective: Objective, texts: object) -> list[Example]:
     """The texts that a token classifier is given, each one text or a list of its words."""
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         raise DataError(f"the texts to tag are {shown(texts)}. Give a list of texts, or of lists of words.")
-    return _rows(texts, "of the texts to tag", "a text", objective.example_of)
+    return _rows(texts, "of the texts to tag", "a text", objective.predicting.inputs.example_of)
 
 
-def images_given(objective: Objective, images: object) -> list[Example]:
+def images_given(objective: Objective | None, images: object) -> list[Example]:
     if isinstance(images, str | bytes | Path) or hasattr(images, "columns") or not isinstance(images, Iterable):
         raise DataError(
             f"the images to classify are of type {type(images).__name__}. Give a list, even of one image; each is "

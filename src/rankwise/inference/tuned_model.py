@@ -23,7 +23,8 @@ from rankwise.kernels.quantized.formats import Int8, use_int8_products, weights_
 from rankwise.methods.artifact import Artifact, Opening, open_artifact
 from rankwise.methods.loading import result_of
 from rankwise.methods.trainable import Trainable
-from rankwise.objectives.objective import Classifier, Objective, classifier
+from rankwise.objectives.classifier import Classifier
+from rankwise.objectives.objective import Objective
 from rankwise.objectives.predictions import Longest, Prediction
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import BREAK, Example, Message
@@ -56,11 +57,11 @@ class TunedModel:
     @property
     def classifier(self) -> Classifier:
         """The objective of a classifier; RunError where the model is a language model."""
-        if (objective := classifier(self.objective)) is None:
+        if (classifier := self.objective.classifier) is None:
             raise RunError(
                 f"{self.artifact.described} is a language model, not a classifier. Use rankwise generate for answers."
             )
-        return objective
+        return classifier
 
     def predict(
         self, rows: Sequence[Example], done: Callable[[int], None] | None = None

@@ -31,8 +31,7 @@ from rankwise.config.data import Constrained
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, ModelError, RunError, did_you_mean
 from rankwise.objectives.objective import Objective
-from rankwise.objectives.registry import objective_for
-from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE
+from rankwise.objectives.registry import language_model, objective_for
 from rankwise.runs.data_report import DATA_REPORT, DataReport
 from rankwise.runs.directory import find_run
 from rankwise.runs.integrity import check_folder, check_result
@@ -102,7 +101,7 @@ class Artifact:
         """What it was trained for, by its data report, or for somebody else's adapter by the task that it names."""
         settings = self.result / CONFIG
         if self.data_report is None and settings.is_file() and read_foreign(settings).get("task_type") == TASK:
-            return SEQUENCE_TO_SEQUENCE
+            return language_model(encoder_decoder=True)
         return objective_for(self.data_report)
 
     @property
@@ -125,7 +124,7 @@ class Artifact:
 
     def why_not(self, activity: str, value: str = "") -> str | None:
         """The sentence that refuses an activity, or a format of an export, to its method or its objective."""
-        cannot = {**self.objective.cannot, **self.config.cannot}
+        cannot = {**self.objective.words.cannot, **self.config.cannot}
         if activity not in cannot:
             return None
         return cannot[activity].format(model=self.described, name=self.name, folder=self.folder, value=value)

@@ -20,6 +20,7 @@ from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import host_view
 from rankwise.adapters.weights import AdapterWeights, reported
 from rankwise.base.loaded import LoadedModel, base_weights
+from rankwise.base.loading import load_unchecked
 from rankwise.base.saving import numbers_in
 from rankwise.base.sources import Source, find
 from rankwise.config.adapters import LoraConfig
@@ -31,7 +32,6 @@ from rankwise.methods.artifact import Artifact, stored_weights
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.methods.trainable import Trainable
-from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.runs.records import Callback, silent
 
 
@@ -93,8 +93,8 @@ class AdapterResult(Result):
 class ModelResult(Result):
     def load(self, artifact: Artifact, config: ModelConfig, callback: Callback) -> tuple[LoadedModel, Trainable]:
         """The base is not looked for until somebody needs it."""
-        load, base = artifact.objective.load, artifact.base_named
-        model = load(config, callback, checked=False)
+        load, base = partial(load_unchecked, kind=artifact.objective.kind), artifact.base_named
+        model = load(config, callback)
         assert base is not None, "a run records its base"
         check = partial(artifact.check_base, use="use it", callback=callback)
         return model, FullFineTuning(model.module, partial(base_weights, load, base, check, callback))
@@ -122,7 +122,7 @@ def result_of(config: MethodConfig) -> Result:
 
 def _load_base(artifact: Artifact, config: ModelConfig, callback: Callback) -> LoadedModel:
     try:
-        return artifact.objective.load(config, callback, checked=False)
+        return load_unchecked(config, callback, artifact.objective.kind)
     except ModelError as error:
         if type(error) is not ModelError:
             raise
@@ -155,7 +155,7 @@ class SharedBase:
 
 def load_base(name: str, callback: Callback, *, dtype: Dtype = "auto", trust_code: str | None = None) -> SharedBase:
     """A base model with no adapter yet."""
-    model = CAUSAL_LM.load(ModelConfig(name=name, dtype=dtype, trust_code=trust_code), callback, checked=False)
+    model = load_unchecked(ModelConfig(name=name, dtype=dtype, trust_code=trust_code), callback)
     return SharedBase(model, AdapterSet(model.module), ())
 
 

@@ -96,7 +96,7 @@ def card(facts: CardFacts) -> str:
         f"A {facts.method} adapter for {escaped(facts.base_name)}, trained with rankwise "
         f"{installed_version('rankwise')}.{f' {facts.export}' if facts.export else ''}",
         "## How it was trained", _table(_trained(facts)),
-        "## How to load it", facts.objective.loading, _about_base(facts),
+        "## How to load it", facts.objective.words.loading, _about_base(facts),
         "## Limits", _limits(facts),
         "## Summary of the training content", OF_TEMPLATE,
         *(f"### {title}\n\n{_table([(one, known.get(one, NOT_KNOWN)) for one in fields])}"
@@ -125,7 +125,7 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
     found: dict[str, Any] = {"base_model": one_line(facts.base.name)} if facts.on_hub else {}
     found |= {
         "library_name": "peft",
-        "pipeline_tag": facts.objective.pipeline_tag,
+        "pipeline_tag": facts.objective.words.pipeline_tag,
         "tags": ["lora", *facts.adapter.tags, "transformers", "rankwise"],
     }
     licences = {"data_license": facts.data_report.licence, "base_model_license": facts.base_licence}
@@ -158,7 +158,7 @@ def _trained(facts: CardFacts) -> list[tuple[str, str]]:
         ("training loss", f"{results.loss:.4f} {unit}, averaged over the last tenth of the steps"),
     ]  # fmt: skip
     if learned.names:
-        rows.append((facts.objective.names, some(map(escaped, learned.names), 20)))
+        rows.append((facts.objective.words.names, some(map(escaped, learned.names), 20)))
     if data_report.image_processing is not None:
         rows.append(("images", data_report.image_processing.describe()))
     before, after = results.validation_loss_before, results.validation_loss_after
@@ -242,7 +242,7 @@ def _about_base(facts: CardFacts) -> str:
             f"`adapter_config.json` names the folder that contained the base model ({name}) when this adapter was "
             "trained."
         )
-        return f"{named} {facts.objective.base_elsewhere}"
+        return f"{named} {facts.objective.words.base_elsewhere}"
     if facts.base.source == GGUF_FILE:
         return (
             f"The base model was the GGUF file {name} as it lies ({facts.base.quantization}), which PEFT cannot read. "
@@ -272,7 +272,7 @@ def _about_index(source: str) -> str:
 def _limits(facts: CardFacts) -> str:
     return "\n".join((
         "- It was trained on the rows above and on nothing else; how it does on others was not measured.",
-        f"- {facts.objective.unmeasured}",
+        f"- {facts.objective.words.unmeasured}",
         *([] if facts.base.quantization is None else [
             f"- It was trained over weights that were stored as {facts.base.quantization}. Over the full weights of "
             "the base model, or over another quantisation of them, its answers are somewhat different."

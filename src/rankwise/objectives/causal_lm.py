@@ -5,30 +5,23 @@ loss = sum over masked tokens t of -log p(token t | tokens before t)        in n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from itertools import cycle
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rankwise.base.kind import CAUSAL_LM as KIND
-from rankwise.base.kind import ModelKind
-from rankwise.base.loaded import LoadedModel
-from rankwise.base.saving import save_end_tokens
-from rankwise.errors import TemplateError
+from rankwise.base.kind import CAUSAL_LM
 from rankwise.forward.reference import SupervisedLogits, random_documents
-from rankwise.objectives.objective import Objective
-from rankwise.rows.encoded.batches import Batch, collate, portion
-from rankwise.rows.text.chat_template import PROBE, ChatTemplate
-from rankwise.rows.text.example import BREAK, Message
+from rankwise.objectives.loss import Loss
+from rankwise.objectives.objective import WRITES_TEXT, Facts, Objective, Words
+from rankwise.objectives.rows import ObjectiveRows, Writer
+from rankwise.rows.encoded.batches import Batch, portion
+from rankwise.rows.text.example import BREAK
 from rankwise.rows.text.outcome import Outcome, Shown
 from rankwise.rows.text.rendering import renderings
-from rankwise.rows.text.tokenize import Tokens, prompt_ids
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.writing import TextWriting
 
 LOADING = """\
@@ -65,59 +58,32 @@ LABELS_AS_ANSWERS = {
     "sequence-classification trains a classifier with a head instead",
 }
 
-Messages = tuple[Message, ...]
-Rendered = tuple[Messages, tuple[int, ...]]
-"""A conversation with its ids, up to where the model is to answer."""
+CHATTING = Words(
+    use="chat {run} --both",
+    pipeline_tag="text-generation",
+    loading=LOADING,
+    base_elsewhere=BASE_ELSEWHERE,
+    cannot=WRITES_TEXT,
+    format_notes=LABELS_AS_ANSWERS,
+)
 
 
-@dataclass(frozen=True)
-class CausalLM(Objective):
-    name = "causal-lm"
-    use = "chat {run} --both"
-    model_kind: ClassVar[ModelKind] = KIND
-    pipeline_tag, loading_code, base_elsewhere = "text-generation", LOADING, BASE_ELSEWHERE
-    format_notes = LABELS_AS_ANSWERS
+class CausalLoss(Loss):
+    def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
+        return portion(rows, max_tokens)
 
-    @property
-    def kind(self) -> ModelKind:
-        return self.model_kind
+    def predict(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Logits (N, V) of the masked tokens alone."""
+        return SupervisedLogits(module)(batch)
 
-    def prompt(self, model: LoadedModel, messages: Sequence[Message]) -> tuple[str, list[int]]:
-        """A conversation up to where the model is to speak, and its ids."""
-        text = model.template.text(messages, answer_next=True)
-        return text, prompt_ids(text, model.tokenizer)
+    def __call__(self, module: nn.Module, batch: Batch) -> Tensor:
+        return token_loss(self.predict(module, batch), batch)
 
-    def heard(self, messages: Sequence[Message]) -> list[Message]:
-        """What the next answer depends on."""
-        return list(messages)
+    def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
+        return random_documents(vocabulary_of(module), lengths, generator)
 
-    def reader(self, model: LoadedModel, system: Sequence[Message]) -> Callable[[Sequence[int]], str]:
-        """Reads prompts as people do, without what the template writes before and behind a single question."""
-        before = behind = ""
-        with suppress(TemplateError):  # it knows other conversations than this one
-            frame = model.template.text([*system, Message("user", PROBE)], answer_next=True)
-            before, _, behind = frame.partition(PROBE)
-        return lambda ids: model.tokenizer.decode(ids).removeprefix(before).removesuffix(behind)
 
-    def rendered(self, model: LoadedModel, conversations: Sequence[Messages]) -> list[Rendered]:
-        """The conversations that the template can render, with their token ids."""
-        prompts = list[Rendered]()
-        for messages in conversations:
-            try:
-                prompts.append((messages, tuple(self.prompt(model, messages)[1])))
-            except TemplateError:  # it knows no system message, for example
-                continue
-        return prompts
-
-    def answer_logits(self, model: LoadedModel, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
-        """(T, V) of the tokens of an answer."""
-        ids = torch.tensor([[*prompt, *answer]], device=model.precision.device)
-        return model.module(input_ids=ids).logits[0, len(prompt) - 1 : -1]
-
-    def collated(self, rows: Sequence[Tokens]) -> Batch:
-        """One padded batch, in the order of the rows."""
-        return collate(rows)
-
+class ConversationRows(ObjectiveRows):
     def preview(self, outcome: Outcome, row_encoding: TextWriting, encoder: Any) -> list[Shown]:
         """The rendered conversations, and what remains of those that are truncated or split."""
         example, sequences, spec = outcome.example, outcome.sequences, encoder.config
@@ -136,51 +102,12 @@ class CausalLM(Objective):
             for segments, sequence in zip(made, sequences, strict=True)
         ]
 
-    def save_ends(self, base: Path, template: ChatTemplate, folder: Path) -> None:
-        save_end_tokens(base, template, folder)
 
-    def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
-        return portion(rows, max_tokens)
-
-    def predict(self, module: nn.Module, batch: Batch) -> Tensor:
-        """Logits (N, V) of the masked tokens alone."""
-        return SupervisedLogits(module)(batch)
-
-    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
-        return token_loss(self.predict(module, batch), batch)
-
-    def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
-        return random_documents(vocabulary_of(module), lengths, generator)
-
-    def rows_like(
-        self, lengths: Sequence[int], share: float, module: nn.Module, tokens: int, turn: int, turns: int
-    ) -> list[Tokens]:
-        """As long as those of the plan: none is padded."""
-        planned = _mixed(lengths)
-        first = turn * len(planned) // turns
-        taken: list[int] = []
-        for length in cycle(planned[first:] + planned[:first]):
-            taken.append(min(length, max(1, tokens - sum(taken))))
-            if sum(taken) >= tokens:
-                break
-        drawn = self.random_rows(module, taken, torch.Generator().manual_seed(turn))
-        return [end_learned(one, share) for one in drawn]
-
-
-CAUSAL_LM = CausalLM()
-
-
-def _mixed(lengths: Sequence[int]) -> list[int]:
-    """Long and short ones in turns, so that the first few are like all."""
-    ordered, step = sorted(lengths), 7
-    return [ordered[at] for first in range(step) for at in range(first, len(ordered), step)]
-
-
-def end_learned(row: Tokens, share: float) -> Tokens:
-    """A row whose loss falls on the last `share` of its tokens alone."""
-    count = len(row.ids)
-    first = min(count - 1, round(count * (1 - share)))
-    return Tokens(row.ids, (False,) * first + (True,) * (count - first))
+def causal_lm(facts: Facts) -> Objective:
+    return Objective(
+        "causal-lm", "answers", facts, CAUSAL_LM,
+        words=CHATTING, rows=ConversationRows(), loss=CausalLoss(), writer=Writer(),
+    )  # fmt: skip
 
 
 def vocabulary_of(module: nn.Module) -> int:
@@ -188,9 +115,13 @@ def vocabulary_of(module: nn.Module) -> int:
     return embeddings.num_embeddings
 
 
-def summed(forward: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
-    """The loss of logits that `forward` computes."""
-    return lambda batch: token_loss(forward(batch), batch)
+def random_sides(
+    module: nn.Module, lengths: Sequence[int], generator: torch.Generator
+) -> Iterator[tuple[Tokens, Tokens]]:
+    """Two conversations for each length, of so many tokens in all, with a loss on every token."""
+    halves = [half for length in lengths for half in (max(1, length // 2), max(1, length - length // 2))]
+    sides = random_documents(vocabulary_of(module), halves, generator)
+    return zip(sides[::2], sides[1::2], strict=True)
 
 
 def token_loss(logits: Tensor, batch: Batch) -> Tensor:

@@ -24,11 +24,11 @@ out where one of its conversations is too long.
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,17 +36,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from rankwise.base.kind import CAUSAL_LM
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
-from rankwise.config.experiment import RowSettings
-from rankwise.errors import DataError, joined_problems
-from rankwise.forward.reference import SupervisedLogits, random_documents
-from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
-from rankwise.objectives.objective import WRITES_TEXT, Classifier, Objective, values_of
+from rankwise.errors import DataError
+from rankwise.forward.reference import SupervisedLogits
+from rankwise.objectives.causal_lm import CHATTING, random_sides
+from rankwise.objectives.classifier import Classifier, RowInputs
+from rankwise.objectives.loss import ClassLoss, values_of
+from rankwise.objectives.objective import WRITES_TEXT, Facts, Objective, Score, one_target
 from rankwise.objectives.predictions import Longest, Numbers
 from rankwise.objectives.preference import log_probabilities
 from rankwise.objectives.preference.encode import prompt_of
-from rankwise.rows.classes import examples_of
+from rankwise.objectives.rows import ObjectiveRows
 from rankwise.rows.encoded.batches import IGNORED, Batch, collate, padded_length
 from rankwise.rows.forms.formats import Choices, choice_example
 from rankwise.rows.text.chat_template import ChatTemplate
@@ -56,9 +58,7 @@ from rankwise.rows.text.outcome import Outcome, Shown, read_each
 from rankwise.rows.text.tokenize import Tokens, sides_of
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
-from rankwise.runs.data_report import DataReport
-from rankwise.runs.records import Callback
-from rankwise.runs.row_facts import Pooling, TargetFacts
+from rankwise.runs.row_facts import TargetFacts
 
 
 @dataclass(frozen=True)
@@ -174,37 +174,7 @@ def columns_beside(column: str) -> list[str]:
     return [f"{column}_number", f"{column}_probabilities"]
 
 
-@dataclass(frozen=True)
-class MultipleChoice(Classifier, CausalLM):
-    name = NAME
-    names = "choices"
-    rows_like = Objective.rows_like
-
-    @classmethod
-    def of(cls, rows: RowSettings, callback: Callback, begun: Pooling | None) -> Self:
-        return cls(read_places(rows.data))
-
-    @classmethod
-    def of_report(cls, data_report: DataReport) -> Self:
-        return cls(ChoiceFacts(**dict(data_report.targets or ())))
-
-    @property
-    def cannot(self) -> Mapping[str, str]:
-        return CANNOT
-
-    @property
-    def unmeasured(self) -> str:
-        return (
-            "It chooses one of the given answers, also where none is right. Measure it on questions of your task "
-            "(`rankwise evaluate`)."
-        )
-
-    def columns(self, column: str) -> list[str]:
-        return columns_beside(column)
-
-    def encoder(self, template: ChatTemplate, tokenizer: HubTokenizer, config: DataConfig, limit: int) -> ChoiceEncoder:
-        return ChoiceEncoder(template, tokenizer, config, limit, self.targets.outputs)
-
+class ChoiceRows(ObjectiveRows):
     def preview(self, outcome: Outcome, row_encoding: TextWriting, encoder: Any) -> list[Shown]:
         """The question with each choice."""
         example = outcome.example
@@ -223,6 +193,11 @@ class MultipleChoice(Classifier, CausalLM):
                 zip(example.conversations, sides, outcome.lengths, strict=True)
             )
         ]  # fmt: skip
+
+
+class ChoiceInputs(RowInputs):
+    def columns(self, column: str) -> list[str]:
+        return columns_beside(column)
 
     def example_of(self, item: Any, where: str) -> Example:
         """The question, and each choice on a line of its own behind it."""
@@ -252,6 +227,8 @@ class MultipleChoice(Classifier, CausalLM):
         choices = outcome.example.choices
         return ChosenAnswer(choices, tuple(outputs[: len(choices)].tolist()))
 
+
+class ChoiceLoss(ClassLoss):
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         """Rows of like length together, longest first; all choices of a question are in the same batch."""
         parts: list[list[Tokens]] = []
@@ -282,23 +259,27 @@ class MultipleChoice(Classifier, CausalLM):
         return F.pad(rows, (0, self.targets.outputs - rows.shape[1]), value=-torch.inf)
 
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
-        """Two choices of so many tokens in all, with a loss on every token."""
-        halves = [half for length in lengths for half in (max(1, length // 2), max(1, length - length // 2))]
-        sides = random_documents(vocabulary_of(module), halves, generator)
-        return [row_of(pair) for pair in zip(sides[::2], sides[1::2], strict=True)]
+        return [row_of(choices) for choices in random_sides(module, lengths, generator)]
 
 
-def read_places(config: DataConfig) -> ChoiceFacts:
-    """Where the right choices stand. DataError where no row has one, or what is wrong with the rows."""
-    problems, places, most = list[str](), Counter[int](), 0
-    for example in examples_of(config, problems):
-        if isinstance(example, Choices):
-            most = max(most, len(example.choices))
-            places.update([] if example.answer is None else [example.answer])
-    if problems and (config.on_bad_row == "stop" or not places):
-        raise DataError(joined_problems(problems))
-    if not places:
-        names = ", ".join(source.path for source in config.all_sources)
-        raise DataError(f"{names}: no row has a question with choices and an answer.")
-    classes = tuple(f"choice {number}" for number in range(most))
-    return ChoiceFacts(classes=classes, counts=tuple(places[number] for number in range(most)))
+WORDS = replace(
+    CHATTING,
+    use="predict {run} --data FILE --out predictions.csv",
+    unmeasured="It chooses one of the given answers, also where none is right. Measure it on questions of your task "
+    "(`rankwise evaluate`).",
+    cannot=CANNOT,
+    shown_as="classes",
+    names="choices",
+)
+
+
+def multiple_choice(facts: Facts) -> Objective:
+    assert facts.targets is not None, "the places of the choices are counted before"
+    targets = ChoiceFacts(**dict(facts.targets))
+    loss = ChoiceLoss(targets)
+    return Objective(
+        NAME, "classes", facts, CAUSAL_LM,
+        words=replace(WORDS, learned_share=one_target(targets)),
+        rows=ChoiceRows(targets, partial(ChoiceEncoder, most=targets.outputs)), loss=loss,
+        score=Score.of_classes(targets), classifier=Classifier(ChoiceInputs(targets), loss),
+    )  # fmt: skip

@@ -18,8 +18,8 @@ template. The largest length is that of the input and of the output, each for it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,19 +29,11 @@ from rankwise.base.kind import ENCODER_DECODER
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
 from rankwise.config.method import ASKED_SEPARATELY
-from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
 from rankwise.forward.reference import OutputLogits
-from rankwise.objectives.causal_lm import (
-    BASE_ELSEWHERE,
-    CAUSAL_LM,
-    CausalLM,
-    Messages,
-    Rendered,
-    end_learned,
-    vocabulary_of,
-)
-from rankwise.objectives.objective import WRITES_TEXT, Objective
+from rankwise.objectives.causal_lm import BASE_ELSEWHERE, CHATTING, CausalLoss, vocabulary_of
+from rankwise.objectives.objective import WRITES_TEXT, Facts, Objective
+from rankwise.objectives.rows import Messages, ObjectiveRows, Rendered, Writer
 from rankwise.rows.encoded.batches import IGNORED, Batch
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import BREAK, Example, Message
@@ -51,7 +43,7 @@ from rankwise.rows.text.tokenize import Tokens, prompt_ids
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import Callback
-from rankwise.runs.row_facts import Learned, Outputs
+from rankwise.runs.row_facts import Outputs
 
 NAME = "sequence-to-sequence"
 OUTPUT_SHARE = 0.25
@@ -178,69 +170,14 @@ def _around(framed: list[int], inside: list[int]) -> tuple[list[int], list[int]]
     return framed[:first], framed[first + len(inside) :]
 
 
-@dataclass(frozen=True)
-class SequenceToSequence(CausalLM):
-    name = NAME
-    use = 'generate {run} --prompt "A TEXT" --both'
-    model_kind = ENCODER_DECODER
-    pipeline_tag, loading_code = "text2text-generation", LOADING
-    base_elsewhere = BASE_ELSEWHERE.replace("CausalLM", "Seq2SeqLM")
-
-    @property
-    def cannot(self) -> Mapping[str, str]:
-        return CANNOT
-
-    def load(self, config: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
-        loaded = super().load(config, callback, checked=checked)
-        if not hasattr(loaded.module, "prepare_decoder_input_ids_from_labels"):
-            raise ModelError(
-                f"{loaded.source.folder}: this {type(loaded.module).__name__} does not say what its decoder begins "
-                "with, so it cannot be trained to write texts."
-            )  # fmt: skip
-        return loaded.with_template(bare_template(loaded.tokenizer))
-
-    @property
-    def facts(self) -> Learned:
-        return Outputs()
-
-    def encoder(
-        self, template: ChatTemplate, tokenizer: HubTokenizer, config: DataConfig, limit: int
-    ) -> SequenceEncoder:
-        return SequenceEncoder(tokenizer, config, limit)
-
-    preview = Objective.preview
-
+class OutputRows(ObjectiveRows):
     def segments(self, example: Example, row: Tokens | None, row_encoding: TextWriting) -> list[tuple[str, bool]]:
         """The encoder's input, and the output that the decoder is to write."""
         given, output = input_and_output(example) if row is None else [text for text, _ in row_encoding.segments(row)]
         return [(given, False), (f" -> {output}", True)]
 
-    def prompt(self, model: LoadedModel, messages: Sequence[Message]) -> tuple[str, list[int]]:
-        (ids,) = encode_inputs(model.tokenizer, [input_of(messages)])
-        return model.tokenizer.decode(ids), ids
 
-    def heard(self, messages: Sequence[Message]) -> list[Message]:
-        """It answers every text alone."""
-        return [*(one for one in messages[:-1] if one.role == "system"), *messages[-1:]]
-
-    def reader(self, model: LoadedModel, system: Sequence[Message]) -> Callable[[Sequence[int]], str]:
-        return model.tokenizer.readable
-
-    def rendered(self, model: LoadedModel, conversations: Sequence[Messages]) -> list[Rendered]:
-        """An encoder reads single texts, without a template."""
-        return []
-
-    def answer_logits(self, model: LoadedModel, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
-        return self.predict(model.module, batch_of([row_of(prompt, answer)]).to(model.precision.device))
-
-    def sample_logits(self, model: LoadedModel, text: str) -> Tensor:
-        """The text is read and written."""
-        (ids,) = encode_inputs(model.tokenizer, [text], model.context_length)
-        return self.answer_logits(model, ids, ids)
-
-    def collated(self, rows: Sequence[Tokens]) -> Batch:
-        return batch_of(rows)
-
+class OutputLoss(CausalLoss):
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         """Rows of like length together, longest first."""
         parts: list[list[Tokens]] = []
@@ -265,19 +202,61 @@ class SequenceToSequence(CausalLM):
         firsts = [min(len(ids) - 1, round(len(ids) * (1 - OUTPUT_SHARE))) for ids in drawn]
         return [row_of(ids[:first], ids[first:]) for ids, first in zip(drawn, firsts, strict=True)]
 
-    def rows_like(
-        self, lengths: Sequence[int], share: float, module: nn.Module, tokens: int, turn: int, turns: int
-    ) -> list[Tokens]:
-        drawn = Objective.rows_like(self, lengths, share, module, tokens, turn=turn, turns=turns)
-        return [end_learned(one, share) for one in drawn]
+    def sample_logits(self, model: LoadedModel, text: str) -> Tensor:
+        """The text is read and written."""
+        (ids,) = encode_inputs(model.tokenizer, [text], model.context_length)
+        return OutputWriter().answer_logits(model, ids, ids)
 
 
-SEQUENCE_TO_SEQUENCE = SequenceToSequence()
+class OutputWriter(Writer):
+    def prompt(self, model: LoadedModel, messages: Sequence[Message]) -> tuple[str, list[int]]:
+        (ids,) = encode_inputs(model.tokenizer, [input_of(messages)])
+        return model.tokenizer.decode(ids), ids
+
+    def heard(self, messages: Sequence[Message]) -> list[Message]:
+        """It answers every text alone."""
+        return [*(one for one in messages[:-1] if one.role == "system"), *messages[-1:]]
+
+    def reader(self, model: LoadedModel, system: Sequence[Message]) -> Callable[[Sequence[int]], str]:
+        return model.tokenizer.readable
+
+    def rendered(self, model: LoadedModel, conversations: Sequence[Messages]) -> list[Rendered]:
+        """An encoder reads single texts, without a template."""
+        return []
+
+    def answer_logits(self, model: LoadedModel, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+        return OutputLogits(model.module)(batch_of([row_of(prompt, answer)]).to(model.precision.device))
+
+    def collated(self, rows: Sequence[Tokens]) -> Batch:
+        return batch_of(rows)
 
 
-def text_objective(model: LoadedModel) -> CausalLM:
-    """What a model that writes texts is trained for on texts and answers."""
-    return SEQUENCE_TO_SEQUENCE if model.encoder_decoder else CAUSAL_LM
+WORDS = replace(
+    CHATTING,
+    use='generate {run} --prompt "A TEXT" --both',
+    pipeline_tag="text2text-generation",
+    loading=LOADING,
+    base_elsewhere=BASE_ELSEWHERE.replace("CausalLM", "Seq2SeqLM"),
+    cannot=CANNOT,
+)
+
+
+def sequence_to_sequence(facts: Facts) -> Objective:
+    return Objective(
+        NAME, "answers", facts, replace(ENCODER_DECODER, finish=finished),
+        words=WORDS, loss=OutputLoss(), writer=OutputWriter(),
+        rows=OutputRows(Outputs(), lambda _, tokenizer, config, limit: SequenceEncoder(tokenizer, config, limit)),
+    )  # fmt: skip
+
+
+def finished(loaded: LoadedModel, callback: Callback) -> LoadedModel:
+    """With the texts alone as its template."""
+    if not hasattr(loaded.module, "prepare_decoder_input_ids_from_labels"):
+        raise ModelError(
+            f"{loaded.source.folder}: this {type(loaded.module).__name__} does not say what its decoder begins "
+            "with, so it cannot be trained to write texts."
+        )  # fmt: skip
+    return loaded.with_template(bare_template(loaded.tokenizer))
 
 
 def batch_of(rows: Sequence[Tokens]) -> Batch:

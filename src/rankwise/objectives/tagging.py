@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +26,16 @@ from torch import Tensor, nn
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.base import shown
-from rankwise.config.experiment import RowSettings
 from rankwise.errors import DataError
-from rankwise.objectives import text_classification
+from rankwise.objectives.classifier import Classifier, RowInputs
+from rankwise.objectives.objective import Facts, Objective, Score, head_words
 from rankwise.objectives.predictions import Done, Longest, Numbers
-from rankwise.objectives.text_classification import TextClassification, TextEncoder, random_ids
-from rankwise.rows.classes import read_tags
+from rankwise.objectives.rows import ObjectiveRows
+from rankwise.objectives.text_classification import LOADING as OF_TEXTS
+from rankwise.objectives.text_classification import targets_in, text_kind
+from rankwise.objectives.text_classification.head import TextHead
+from rankwise.objectives.text_classification.loss import TextLoss, random_ids
+from rankwise.objectives.text_classification.rows import TextEncoder
 from rankwise.rows.encoded.batches import IGNORED
 from rankwise.rows.forms import turns
 from rankwise.rows.forms.tagged_rows import TAGGED_FORMATS, untagged
@@ -41,11 +45,10 @@ from rankwise.rows.text.targets import tagged_in
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
-from rankwise.runs.records import Callback
-from rankwise.runs.row_facts import Pooling, TargetFacts
+from rankwise.runs.row_facts import TargetFacts
 
 NAME = "token-classification"
-LOADING = text_classification.LOADING.replace("ForSequenceClassification", "ForTokenClassification").replace(
+LOADING = OF_TEXTS.replace("ForSequenceClassification", "ForTokenClassification").replace(
     "padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id\n"
     "base.config.pad_token_id = padding  # a decoder's head reads the last token that is none of these\n", ""
 ).replace("The outputs are", "The outputs of a word are those of its first token,")  # fmt: skip
@@ -69,8 +72,8 @@ class TagEncoder(TextEncoder):
     def encode(self, examples: Sequence[Example]) -> list[Outcome]:
         outcomes, usable = read_each(examples, lambda item: (text_of(item), self.row_targets.of_words(item)))
         encoded = encode_words(self.tokenizer, [text for _, (text, _) in usable])
-        for (outcome, (text, tags)), words in zip(usable, encoded, strict=True):
-            self._add_words(outcome, text, words, tags)
+        for (outcome, (text, tags)), encoded_words in zip(usable, encoded, strict=True):
+            self._add_words(outcome, text, encoded_words, tags)
         return outcomes
 
     def _add_words(self, outcome: Outcome, text: Text, encoded: EncodedWords, tags: Sequence[int]) -> None:
@@ -116,19 +119,8 @@ def _encoded(encoding: Any, words: Sequence[Range], *, typed: bool) -> EncodedWo
     return EncodedWords(tokens, tuple(begun[at] for at in sorted(begun)), cut)
 
 
-@dataclass(frozen=True)
-class Tagging(TextClassification):
-    name = NAME
-    shown_as = "tags"
-    model_class = "AutoModelForTokenClassification", "a model that classifies tokens"
-    encoder_class = TagEncoder
-    pipeline_tag, loading_code, names = NAME, LOADING, "tags"
-    activity = "Tagging"
-    advises = "language models and classifiers of texts, and these rows have tags of words."
-
-    def row_form(self, form: str | None) -> str:
-        """It reads either format of words with tags."""
-        return ", ".join(TAGGED_FORMATS)
+class TagInputs(RowInputs):
+    form = ", ".join(TAGGED_FORMATS)  # either format of words with tags
 
     def columns(self, column: str) -> list[str]:
         return [tags_column(column)]
@@ -151,23 +143,23 @@ class Tagging(TextClassification):
             outcome.learned_words, outcome.cut_words = row.words, row.cut
         return outcomes
 
+    def prediction(self, outcome: Outcome, outputs: Numbers) -> TaggedText:
+        return tagged_text(self.targets, outcome, outputs)
+
+
+class TagRows(ObjectiveRows):
     def segments(self, example: Example, row: Tokens | None, row_encoding: TextWriting) -> list[tuple[str, bool]]:
         """The first token of each word, and behind it the tag that it is to have."""
         if row is None or row.tags is None:
             return [(example.prompt_text, False)]
         tokens = [row_encoding.tokenizer.decode([int(token)]) for token in row.ids]
         return [
-            (f"{text} -> {self.targets.names[tag]}" if learned else text, bool(learned))
+            (f"{text} -> {self.learned.names[tag]}" if learned else text, bool(learned))
             for text, learned, tag in zip(tokens, row.loss_mask, row.tags, strict=True)
         ]
 
-    def prediction(self, outcome: Outcome, outputs: Numbers) -> TaggedText:
-        return tagged_text(self.targets, outcome, outputs)
 
-    def question(self, outcome: Outcome) -> dict[str, Any]:
-        """With the number of each word's first token."""
-        return super().question(outcome) | {"first": np.flatnonzero(outcome.sequences[0].loss_mask).tolist()}
-
+class TagClassifier(Classifier):
     def outputs_for(self, module: nn.Module, rows: Sequence[Tokens], done: Done | None = None) -> list[Numbers]:
         """For each row (W, C): the probability of each of C tags for each of its W learned words."""
         found = [np.empty((0, 0))] * len(rows)
@@ -177,16 +169,8 @@ class Tagging(TextClassification):
                 found[place] = part
         return found
 
-    @classmethod
-    def of(cls, rows: RowSettings, callback: Callback, begun: Pooling | None) -> Self:
-        return cls(read_tags(rows.data, rows.classification), rows.seed)
 
-    def fit_head(self, model: LoadedModel, rows: Sequence[Tokens]) -> str | None:
-        return None
-
-    def fitted_baseline(self, accuracy: float) -> dict[str, float]:
-        return {}
-
+class TagLoss(TextLoss):
     def values(self, rows: Sequence[Tokens], ids: Tensor) -> Tensor:
         """(B, T) numbers of tags, IGNORED at tokens that begin no learned word and behind the end of a row."""
         targets = np.full(ids.shape, IGNORED)
@@ -202,6 +186,27 @@ class Tagging(TextClassification):
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
         every = random_ids(module, lengths, generator)
         return [Tokens(ids, (True,) * len(ids), tags=(0,) * len(ids)) for ids in every]
+
+
+class TagHead(TextHead):
+    def question(self, outcome: Outcome) -> dict[str, Any]:
+        """With the number of each word's first token."""
+        return super().question(outcome) | {"first": np.flatnonzero(outcome.sequences[0].loss_mask).tolist()}
+
+
+def tagging(facts: Facts) -> Objective:
+    targets = targets_in(facts)
+    loss, inputs = TagLoss(targets), TagInputs(targets)
+    return Objective(
+        NAME, "classes", facts, text_kind("AutoModelForTokenClassification", "a model that classifies tokens", facts),
+        words=head_words(
+            targets, loading=LOADING, pipeline_tag=NAME, shown_as="tags", names="tags", activity="Tagging",
+            advises="language models and classifiers of texts, and these rows have tags of words.",
+        ),
+        rows=TagRows(targets, lambda _, tokenizer, config, limit: TagEncoder(tokenizer, config, limit, targets)),
+        loss=loss, score=Score.of_classes(targets),
+        classifier=TagClassifier(inputs, loss), head=TagHead(targets, inputs),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class ServedClassifier(Listed):
                 problems[at] = f"input[{at}]: is nested too deeply to be a row."
         tuned = self.tuned
         with self._encoding:
-            outcomes = tuned.classifier.encoded(tuned.model, [*examples.values()], tuned.longest)
+            outcomes = tuned.classifier.inputs.encoded(tuned.model, [*examples.values()], tuned.longest)
         problems |= {at: one.problem for at, one in zip(examples, outcomes, strict=True) if one.problem is not None}
         if problems:
             in_order = [problems[at] for at in sorted(problems)]
@@ -99,7 +99,7 @@ class ServedClassifier(Listed):
         run = self.tuned.artifact.run
         if isinstance(item, str) and run is not None and any(one.prompt for one in run.experiment.data.all_sources):
             return self._reader.question(item, where)
-        return self.tuned.classifier.requested(item, where, lambda row: self._reader.question(row, where))
+        return self.tuned.classifier.inputs.requested(item, where, lambda row: self._reader.question(row, where))
 
 
 def load_classifiers(
@@ -228,7 +228,7 @@ class ClassifyServer(Api[ClassifyingEngine]):
 
     async def classify(self, request: Request) -> Response:
         """Ends early where nobody waits for it any more."""
-        largest = max(one.tuned.classifier.largest_request for one in self.models.values())
+        largest = max(one.tuned.classifier.inputs.largest_request for one in self.models.values())
         body = await read_json_body(request, ClassifyBody, largest)
         self.engine.check_room()
         served = served_by(self.models, body.model)

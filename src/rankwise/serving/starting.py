@@ -30,7 +30,7 @@ def started(offer: Offer, callback: Callback, batch_size: int, waiting: int) -> 
     """What answers at the route of these models. RunError where they have several."""
     opening = Opening(force_base=offer.force_base, trust_code=offer.trust_code)
     artifacts = [open_artifact(name, callback, **opening) for name in offer.names]
-    routes = {one.objective.route: one.described for one in artifacts}
+    routes = {one.objective.words.route: one.described for one in artifacts}
     if len(routes) > 1:
         each = " and ".join(f"{described} at POST {route}" for route, described in routes.items())
         raise RunError(f"a server answers at one route, and {each}. Serve them apart, with another --port.")

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from rankwise.base.inspection import nature_of, pooling_of
 from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.base.pooling import pooled
 from rankwise.base.preprocessing import processing_in
 from rankwise.base.sources import find
@@ -37,8 +38,10 @@ from rankwise.evaluation.feature_forgetting import features_of
 from rankwise.inference.items import images_given
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.methods.artifact import open_artifact
-from rankwise.objectives.image_classification import ImageClassification
-from rankwise.objectives.text_classification import TextClassification, encode_texts, padded
+from rankwise.objectives.objective import Facts
+from rankwise.objectives.registry import objective_named
+from rankwise.objectives.text_classification.loss import padded
+from rankwise.objectives.text_classification.rows import encode_texts
 from rankwise.rows.text.text_encoding import is_unicode
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import silent
@@ -80,7 +83,7 @@ class Reader:
 
     @staticmethod
     def objective_over(config: ModelConfig) -> Any:
-        return TextClassification(TargetFacts())
+        return objective_named("sequence-classification", Facts(TargetFacts()))
 
     @staticmethod
     def items(values: Sequence[Any]) -> list[Any]:
@@ -130,7 +133,7 @@ class Reader:
         return self._known[key]
 
     def _output(self, item: Any) -> Any:
-        return self.objective.outputs_for(self.model.module, [self.row(item)])
+        return self.objective.predicting.outputs_for(self.model.module, [self.row(item)])
 
 
 class ImageReader(Reader):
@@ -140,14 +143,16 @@ class ImageReader(Reader):
 
     @staticmethod
     def objective_over(config: ModelConfig) -> Any:
-        return ImageClassification(TargetFacts(), processing_in(find(config, silent).folder))
+        facts = Facts(TargetFacts(), processing_in(find(config, silent).folder))
+        return objective_named("image-classification", facts)
 
     @staticmethod
     def items(values: Sequence[Any]) -> list[Any]:
-        return [one.image.source for one in images_given(ImageClassification, values) if one.image is not None]  # pyright: ignore[reportArgumentType]
+        return [one.image.source for one in images_given(None, values) if one.image is not None]
 
     def row(self, item: Any) -> Tokens:
-        (outcome,) = self.objective.encoded(self.model, [self.objective.example_of(item, "an image of X")], None)
+        inputs = self.objective.predicting.inputs
+        (outcome,) = inputs.encoded(self.model, [inputs.example_of(item, "an image of X")], None)
         if outcome.problem is not None:
             raise DataError(outcome.problem)
         return outcome.sequences[0]
@@ -155,7 +160,7 @@ class ImageReader(Reader):
     def read(self, item: Any) -> torch.Tensor:
         pixels = np.asarray(self.row(item).image)[None]
         with self._lock:  # it listens to the model
-            return torch.from_numpy(features_of(self.model.module, self.objective)(pixels))[0]
+            return torch.from_numpy(features_of(self.model.module, self.objective.loss)(pixels))[0]
 
 
 def absolute(base: str) -> str:
@@ -172,7 +177,7 @@ def open_reader(kind: type[Reader], base: str | None, run: str | None, max_lengt
         return kind(tuned.model, tuned.objective, max_length)
     config = ModelConfig(name=str(base), dtype="float32")
     objective = kind.objective_over(config)
-    return kind(objective.load(config, silent), objective, max_length)
+    return kind(load(config, silent, objective.kind), objective, max_length)
 
 
 cached_reader = lru_cache(maxsize=2)(open_reader)

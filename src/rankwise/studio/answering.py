@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import singledispatch
 from typing import Any
 
 from rankwise.config.validation import GenerationConfig
@@ -19,8 +18,7 @@ from rankwise.inference.generate import asking_ids
 from rankwise.inference.prefixes import Prefixes
 from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.methods.artifact import open_artifact
-from rankwise.objectives.objective import Classifier, Objective
-from rankwise.objectives.sequence_to_sequence import text_objective
+from rankwise.objectives.registry import text_objective
 from rankwise.rows.text.example import Message
 from rankwise.runs.records import Callback
 from rankwise.serving.bodies import BadRequest, ChatBody
@@ -145,7 +143,7 @@ class SeparateAnswers:
                 send({"side": number, "text": part})
 
             try:
-                send({"side": number} | reply(self._tuned.objective, self._tuned, body, side, on_text))
+                send({"side": number} | self._tuned.objective.among(REPLIES)(self._tuned, body, side, on_text))
             except _Left:
                 return
             except Exception as error:
@@ -156,13 +154,10 @@ class _Left(Exception):
     pass
 
 
-@singledispatch
-def reply(
-    objective: Objective, tuned: TunedModel, body: AskBody, side: Side, on_text: TextCallback
-) -> dict[str, Any]:  # fmt: skip
+def reply(tuned: TunedModel, body: AskBody, side: Side, on_text: TextCallback) -> dict[str, Any]:
     """How an answer ended, of which `on_text` got the text."""
     turns = [Message(one["role"], str(one["content"])) for one in side.messages if one.get("role") in ROLES]
-    messages = [*tuned.opening(body.system), *text_objective(tuned.model).heard(turns)]
+    messages = [*tuned.opening(body.system), *text_objective(tuned.model).text_writer.heard(turns)]
     most = body.max_new_tokens or tuned.model.room(len(asking_ids(tuned.model, messages)), USUAL)
     spec = GenerationConfig(max_new_tokens=most, temperature=body.temperature, top_p=body.top_p, seed=body.seed)
     with tuned.base(side.run == BASE), tuned.trainable.scaled(1.0 if side.run == BASE else side.strength):
@@ -170,17 +165,18 @@ def reply(
     return {"finish": answer.stopped, "tokens": answer.tokens, "seconds": round(answer.seconds, 2)}
 
 
-@reply.register(Classifier)
-def classified(
-    objective: Classifier, tuned: TunedModel, body: AskBody, side: Side, on_text: TextCallback
-) -> dict[str, Any]:  # fmt: skip
+def classified(tuned: TunedModel, body: AskBody, side: Side, on_text: TextCallback) -> dict[str, Any]:
     """What a classifier says of a text, or of an image of this name: probabilities, a number, or tagged spans."""
     text, image = str(side.messages[-1].get("content", "")), _decoded(body.image)
-    example = objective.example_of(*((text, "the text") if image is None else (image, text[:200])))
+    example = tuned.classifier.inputs.example_of(*((text, "the text") if image is None else (image, text[:200])))
     predicted, problems = tuned.predict([example])
     if problems:
         raise RunError(problems[0])
     return {"finish": "end"} | predicted[0].as_shown()
+
+
+REPLIES = {"answers": reply, "pairs": reply, "classes": classified}
+"""By the family of what was trained."""
 
 
 def _decoded(image: str | None) -> bytes | None:

@@ -70,7 +70,7 @@ def askable(snapshot: RunSnapshot) -> Askable:
     report, artifact = snapshot.recorded_data, artifact_of(snapshot, None)
     prompts = {one.prompt or f"{{{one.columns.get('text', '')}}}" for one in snapshot.experiment.data.all_sources}
     return Askable(
-        snapshot.folder.name, snapshot.manifest.base_model.name, artifact.objective.shown_as,
+        snapshot.folder.name, snapshot.manifest.base_model.name, artifact.objective.words.shown_as,
         is_separate=artifact.why_not("asked beside others") is not None, scales=artifact.why_not("scaled") is None,
         system=(report.system or "") if report is not None else "",
         prompt=prompts.pop() if len(prompts) == 1 and "{}" not in prompts else "",

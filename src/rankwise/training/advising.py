@@ -332,7 +332,7 @@ class LabelAdvising(Advising):
 
     def adapter(self) -> AdviceSide:
         self.read(len(self.rows))
-        return self._side(self.objective.outputs_for(self.model.module, self.rows))
+        return self._side(self.objective.predicting.outputs_for(self.model.module, self.rows))
 
     def _side(self, outputs: np.ndarray) -> AdviceSide:
         """Score the outputs for the N rows: probabilities (N, C) of classes, or numbers (N, 1)."""

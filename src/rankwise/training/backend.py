@@ -103,17 +103,17 @@ class Eager:
     tally = None
 
     def layout(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
-        return pack(rows, max_tokens) if self.work.packing else self.work.objective.batches(rows, max_tokens)
+        return pack(rows, max_tokens) if self.work.packing else self.work.objective.loss.batches(rows, max_tokens)
 
     def loss(self, batch: Batch) -> Tensor:
         return self.work.objective.loss(self.work.module, batch)
 
     def base_rows(self, text: Batch) -> Tensor:
         """(N, V) logits."""
-        return self.work.objective.predict(self.work.module, text)
+        return self.work.objective.loss.predict(self.work.module, text)
 
     def anchored(self, batch: Batch | None, text: Batch, base: Tensor) -> tuple[Tensor, Tensor]:
-        apart = divergence(self.work.objective.predict(self.work.module, text), base)
+        apart = divergence(self.work.objective.loss.predict(self.work.module, text), base)
         return apart.new_zeros(()) if batch is None else self.loss(batch), apart
 
     @contextmanager
@@ -157,7 +157,7 @@ class Fused:
         with first_blocks(work.module, LARGE):
             there = set(work.module.parameters())
             learned = [one for one in work.trainable.parameters() if one in there]
-            return agreement(work.module, learned, partial(work.objective.predict, work.module))
+            return agreement(work.module, learned, partial(work.objective.loss.predict, work.module))
 
     @property
     def _computed(self) -> FusedLoss:
@@ -217,15 +217,15 @@ class FusedBlocks:
     @staticmethod
     def compared(work: Workload) -> Agreement:
         """On random images, or on texts of several lengths."""
-        objective, module = work.objective, work.module
-        length = objective.row_length
+        loss, module = work.objective.loss, work.module
+        length = work.objective.row_length
         lengths = [length] * COMPARED if length else [min(one, work.longest) for one in LENGTHS]
-        rows = objective.random_rows(module, lengths, torch.Generator().manual_seed(0))
-        (batch,) = objective.batches(rows, len(lengths) * max(lengths))
-        return encoder_agreement(module, work.trainable.parameters(), partial(objective.predict, module), batch)
+        rows = loss.random_rows(module, lengths, torch.Generator().manual_seed(0))
+        (batch,) = loss.batches(rows, len(lengths) * max(lengths))
+        return encoder_agreement(module, work.trainable.parameters(), partial(loss.predict, module), batch)
 
     def layout(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
-        return self.work.objective.batches(rows, max_tokens)
+        return self.work.objective.loss.batches(rows, max_tokens)
 
     def loss(self, batch: Batch) -> Tensor:
         assert self._encoder is not None, "the backend is active"
@@ -300,7 +300,7 @@ def why_unsupported(work: Workload) -> str | None:
     """Why there are no kernels for this model, objective and device, with rows of this length; None where there are."""
     if is_sharded(work.module):
         return "the base is split over several processes (model.sharded), and the kernels read whole weights"
-    return work.objective.cannot.get("computed by kernels") or work.objective.among(KERNELS).why_not(work)
+    return work.objective.words.cannot.get("computed by kernels") or work.objective.among(KERNELS).why_not(work)
 
 
 def _eager_instead(
@@ -383,8 +383,8 @@ def choose_products(
         raise ConfigError([f"training.matmul is int8, which is not available for this run: {why}. Leave it out."])
     if why is not None or setting == "bfloat16" or (setting == "auto" and not _pays(work.module)):
         return None
-    few = work.objective.batches(rows, TURNED_TOKENS)[-1]
-    products, why = _compared_products(work, work.objective.batches(rows, COMPARED_TOKENS)[0], few)
+    few = work.objective.loss.batches(rows, TURNED_TOKENS)[-1]
+    products, why = _compared_products(work, work.objective.loss.batches(rows, COMPARED_TOKENS)[0], few)
     work.callback(WarningMessage(f"{why}; {_described(products)}") if why else StatusMessage(_described(products)))
     return products
 
@@ -445,18 +445,18 @@ def _compared_products(work: Workload, batch: Batch, few: Batch) -> tuple[Produc
         for name, weight in weights.items()
     ]
     try:
-        unpacked = work.objective.predict(module, batch)
+        unpacked = work.objective.loss.predict(module, batch)
     finally:
         for hook in hooks:
             hook.remove()
     plain, why = Computed(unpacked, turned), ""
-    apart = distance(Computed(work.objective.predict(module, batch), gradients()), plain)
+    apart = distance(Computed(work.objective.loss.predict(module, batch), gradients()), plain)
     while outliers and (apart.logits > LARGEST_CHANGE or apart.gradients > LARGEST_TURN):
         why = why or f"products of all layers in int8 would change {apart}, too much to train with"
         best = sorted(outliers, key=errors.__getitem__)[: len(outliers) // 2]
         outliers = {name: outliers[name] for name in best}
         use_int8_products(module, outliers)
-        apart = distance(Computed(work.objective.predict(module, batch), gradients()), plain)
+        apart = distance(Computed(work.objective.loss.predict(module, batch), gradients()), plain)
     if not math.isfinite(apart.logits):
         check_finite(module)
     left = tuple(name for name in weights if name not in outliers)

@@ -4,11 +4,15 @@ together. Next: step.py.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,3 +94,31 @@ class AnchoredBackend(Backend, Protocol):
     def anchored(self, batch: Batch | None, text: Batch, base: Tensor) -> tuple[Tensor, Tensor]:
         """The sum of a batch's losses, 0 without one, and the sum of the divergence from the base on the text."""
         ...
+
+
+@dataclass(frozen=True)
+class PairReference:
+    """Log-probabilities (N, 2) of the chosen and the rejected answer of each row, in float64; nan where none is
+    needed."""
+
+    values: np.ndarray
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        values = [[None if np.isnan(one) else one for one in row] for row in self.values.tolist()]
+        return {"values": values, "sha256": self._hash}
+
+    @classmethod
+    def read(cls, file: Path, rows: int) -> PairReference | None:
+        """None where the file is missing, damaged, or of another number of rows."""
+        try:
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            reference = cls(np.array(stored["values"], np.float64).reshape(-1, 2))
+            same = stored["sha256"] == reference._hash and len(reference.values) == rows
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+        return reference if same else None
+
+    @property
+    def _hash(self) -> str:
+        return sha256(np.ascontiguousarray(self.values, "<f8").tobytes()).hexdigest()

@@ -15,13 +15,10 @@ before. The divergence from the base needs the base beside the model, so it is m
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,21 +27,21 @@ from torch import Tensor
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.validation import ValidationConfig
 from rankwise.errors import RunError
-from rankwise.evaluation.intervals import measured_share
 from rankwise.objectives.objective import Objective
-from rankwise.objectives.preference import PairLosses, Preference, log_probabilities
+from rankwise.objectives.preference import PairLoss, PairLosses, log_probabilities
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.encoded.dealing import deal, share_of
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.preparation import Prepared
 from rankwise.rows.text.tokenize import Tokens
+from rankwise.runs.directory import REFERENCE
 from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import BackendName
-from rankwise.runs.measured import PairResults
 from rankwise.runs.records import Callback, ProgressUpdate, SampleRecord, ScoreRecord, silent
 from rankwise.system.signals import raise_if_requested
 from rankwise.training.backend import Eager, Fused
-from rankwise.training.losses import Backend, PairTally
+from rankwise.training.losses import Backend, PairReference, PairTally
+from rankwise.training.training import Training
 from rankwise.training.validation_prompts import AnswerScorer, answer_scorer
 from rankwise.training.world import ONE_PROCESS, World
 
@@ -52,32 +49,18 @@ BATCH_SIZE = 64
 """Pairs between two reports of progress."""
 
 
-@dataclass(frozen=True)
-class PairReference:
-    """Log-probabilities (N, 2) of the chosen and the rejected answer of each row, in float64; nan where none is
-    needed."""
-
-    values: np.ndarray
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        values = [[None if np.isnan(one) else one for one in row] for row in self.values.tolist()]
-        return {"values": values, "sha256": self._hash}
-
-    @classmethod
-    def read(cls, file: Path, rows: int) -> PairReference | None:
-        """None where the file is missing, damaged, or of another number of rows."""
-        try:
-            stored = json.loads(file.read_text(encoding="utf-8"))
-            reference = cls(np.array(stored["values"], np.float64).reshape(-1, 2))
-            same = stored["sha256"] == reference._hash and len(reference.values) == rows
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return None
-        return reference if same else None
-
-    @property
-    def _hash(self) -> str:
-        return sha256(np.ascontiguousarray(self.values, "<f8").tobytes()).hexdigest()
+def compare_with_base(training: Training, backend: PairBackend) -> None:
+    """Add the reference log-probabilities to the run's pairs, where their loss compares with any."""
+    if not backend.compared.needs_reference:
+        return
+    session, prepared = training.session, training.prepared
+    if (resumable := training.resumable) is not None:
+        files = session.run.reference, resumable.checkpoint.file(REFERENCE)
+        reference = reference_of_run(files, len(prepared.sequences))
+    else:
+        most = training.config.max_batch_tokens
+        reference = reference_of(backend, prepared, training.lineage, most, session.callback, session.world)
+    training.prepared = prepared.with_references(reference.values)
 
 
 def reference_of(
@@ -135,7 +118,7 @@ def _computed(
 @dataclass(frozen=True)
 class PairBackend:
     inner: Eager | Fused
-    objective: Preference
+    compared: PairLoss
     tally: PairTally = field(default_factory=PairTally)
 
     @property
@@ -147,16 +130,16 @@ class PairBackend:
         return isinstance(self.inner, Fused)
 
     def layout(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
-        return (self.objective.flat if self.is_flat else self.objective.batches)(rows, max_tokens)
+        return (self.compared.flat if self.is_flat else self.compared.batches)(rows, max_tokens)
 
     def log_probabilities(self, batch: Batch) -> Tensor:
         """(N,) of the batch's targets; inside `active`."""
         if isinstance(self.inner, Fused):
             return self.inner.log_probabilities(batch)
-        return log_probabilities(self.objective.predict(self.inner.work.module, batch), batch)
+        return log_probabilities(self.compared.predict(self.inner.work.module, batch), batch)
 
     def loss(self, batch: Batch) -> Tensor:
-        compared = self.objective.losses(self.log_probabilities(batch), batch)
+        compared = self.compared.losses(self.log_probabilities(batch), batch)
         self._count(compared)
         return compared.losses.sum()
 
@@ -185,7 +168,7 @@ class PairBackend:
         """A copy of this backend for rows that are only read, not learned from: without activation checkpointing, and
         without messages."""
         work = replace(self.inner.work, activation_checkpointing=0, callback=silent)
-        return PairBackend(replace(self.inner, work=work), self.objective)
+        return PairBackend(replace(self.inner, work=work), self.compared)
 
 
 DIVERGENCE_PAIRS = 32
@@ -241,23 +224,3 @@ class PairScorer:
 
 def pair_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepared, objective: Objective) -> PairScorer:
     return PairScorer(answer_scorer(config, model, prepared, objective), prepared.measured_rows)
-
-
-def pair_results(score_after: Callable[[int, str], ScoreRecord | None], first: int, last: int) -> PairResults | None:
-    """The scores of the validations after the steps `first` and `last`; None where no pairs were validated."""
-    scores = {
-        (step, metric): score_after(step, metric)
-        for step in (first, last)
-        for metric in ("preference_accuracy", "margin")
-    }
-    values = {key: record.value for key, record in scores.items() if record is not None}
-    if len(values) < len(scores) or (counted := scores[last, "margin"]) is None:
-        return None
-    moved = score_after(last, "kl_from_base")
-    accuracy = measured_share(values[last, "preference_accuracy"] * counted.n, counted.n)
-    assert accuracy is not None, "there are pairs"
-    return PairResults(
-        pairs=counted.n, accuracy_before=values[first, "preference_accuracy"], accuracy_after=accuracy,
-        margin_before=values[first, "margin"], margin_after=values[last, "margin"],
-        kl_from_base=None if moved is None else moved.value,
-    )  # fmt: skip

@@ -13,11 +13,14 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import cycle, islice
 from typing import Any
 
+import torch
 from torch import nn
 
+from rankwise.base.loading import load
 from rankwise.base.preprocessing import processing_in
 from rankwise.base.sources import find
 from rankwise.config.experiment import Planned
@@ -26,16 +29,15 @@ from rankwise.forward.plan import plan
 from rankwise.kernels.quantized.tensor import is_quantized
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
-from rankwise.objectives.causal_lm import CAUSAL_LM
-from rankwise.objectives.image_classification import ImageClassification
-from rankwise.objectives.objective import Objective
-from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE
-from rankwise.objectives.tagging import Tagging
-from rankwise.objectives.text_classification import TextClassification
+from rankwise.objectives.loss import Loss
+from rankwise.objectives.objective import Facts, Objective
+from rankwise.objectives.registry import language_model, objective_named
+from rankwise.planning.plan import Plan
 from rankwise.planning.shape import ModelShape
 from rankwise.planning.tasks import SEQUENCES
 from rankwise.planning.time import Probe
 from rankwise.rows.encoded.batches import Batch
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.manifest import now
 from rankwise.runs.records import Callback, StatusMessage, StepRecord, silent
 from rankwise.runs.row_facts import TargetFacts
@@ -71,7 +73,7 @@ class FixedSteps:
 def probe(config: Planned, callback: Callback = silent) -> Probe:
     forecast = plan(config)
     objective = objective_of_shape(forecast.shape, config.base, callback)
-    model = objective.load(config.base, callback)
+    model = load(config.base, callback, objective.kind)
     settings = {"steps": STEPS, "epochs": None, "learning_rate": RATE, "schedule": "constant", "warmup": 0.0}
     training = config.training.model_copy(update=settings)
     trainable = method_of(config.adapter.without_rows()).attach(
@@ -83,17 +85,13 @@ def probe(config: Planned, callback: Callback = silent) -> Probe:
     )  # fmt: skip
     backend = choose_backend(work, training.backend, tokens=0)
     most = min(LARGEST, max(round(forecast.step.tokens), forecast.amount.longest))
-    lengths, predicted = forecast.load.lengths, forecast.load.output_tokens or forecast.load.supervised
-    share = predicted / max(1, forecast.load.tokens)
+    rows = partial(_rows, forecast, objective.loss, model.module)
     steps = [
-        backend.layout(
-            objective.rows_like(lengths, share, model.module, tokens, turn, COUNTED + 1), training.max_batch_tokens
-        )
+        backend.layout(rows(tokens, turn, COUNTED + 1), training.max_batch_tokens)
         for tokens in (max(1, most // SMALLER), most)
         for turn in range(COUNTED + 1)
     ]
-    compared = objective.rows_like(lengths, share, model.module, COMPARED_TOKENS, 0, 1)
-    choose_products(work, training.matmul, compared)
+    choose_products(work, training.matmul, rows(COMPARED_TOKENS, 0, 1))
     with closing(Trainer(trainable, FixedSteps(steps), training, backend).run()) as records:
         small, large = (_mean(list(islice(records, COUNTED + 1))) for _ in range(2))
     unpacking = _unpacking(model.module, forecast.forecast.unpacked)
@@ -113,11 +111,47 @@ def probe(config: Planned, callback: Callback = silent) -> Probe:
 def objective_of_shape(shape: ModelShape, base: ModelConfig, callback: Callback) -> Objective:
     """The objective of a plan, which reads only a model's shape, so that its classes have no names."""
     if shape.outputs is None:
-        return SEQUENCE_TO_SEQUENCE if shape.auto_class == SEQUENCES else CAUSAL_LM
+        return language_model(shape.auto_class == SEQUENCES)
     targets = TargetFacts(classes=tuple(map(str, range(shape.outputs))) if shape.outputs > 1 else ())
     if shape.image is not None:
-        return ImageClassification(targets, processing_in(find(base, callback).folder).sized(shape.image))
-    return Tagging(targets.model_copy(update={"form": "tags"})) if shape.words else TextClassification(targets)
+        processing = processing_in(find(base, callback).folder).sized(shape.image)
+        return objective_named("image-classification", Facts(targets, processing))
+    if shape.words:
+        return objective_named("token-classification", Facts(targets.model_copy(update={"form": "tags"})))
+    return objective_named("sequence-classification", Facts(targets))
+
+
+def _rows(forecast: Plan, loss: Loss, module: nn.Module, tokens: int, turn: int, turns: int) -> list[Tokens]:
+    """Random rows of about so many tokens, as long as those of the plan, and others at each turn. Where rows are
+    padded, all have the same length, so that none has padding: what the plan counts are padded rows."""
+    load, lengths = forecast.load, list[int]()
+    if forecast.shape.task.padding:
+        ordered = sorted(load.lengths)
+        length = ordered[(2 * turn + 1) * len(ordered) // (2 * turns)]
+        lengths = [length] * max(1, round(tokens / length))
+    else:
+        planned = _mixed(load.lengths)
+        first = turn * len(planned) // turns
+        for length in cycle(planned[first:] + planned[:first]):
+            lengths.append(min(length, max(1, tokens - sum(lengths))))
+            if sum(lengths) >= tokens:
+                break
+    drawn = loss.random_rows(module, lengths, torch.Generator().manual_seed(turn))
+    share = (load.output_tokens or load.supervised) / max(1, load.tokens)
+    return [_end_learned(one, share) for one in drawn] if forecast.shape.outputs is None else drawn
+
+
+def _mixed(lengths: Sequence[int]) -> list[int]:
+    """Long and short ones in turns, so that the first few are like all."""
+    ordered, step = sorted(lengths), 7
+    return [ordered[at] for first in range(step) for at in range(first, len(ordered), step)]
+
+
+def _end_learned(row: Tokens, share: float) -> Tokens:
+    """A row whose loss falls on the last `share` of its tokens alone."""
+    count = len(row.ids)
+    first = min(count - 1, round(count * (1 - share)))
+    return Tokens(row.ids, (False,) * first + (True,) * (count - first))
 
 
 def _mean(records: Sequence[StepRecord]) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from pkgutil import resolve_name
 from typing import Any
 
 from rankwise.base.sharding import save_whole
@@ -41,14 +42,13 @@ from rankwise.training.hooks import (
     slowed,
     with_ways_on,
 )
-from rankwise.training.losses import Backend
-from rankwise.training.pairs import PairBackend, PairReference, reference_of, reference_of_run
+from rankwise.training.losses import Backend, PairReference
 from rankwise.training.preflight import foresee_backend, out_of_memory
 from rankwise.training.resume import Past, changed_since, take_up_together, training_machine
 from rankwise.training.state import Diverged
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.training import Extra, Training, bytes_written, class_warnings, data_facts, described, results_of
-from rankwise.training.validation import Validation, over_rows, refuse_no_choice
+from rankwise.training.validation import COMPARED, Validation, over_rows, refuse_no_choice
 from rankwise.training.validation_classes import rare_in
 from rankwise.training.workload import batches_of
 from rankwise.training.world import LostProcessError, StoppedTogether
@@ -73,7 +73,8 @@ def record(
     refuse_no_choice(training.validation, training.validation_interval, training.early_stopping, training.steps)
     backend = over_rows(backend_named(_backend_of(training), training.work), training.objective)
     products = _products_of(training)
-    _compare_with_base(training, backend)
+    if compare := training.objective.among(COMPARED):
+        resolve_name(compare)(training, backend)
     training.forecast = again = foresee_backend(forecast, backend.name, callback)
     if again is not None and again is not forecast and resumable is None:
         again.check(callback, force=force_memory)
@@ -145,22 +146,8 @@ def _watch(training: Training) -> LossWatch:
     """It recommends the rate of `auto`, or a tenth of the run's where that is lower."""
     auto = training.config.model_copy(update={"learning_rate": "auto"})
     rate = min(training.rate / 10, auto.highest_rate(training.model.width, training.auto_rate))
-    objective = training.objective
-    return LossWatch(objective.far_above, training.rows_per_step, rate, objective.choices(training.model))
-
-
-def _compare_with_base(training: Training, backend: Backend) -> None:
-    """Add the reference log-probabilities to the run's pairs, where its objective compares them with any."""
-    if not isinstance(backend, PairBackend) or not backend.objective.needs_reference:
-        return
-    session, prepared = training.session, training.prepared
-    if (resumable := training.resumable) is not None:
-        files = session.run.reference, resumable.checkpoint.file(REFERENCE)
-        reference = reference_of_run(files, len(prepared.sequences))
-    else:
-        most = training.config.max_batch_tokens
-        reference = reference_of(backend, prepared, training.lineage, most, session.callback, session.world)
-    training.prepared = prepared.with_references(reference.values)
+    score, model = training.objective.score, training.model
+    return LossWatch(score.far_above, training.rows_per_step, rate, model.vocabulary if score.chooses_tokens else None)
 
 
 def _trained(trainer: Trainer, log: MetricsLog, past: Past, back_offs: tuple[BackOff, ...]) -> list[StepRecord]:

@@ -65,7 +65,7 @@ def settings_of(resumable: Resumable, experiment: Experiment) -> Experiment:
         experiment = experiment.model_copy(update={"data": data})
     if stored.training.epochs or stored.training.steps:  # earlier versions had no defaults of classifiers
         report = resumable.checkpoint.data_report
-        by = objective_for(report).best_by
+        by = objective_for(report).score.best_by
         rows = resumable.manifest.data.training_sequences
         experiment = experiment.with_defaults(rows=rows, has_validation=bool(report.validation_rows), by=by)
     begun, asked = (leaves(one.model_dump(mode="json")) for one in (stored, experiment))

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from rankwise.adapters.targets import tables_of_the_head
 from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import some
@@ -69,7 +70,7 @@ def run(
 def _loaded(
     base: ModelConfig, method: Method, objective: Objective, model: LoadedModel | None, callback: Callback
 ) -> LoadedModel:
-    loaded = objective.load(base, callback) if model is None else method.own_copy(model)
+    loaded = load(base, callback, objective.kind) if model is None else method.own_copy(model)
     if model is None and loaded.own_head:
         callback(StatusMessage(OWN_HEAD))
     if loaded.quantization is not None:
@@ -82,10 +83,10 @@ def _prepared(
 ) -> tuple[Prepared, LoadedModel]:
     """The rows, which the first process of a machine encodes for the others, and the model with the template that they
     are written with."""
-    encoding = objective.row_encoding(base)
+    encoding = objective.rows.encoding(base)
     prepared = prepare(data, encoding, session.callback, session.world.check_own_stop)
     refuse_fatal(prepared.data_report)
-    if note := objective.format_notes.get(prepared.data_report.format):
+    if note := objective.words.format_notes.get(prepared.data_report.format):
         session.callback(StatusMessage(note))
     if not isinstance(used := encoding.by(data), TextWriting):
         return prepared, base

@@ -13,6 +13,7 @@ from functools import partial
 from pkgutil import resolve_name
 
 from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
 from rankwise.config.reading import with_settings
@@ -76,7 +77,7 @@ class Settled:
         measured, validation = bool(len(prepared.validation)), self.settings.validation
         if not measured and (needing := validation.needing_rows):
             raise ConfigError([NO_ROWS.format(needing[0], prepared.data_report.used)])
-        rows, best_by = len(prepared.trained), self.objective.best_by
+        rows, best_by = len(prepared.trained), self.objective.score.best_by
         settings = self.settings.with_defaults(rows=rows, has_validation=measured, by=best_by)
         computed = self.computed.model_copy(update={"epochs": settings.training.epochs})
         return replace(self, settings=settings, computed=computed)
@@ -94,7 +95,7 @@ class Settled:
         config = self.computed.resolved(rows, model.width, settings.auto_rate)
         setup = Setup(
             config, config.total_steps(rows), prepared.trained_rows, described=f'run "{settings.run}"',
-            callback=session.callback, heads=objective.heads(model), load=objective.load,
+            callback=session.callback, heads=objective.heads(model), load=partial(load, kind=objective.kind),
             start=None if self.start is None else self.start.numbers(model.module),
             resumed_ranks=partial(ranks_before_training, resumable) if resumable is not None else None,
         )  # fmt: skip
@@ -124,7 +125,7 @@ def settle(
     pooling = None if begun is None else (begun.targets or TargetFacts()).pooling
     objective = objective_of(experiment.objective, experiment.rows, callback, pooling)
     if start is not None:
-        start.check_targets(objective.facts, callback)
+        start.check_targets(objective.rows.learned, callback)
     if model is not None and (problem := _misfit(model.config, experiment.base, model.quantization, objective)):
         raise ConfigError([problem])
     sections_of = {name: sections(experiment) for name, sections in EXTRAS.items()}
@@ -138,7 +139,7 @@ def settle(
 
 def _misfit(loaded: ModelConfig, base: ModelConfig, quantization: object, objective: Objective) -> str | None:
     """Why a model that is loaded already, with the settings `loaded`, cannot be trained in place of `base`."""
-    if refusal := objective.cannot.get("trained from a loaded model"):
+    if refusal := objective.words.cannot.get("trained from a loaded model"):
         return refusal
     if base.new_tokens != loaded.new_tokens:
         return "the given model has other new tokens than the training has (model.new_tokens); give the model's name."

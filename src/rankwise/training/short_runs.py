@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.config.adapters import Adapting
 from rankwise.config.training import TrainingConfig
 from rankwise.methods.method import Setup
@@ -65,8 +67,8 @@ def short_run(
         return choose_backend(work, config.backend, tokens) if backend is None else backend_named(backend, work)
 
     trainable = method_of(adapter).attach(model, Setup(
-        config, steps, rows, heads=objective.heads(model), load=objective.load, described="a short training",
-        callback=callback,
+        config, steps, rows, heads=objective.heads(model), load=partial(load, kind=objective.kind),
+        described="a short training", callback=callback,
     ))  # fmt: skip
     try:
         trainer = trainer_of(

@@ -10,7 +10,7 @@ and may change its rows, its learning rate and what happens between its steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -22,6 +22,7 @@ from rankwise.config.adapters import Adapting
 from rankwise.config.base import JsonObject
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
+from rankwise.evaluation.intervals import measured_share
 from rankwise.methods.method import Method, Setup
 from rankwise.methods.trainable import Trainable
 from rankwise.objectives.objective import Objective
@@ -32,11 +33,11 @@ from rankwise.runs.data_report import about, lines_of
 from rankwise.runs.directory import ClaimedRun
 from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import DataFacts, Manifest, Results, peak_rss
+from rankwise.runs.measured import PairResults
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import LossRecord, ScoreRecord, StepRecord, WarningCollector
 from rankwise.runs.resumable import Resumable
 from rankwise.training.losses import Backend
-from rankwise.training.pairs import pair_results
 from rankwise.training.preflight import Foresight
 from rankwise.training.step import Anchoring
 from rankwise.training.trainer import Hook
@@ -188,7 +189,7 @@ def described(training: Training, about_extras: Sequence[str]) -> str:
     most = "up to " if training.validation.patience else ""
     unit, amount, processing = "images", "", training.model.processing
     if processing is None:
-        learned = training.objective.learned_share(data.loss_tokens, data.tokens)
+        learned = training.objective.words.learned_share.format(data.loss_tokens / data.tokens)
         unit, amount = "sequences", f", {data.tokens:,} tokens, {learned}"
     often = f", measured every {interval} steps" if interval < training.steps else ""
     lines = [
@@ -235,15 +236,36 @@ def results_of(training: Training, records: Sequence[StepRecord], validation: Va
         validation_accuracy_after=accuracies[1].value if accuracies[1] else None,
         temperature=validation.temperature,
         baselines=_baselines(training, accuracies[0]) if training.session.world.is_first else None,
-        preference=pair_results(validation.score_after, *ends),
+        preference=_pair_results(validation.score_after, *ends),
     )
+
+
+def _pair_results(score_after: Callable[[int, str], ScoreRecord | None], first: int, last: int) -> PairResults | None:
+    """The scores of the validations after the steps `first` and `last`; None where no pairs were validated."""
+    scores = {
+        (step, metric): score_after(step, metric)
+        for step in (first, last)
+        for metric in ("preference_accuracy", "margin")
+    }
+    values = {key: record.value for key, record in scores.items() if record is not None}
+    if len(values) < len(scores) or (counted := scores[last, "margin"]) is None:
+        return None
+    moved = score_after(last, "kl_from_base")
+    accuracy = measured_share(values[last, "preference_accuracy"] * counted.n, counted.n)
+    assert accuracy is not None, "there are pairs"
+    return PairResults(
+        pairs=counted.n, accuracy_before=values[first, "preference_accuracy"], accuracy_after=accuracy,
+        margin_before=values[first, "margin"], margin_after=values[last, "margin"],
+        kl_from_base=None if moved is None else moved.value,
+    )  # fmt: skip
 
 
 def _baselines(training: Training, before: ScoreRecord | None) -> dict[str, float] | None:
     found = baselines(training.scorer, training.prepared)
     if found is None or before is None or training.lineage or training.model.own_head:
         return found
-    return {**training.objective.fitted_baseline(before.value), **found}
+    fitted = training.objective.score.baseline
+    return found if fitted is None else {fitted: before.value, **found}
 
 
 def class_warnings(training: Training, validation: Validation, results: Results, rate: float) -> list[str]:
@@ -251,7 +273,7 @@ def class_warnings(training: Training, validation: Validation, results: Results,
     losses = [one for one in validation.records if isinstance(one, LossRecord)]
     epochs = training.steps * training.rows_per_step / training.prepared.rows_in_pass
     found = never_predicted(training.scorer, results.kept_step or 0, rate)
-    found += still_falling(losses, training.steps, epochs, training.objective.falling)
+    found += still_falling(losses, training.steps, epochs)
     own, words = results.validation_accuracy_after, (results.baselines or {}).get("words", 0.0)
     if own is not None and words > own:
         found.append(

@@ -102,11 +102,13 @@ SCORERS = {
 
 OVER = {"answers": None, "classes": None, "pairs": "rankwise.training.pairs:PairBackend"}
 """By the family, what computes the losses of its rows over the backend of its model; None for that backend."""
+COMPARED = {"answers": None, "classes": None, "pairs": "rankwise.training.pairs:compare_with_base"}
+"""By the family, what a training computes with the model as it begins; None for nothing."""
 
 
 def over_rows(backend: Backend, objective: Objective) -> Backend:
     over = objective.among(OVER)
-    return backend if over is None else resolve_name(over)(backend, objective)
+    return backend if over is None else resolve_name(over)(backend, objective.loss)
 
 
 def scorer_of(objective: Objective, config: ValidationConfig, model: LoadedModel, prepared: Prepared) -> Scorer:

@@ -25,7 +25,9 @@ from rankwise.config.validation import ValidationConfig
 from rankwise.errors import ConfigError, one_line, some
 from rankwise.evaluation.class_metrics import FORMS, metric_rows, one_target, score_rows
 from rankwise.evaluation.metrics import METRICS
-from rankwise.objectives.objective import Classifier, target_loss
+from rankwise.objectives.classifier import Classifier
+from rankwise.objectives.loss import target_loss
+from rankwise.objectives.objective import Objective
 from rankwise.objectives.predictions import Done
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.preparation import Prepared
@@ -41,13 +43,13 @@ FEW, UNEVEN = 5, 10
 class as of the smallest balanced sampling is proposed."""
 MOST_READ = 5000
 """Training rows of the baseline on words, and validation rows that a temperature is fitted to."""
-FEWEST, WIDTH = 50, 0.5
+FALLING, FEWEST, WIDTH = 0.95, 50, 0.5
 """Rows that a temperature is fitted to at least, and the width that its logarithm is expected to have."""
 
 
 @dataclass(frozen=True)
 class ClassScorer:
-    objective: Classifier
+    classifier: Classifier
     model: LoadedModel
     rows: Sequence[Tokens]
     world: World = ONE_PROCESS
@@ -62,7 +64,7 @@ class ClassScorer:
         """All metrics of the objective, without intervals."""
         if not self.rows:
             return []
-        rows = score_rows(self.objective, self.model.module, self.rows, outputs=self._outputs).rows
+        rows = score_rows(self.classifier, self.model.module, self.rows, outputs=self._outputs).rows
         if pairs := rows.get("matthews"):
             predicted, actual = (Counter(int(pair[at]) for pair in pairs) for at in (0, 1))
             self.counted[step] = predicted, actual
@@ -73,16 +75,16 @@ class ClassScorer:
 
     def _outputs(self, module: nn.Module, rows: Sequence[Tokens], done: Done | None) -> Any:
         """The model's outputs for all rows, of which each process computes its share."""
-        objective = self.objective
+        classifier = self.classifier
         if not self.world.is_several:
-            return objective.outputs_for(module, rows, done)
+            return classifier.outputs_for(module, rows, done)
 
         def compute(part: Sequence[Tokens]) -> list[Any]:
-            return [one.tolist() for one in objective.outputs_for(module, part, done)]
+            return [one.tolist() for one in classifier.outputs_for(module, part, done)]
 
-        lengths, width = [len(row.ids) for row in rows], objective.targets.outputs
+        lengths, width = [len(row.ids) for row in rows], classifier.targets.outputs
         every = computed_by_all(self.world, rows, lengths, compute)
-        return FORMS[objective.targets.form].joined([np.asarray(one).reshape(-1, width) for one in every])
+        return FORMS[classifier.targets.form].joined([np.asarray(one).reshape(-1, width) for one in every])
 
     def samples(self, step: int) -> list[SampleRecord]:
         """A classifier writes no answers."""
@@ -103,19 +105,19 @@ def temperature_of(read: Sequence[tuple[Tensor, Tensor]], targets: TargetFacts) 
 @torch.no_grad()
 def calibrate(scorer: object) -> tuple[float | None, str]:
     """Divide a head that was learned by a temperature. Returns it, or None where none fits, and what to say of it."""
-    if not isinstance(scorer, ClassScorer) or not (targets := scorer.objective.targets).classes:
+    if not isinstance(scorer, ClassScorer) or not (targets := scorer.classifier.targets).classes:
         return None, ""
-    objective, module, rows = scorer.objective, scorer.model.module, evenly(scorer.rows, MOST_READ)
+    classifier, module, rows = scorer.classifier, scorer.model.module, evenly(scorer.rows, MOST_READ)
     layers = (one for one in module.modules() if isinstance(one, nn.Linear) and one.out_features == targets.outputs)
     head = [one for layer in layers if layer.weight.requires_grad for one in layer.parameters()]
     if len(rows) < FEWEST or not head:
         return None, f"the probabilities are not calibrated, which takes {FEWEST} validation rows" * bool(head)
-    read = [(logits.float().cpu(), objective.learned(batch.targets, batch.loss_mask))
-            for _, batch, logits in objective.in_batches(module, rows, None)]  # fmt: skip
+    read = [(logits.float().cpu(), classifier.loss.learned(batch.targets, batch.loss_mask))
+            for _, batch, logits in classifier.in_batches(module, rows, None)]  # fmt: skip
     temperature = scorer.world.share(lambda: temperature_of(read, targets))
     for one in head:
         one.div_(temperature)
-    _, _, again = next(objective.in_batches(module, rows, None))
+    _, _, again = next(classifier.in_batches(module, rows, None))
     if torch.allclose(again.float().cpu() * temperature, read[0][0], 1e-3, 1e-3):
         return temperature, f"the logits are divided by {temperature:.3g}, which fits the validation rows best"
     for one in head:
@@ -123,11 +125,9 @@ def calibrate(scorer: object) -> tuple[float | None, str]:
     return None, "the probabilities are not calibrated: dividing the last layer does not divide the logits"
 
 
-def class_scorer(
-    config: ValidationConfig, model: LoadedModel, prepared: Prepared, objective: Classifier
-) -> ClassScorer:
+def class_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepared, objective: Objective) -> ClassScorer:
     """Make the scorer. Of tags, it was checked with the settings that `validation.by` is one of their metrics."""
-    targets = objective.targets
+    targets = objective.predicting.targets
     names = ["loss", *(OF_SEVERAL if targets.form == "several" else metric_rows(targets, [0.0], [0.0]))]
     if config.by not in names and targets.form != "tags":
         predicts = "several labels" if targets.form == "several" else "classes" if targets.classes else "numbers"
@@ -135,14 +135,14 @@ def class_scorer(
             f"validation.by is {config.by}, but the rows have {predicts}, whose metrics are {', '.join(names)}. "
             "Choose one of these."
         ])  # fmt: skip
-    return ClassScorer(objective, model, prepared.measured_rows)
+    return ClassScorer(objective.predicting, model, prepared.measured_rows)
 
 
 def rare_in(scorer: object) -> list[str]:
     """A warning where the rows have few of a class or none, so that no score tells much of it."""
     if (own := _of_one_class(scorer)) is None or not own.rows:
         return []
-    counts, classes = Counter(int(one_target(row)) for row in own.rows), own.objective.targets.classes
+    counts, classes = Counter(int(one_target(row)) for row in own.rows), own.classifier.targets.classes
     rare = [f'"{one_line(name)}" ({counts[at]})' for at, name in enumerate(classes) if counts[at] < FEW]
     return [
         f"fewer than {FEW} of the validation rows have these classes, so the scores say little about them, or nothing: "
@@ -154,7 +154,7 @@ def never_predicted(scorer: object, step: int, rate: float) -> list[str]:
     """A warning where the result predicts only one class, or some classes of the validation rows never."""
     if (own := _of_one_class(scorer)) is None or (counted := own.counted.get(step)) is None:
         return []
-    (predicted, actual), targets = counted, own.objective.targets
+    (predicted, actual), targets = counted, own.classifier.targets
     names = [one_line(name) for name in targets.classes]
     if len(predicted) == 1 < len(actual):
         return [
@@ -170,7 +170,7 @@ def never_predicted(scorer: object, step: int, rate: float) -> list[str]:
 
 def _of_one_class(scorer: object) -> ClassScorer | None:
     """The scorer, where each row has one class."""
-    return scorer if isinstance(scorer, ClassScorer) and scorer.objective.targets.one_class else None
+    return scorer if isinstance(scorer, ClassScorer) and scorer.classifier.targets.one_class else None
 
 
 def _way(targets: TargetFacts) -> str:
@@ -183,10 +183,10 @@ def _way(targets: TargetFacts) -> str:
     )
 
 
-def still_falling(losses: Sequence[LossRecord], steps: int, epochs: float, falling: float) -> list[str]:
-    """A warning where the last of all validations is by far the best, below `falling` times the best before, and
+def still_falling(losses: Sequence[LossRecord], steps: int, epochs: float) -> list[str]:
+    """A warning where the last of all validations is by far the best, below FALLING times the best before, and
     nothing ended the run before."""
-    if len(losses) < 3 or losses[-1].step != steps or losses[-1].loss >= falling * min(one.loss for one in losses[:-1]):
+    if len(losses) < 3 or losses[-1].step != steps or losses[-1].loss >= FALLING * min(one.loss for one in losses[:-1]):
         return []
     return [
         f"the validation loss was still falling at the end, from {losses[-2].loss:.3g} to {losses[-1].loss:.3g}: "

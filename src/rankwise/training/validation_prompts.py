@@ -21,7 +21,7 @@ from rankwise.inference.decoding import read_answer
 from rankwise.inference.generate import answers_in_turn, asking_ids
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.preference.encode import conversation_of
-from rankwise.objectives.sequence_to_sequence import text_objective
+from rankwise.objectives.registry import text_objective
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.preparation import Prepared
 from rankwise.rows.text.example import BREAK, Message
@@ -131,7 +131,7 @@ def _prompts(model: LoadedModel, prepared: Prepared, count: int) -> list[Prompt]
     """Make prompts of up to `count` held-out rows, spread evenly over them so that each source is represented."""
     rows = prepared.measured_rows if count else ()
     places = [index for index, row in enumerate(rows) if _last_answer(conversation_of(row))[0] > 0]
-    read = text_objective(model).reader(model, _opening(prepared.data_report.system))
+    read = text_objective(model).text_writer.reader(model, _opening(prepared.data_report.system))
     found = [_prompt(model, conversation_of(rows[index]), read) for index in evenly(places, count)]
     return [one for one in found if one is not None]
 

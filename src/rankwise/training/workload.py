@@ -187,8 +187,8 @@ def eager_blocks(work: Workload, loss: Callable[[Batch], Tensor]) -> list[nn.Mod
 
 def _kept_by_eager(work: Workload, loss: Callable[[Batch], Tensor], room: Room) -> SavedActivations:
     def batch_of(length: int) -> Batch:
-        rows = work.objective.random_rows(work.module, [length], torch.Generator().manual_seed(0))
-        (batch,) = work.objective.batches(rows, length)
+        rows = work.objective.loss.random_rows(work.module, [length], torch.Generator().manual_seed(0))
+        (batch,) = work.objective.loss.batches(rows, length)
         return batch
 
     return eager_saved_activations(work.module, loss, batch_of, work.objective.row_length, room)

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankwise.base.config_check import hub_config
 from rankwise.base.gguf.architectures import ARCHITECTURES, Architecture, GgufNames
 from rankwise.base.gguf.conversion import check_vocabulary, checked, in_own_folder, name_of_content, refused
 from rankwise.base.gguf.files import write_gguf
 from rankwise.base.gguf.header import FAMILIES, USABLE, GgufHeader, config_of_gguf, read_gguf_header
 from rankwise.base.gguf.tensors import without_weights
-from rankwise.base.kind import hub_config
 from rankwise.base.quiet import hush
 from rankwise.config.base import shown
 from rankwise.kernels.quantized.gguf import FORMATS

@@ -197,7 +197,7 @@ class MergePlan:
             planned: list[PlannedTensor] = []
             for key, tensor in tensors.items():
                 name = self.base.names.get(key)
-                if self.inputs.objective.stays(name):
+                if name is not None or self.inputs.objective.head is None:
                     planned.append(self._planned(key, name, tensor, known))
                 else:
                     self.left_out.append(tensor)

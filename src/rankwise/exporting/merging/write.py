@@ -24,7 +24,7 @@ from rankwise.base.inspection import read_json
 from rankwise.base.loading import load_tokenizer
 from rankwise.base.preprocessing import save_processing
 from rankwise.base.rotary_names import with_older_names
-from rankwise.base.saving import save_tokenizer
+from rankwise.base.saving import save_end_tokens, save_tokenizer
 from rankwise.base.tensor_files import INDEX, WrittenFile
 from rankwise.errors import ModelError, RunError
 from rankwise.exporting.merge import extra_files
@@ -121,7 +121,8 @@ def _write_text(inputs: Inputs, folder: Path, callback: Callback) -> HubTokenize
         elif part.artifact.run is None:
             template = with_own_template(part.artifact.folder, tokenizer, base, template, callback)
     save_tokenizer(tokenizer, template, base, folder)
-    inputs.objective.save_ends(base, template, folder)
+    if inputs.objective.head is None:
+        save_end_tokens(base, template, folder)
     return tokenizer
 
 
@@ -129,7 +130,8 @@ def config_of(plan: MergePlan, tokenizer: HubTokenizer | None) -> dict[str, Any]
     """The base's settings; of a model with a new head those that it was built with."""
     inputs = plan.inputs
     base = read_json(inputs.source.folder / CONFIG)
-    settings = inputs.objective.merged_config(base, inputs.base.module, tokenizer)
+    head = inputs.objective.head
+    settings = base if head is None else head.merged_config(base, inputs.base.module, tokenizer)
     if plan.untied:
         settings["tie_word_embeddings"] = False
         for nested in ("text_config", "llm_config"):

@@ -14,15 +14,19 @@ from typing import Any
 
 import numpy as np
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImageProcessing
+from rankwise.config.models import ModelConfig
 from rankwise.errors import DataError
+from rankwise.objectives.rows import ObjectiveRows
 from rankwise.rows.images.decode import DecodedImage, decode, record_of
 from rankwise.rows.images.processor import pixels_of
 from rankwise.rows.text.example import Example, ImageRecord
 from rankwise.rows.text.outcome import EncodingFacts, Outcome, read_each
 from rankwise.rows.text.targets import RowTargets
 from rankwise.rows.text.tokenize import Tokens
+from rankwise.runs.records import Callback
 from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.extras import installed_version
 from rankwise.system.files import told_when_full, unnamed_file
@@ -121,3 +125,18 @@ class ImageWriting:
     def identity(self) -> str:
         libraries = " ".join(map(installed_version, ("torchvision", "pillow")))
         return f"{self.processing.model_dump_json()} {libraries} {self.learned.model_dump_json()}"
+
+
+@dataclass(frozen=True)
+class ImageRows(ObjectiveRows):
+    processing: ImageProcessing = field(kw_only=True)
+
+    def encoding(self, model: LoadedModel) -> ImageWriting:
+        return self._encoding(model.source.name)
+
+    def encoding_alone(self, config: ModelConfig, callback: Callback, *, guessed: bool) -> ImageWriting:
+        return self._encoding(config.name)
+
+    def _encoding(self, name: str) -> ImageWriting:
+        assert isinstance(self.learned, TargetFacts), "images have targets"
+        return ImageWriting(name, self.processing, self.learned)

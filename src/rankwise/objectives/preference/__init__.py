@@ -18,31 +18,27 @@ term is over all chosen targets of the step together, as in TRL.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rankwise.base.loaded import LoadedModel
-from rankwise.config.classification import PairLoss, PreferenceConfig
-from rankwise.config.data import DataConfig
-from rankwise.config.experiment import RowSettings
-from rankwise.forward.reference import random_documents
-from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
+from rankwise.base.kind import CAUSAL_LM
+from rankwise.config.classification import PairLoss as PairLossName
+from rankwise.config.classification import PreferenceConfig
+from rankwise.objectives.causal_lm import CHATTING, CausalLoss, random_sides
+from rankwise.objectives.objective import WRITES_TEXT, Facts, Objective, Score
 from rankwise.objectives.preference.batches import flat_pairs, padded_pairs
 from rankwise.objectives.preference.encode import PairEncoder, pair_of
+from rankwise.objectives.rows import ObjectiveRows
 from rankwise.rows.encoded.batches import Batch, Pairs
-from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.outcome import Outcome, Shown
 from rankwise.rows.text.tokenize import Tokens, sides_of
-from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
-from rankwise.runs.data_report import DataReport
-from rankwise.runs.records import Callback
-from rankwise.runs.row_facts import PairFacts, Pooling
+from rankwise.runs.row_facts import PairFacts
 
 LEAST = 1e-12
 """By how much the mean probability of a token stays below 1, in nats, so that its odds are finite."""
@@ -81,57 +77,43 @@ def log_of_rest(logs: Tensor) -> Tensor:
     return torch.where(near, small, torch.log1p(-torch.exp(torch.where(near, -1.0, logs))))
 
 
-PAIR_LOSSES: dict[PairLoss, Callable[[Tensor, Pairs, float], PairLosses]] = {"dpo": dpo, "orpo": orpo}
+PAIR_LOSSES: dict[PairLossName, Callable[[Tensor, Pairs, float], PairLosses]] = {"dpo": dpo, "orpo": orpo}
 
 
 NAME = "preference"
 
 
 @dataclass(frozen=True)
-class Preference(CausalLM):
+class PairLoss(CausalLoss):
     config: PreferenceConfig
     prompts: bool = False
     """Whether the likelihood of orpo also covers the prompts."""
-    name = NAME
-    family = "pairs"
-
-    def encoder(self, template: ChatTemplate, tokenizer: HubTokenizer, config: DataConfig, limit: int) -> PairEncoder:
-        return PairEncoder(template, tokenizer, config, limit)
-
-    @classmethod
-    def of(cls, rows: RowSettings, callback: Callback, begun: Pooling | None) -> Self:
-        config = rows.preference
-        return cls(config, prompts=rows.data.learned == "everything" and config.loss == "orpo")
-
-    @classmethod
-    def of_report(cls, data_report: DataReport) -> Self:
-        facts = data_report.pairs
-        assert facts is not None, "the report is of pairs"
-        return cls(PreferenceConfig(loss=facts.loss, beta=facts.beta), facts.prompts)
-
-    def choices(self, model: LoadedModel) -> int | None:
-        return None
 
     @property
     def needs_reference(self) -> bool:
+        """Whether it compares with the model before training."""
         return self.config.loss == "dpo"
 
-    @property
-    def cannot(self) -> Mapping[str, str]:
-        return {
-            **super().cannot,
-            "measured at strengths": "{model} was trained on preference pairs, and strengths are compared by the loss "
-            "of answers. Measure it with rankwise evaluate.",
-            "advised on": "the objective is preference, and advise compares answers alone. Use rankwise evaluate.",
-        }
+    def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
+        return padded_pairs(rows, max_tokens, prompts=self.prompts)
 
-    @property
-    def facts(self) -> PairFacts:
-        return PairFacts(
-            loss=self.config.loss, beta=self.config.beta, prompts=self.prompts, rows=0, duplicates=0, contradictions=0,
-            ties=0,
-        )  # fmt: skip
+    def flat(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
+        """Batches of pairs without padding, for the fused backend."""
+        return flat_pairs(rows, max_tokens, prompts=self.prompts)
 
+    def losses(self, logs: Tensor, batch: Batch) -> PairLosses:
+        """From the log-probabilities (N,) of the batch's targets."""
+        assert batch.pairs is not None, "the rows are pairs"
+        return PAIR_LOSSES[self.config.loss](logs, batch.pairs, self.config.beta)
+
+    def __call__(self, module: nn.Module, batch: Batch) -> Tensor:
+        return self.losses(log_probabilities(self.predict(module, batch), batch), batch).losses.sum()
+
+    def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
+        return [pair_of(*sides) for sides in random_sides(module, lengths, generator)]
+
+
+class PairRows(ObjectiveRows):
     def preview(self, outcome: Outcome, row_encoding: TextWriting, encoder: Any) -> list[Shown]:
         """Both conversations."""
         example = outcome.example
@@ -148,26 +130,34 @@ class Preference(CausalLM):
         sides = zip(names, sides_of(outcome.sequences[0]), strict=True)
         return [Shown(name, row_encoding.segments(side), len(side.ids), side.loss_count) for name, side in sides]
 
-    def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
-        return padded_pairs(rows, max_tokens, prompts=self.prompts)
 
-    def flat(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
-        """Batches of pairs without padding, for the fused backend."""
-        return flat_pairs(rows, max_tokens, prompts=self.prompts)
+WORDS = replace(
+    CHATTING,
+    cannot={
+        **WRITES_TEXT,
+        "measured at strengths": "{model} was trained on preference pairs, and strengths are compared by the loss "
+        "of answers. Measure it with rankwise evaluate.",
+        "advised on": "the objective is preference, and advise compares answers alone. Use rankwise evaluate.",
+    },
+)
 
-    def losses(self, logs: Tensor, batch: Batch) -> PairLosses:
-        """From the log-probabilities (N,) of the batch's targets."""
-        assert batch.pairs is not None, "the rows are pairs"
-        return PAIR_LOSSES[self.config.loss](logs, batch.pairs, self.config.beta)
 
-    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
-        return self.losses(log_probabilities(self.predict(module, batch), batch), batch).losses.sum()
+def preference(facts: Facts) -> Objective:
+    config = facts.preference
+    learned = PairFacts(
+        loss=config.loss, beta=config.beta, prompts=facts.prompts, rows=0, duplicates=0, contradictions=0, ties=0
+    )
+    return Objective(
+        NAME, "pairs", facts, CAUSAL_LM,
+        words=WORDS, rows=PairRows(learned, PairEncoder), loss=PairLoss(config, facts.prompts),
+        score=Score(chooses_tokens=False),
+    )  # fmt: skip
 
-    def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
-        """Pairs of so many tokens in all, with a loss on every token."""
-        halves = [half for length in lengths for half in (max(1, length // 2), max(1, length - length // 2))]
-        sides = random_documents(vocabulary_of(module), halves, generator)
-        return [pair_of(chosen, rejected) for chosen, rejected in zip(sides[::2], sides[1::2], strict=True)]
+
+def pair_loss_of(objective: Objective) -> PairLoss:
+    """The loss of an objective of pairs."""
+    assert isinstance(objective.loss, PairLoss), "its rows are pairs"
+    return objective.loss
 
 
 def log_probabilities(logits: Tensor, batch: Batch) -> Tensor:

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rankwise.base.loaded import LoadedModel
-from rankwise.objectives.objective import Classifier, target_loss, values_of, weight_of
+from rankwise.objectives.loss import ClassLoss, target_loss, values_of, weight_of
 from rankwise.rows.classes import balanced_weights
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.text.tokenize import Tokens
@@ -43,14 +42,14 @@ class Fitted:
     """The largest entry at the end."""
 
 
-def fit_head(objective: Classifier, model: LoadedModel, rows: Sequence[Tokens]) -> Fitted | None:
-    """Write the fitted weights into the model's head. None, and no change, where its outputs are not those of a last
-    linear layer, or where the features predict nothing."""
-    layer, chosen = _last_layer(objective, model), list(evenly(rows, MOST))
-    features = features_of(objective, model.module, layer, chosen) if layer is not None and chosen else None
+def fit_head(loss: ClassLoss, heads: Sequence[str], module: nn.Module, rows: Sequence[Tokens]) -> Fitted | None:
+    """Write the fitted weights into the last linear layer of the module's `heads`. None, and no change, where the
+    outputs are not those of such a layer, or where the features predict nothing."""
+    targets, chosen = loss.targets, list(evenly(rows, MOST))
+    layer = _last_layer(heads, module, targets.outputs)
+    features = features_of(loss, module, layer, chosen) if layer is not None and chosen else None
     if layer is None or features is None:
         return None
-    targets = objective.targets
     if targets.balanced:
         targets = targets.model_copy(update={"weights": balanced_weights(targets.counts)})
     problem = _Problem(features.double(), values_of(chosen, targets), targets, layer.bias is not None)
@@ -64,16 +63,16 @@ def fit_head(objective: Classifier, model: LoadedModel, rows: Sequence[Tokens]) 
     return Fitted(len(chosen), penalty, gradient)
 
 
-def _last_layer(objective: Classifier, model: LoadedModel) -> nn.Linear | None:
+def _last_layer(heads: Sequence[str], module: nn.Module, outputs: int) -> nn.Linear | None:
     layers = [
-        part for path in objective.heads(model) for part in model.module.get_submodule(path).modules()
-        if isinstance(part, nn.Linear) and part.out_features == objective.targets.outputs
+        part for path in heads for part in module.get_submodule(path).modules()
+        if isinstance(part, nn.Linear) and part.out_features == outputs
     ]  # fmt: skip
     return layers[-1] if layers else None
 
 
 @torch.no_grad()
-def features_of(objective: Classifier, module: nn.Module, layer: nn.Linear, rows: Sequence[Tokens]) -> Tensor | None:
+def features_of(loss: ClassLoss, module: nn.Module, layer: nn.Linear, rows: Sequence[Tokens]) -> Tensor | None:
     """What the layer reads of each row (N, D); of a decoder, at the last token. None where the layer's outputs there
     are not the classifier's."""
     device, read = layer.weight.device, list[Tensor]()
@@ -81,9 +80,9 @@ def features_of(objective: Classifier, module: nn.Module, layer: nn.Linear, rows
     hook = layer.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     parts = list[Tensor]()
     try:
-        for batch in objective.batches([rows[at] for at in order], AT_ONCE):
+        for batch in loss.batches([rows[at] for at in order], AT_ONCE):
             there = batch.to(device)
-            outputs, given = objective.predict(module, there), read.pop()
+            outputs, given = loss.predict(module, there), read.pop()
             if given.dim() == 3 and "attention_mask" in there.inputs:
                 given = given[torch.arange(len(given), device=device), there.inputs["attention_mask"].sum(1) - 1]
             if given.dim() != 2 or len(given) != len(outputs):

@@ -31,12 +31,10 @@ from starlette.requests import ClientDisconnect, Request
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.base import Config
-from rankwise.config.classification import PreferenceConfig
 from rankwise.config.data import DataConfig, StoppingCheck
 from rankwise.config.objectives import as_pairs
 from rankwise.errors import DataError, RankwiseError, ResourceError, RunError, joined_problems
-from rankwise.objectives.causal_lm import CAUSAL_LM
-from rankwise.objectives.preference import Preference
+from rankwise.objectives.registry import objective_named
 from rankwise.rows.preparing import checked, forget, refuse_fatal
 from rankwise.runs.own_files import read_json
 from rankwise.serving import reading
@@ -269,7 +267,7 @@ def check_rows(folder: Path, filename: str, model: LoadedModel) -> Content:
         pairs = _is_of_pairs(path)
         if pairs:
             (folder / PAIRS).write_text("".join(_converted(path)), encoding="utf-8")
-        writing = Preference(PreferenceConfig()).row_encoding(model) if pairs else CAUSAL_LM.row_encoding(model)
+        writing = objective_named("preference" if pairs else "causal-lm").rows.encoding(model)
         path = folder / PAIRS if pairs else path
         content = Content(pairs=pairs, ignored=() if pairs else _ignored(path))
         report = checked(data_of(path, content), writing, folder)

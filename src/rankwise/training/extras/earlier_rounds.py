@@ -85,11 +85,11 @@ def _rows_of(run: RunSnapshot, model: LoadedModel, most: int, callback: Callback
     objective = objective_for(run.recorded_data)
     if not run.recorded_data.validation_rows:
         raise DataError("it has no validation rows.")
-    if objective.needs_reference:
+    if objective.loss.needs_reference:
         raise DataError("the loss of its pairs is relative to another model than this run's.")
     if objective.kind.processing != model.processing:
         raise DataError("its images were prepared otherwise.")
-    writing = objective.row_encoding(model)
+    writing = objective.rows.encoding(model)
     prepared = prepared_again(run, writing, callback)
     prepared = replace(prepared, validation=np.asarray(evenly(prepared.validation.tolist(), most)))
     used = writing.by(run.experiment.data)
