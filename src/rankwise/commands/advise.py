@@ -59,12 +59,8 @@ def advise(
         training, foreseen = within_limit(experiment.training, foreseen, callback)
         if foreseen is not None:
             foreseen.check(callback, force=force_memory)
-        loaded, prepared = _with_rows(
-            load(experiment.base, callback, objective.kind) if model is None else model,
-            objective,
-            experiment.data,
-            callback,
-        )
+        loaded = load(experiment.base, callback, objective.kind) if model is None else model
+        loaded, prepared = _with_rows(loaded, objective, experiment.data, callback)
         made = (advising or objective.among(ADVISING))(
             adapter_config=experiment.adapter, presentation=Presentation(experiment.data.packing, experiment.images),
             config=training.resolved(len(prepared.trained), loaded.width, experiment.auto_rate), model=loaded,

@@ -44,7 +44,8 @@ class as of the smallest balanced sampling is proposed."""
 MOST_READ = 5000
 """Training rows of the baseline on words, and validation rows that a temperature is fitted to."""
 FALLING, FEWEST, WIDTH = 0.95, 50, 0.5
-"""Rows that a temperature is fitted to at least, and the width that its logarithm is expected to have."""
+"""The share of the best validation loss before it below which the last one is still falling; the rows that a
+temperature is fitted to at least, and the width that its logarithm is expected to have."""
 
 
 @dataclass(frozen=True)

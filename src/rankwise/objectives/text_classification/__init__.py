@@ -30,7 +30,6 @@ from rankwise.objectives.text_classification.head_start import fit_head
 from rankwise.objectives.text_classification.loss import TextLoss
 from rankwise.objectives.text_classification.rows import TextEncoder, TextInputs
 from rankwise.rows.text.tokenize import Tokens
-from rankwise.runs.records import Callback
 from rankwise.runs.row_facts import Pooling, TargetFacts
 
 NAME = "sequence-classification"
@@ -107,11 +106,10 @@ def targets_in(facts: Facts) -> TargetFacts:
 def text_kind(auto_class: str, described: str, facts: Facts) -> ModelKind:
     """A model of texts with a new head."""
     targets = targets_in(facts)
-
-    def finish(loaded: LoadedModel, callback: Callback) -> LoadedModel:
-        return finished(loaded, targets.pooling)
-
-    return ModelKind(auto_class, described, head_seed=facts.seed, settings=head_settings(targets), finish=finish)
+    return ModelKind(
+        auto_class, described, head_seed=facts.seed, settings=head_settings(targets),
+        finish=lambda loaded, _: finished(loaded, targets.pooling),
+    )  # fmt: skip
 
 
 def finished(loaded: LoadedModel, pooling: Pooling) -> LoadedModel:
