@@ -16,8 +16,6 @@ from rankwise.system.files import write_json
 from rankwise.system.foreign_json import read_json
 
 PREPROCESSOR, CONFIG = "preprocessor_config.json", "config.json"
-PROCESSOR = "processor_config.json"
-"""Where newer versions of transformers write the settings of all of a model's processors."""
 
 
 def processing_in(folder: Path) -> ImageProcessing:
@@ -32,11 +30,12 @@ def _settings(folder: Path) -> dict[str, Any]:
     """All settings of the folder's image processor, also those that its file leaves to the processor's class."""
     from transformers import AutoImageProcessor
 
-    if not any((folder / name).is_file() for name in (PREPROCESSOR, PROCESSOR)):
+    if not ((folder / PREPROCESSOR).is_file() or (folder / "processor_config.json").is_file()):  # the newer name
         raise ModelError(f"{folder} has no {PREPROCESSOR}, so it is unknown how images become what the model reads.")
     need_extra("torchvision", f"{folder}: a model of images", "vision", ModelError)
     try:
-        return AutoImageProcessor.from_pretrained(folder, local_files_only=True).to_dict()
+        processor: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        return processor.to_dict()
     except Exception as error:  # as many kinds as there are processors
         raise ModelError(f"{folder} has no image processor that can be loaded: {first_line(error)}") from None
 
@@ -50,8 +49,7 @@ def save_processing(processing: ImageProcessing, source: Path, folder: Path) -> 
 def size_arguments(module: nn.Module, side: int) -> dict[str, bool]:
     """What the model is called with beside images of `side` pixels. Position embeddings of a model that was pretrained
     at another size are interpolated, where it offers to do so; CLIP's classifier leaves that to its `vision_model`."""
-    config: Any = module.config
-    own = getattr(getattr(config, "vision_config", None) or config, "image_size", None)
+    own = getattr(getattr(module.config, "vision_config", None) or module.config, "image_size", None)
     parts = [module, *(part for name, part in module.named_children() if name == "vision_model")]
     offers = any("interpolate_pos_encoding" in signature(part.forward).parameters for part in parts)
     return {"interpolate_pos_encoding": True} if offers and own not in (None, side) else {}
