@@ -63,6 +63,7 @@ def test_a_classifier_of_texts(tmp_path, base, hub_tokenizer):
             assert near(model(**inputs).logits, live(**inputs.to(live.device)).logits.cpu()) <= 1e-5
         assert pipeline("text-classification", "merged")("the film is bright")[0]["label"] in ("good", "bad")
         assert result.changed > 4
+        assert not (Path("merged") / "generation_config.json").exists()
         left_out = [key for key in load_file("base/model.safetensors") if "lm_head" in key or "cls.pred" in key]
         assert left_out and not set(left_out) & load_file("merged/model.safetensors").keys()
         with pytest.raises(AdapterError, match="no base to scale"):

@@ -82,7 +82,7 @@ def test_a_head_may_overshoot_for_long():
     # the first losses of MiniLM on SST-2 with LoRA at 0.41, a thousand times `auto`
     thousandfold = [0.69, 0.7, 0.84, 91.52, 84.82, 7.89, 78.36, 89.13, 89.78, 55.92, 10.66, 39.2, 20.89, 5.68, 35.88]
     assert stopped_at(thousandfold, HEAD, before=0.69) is not None
-    overshooting = [2.8, 2.7, *noisy(10.0, 300, 0.4), *noisy(0.7, 100, 0.3)]
+    overshooting = [2.8, 2.7, *noisy(14.0, 300, 0.4), *noisy(0.7, 100, 0.3)]
     assert stopped_at(overshooting, HEAD) is None
 
 
