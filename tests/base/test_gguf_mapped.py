@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kit.gguf_models import KINDS, as_gguf, layers_of, model_in
+from kit.planning_models import shape_of
 from rankwise.base.gguf import mapped as gguf_mapped
 from rankwise.base.gguf.conversion import converted
 from rankwise.base.gguf.header import USABLE, config_of_gguf, read_gguf_header
@@ -21,7 +22,7 @@ from rankwise.base.gguf.mapped import gguf_folder, gguf_tensors, quantization_of
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.experiment import Planned
 from rankwise.errors import ModelError
-from rankwise.forward.plan import plan, shape_of
+from rankwise.forward.plan import plan
 from rankwise.kernels.quantized.given_back import give_back_after_use
 from rankwise.kernels.quantized.tensor import QuantizedTensor, stored_bytes
 from rankwise.methods.inject import inject

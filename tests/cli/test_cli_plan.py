@@ -20,7 +20,7 @@ KEYS = {
 }  # fmt: skip
 PARTS = {
     "process", "weights", "unpacking", "adapter", "gradients", "optimizer", "averages", "activations", "logits",
-    "answers", "compiler", "overhead", "peak",
+    "compiler", "overhead", "peak",
 }  # fmt: skip
 
 

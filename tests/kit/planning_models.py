@@ -17,7 +17,7 @@ from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, AutoMo
 
 from rankwise.errors import ModelError
 from rankwise.forward.model_shape import shape_of_config
-from rankwise.forward.plan import shape_of
+from rankwise.forward.plan import base_of
 from rankwise.planning.shape import ModelShape
 
 MADE_BY = defaultdict(lambda: AutoModelForCausalLM, {
@@ -114,3 +114,8 @@ def refusal(name: str) -> str:
     finally:
         tracemalloc.stop()
     return str(caught.value)
+
+
+def shape_of(name: str) -> ModelShape:
+    """The shape of the model that `rankwise plan --model` means by `name`."""
+    return base_of(name).shape()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from papers import ROWS, PaperRow, rows_of
 
+from kit.planning_models import shape_of
 from rankwise.config.adapters import LoraConfig
-from rankwise.forward.plan import shape_of
 from rankwise.planning.parameters import parameters_of
 
 EXACT = {

@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM
 import rankwise
 from conftest import tiny_model
 from kit.interrupted import whole_and_resumed
+from kit.planning_models import shape_of
 from rankwise.adapters.formats.peft import CONFIG, WEIGHTS, read_peft
 from rankwise.adapters.targets import seen
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RankwiseError
-from rankwise.forward.plan import shape_of
 from rankwise.methods.vera import VeRA, projections
 from rankwise.planning.parameters import parameters_of
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from kit.planning_models import on_meta
+from kit.planning_models import on_meta, shape_of
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.forward.model_shape import shape_of_config
-from rankwise.forward.plan import shape_of
 from rankwise.methods.inject import inject
 from rankwise.planning.parameters import parameters_of
 from rankwise.planning.reading import catalogue, catalogue_model, catalogue_names

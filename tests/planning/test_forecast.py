@@ -6,18 +6,18 @@ from dataclasses import replace
 
 import pytest
 
+from kit.planning_models import shape_of
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.config.experiment import Planned
 from rankwise.config.forgetting import BLOCKS
 from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
-from rankwise.forward.plan import shape_of
 from rankwise.planning.batches import AtOnce, packed_at_once
 from rankwise.planning.devices import Device, find_device, this_machine
 from rankwise.planning.forecast import COMPILER, forecast, weights_bytes
 from rankwise.planning.operations import Load
 from rankwise.planning.plan import SLOWER_WHEN_SMALL, planned
-from rankwise.planning.time import COMPILED_AFTER, MOST_BY_WIDTH, Probe
+from rankwise.planning.time import COMPILED_AFTER, MOST_SHARE, SPREAD, Probe
 
 STARTER = shape_of("smollm2-135m")
 SEVEN = shape_of("llama-2-7b")
@@ -39,7 +39,7 @@ def test_a_wide_model_is_planned_at_a_larger_share_of_a_processors_rate():
     device = replace(HERE, flags=frozenset({"avx512_bf16"}), bfloat16=4e11, float32=2e11)
     speeds = (planned(config_of(LoraConfig()), shape, device, None, None).speed for shape in (STARTER, SEVEN))
     narrow, wide = (speed.efficiency.share.likely for speed in speeds)
-    assert wide == pytest.approx(MOST_BY_WIDTH * narrow)
+    assert wide == pytest.approx(MOST_SHARE * narrow)
 
 
 def test_rows_of_new_tokens_are_computed_by_the_model_itself():
@@ -77,13 +77,13 @@ def test_more_rank_holds_more_and_layers_above_hold_less():
 def planned_for(backend: str, steps: int | None, method: str = "lora", seconds: float = 1.0):
     training = {"backend": backend} | ({} if steps is None else {"steps": steps})
     settings = {"model": "smollm2-135m", "training": training, "adapter": {"method": method}}
-    measured = Probe(seconds, 1e-9, "here", "now", spread=0.0)
+    measured = Probe(seconds, 1e-9, "here", "now")
     return planned(Planned.model_validate(settings), STARTER, HERE, None, measured)
 
 
 def test_torchs_compiler_is_a_part_where_training_takes_it_or_may():
     """By the rule of training/backend.py: a training that takes COMPILED_AFTER seconds compiles by itself."""
-    short, longer = int(COMPILED_AFTER / SLOWER_WHEN_SMALL) - 1, int(COMPILED_AFTER) + 1
+    short, longer = int(COMPILED_AFTER / SLOWER_WHEN_SMALL / (1 + SPREAD)) - 1, int(COMPILED_AFTER) + 1
     without = planned_for("fused", longer).forecast
     for backend, steps, expected in (
         ("auto", short, 0), ("auto", longer, COMPILER), ("auto", None, 0), ("compiled", short, COMPILER),
@@ -103,7 +103,7 @@ def test_a_small_step_that_unpacks_weights_says_nothing_of_products_in_int8(monk
     device = replace(HERE, flags=frozenset({"avx512_vnni"}))
     for quantize, storage_expects in (("none", COMPILER), ("int8", 0)):
         settings = {"model": {"name": "smollm2-135m", "quantize": quantize}, "training": {"steps": 100}}
-        measured = Probe(0.9 * COMPILED_AFTER / 100, 1e-9, "here", "now", spread=0.0)
+        measured = Probe(0.9 * COMPILED_AFTER / 100, 1e-9, "here", "now")
         made = planned(Planned.model_validate(settings), STARTER, device, None, measured).forecast
         assert made.int8 == (quantize == "int8") and made.memory["compiler"] == storage_expects
 
@@ -161,7 +161,7 @@ def test_a_processor_with_too_little_memory_can_leave_weights_in_their_file():
 def test_another_number_format_has_a_speed_of_its_own():
     settings = {"model": {"name": "any", "dtype": "float32"}, "adapter": {"method": "lora"}, "training": {"steps": 10}}
     given = Planned.model_validate(settings)
-    slow = Device("here", "processor", 1_600_000_000, 0, 0.2e11, 1e11, "a test", "float32")
+    slow = Device("here", "processor", 2_500_000_000, 0, 0.2e11, 1e11, "a test", "float32")
     price = {
         device.bfloat16: next(
             remedy.price for remedy in planned(given, STARTER, device, None, None).remedies

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from kit.planning_models import IDS, SMALL, on_meta, refusal, written_config
+from kit.planning_models import IDS, SMALL, on_meta, refusal, shape_of, written_config
 from rankwise.base.gguf.header import FAMILIES, read_gguf_header
 from rankwise.errors import ModelError
 from rankwise.forward.model_shape import shape_of_config
-from rankwise.forward.plan import shape_of
 
 OF_FAMILY = {
     "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3, wide", "gemma2": "gemma2", "gemma3": "gemma3_text",

@@ -16,14 +16,13 @@ import pytest
 
 import rankwise
 from kit.hub_server import served, visit
-from kit.planning_models import SMALL, shape_of_small, written_config
+from kit.planning_models import SMALL, shape_of, shape_of_small, written_config
 from rankwise.errors import ModelError
-from rankwise.forward.plan import shape_of
 
 PROGRAM = """
 import sys
-from rankwise.forward.plan import shape_of
-print(shape_of("org/tiny").parameters, "torch" in sys.modules)
+from rankwise.forward.plan import base_of
+print(base_of("org/tiny").shape().parameters, "torch" in sys.modules)
 """
 
 

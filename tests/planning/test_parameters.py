@@ -10,13 +10,12 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from kit.planning_models import SMALL, on_meta, shape_of_small
+from kit.planning_models import SMALL, on_meta, shape_of, shape_of_small
 from rankwise.adapters.formats.peft import write_peft
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import host_view
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.errors import RankwiseError, TargetError
-from rankwise.forward.plan import shape_of
 from rankwise.methods.adalora import TrainableAdaLora
 from rankwise.methods.inject import inject
 from rankwise.planning.parameters import parameters_of

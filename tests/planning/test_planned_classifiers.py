@@ -15,7 +15,7 @@ from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, Lla
 from typer.testing import CliRunner
 
 from kit.classifiers import encoder_folder, labelled, scaled, write_rows
-from kit.planning_models import SMALL
+from kit.planning_models import SMALL, shape_of
 from rankwise.adapters.set import AdapterSet
 from rankwise.base.loading import load
 from rankwise.cli.main import app
@@ -29,7 +29,7 @@ from rankwise.errors import ConfigError, DataError
 from rankwise.forward.activation_memory import saved_bytes
 from rankwise.forward.encoders import FusedEncoder, has_encoder_kernels
 from rankwise.forward.model_shape import shape_of_config
-from rankwise.forward.plan import base_of, plan, shape_of, shape_planned
+from rankwise.forward.plan import plan
 from rankwise.methods.inject import add_layers
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
@@ -86,7 +86,7 @@ def planned(model: str = "tiny-bert", data: str | None = "rows.jsonl", dtype: st
 
 
 def trained(config: Planned) -> ModelShape:
-    return shape_planned(config, base_of(config.model.name))
+    return plan(config).shape
 
 
 @cache

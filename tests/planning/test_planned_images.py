@@ -313,7 +313,7 @@ def test_speed_is_that_of_what_most_operations_are(shape_with_head, family, most
     assert shape_with_head(family).mostly == mostly
     device = replace(PROCESSOR, bfloat16=2e11, flags=frozenset({"avx512_bf16"}))
     for dtype in ("float32", "bfloat16"):
-        speed = speed_of(device, dtype, 1, mostly)
+        speed = speed_of(device, dtype, 1, mostly, form="plain")
         assert speed is not None and speed.efficiency is EFFICIENCIES[mostly, dtype]
     assert llama().mostly is None
 

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.planning_models import shape_of
 from kit.sampling import draws
 from rankwise.config.adapters import FullConfig, LoraConfig
 from rankwise.config.experiment import Planned
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError
-from rankwise.forward.plan import shape_of
 from rankwise.planning.devices import Device, find_device
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.plan import Plan, planned

@@ -12,10 +12,9 @@ from typing import Any
 import psutil
 import pytest
 
-from kit.planning_models import SMALL, refusal, shape_of_small, written_config
+from kit.planning_models import SMALL, refusal, shape_of, shape_of_small, written_config
 from kit.processes import WARM
 from rankwise.errors import ModelError
-from rankwise.forward.plan import shape_of
 
 LLAMA = {
     "model_type": "llama", "vocab_size": 97, "hidden_size": 24, "intermediate_size": 44, "num_hidden_layers": 3,

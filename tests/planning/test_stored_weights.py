@@ -9,7 +9,7 @@ import pytest
 from gguf import GGMLQuantizationType
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from kit.planning_models import SMALL, written_config
+from kit.planning_models import SMALL, shape_of, written_config
 from rankwise.base.gguf.header import USABLE, GgufHeader, matrix_bytes
 from rankwise.base.kind import CAUSAL_LM
 from rankwise.base.packed import BLOCK, OUTER
@@ -17,7 +17,6 @@ from rankwise.base.quantized_folder import quantized_folder
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.experiment import Planned
 from rankwise.forward.model_shape import shape_of_config
-from rankwise.forward.plan import shape_of
 from rankwise.kernels.quantized import gguf as gguf_blocks
 from rankwise.kernels.quantized import nf4
 from rankwise.kernels.quantized.formats import FORMATS, multiply_in_int8
@@ -171,7 +170,7 @@ def test_unpacking_takes_time_in_each_micro_batch_of_a_processor_alone():
     assert thrice.likely - without.likely == pytest.approx(3 * (once.likely - without.likely))
     card = speed_of(find_device("rtx-4090"), "bfloat16", 1, None, "nf4")
     assert isinstance(card, Speed) and card.unpacking is None
-    probed = Probe(1.0, 0.0, "here", "now", 0.0, unpacking=0.5)
+    probed = Probe(1.0, 0.0, "here", "now", unpacking=0.5)
     assert duration(Step(1e12, 100, 3, 6e9), 2, probed).total.likely == 5.0
 
 

@@ -15,7 +15,7 @@ from rankwise.errors import RankwiseError
 from rankwise.planning.devices import DEVICES, Device
 from rankwise.planning.operations import Load, Operations
 from rankwise.planning.time import (
-    MOST_BY_WIDTH,
+    MOST_SHARE,
     PREPARATION,
     PROCESSORS,
     Probe,
@@ -119,7 +119,7 @@ def test_a_model_of_7b_reaches_what_is_assumed_of_wide_blocks():
     assert reached == pytest.approx(speed.rate * speed.efficiency.share.likely, rel=0.1)
 
 
-@pytest.mark.parametrize(("width", "times"), [(0, 1), (32, 1), (576, 1), (1152, 2 ** (1 / 3)), (16384, MOST_BY_WIDTH)])
+@pytest.mark.parametrize(("width", "times"), [(0, 1), (32, 1), (576, 1), (720, 1.25**0.7), (16384, MOST_SHARE)])
 def test_no_width_makes_a_processor_slower_than_the_starter_does(width, times):
     usual, found = (speed_of(epyc(), "bfloat16", 1, **named).efficiency.share for named in ({}, {"width": width}))
     assert found.likely == pytest.approx(times * usual.likely)

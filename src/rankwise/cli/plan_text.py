@@ -150,8 +150,6 @@ def _memory(plan: Plan) -> Iterator[str]:
         cells = "".join(f"{size(forecast.memory[part.name]):>12}" for forecast in methods.values())
         yield row_text(f"  {part.name}", f"{cells}   {part.formula}")
     yield row_text("  peak", "".join(f"{size(forecast.peak):>12}" for forecast in methods.values()))
-    formats = ", ".join(f"{size(amount)} in {dtype}" for dtype, amount in plan.weights_by_format.items())
-    yield row_text("", f"weights alone, by number format: {formats} (training uses float32 or bfloat16)")
 
 
 def _memory_at_least(plan: Plan) -> Iterator[str]:
@@ -215,6 +213,7 @@ def _time(plan: Plan) -> Iterator[str]:
         yield row_text(
             "time", f"{plan.most}{rough_duration(duration.total.likely)}{spread_text(duration.total)}, {step}"
         )
+        yield row_text("", f"{plan.most}{rough_duration(duration.command)} with start, loading and encoding")
     yield row_text("", _speed(plan))
     if (money := plan.money) is not None:
         yield row_text("money", f"{money.likely:,.2f}{between_text(money, '{:,.2f}')} at {plan.price:g} per hour")

@@ -317,8 +317,9 @@ class VeraConfig(AdapterConfig):
         ]  # fmt: skip
         tensors += [("base_model.vera_A", (self.rank, inside)), ("base_model.vera_B", (outside, self.rank))]
         trainable, each = sum(one.trainable for one in adapted), sum(layer.inputs + layer.outputs for layer in layers)
-        written, sizes = trainable + self.rank * (inside + outside), (bytes_of(tensors), bytes_of(tensors, half=True))
-        beside = written + self.rank * each
+        written = trainable + self.rank * (inside + outside)
+        sizes = (bytes_of(tensors), bytes_of(tensors, half=True))
+        beside = written + self.rank * each // 2  # a step has them in 16 bits
         return Parameters(total, trainable, adapted, written, *sizes, exact=True, in_memory=beside)
 
 

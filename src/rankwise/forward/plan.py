@@ -63,11 +63,6 @@ def plan(
     )
 
 
-def shape_planned(config: Planned, base: PlannedBase, outputs: int | None = None) -> ModelShape:
-    """The shape of the model as it is trained, with a new head where it is to classify."""
-    return _decided(config, base, outputs)[1]
-
-
 def _decided(config: Planned, base: PlannedBase, outputs: int | None) -> tuple[Planned, ModelShape]:
     """With the objective that the model and the rows decide. Without rows and without a need for a new head, a model
     whose objective is not given is only counted. ConfigError where a setting has no effect with the objective, or where
@@ -142,11 +137,6 @@ def _names(file: Path) -> list[str]:
             return list(tensors.keys())
     except (OSError, SafetensorError):  # training says what is wrong with it
         return [POOLER]
-
-
-def shape_of(name: str, revision: str | None = None) -> ModelShape:
-    """The shape of the model that `rankwise plan --model` means by `name`."""
-    return base_of(name, revision).shape()
 
 
 def base_of(name: str, revision: str | None = None) -> PlannedBase:

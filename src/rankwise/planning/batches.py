@@ -13,8 +13,7 @@ Validation comes on top: its rows are read before the first step, on the way and
 prompts are answered before the first step and after the last.
 
     read       passes x tokens of the rows, forward alone; of pairs also what they are compared with
-    written    a step of decoding reads every weight, for up to 16 answers at once: as much as
-               16 x WRITTEN tokens that are read
+    written    steps of decoding, each for up to 16 answers at once (time.py)
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from random import Random
 
 from rankwise.config.experiment import Planned
 from rankwise.config.training import TrainingConfig
-from rankwise.config.validation import WRITTEN_TOKEN
 from rankwise.planning.operations import Load, Operations
 from rankwise.planning.rows import Drawn, PlannedRows, limit_of
 from rankwise.planning.shape import ModelShape
@@ -213,24 +211,18 @@ def average_step(operations: Operations, rows: PlannedRows, training: TrainingCo
     return Step(operations.total * each, tokens, max(1, math.ceil(tokens / training.max_batch_tokens)))
 
 
-def writes_answers(config: Planned) -> bool:
-    """Whether prompts are answered, or rows generated, on the way."""
-    settings, data = config.validation, config.data
-    has_rows = data is not None and (data.may_hold_out or data.validation is not None)
-    return bool(settings.prompts if settings.prompts is not None else has_rows) or bool(settings.answers and has_rows)
-
-
-def validation_tokens(
+def validation_work(
     config: Planned, rows: PlannedRows | None, steps: int | None, step_tokens: float, task: PlannedTask = TASKS[CAUSAL]
-) -> float:
-    """All that the run's validations read, and what they write at what it costs. Rows that have a file of their own
-    are answered, and their number is not known here, so they are not counted."""
+) -> tuple[float, float]:
+    """The tokens that the run's validations read, and the steps of decoding in which they write. Rows that have a file
+    of their own are answered, and their number is not known here, so they are not counted."""
     data, settings = config.data, config.validation
     if rows is None or not rows.documents.likely or steps is None:
-        return 0.0
+        return 0.0, 0.0
     has_rows = bool(rows.held_out) or (data is not None and data.validation is not None)
     samples = len(settings.prompts) if settings.prompts is not None else SAMPLES * has_rows
-    samples, answers = samples * task.writes, settings.answers * has_rows * task.writes
+    samples *= task.writes
+    answers = settings.answers * has_rows * task.writes
     read = rows.held_out * rows.tokens.likely / rows.documents.likely
     longest = 1.5 * rows.supervised.likely / rows.documents.likely + 1
     limit = settings.max_new_tokens or (min(LONGEST, longest) if has_rows else UNKNOWN)
@@ -239,7 +231,7 @@ def validation_tokens(
     decoded = limit * (2 * math.ceil(samples / AT_ONCE) + passes * math.ceil(answers / AT_ONCE))
     read *= task.readings
     beside = READ_BESIDE.get(config.objective, lambda *_: 0.0)(config, rows, passes, read)
-    return passes * read + AT_ONCE * WRITTEN_TOKEN * decoded + beside
+    return passes * read + beside, decoded
 
 
 def _of_pairs(config: Planned, rows: PlannedRows, passes: int, read: float) -> float:

@@ -12,18 +12,22 @@ of it, by the widest products that the flags name. A probe (time.py) measures wh
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import psutil
 
 from rankwise.config.experiment import Planned
-from rankwise.errors import ConfigError, did_you_mean
+from rankwise.errors import ConfigError, ResourceError, did_you_mean
+from rankwise.system.cache import cache_folder
+from rankwise.system.files import write_atomic
 from rankwise.system.memory import available_memory
 from rankwise.system.processor import (
     BFLOAT16,
@@ -283,8 +287,17 @@ def this_machine() -> Device:
 
 
 def this_processor() -> Device:
-    """With the memory that is free now."""
-    flags, float32 = with_rates(processor_flags(), processor_vendor()), float32_rate()
+    """With the memory that is free now, and the fastest rate that was ever measured on it, since other programs may be
+    busy now."""
+    flags = with_rates(processor_flags(), processor_vendor())
+    float32 = float32_rate()
+    name = f"{processor_name()}, {usable_cores()}"
+    file = cache_folder() / "rates.json"
+    with suppress(OSError, ValueError, TypeError, KeyError):  # none yet, another processor's, or damaged
+        float32 = max(float32, float(json.loads(file.read_text(encoding="utf-8"))[name]))
+    with suppress(OSError, ResourceError):  # where nothing can be written, it is measured each time
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, json.dumps({name: float32}).encode())
     times, why = next((INSTRUCTIONS[one] for one in INSTRUCTIONS if one in flags), (None, ""))
     half = f"; assumed: {times} times that in bfloat16, {why}" if times else ""
     return Device(

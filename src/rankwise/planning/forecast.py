@@ -9,7 +9,6 @@
     logits        the head's numbers: 256 rows at a time in the fast form; all learned tokens, 8 bytes each and those of
                   the format, in the plain one, and 16 bytes behind an encoder; of a classifier as many numbers of
                   each row as it has outputs
-    answers       the weights of linear layers once more, laid out for decoding, where validation writes answers
     images        the pixels of all images (N S^2 3 bytes), in pages of a file that the system drops where memory is
                   short
     prefix        outputs of the blocks below the lowest trained one, cached for each image in the fast form where
@@ -54,7 +53,7 @@ from rankwise.config.parameters import Parameters
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
 from rankwise.planning.activations import ADAPTED, DTYPES, block_bytes, positions_of, saved_bytes
-from rankwise.planning.batches import AtOnce, writes_answers
+from rankwise.planning.batches import AtOnce
 from rankwise.planning.devices import Device
 from rankwise.planning.operations import Load, Operations
 from rankwise.planning.parameters import parameters_of, seen
@@ -94,13 +93,15 @@ class ImageOverheads:
 @dataclass(frozen=True)
 class Overheads:
     """`process` bytes are there before anything, and more where products are in 16 bits: `products` in the fast form,
-    `plain_products` in the plain one. A block's backward pass takes `backward` times what a block keeps, `plain` times
-    in the plain form and `classifier` times where it runs through an adapter of a classifier. Holes are the share
-    `holes` of activations and logits, except a classifier's, and OF_AVERAGES of the optimizer's averages."""
+    with the weights of an output head over the vocabulary `heads` times, and `plain_products` in the plain one. A
+    block's backward pass takes `backward` times what a block keeps, `plain` times in the plain form and `classifier`
+    times where it runs through an adapter of a classifier. Holes are the share `holes` of activations and logits,
+    except a classifier's, and OF_AVERAGES of the optimizer's averages."""
 
     process: float
     products: float
     plain_products: float
+    heads: int
     backward: float
     plain: float
     classifier: float
@@ -108,8 +109,6 @@ class Overheads:
     compiler: float
     is_measured: bool
     of_images: ImageOverheads
-    prepacks: bool = False
-    """Whether weights are laid out anew for decoding (kernels/prepacked.py)."""
 
 
 OF_AVERAGES = 0.1
@@ -117,14 +116,14 @@ COMPILER = 0.15e9
 """Code and data of torch's compiler, and what compiling leaves behind: the same training with it took 0.06 GB and more
 beyond what it took without (bench/plan-accuracy.md)."""
 PROCESSOR = Overheads(
-    0.42e9, 0.41e9, 0.25e9, backward=3.5, plain=1.0, classifier=3.0, holes=0.055, compiler=COMPILER, is_measured=True,
-    of_images=ImageOverheads(
-        0.05e9, 0.08e9, {"adapter": 0.42, "conv": 0.33, "both": 0.42, "head": 0.0, "full": 0.2}, 0.45, 1.5
-    ), prepacks=True,
+    0.42e9, 0.41e9, 0.25e9, heads=2, backward=3.5, plain=1.0, classifier=3.0, holes=0.055, compiler=COMPILER,
+    is_measured=True, of_images=ImageOverheads(
+        0.18e9, 0.08e9, {"adapter": 0.42, "conv": 0.33, "both": 0.42, "head": 0.0, "full": 0.2}, 0.45, 1.5
+    ),
 )  # fmt: skip
 """By trainings of the starters (lab/LOG.md, bench/plan-accuracy.md), torch 2.13."""
 GPU = Overheads(
-    0.6e9, 0.0, 0.0, backward=3.5, plain=3.5, classifier=3.5, holes=0.1, compiler=0.0, is_measured=False,
+    0.6e9, 0.0, 0.0, heads=0, backward=3.5, plain=3.5, classifier=3.5, holes=0.1, compiler=0.0, is_measured=False,
     of_images=ImageOverheads(0.0, 0.0, dict.fromkeys((*ADAPTED, "full"), 0.1), 0.1, 1.5),
 )  # fmt: skip
 FORMATS: Mapping[str, float] = {**DTYPE_BYTES, "int8": 1.0, "nf4": 0.5}
@@ -195,7 +194,8 @@ class Forecast:
     overheads: Overheads
     recomputed: int
     """Blocks that are computed twice."""
-    writes_answers: bool
+    measures: bool
+    """Whether there are validation rows."""
     compiled: bool
     """Whether the training is compiled, or may be."""
 
@@ -355,7 +355,7 @@ def forecast(
         dtype=device.dtype if base.dtype == "auto" else base.dtype, storage=storage, int8=int8,
         given_back=limited and storage != "none",
         overheads=PROCESSOR if device.kind == "processor" else GPU, recomputed=0,
-        writes_answers=bool(shape.task.writes) and writes_answers(config),
+        measures=config.data is not None and (config.data.may_hold_out or config.data.validation is not None),
         compiled=compiled and form == "fast" and shape.task.compiled,
     )  # fmt: skip
     return made if twice == "auto" else replace(made, recomputed=min(twice, made.blocks))
@@ -386,9 +386,6 @@ def memory_of(planned: Forecast) -> Memory:
     count, beside, tokens = counted.trainable, counted.in_memory, planned.amount.tokens
     outputs = planned.shape.outputs or planned.shape.vocabulary
     logits = MemoryPart("logits", *planned.shape.task.logits(planned.amount.learned, outputs, number, planned.form))
-    copies = planned.writes_answers and planned.overheads.prepacks and not planned.given_back
-    linear = sum(one.inputs * one.outputs for one in planned.shape.layers if one.kind == "linear")  # and a tied head
-    packed = number * linear if copies else 0
     compiler = planned.overheads.compiler if planned.compiled else 0
     unpacking = unpacking_bytes(
         planned.shape, planned.storage, number, given_back=planned.given_back, int8=planned.int8
@@ -403,7 +400,6 @@ def memory_of(planned: Forecast) -> Memory:
         MemoryPart("averages", each * count, f"{count:,} x {each}" if each else "only for AdaLoRA"),
         MemoryPart("activations", saved, f"{tokens:,} tokens x {saved / max(1, tokens):,.0f}"),
         logits,
-        MemoryPart("answers", packed, f"{'a' if packed else 'no'} second copy of the linear weights for decoding"),
         MemoryPart("compiler", compiler, "torch's compiler in this process, measured" if compiler else "not compiled"),
         *_images(planned), _overhead(planned, saved + logits.bytes),
     ))  # fmt: skip
@@ -414,9 +410,13 @@ def _process(planned: Forecast) -> float:
     known = planned.overheads
     if planned.shape.image is not None:
         return known.process + known.of_images.process + known.of_images.arrow * planned.amount.arrow
+    always = known.process + planned.shape.task.compared * planned.measures
     if planned.number >= EXACT:
-        return known.process
-    return known.process + (known.products if planned.form == "fast" else known.plain_products)
+        return always
+    if planned.form == "plain":
+        return always + known.plain_products
+    words = planned.shape.vocabulary if planned.shape.outputs is None else 0
+    return always + known.products + known.heads * planned.number * words * planned.shape.blocks.width
 
 
 def _weights(planned: Forecast) -> MemoryPart:

@@ -15,7 +15,7 @@ from rankwise.config.adapters import COMPARED
 from rankwise.config.experiment import Planned
 from rankwise.config.reading import with_settings
 from rankwise.errors import ConfigError
-from rankwise.planning.batches import AtOnce, average_step, largest_batches, longest_of, padded_load, validation_tokens
+from rankwise.planning.batches import AtOnce, average_step, largest_batches, longest_of, padded_load, validation_work
 from rankwise.planning.devices import DEVICES, HERE, Device, planned_device, refuse_elsewhere
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.forecast import FORMATS, STEP_OF_TOKENS, Disk, Fit, Forecast, planned_forecast, weights_bytes
@@ -31,8 +31,8 @@ from rankwise.planning.time import (
     Probe,
     Speed,
     Step,
+    decoding_seconds,
     duration,
-    seconds_of,
     speed_of,
 )
 from rankwise.planning.tokens import TokenCounter
@@ -136,19 +136,16 @@ class Plan:
         the model cannot be trained."""
         if self.speed is None or not self.trained:
             return None
-        error, steps = self.rows.error if self.rows is not None else 0.0, self.steps or 1
+        error = self.rows.error if self.rows is not None else 0.0
+        steps = self.steps or 1
         speed = self.processes.speed(self.speed, self.device)
-        return duration(self.own_step, steps, speed, error=error, validation=self._validation)
-
-    @property
-    def _validation(self) -> Step | None:
-        """What is read beside the steps: half of a training step for each token, since nothing is learned from it."""
-        tokens = validation_tokens(self.config, self.rows, self.steps, self.step.tokens, self.shape.task)
+        tokens, decoded = validation_work(self.config, self.rows, self.steps, self.step.tokens, self.shape.task)
+        made = self.forecast
         read = tokens / self.processes.count
-        if not read:
-            return None
-        forward = self.forecast.operations(self.load).forward / self.load.tokens
-        return Step(forward * read, read / 2)
+        # half of a training step for each token, since nothing is learned from it
+        validation = Step(made.operations(self.load).forward / self.load.tokens * read, read / 2) if read else None
+        answering = decoded * decoding_seconds(self.device, made.memory["weights"], made.shape.block_count)
+        return duration(self.own_step, steps, speed, error=error, validation=validation, answering=answering)
 
     @property
     def may_compile(self) -> bool:
@@ -239,14 +236,13 @@ class Plan:
         )
 
     def _seconds(self, forecast: Forecast) -> float:
-        """Seconds that a step would take with another forecast; where no speed is known, its operations."""
+        """Seconds that a step would take with another forecast, by what is assumed of the device; where nothing is, its
+        operations."""
         tokens = self.own_step.tokens
         operations = forecast.operations(self.load).total / self.load.tokens * tokens
         step = Step(operations, tokens, max(1, -(-tokens // forecast.amount.tokens)), forecast.unpacked)
-        by = self.speed
-        if isinstance(by, Speed) and (forecast.dtype, forecast.int8) != (self.forecast.dtype, self.forecast.int8):
-            by = _speed(self.shape, self.device, forecast)
-        return seconds_of(step, by, self.flops_per_token, self.device, forecast.storage)
+        by = _speed(self.shape, self.device, forecast)
+        return operations if by is None else by.seconds(step).likely
 
     @property
     def disk(self) -> Disk | None:
@@ -360,4 +356,5 @@ def _speed(shape: ModelShape, device: Device, forecast: Forecast) -> Speed | Non
         storage=forecast.storage,
         int8=forecast.int8,
         width=blocks.width,
+        form=forecast.form,
     )

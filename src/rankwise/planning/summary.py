@@ -64,11 +64,14 @@ def _time(plan: Plan) -> dict[str, Any]:
     """How long a run takes and what that follows from: null where the number of steps or the speed of the device is not
     known."""
     told, speed = plan.duration, plan.speed
-    run = told.total if told is not None and plan.steps is not None else None
+    whole = told if plan.steps is not None else None
+    run = whole and whole.total
     return {
         "flops_per_token": plan.flops_per_token, "steps": plan.steps, "tokens_per_step": plan.step.tokens,
         "seconds": run and run.likely, "seconds_low": run and run.low, "seconds_high": run and run.high,
-        "seconds_per_step": told and told.step.likely, "speed": speed and speed.origin,
+        "command_seconds": whole and whole.command,
+        "seconds_per_step": told and told.step.likely,
+        "speed": speed and speed.origin,
         "speed_source": f"{speed.source}; {speed.efficiency.source}" if isinstance(speed, Speed) else None,
         "money": plan.money, "tuning": _tuning(plan), "processes": _processes(plan),
     }  # fmt: skip

@@ -51,6 +51,8 @@ class PlannedTask:
     """Whether its fast form computes of the last block only what the head gets."""
     tables = 2
     """Gradients of the table of words that are there at once, where it learns."""
+    compared = 0.0
+    """Bytes that a simple classifier of words takes, which the validation is compared with."""
     holes = 1.0
     """Memory lost in holes between allocations, as a multiple of the usual amount."""
     padding = ""
@@ -109,7 +111,7 @@ class Classifying(PlannedTask):
     learns = "label"
     writes, readings = 0, 2
     compiled = trimmed = False
-    tables, holes = 1, 0.0
+    tables, holes, compared = 1, 0.0, 0.15e9
     padding = " with padding"
 
     def above(self, tokens: int, targets: float) -> float:
@@ -132,6 +134,7 @@ class TaggingWords(Classifying):
     """Predict a class for each word."""
 
     unit, names, targets = "word", "tags", "tokens"
+    compared = 0.0
 
     def above(self, tokens: int, targets: float) -> float:
         return tokens

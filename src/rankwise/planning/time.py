@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from rankwise.config.method import Form
 from rankwise.errors import RunError
 from rankwise.planning.devices import Device, Kind
 from rankwise.planning.estimate import Estimate
@@ -26,12 +27,19 @@ COMPILED_AFTER = 300.0
 seventh (more where products are faster), is several times what compiling takes."""
 
 
-GAIN_OF_INT8, INT8_SOURCE = 1.28, "with products in int8 1.28 to 1.7 times as fast (docs/speed.md)"
+GAIN_OF_INT8 = 1.28
 """How many times as fast the training of a narrow model is with products of its frozen weights in int8."""
-NARROW, MOST_BY_WIDTH = 576, 1.35
-"""The width of the starter model, and how many times as large its share of a processor's rate in bfloat16, and what
-int8 gains, are in the widest models. The cube root of the width is a rough fit to shares of 53, 73, 77 and 75 % at 576,
-896, 1,536 and 4,096 and to gains of 1.28, 1.45, 1.67 (docs/speed.md) and, at 4,096, 1.72 (lab/LOG.md, 2026-12-01)."""
+NARROW, MOST_BY_WIDTH, MOST_SHARE = 576, 1.35, 1.4
+"""The width of the starter model, and how many times as large what int8 gains, and the share of a processor's rate in
+bfloat16, are in the widest models. The cube root of the width is a rough fit to gains of 1.28, 1.45, 1.67
+(docs/speed.md) and, at 4,096, 1.72 (lab/LOG.md, 2026-12-01), and its power of 0.7 to shares of 53, 73, 77 and 75 % at
+576, 896, 1,536 and 4,096 (docs/speed.md), and of 52 and 79 % at the first two (bench/plan-accuracy.md)."""
+
+PLAIN = 0.77
+"""The model's own code reaches so much of the rate that kernels reach (bench/plan-accuracy.md)."""
+STARTED = 12.0
+"""Seconds of a command beside its training: to import torch, to load the model, to encode rows, and of the first step
+what it takes longer than others. Measured on two cores (bench/plan-accuracy.md)."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,9 @@ PREPARATION = Estimate(1e-3, 4e-3, 8e-3)
 the starter model (30 blocks) was 3.9 ms a block above that of its operations, and of a model of two tiny blocks 4 to 6
 ms (lab/LOG.md, 2026-11-28); the range is a guess."""
 
+DECODED, OF_BLOCK = 22e9, 1.2e-3
+"""Bytes of weights that a processor reads in a second of decoding, and seconds of each block beside it."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -136,6 +147,10 @@ class Speed:
         return seconds.plus(Estimate.exactly(step.unpacked * step.micro_batches).over(self.unpacking))
 
 
+SPREAD = 0.015
+"""By how much single steps are off the line, as a share; bench/scaling.py had 1.5 % from 512 to 8,192 tokens."""
+
+
 @dataclass(frozen=True)
 class Probe:
     """Steps that were made: seconds = constant + per_token x tokens."""
@@ -144,17 +159,14 @@ class Probe:
     per_token: float
     machine: str
     when: str
-    spread: float = 0.015
-    """By how much single steps were off the line, as a share; bench/scaling.py had 1.5 % from 512 to 8,192 tokens."""
     unpacking: float = 0.0
     """Seconds that unpacking takes beside this in each micro-batch."""
     origin: Literal["measured"] = "measured"
 
     @classmethod
     def of(
-        cls, small: tuple[float, float], large: tuple[float, float], *, machine: str, when: str, spread: float = 0.015,
-        unpacking: float = 0.0,
-    ) -> Probe:  # fmt: skip
+        cls, small: tuple[float, float], large: tuple[float, float], *, machine: str, when: str, unpacking: float = 0.0
+    ) -> Probe:
         """Through two steps (tokens, seconds). Where the larger one took no longer, nothing is known of the slope."""
         (few, short), (many, long) = small, large
         assert 0 < few < many, (few, many)
@@ -164,11 +176,11 @@ class Probe:
                 f"took {short:.3g} s, so this machine was busy with something else. Run the probe again."
             )
         slope = min((long - short) / (many - few), long / many)  # else a step of no tokens would take less than none
-        return cls(long - slope * many, slope, machine, when, spread, unpacking)
+        return cls(long - slope * many, slope, machine, when, unpacking)
 
     def seconds(self, step: Step) -> Estimate:
         seconds = self.constant + self.per_token * step.tokens + self.unpacking * step.micro_batches
-        return Estimate.within(seconds, self.spread * seconds)
+        return Estimate.within(seconds, SPREAD * seconds)
 
 
 @dataclass(frozen=True)
@@ -177,61 +189,59 @@ class Duration:
     """Seconds, as `total`."""
     total: Estimate
 
+    @property
+    def command(self) -> float:
+        """Seconds with start, loading and encoding."""
+        return self.total.likely + STARTED
+
 
 def speed_of(
     device: Device, dtype: str, blocks: int, images: str | None = None, storage: Storage = "none",
-    int8: bool = False, width: int = NARROW,
+    int8: bool = False, width: int = NARROW, form: Form = "fast",
 ) -> Speed | None:  # fmt: skip
     """None where no rate is known: then only a probe can tell. `images` is what most operations of a model of images
-    are, "patches" or "convolutions". `int8` is for products of frozen weights in int8; `width` is that of blocks."""
+    are, "patches" or "convolutions". `int8` is for products of frozen weights in int8; `width` is that of blocks. The
+    fast form computes patches as it computes tokens."""
     rate = device.rate(dtype)
     if rate is None:
         return None
     none = Estimate.exactly(0.0)
     launch = LAUNCH.times(blocks) if device.kind in ("datacentre", "consumer") else none
     preparation = PREPARATION.times(blocks) if device.kind == "processor" and images is None else none
-    efficiency, by_width = _efficiency(device, dtype, images), min(MOST_BY_WIDTH, max(1.0, width / NARROW) ** (1 / 3))
+    times = max(1.0, width / NARROW)
+    efficiency = _efficiency(device, dtype, images if form == "plain" else None)
     if efficiency is PROCESSORS["avx512_bf16"]:
-        efficiency = Efficiency(efficiency.share.times(by_width), efficiency.source)
+        efficiency = replace(efficiency, share=efficiency.share.times(min(MOST_SHARE, times**0.7)))
+    if device.kind == "processor" and images is None and form == "plain":
+        efficiency = replace(efficiency, share=efficiency.share.times(PLAIN))
     if int8:
-        gained = efficiency.share.times(GAIN_OF_INT8 * by_width)
-        efficiency = Efficiency(gained, f"{efficiency.source}; {INT8_SOURCE}")
-    return Speed(
-        rate, efficiency, launch, preparation, device.source,
-        unpacking=unpacking_on(device, storage),
-    )  # fmt: skip
+        gained = GAIN_OF_INT8 * min(MOST_BY_WIDTH, times ** (1 / 3))
+        efficiency = replace(efficiency, share=efficiency.share.times(gained))
+    # a GPU's memory is so fast that unpacking is not counted there
+    counted = device.kind == "processor" and storage != "none"
+    unpacking = unpacking_rate(storage).times(usable_cores()) if counted else None
+    return Speed(rate, efficiency, launch, preparation, device.source, unpacking=unpacking)
 
 
-def unpacking_on(device: Device, storage: Storage) -> Estimate | None:
-    """Numbers of packed weights in a second, by all cores. A GPU's memory is so fast that none is counted there."""
-    if device.kind != "processor" or storage == "none":
-        return None
-    return unpacking_rate(storage).times(usable_cores())
-
-
-def seconds_of(step: Step, by: Speed | Probe | None, operations: float, device: Device, storage: Storage) -> float:
-    """Seconds of a step with weights in another storage than was measured or assumed, to compare such steps with each
-    other. `operations` are those of a token in the run that `by` is for; without `by`, the result is the step's
-    operations, which are all that is known."""
-    if by is None:
-        return step.operations
-    rate = by.rate * by.efficiency.share.likely if isinstance(by, Speed) else operations / by.per_token
-    unpacking = unpacking_on(device, storage)
-    numbers = step.unpacked * step.micro_batches
-    return step.operations / rate + (0.0 if unpacking is None else numbers / unpacking.likely)
+def decoding_seconds(device: Device, weights: float, blocks: int) -> float:
+    """Seconds of one step of decoding: a processor reads all `weights` (bytes), and a GPU starts the kernels of a
+    forward pass."""
+    return weights / DECODED + blocks * OF_BLOCK if device.kind == "processor" else blocks * LAUNCH.low
 
 
 def duration(
-    step: Step, steps: int, by: Speed | Probe, *, error: float = 0.0, validation: Step | None = None
-) -> Duration:
+    step: Step, steps: int, by: Speed | Probe, *, error: float = 0.0, validation: Step | None = None,
+    answering: float = 0.0,
+) -> Duration:  # fmt: skip
     """`error`: by what share the tokens of a step may be others than was estimated. `validation` is all that the run
-    reads beside its steps, with as many tokens as it costs in a training step."""
+    reads beside its steps, with as many tokens as it costs in a training step; `answering` are the seconds in which it
+    writes."""
     seconds = by.seconds(step)
     seconds = Estimate(seconds.low * max(0.0, 1 - error), seconds.likely, seconds.high * (1 + error))
     total = seconds.times(steps)
     if validation is not None:
         total = total.plus((replace(by, constant=0.0) if isinstance(by, Probe) else by).seconds(validation))
-    return Duration(seconds, total)
+    return Duration(seconds, total.plus(Estimate.exactly(answering)))
 
 
 def _efficiency(device: Device, dtype: str, images: str | None) -> Efficiency:
