@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.parameters import Parameters
-from rankwise.forward.plan import shape_of
+from rankwise.forward.plan import base_of
 from rankwise.planning.parameters import parameters_of
 
 GPT3_PRINTED = 175_255_800_000
@@ -128,7 +128,7 @@ def main() -> None:
     print("| paper | table | model | rank | printed | ours | exactly | agrees | remark |")
     print("|---|---|---|---|---|---|---|---|---|")
     for row in ROWS:
-        counted = parameters_of(shape_of(row.model), row.config)
+        counted = parameters_of(base_of(row.model).shape(), row.config)
         agrees = "yes" if row.agrees(counted) else "no"
         cells = (row.paper, row.table, row.model, row.rank, row.printed, row.ours(counted), f"{counted.trainable:,}")
         print("|", " | ".join((*cells, agrees, row.remark)), "|")

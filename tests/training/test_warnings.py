@@ -177,6 +177,8 @@ def test_a_fall_back_to_the_eager_backend_is_warned_of_with_its_distance_and_for
 def test_what_cannot_fit_with_the_eager_backend_is_not_begun(small, apart, monkeypatch):
     small = in_bfloat16(small)
     plain = small.model_copy(update={"training": small.training.model_copy(update={"backend": "eager"})})
+    # this model is so small that the copies of its head are more than what the kernels save
+    monkeypatch.setattr(forecasts, "PROCESSOR", replace(forecasts.PROCESSOR, heads=0))
     fast, usual = (foresight.foresee(with_settings(one.explicit)) for one in (small, plain))
     room = (fast.least + usual.least) // 2
     assert fast.least < room < usual.least
